@@ -1,0 +1,1 @@
+"""The Prefect flows of mlfilter: which files, on which workers, with which retries."""

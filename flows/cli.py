@@ -1,0 +1,144 @@
+"""The commands: `ml_filter ...`, and `python flows/embed.py` and its kin.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+import typer
+from rich.console import Console
+
+from flows.run import run_annotation_pipeline, run_both_pipelines, run_embedding_pipeline
+from mlfilter_core.config import parse_overrides
+from mlfilter_core.errors import MlfilterError
+
+if TYPE_CHECKING:
+    from flows.report import RunReport
+
+N_SHOWN_DOCUMENTS = 3
+N_SHOWN_CHARACTERS = 60
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
+
+ConfigPath = Annotated[
+    Path, typer.Option("--config_file_path", "--config-file-path", "--config", help="YAML job file; see deployments/.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Replace one value of the job file, as in --set params.batch_size=128; repeatable."),
+]
+
+
+@app.command("run_embedding_pipeline")
+def embedding_command(config: ConfigPath, set_: Overrides = None) -> None:
+    """Embed a corpus: one HDF5 file for each JSONL file."""
+    _run(lambda: [run_embedding_pipeline(config, parse_overrides(set_ or []))])
+
+
+@app.command("run_annotation_pipeline")
+def annotation_command(config: ConfigPath, set_: Overrides = None) -> None:
+    """Score embeddings: one annotated JSONL file for each HDF5 file."""
+    _run(lambda: [run_annotation_pipeline(config, parse_overrides(set_ or []))])
+
+
+@app.command("run_pipelines")
+def pipelines_command(
+    embed_config: Annotated[Path, typer.Option("--embed-config", help="YAML job file of the embedding pipeline.")],
+    annotate_config: Annotated[
+        Path, typer.Option("--annotate-config", help="YAML job file of the annotation pipeline.")
+    ],
+    set_embed: Annotated[
+        list[str] | None,
+        typer.Option("--set-embed", help="Replace one value of the embedding job; repeatable."),
+    ] = None,
+    set_annotate: Annotated[
+        list[str] | None,
+        typer.Option("--set-annotate", help="Replace one value of the annotation job; repeatable."),
+    ] = None,
+) -> None:
+    """Embed a corpus, then score it."""
+    _run(
+        lambda: run_both_pipelines(
+            embed_config, annotate_config, parse_overrides(set_embed or []), parse_overrides(set_annotate or [])
+        )
+    )
+
+
+@app.command("inspect")
+def inspect_command(
+    file: Annotated[Path, typer.Argument(help="An HDF5 file of embeddings.")],
+    hdf5_dataset_name: Annotated[str, typer.Option(help="Group inside the file.")] = "train",
+) -> None:
+    """Show what a file of embeddings holds, and where it comes from."""
+    from mlfilter_core.describe import describe
+
+    def inspect() -> list["RunReport"]:
+        print(describe(file, hdf5_dataset_name))
+        return []
+
+    _run(inspect)
+
+
+def main() -> None:
+    """Entry point of `ml_filter`."""
+    app()
+
+
+def embed_script() -> None:
+    """Entry point of `python flows/embed.py`."""
+    typer.run(embedding_command)
+
+
+def annotate_script() -> None:
+    """Entry point of `python flows/annotate.py`."""
+    typer.run(annotation_command)
+
+
+def pipeline_script() -> None:
+    """Entry point of `python flows/pipeline.py`."""
+    typer.run(pipelines_command)
+
+
+def _run(run: Callable[[], list["RunReport"]]) -> None:
+    """Runs a pipeline and prints its tables; an expected error is its message and exit status 1."""
+    try:
+        reports = run()
+    except MlfilterError as error:
+        report = getattr(error, "report", None)
+        if report is not None:
+            _print(report)
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    for report in reports:
+        _print(report)
+
+
+def _print(report: "RunReport") -> None:
+    from flows.report import print_report
+
+    console = Console()
+    print_report(report, console)
+    if report.flow == "annotate" and report.reports:
+        from mlfilter_core.lines import Line, SourceReader
+
+        first = report.reports[0].output
+        with SourceReader(Path(first)) as reader:
+            console.print(f"first documents of {first}:", highlight=False, soft_wrap=True)
+            for line in islice(reader.lines(1 << 20), N_SHOWN_DOCUMENTS):
+                if isinstance(line, Line):
+                    print(f"  {_shortened(line.content)}")
+
+
+def _shortened(record: bytes) -> str:
+    """Returns a JSON record with long strings cut, so that it fits a terminal's line or two."""
+    values = orjson.loads(record).items()
+    cut = {
+        k: f"{v[:N_SHOWN_CHARACTERS]}..." if isinstance(v, str) and len(v) > N_SHOWN_CHARACTERS else v
+        for k, v in values
+    }
+    return orjson.dumps(cut).decode()

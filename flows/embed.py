@@ -1,0 +1,135 @@
+"""The embedding pipeline: one Prefect task for each source file."""
+
+if __name__ == "__main__":
+    # Before the imports below: --help then needs no Prefect, Prefect's home can be chosen, and the tasks
+    # travel to the workers as those of the module `flows.embed`, not of `__main__`.
+    from flows.cli import embed_script
+
+    embed_script()
+    raise SystemExit
+
+import functools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.runtime import flow_run
+from prefect.tasks import exponential_backoff
+
+from flows.cluster import local_workers, n_gpus, worker_device
+from flows.fan_out import RETRIES, can_heal
+from flows.logs import log_to, worker_name
+from flows.report import RunReport
+from flows.run_files import refuse_slurm, run_files
+from mlfilter_core.config import EmbeddingJob, EmbeddingPipelineParameters, load_job
+from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
+from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.encoder_settings import EncoderSettings
+from mlfilter_core.errors import OutputConflictError
+from mlfilter_core.model_files import ModelFiles, resolve_model
+from mlfilter_core.publishing import check_writable
+
+if TYPE_CHECKING:
+    from mlfilter_core.encoder import Encoder
+
+
+@flow(name="embed", validate_parameters=False)
+def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
+    """Embeds a corpus: one HDF5 file for each JSONL file.
+
+    Args:
+        config: YAML job file, read on the machine that runs the flow.
+        overrides: Values that replace those of the file, by dotted name: `{"params.batch_size": 128}`.
+
+    Raises:
+        JobError: The job cannot run as it is configured.
+        FilesFailedError: Some files failed; the others are finished.
+    """
+    started = time.monotonic()
+    job = load_job(Path(config), EmbeddingJob, overrides)
+    params = job.params
+    refuse_slurm(job)
+    check_writable(params.output_dir)
+    logs = job.logging_dir / f"embed-{flow_run.get_name()}"
+    log_to(logs, "flow")
+    files = shard(find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES), job.local.ranks, job.local.tasks)
+    request = embed_request(params, resolve_model(params.embedding_model, params.model_revision))
+    if params.trust_remote_code:
+        get_run_logger().warning("trust_remote_code: code that %s ships is run", params.embedding_model)
+    return run_files(
+        "embed",
+        embed_one,
+        files,
+        parameters={"params": params, "request": request, "logs": logs},
+        finished=functools.partial(_finished, params, request),
+        workers=functools.partial(local_workers, job.local, max(1, n_gpus())),
+        output_dir=params.embedding_output_dir,
+        logs=logs,
+        started=started,
+    )
+
+
+@task(
+    name="embed",
+    task_run_name="embed {file.relative}",
+    retries=RETRIES,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=can_heal,
+)
+def embed_one(file: CorpusFile, params: EmbeddingPipelineParameters, request: EmbedRequest, logs: Path) -> EmbedReport:
+    """Embeds one file, unless a task that was lost after it had finished did so before."""
+    log_to(logs, worker_name())
+    return _finished(params, request, file) or embed_file(
+        file,
+        _output(params, file),
+        file.output(params.output_dir / "rejected", ".jsonl"),
+        request,
+        _encoder(request.model, request.encoder, worker_device(params.device)),
+    )
+
+
+def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
+    """Returns what the parameters ask of every file."""
+    return EmbedRequest(
+        model=model,
+        encoder=EncoderSettings(
+            max_length=params.max_length,
+            truncate=params.truncation not in (False, "do_not_truncate"),
+            pad_to_max_length=params.padding == "max_length",
+            pooling=params.pooling,
+            prompt=params.prompt,
+            model_dtype=params.model_dtype,
+            trust_remote_code=params.trust_remote_code,
+        ),
+        schema=params.schema_of_documents(),
+        group=params.hdf5_dataset_name,
+        embedding_dtype=params.embedding_dtype,
+        batch_size=params.batch_size,
+        writer_batch_size=params.writer_batch_size,
+        fail_on_bad_record=params.on_bad_record == "fail",
+        max_rejected_fraction=params.max_rejected_fraction,
+        max_line_bytes=params.max_line_bytes,
+    )
+
+
+def _output(params: EmbeddingPipelineParameters, file: CorpusFile) -> Path:
+    return file.output(params.embedding_output_dir, ".h5")
+
+
+def _finished(params: EmbeddingPipelineParameters, request: EmbedRequest, file: CorpusFile) -> EmbedReport | None:
+    try:
+        return finished_embedding(file, _output(params, file), request)
+    except OutputConflictError:
+        if params.overwrite:
+            return None
+        raise
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(model: ModelFiles, settings: EncoderSettings, device: str) -> "Encoder":
+    """Returns the encoder, loaded once for each worker process: it takes seconds and gigabytes."""
+    from mlfilter_core.encoder import load_encoder
+
+    return load_encoder(model, settings, device)

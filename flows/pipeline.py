@@ -1,0 +1,35 @@
+"""Both pipelines in a row: embed a corpus, then score it."""
+
+if __name__ == "__main__":
+    # Before the imports below, for the reasons in flows/embed.py.
+    from flows.cli import pipeline_script
+
+    pipeline_script()
+    raise SystemExit
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.annotate import annotate
+from flows.embed import embed
+from flows.report import RunReport
+
+
+@flow(name="pipeline", validate_parameters=False)
+def pipeline(
+    embed_config: Path,
+    annotate_config: Path,
+    embed_overrides: dict[str, Any] | None = None,
+    annotate_overrides: dict[str, Any] | None = None,
+) -> list[RunReport]:
+    """Runs the embedding pipeline, then the annotation pipeline. Scores nothing while a file is not embedded.
+
+    Args:
+        embed_config: YAML job file of the embedding pipeline.
+        annotate_config: YAML job file of the annotation pipeline.
+        embed_overrides: Values that replace those of `embed_config`, by dotted name.
+        annotate_overrides: Values that replace those of `annotate_config`, by dotted name.
+    """
+    return [embed(embed_config, embed_overrides), annotate(annotate_config, annotate_overrides)]

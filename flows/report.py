@@ -1,0 +1,135 @@
+"""What a run did: tables for the terminal, artifacts for the Prefect UI, a line for each file on disk."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from mlfilter_core.annotate_file import AnnotateReport
+from mlfilter_core.embed_file import EmbedReport
+from mlfilter_core.errors import MlfilterError
+
+# The UI loads a table artifact whole; the full table is in files.jsonl.
+MAX_ARTIFACT_ROWS = 1000
+MAX_PRINTED_ROWS = 40
+TEXT_COLUMNS = ("file", "status", "reason")
+PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
+PRINTED_WIDTH = 110
+COUNTS = ("lines", "documents", "rejected", "truncated", "tokens")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What became of every file of a run.
+
+    Attributes:
+        flow: `embed` or `annotate`.
+        output_dir: Where the outputs lie.
+        logs: Folder of the run's logs.
+        seconds: Wall time, workers' start included.
+        reports: Of the files that are finished, by name.
+        failures: Why a file failed, by name.
+    """
+
+    flow: str
+    output_dir: Path
+    logs: Path
+    seconds: float
+    reports: Sequence[EmbedReport | AnnotateReport]
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n_documents(self) -> int:
+        return sum(report.documents for report in self.reports)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns one row for each file, failed ones first."""
+        failed = [{"file": name, "status": "failed", "reason": reason} for name, reason in self.failures.items()]
+        return failed + [_row(report) for report in self.reports]
+
+    def totals(self) -> dict[str, Any]:
+        """Returns the sums over the finished files."""
+        rows = [_row(report) for report in self.reports]
+        totals: dict[str, Any] = {"files": len(rows), "failed": len(self.failures)}
+        totals["skipped"] = sum(report.status == "skipped" for report in self.reports)
+        for name in COUNTS:
+            if any(name in row for row in rows):
+                totals[name] = sum(row[name] for row in rows)
+        return {**totals, "seconds": round(self.seconds, 1)}
+
+
+class FilesFailedError(MlfilterError):
+    """A run ended with failed files; the others are finished."""
+
+    def __init__(self, report: RunReport) -> None:
+        self.report = report
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(report.failures.items())[:MAX_PRINTED_ROWS])
+        super().__init__(
+            f"{len(report.failures)} of {len(report.failures) + len(report.reports)} files failed; the others are "
+            f"finished, and a rerun takes up the failed ones only:\n{reasons}"
+        )
+
+
+def publish_report(report: RunReport) -> None:
+    """Writes `files.jsonl` to the run's logs, and a table and a summary to the Prefect UI."""
+    report.logs.mkdir(parents=True, exist_ok=True)
+    rows = report.rows()
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (report.logs / "files.jsonl").write_text("".join(lines), encoding="utf-8")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    shown = [{name: row.get(name, "") for name in columns} for row in rows[:MAX_ARTIFACT_ROWS]]
+    create_table_artifact(shown, key=f"{report.flow}-files", description=f"Files of {report.flow}")
+    create_markdown_artifact(_markdown(report), key=f"{report.flow}-summary")
+
+
+def print_report(report: RunReport, console: Console) -> None:
+    """Prints the run's table."""
+    rows = report.rows()
+    present = {name for row in rows for name in row}
+    columns = [name for name in PRINTED_COLUMNS if name in present]
+    table = Table(title=f"{report.flow}: {len(rows)} files", title_justify="left", box=SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", overflow="fold")
+    for row in rows[:MAX_PRINTED_ROWS]:
+        table.add_row(*(_cell(row.get(name, "")) for name in columns))
+    if len(rows) > MAX_PRINTED_ROWS:
+        table.add_row(f"... {len(rows) - MAX_PRINTED_ROWS} more in files.jsonl")
+    totals = {"file": "total", **report.totals()}
+    table.add_section()
+    table.add_row(*(_cell(totals.get(name, "")) for name in columns))
+    # The table is for reading and copying: cut to 80 columns in a log, its numbers would be torn apart.
+    console.print(table, width=max(console.width, PRINTED_WIDTH), crop=False, soft_wrap=False)
+    console.print(f"results: {report.output_dir}\nlogs:    {report.logs}", highlight=False, soft_wrap=True)
+
+
+def _row(report: EmbedReport | AnnotateReport) -> dict[str, Any]:
+    facts = asdict(report)
+    name = facts.pop("source", None) or facts.pop("embeddings")
+    seconds = facts.pop("seconds")
+    output = facts.pop("output")
+    facts.pop("rejected_by_reason", None)
+    speed = round(report.documents / seconds, 1) if seconds else ""
+    return {"file": name, **facts, "seconds": round(seconds, 2), "documents/s": speed, "output": output}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {count}" for key, count in value.items())
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
+
+
+def _markdown(report: RunReport) -> str:
+    lines = [f"# {report.flow}", "", "| | |", "| --- | ---: |"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in report.totals().items()]
+    lines += ["", f"Results in `{report.output_dir}`, logs in `{report.logs}`."]
+    if report.failures:
+        lines += ["", "## Failed", ""]
+        shown = list(report.failures.items())[:MAX_PRINTED_ROWS]
+        lines += [f"- `{name}`: {reason}" for name, reason in shown]
+    return "\n".join(lines)

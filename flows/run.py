@@ -1,0 +1,79 @@
+"""The pipelines as plain functions of a job file, with or without a Prefect server at hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flows.server import keep_prefect_home_in, prefect_api
+from mlfilter_core.config import AnnotationJob, EmbeddingJob, load_job
+from mlfilter_core.publishing import check_writable
+
+if TYPE_CHECKING:
+    from flows.report import RunReport
+
+Result = TypeVar("Result")
+
+
+def run_embedding_pipeline(config_file_path: Path, overrides: dict[str, Any] | None = None) -> "RunReport":
+    """Embeds a corpus: one HDF5 file for each JSONL file.
+
+    Args:
+        config_file_path: YAML job file.
+        overrides: Values that replace those of the file, by dotted name: `{"params.batch_size": 128}`.
+
+    Returns:
+        What became of every file.
+
+    Raises:
+        JobError: The job cannot run as it is configured.
+        FilesFailedError: Some files failed; the others are finished.
+    """
+    job = load_job(config_file_path, EmbeddingJob, overrides)
+
+    def run() -> "RunReport":
+        from flows.embed import embed
+
+        return embed(config_file_path, overrides)
+
+    return _with_api(job, run)
+
+
+def run_annotation_pipeline(config_file_path: Path, overrides: dict[str, Any] | None = None) -> "RunReport":
+    """Scores embeddings: one annotated JSONL file for each HDF5 file.
+
+    Arguments, result and errors as in `run_embedding_pipeline`.
+    """
+    job = load_job(config_file_path, AnnotationJob, overrides)
+
+    def run() -> "RunReport":
+        from flows.annotate import annotate
+
+        return annotate(config_file_path, overrides)
+
+    return _with_api(job, run)
+
+
+def run_both_pipelines(
+    embed_config: Path,
+    annotate_config: Path,
+    embed_overrides: dict[str, Any] | None = None,
+    annotate_overrides: dict[str, Any] | None = None,
+) -> "list[RunReport]":
+    """Embeds a corpus, then scores it; both job files are checked before anything starts."""
+    job = load_job(embed_config, EmbeddingJob, embed_overrides)
+    load_job(annotate_config, AnnotationJob, annotate_overrides)
+
+    def run() -> "list[RunReport]":
+        from flows.pipeline import pipeline
+
+        return pipeline(embed_config, annotate_config, embed_overrides, annotate_overrides)
+
+    return _with_api(job, run)
+
+
+def _with_api(job: EmbeddingJob | AnnotationJob, run: Callable[[], Result]) -> Result:
+    check_writable(job.params.output_dir)
+    folder = job.logging_dir / "prefect"
+    keep_prefect_home_in(folder)
+    with prefect_api(folder):
+        return run()

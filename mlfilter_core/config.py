@@ -1,0 +1,393 @@
+"""What people write: the YAML job files, and the flow parameters made from them."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mlfilter_core.documents import DocumentSchema
+from mlfilter_core.errors import ConfigError
+
+Job = TypeVar("Job", "EmbeddingJob", "AnnotationJob")
+
+HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+# A line above it is rejected. Arbitrary: a thousand times a long web page, and still small in memory.
+DEFAULT_MAX_LINE_BYTES = 64 << 20
+
+
+class _Written(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class EmbeddingPipelineParameters(_Written):
+    """What to embed, with which encoder, and where to."""
+
+    input_dir: Path = Field(description="Folder that holds the source JSONL files.")
+    glob_pattern: str = Field(
+        "**/*.jsonl*",
+        min_length=1,
+        description="Which files below input_dir: .jsonl, .jsonl.gz or .jsonl.zst. ** is any number of folders.",
+    )
+    text_field: str | None = Field(
+        None, description="Key of the text to embed. Unset: the keys_to_index, joined by a line feed, are."
+    )
+    keys_to_index: tuple[str, ...] | None = Field(
+        None,
+        description="Keys stored beside each embedding; without text_field also the text. Default: text, "
+        "or none with text_field.",
+    )
+    id_key: str | None = Field(
+        None, description="Key of the document's id. Unset: document_id, doc_id, id or uuid, else file:line."
+    )
+    save_labels: bool = Field(False, description="Store labels beside the embeddings.")
+    label_key: str | tuple[str, ...] | None = Field(
+        None, description="Key or keys of the labels, such as scores.score. Unset: label, else score."
+    )
+    output_dir: Path = Field(description="Folder for everything that the run writes.")
+    embedding_dir: str = Field("embeddings", min_length=1, description="Folder of the HDF5 files in output_dir.")
+    hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
+    embedding_model: str = Field(
+        min_length=1,
+        description="Hugging Face model id, local folder, or package:<package>/<folder> for a model that an "
+        "installed Python package ships.",
+    )
+    model_revision: str | None = Field(None, description="Branch, tag or commit of a model id.")
+    trust_remote_code: bool = Field(False, description="Run Python code that the model's repository ships.")
+    batch_size: int = Field(64, ge=1, description="Most documents in one forward pass.")
+    writer_batch_size: int = Field(1024, ge=1, description="Documents written to HDF5 at a time.")
+    max_length: int | None = Field(
+        None, ge=3, description="Most tokens of a document; longer ones are cut. Unset: the model's own maximum."
+    )
+    padding: bool | Literal["longest", "max_length"] = Field(
+        True, description="true or longest: to the longest of a batch; max_length: always to max_length."
+    )
+    truncation: bool | Literal["longest_first", "only_first", "do_not_truncate"] = Field(
+        True, description="false or do_not_truncate: documents above max_length are rejected, not cut."
+    )
+    pooling: Literal["cls", "mean", "max", "last_token"] | None = Field(
+        None, description="How token embeddings become one. Unset: as the model is configured, else mean."
+    )
+    prompt: str | None = Field(None, description="Set before each text. Unset: the model's own default prompt.")
+    model_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision of the forward pass; pooling is float32 always."
+    )
+    embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Precision in the file.")
+    label_dtype: Literal["float32", "float64", "int8", "int16", "int32", "int64"] = Field(
+        "float32", description="Type of stored labels; one that it cannot hold exactly is a rejected line."
+    )
+    device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, mps, cuda or cuda:<n>.")
+    on_bad_record: Literal["reject", "fail"] = Field(
+        "reject", description="What a bad line does: goes to rejected/ with its reason, or fails its file."
+    )
+    max_rejected_fraction: float = Field(
+        0.5, ge=0, le=1, description="A file of which a larger share is rejected fails: its keys are likely wrong."
+    )
+    max_line_bytes: int = Field(DEFAULT_MAX_LINE_BYTES, ge=1024, description="A longer line is rejected.")
+    overwrite: bool = Field(False, description="Replace finished files that another request made.")
+    compression: Literal["infer", "gzip", "zstd"] | None = Field(
+        "infer", description="Accepted from older files; each file's first bytes tell its compression."
+    )
+
+    @field_validator("padding")
+    @classmethod
+    def _can_pad(cls, value: bool | str) -> bool | str:
+        if value is False:
+            raise ValueError("texts of different lengths share a batch only when padded; use true")
+        return value
+
+    @field_validator("embedding_dir")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        if PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts:
+            raise ValueError("must be a folder below output_dir; change output_dir for another place")
+        return value
+
+    @model_validator(mode="after")
+    def _has_text(self) -> "EmbeddingPipelineParameters":
+        if self.text_field is None and self.keys_to_index == ():
+            raise ValueError("text_field and keys_to_index are both empty; name the key of the text")
+        return self
+
+    @property
+    def embedding_output_dir(self) -> Path:
+        return self.output_dir / self.embedding_dir
+
+    def schema_of_documents(self) -> DocumentSchema:
+        """Where the records keep their text, id, index values and labels."""
+        index_keys = self.keys_to_index
+        if index_keys is None:
+            index_keys = () if self.text_field else ("text",)
+        label_keys = (self.label_key,) if isinstance(self.label_key, str) else self.label_key
+        return DocumentSchema(
+            text_keys=(self.text_field,) if self.text_field else index_keys,
+            id_key=self.id_key,
+            index_keys=index_keys,
+            label_keys=label_keys if self.save_labels else (),
+            label_dtype=self.label_dtype,
+        )
+
+
+class AnnotationPipelineParameters(_Written):
+    """Which embeddings to score, with which heads, and what to write beside the scores."""
+
+    embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively.")
+    glob_pattern: str = Field("**/*", min_length=1, description="Which .h5 or .hdf5 files below it.")
+    hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
+    output_keys: tuple[str, ...] = Field(
+        ("document_id",),
+        description='What to write beside the scores: names in the HDF5 file, else keys of the source document; "*" '
+        "is the whole source document.",
+    )
+    source_dir: Path | None = Field(
+        None, description="Where the source files lie now, if not where they were embedded from."
+    )
+    output_dir: Path = Field(description="Annotated files go to annotated_data/ in it.")
+    regression_head_checkpoints: dict[str, str] = Field(
+        min_length=1, description="Name of each score, and the checkpoint of the head that gives it."
+    )
+    score_prefix: str = Field("score_", description="Set before a head's name in the output.")
+    batch_size: int = Field(4096, ge=1, description="Embeddings scored in one pass.")
+    device: str = Field("cpu", description="Where the heads compute: cpu, cuda, mps or auto.")
+    model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Heads' precision.")
+    compression: Literal["gzip", "zstd"] | None = Field(None, description="Of the annotated files.")
+    overwrite: bool = Field(False, description="Replace finished files that another request made.")
+    embedding_dtype: str | None = Field(None, description="Accepted from older files; read as stored.")
+    label_dtype: str | None = Field(None, description="Accepted from older files; labels are not read.")
+
+    @field_validator("regression_head_checkpoints")
+    @classmethod
+    def _usable_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not HEAD_NAME.fullmatch(name):
+                raise ValueError(f"the head name {name!r} may have letters, digits, _, . and - only")
+        return value
+
+    @property
+    def annotated_output_dir(self) -> Path:
+        return self.output_dir / "annotated_data"
+
+
+class LocalSettings(_Written):
+    """Workers on this machine, and this machine's share of the files."""
+
+    workers: int = Field(
+        -1,
+        ge=-1,
+        description="Worker processes. -1: to embed, one for each GPU, else one; to annotate, one for each core.",
+    )
+    tasks: int = Field(1, ge=1, description="Shards that the files are dealt into, over all machines.")
+    local_tasks: int = Field(-1, ge=-1, description="Shards that this machine takes; -1: all that are left.")
+    local_rank_offset: int = Field(0, ge=0, description="First shard that this machine takes.")
+    logging_dir: Path | None = Field(None, description="Folder of the log files. Default: <output_dir>/logs.")
+
+    @field_validator("workers")
+    @classmethod
+    def _some_workers(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("at least one worker is needed; -1 chooses")
+        return value
+
+    @model_validator(mode="after")
+    def _shards_exist(self) -> "LocalSettings":
+        if self.local_rank_offset + max(self.local_tasks, 1) > self.tasks:
+            raise ValueError(
+                f"shards {self.local_rank_offset} to {self.local_rank_offset + max(self.local_tasks, 1) - 1} "
+                f"(local_rank_offset, local_tasks) are asked for, but tasks is {self.tasks}"
+            )
+        return self
+
+    @property
+    def ranks(self) -> range:
+        """The shards that this machine takes."""
+        end = self.tasks if self.local_tasks < 0 else self.local_rank_offset + self.local_tasks
+        return range(self.local_rank_offset, end)
+
+
+SbatchValue = str | int | float | bool
+
+
+class SlurmSettings(_Written):
+    """Workers as Slurm jobs."""
+
+    tasks: int = Field(1, ge=1, description="Shards that the files are dealt into.")
+    workers: int = Field(-1, ge=-1, description="Most jobs at a time; -1: one for each task.")
+    time: str = Field(
+        "00:30:00", pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$", description="Time limit of a job, as sbatch takes it."
+    )
+    partition: str = Field("default", description="Slurm partition.")
+    cpus_per_task: int = Field(4, ge=1, description="Cores of a job.")
+    mem_per_cpu_gb: float = Field(8, gt=0, description="Memory for each core, in GB.")
+    gpus_per_task: int | None = Field(None, ge=0, description="GPUs of a job.")
+    job_name: str = Field("mlfilter", description="Name in the queue.")
+    qos: str | None = Field(None, description="Quality of service.")
+    account: str | None = Field(None, description="Account that is charged.")
+    sbatch_args: dict[str, SbatchValue] = Field(
+        default_factory=dict, description="Any other option of sbatch, in snake_case or dash-case."
+    )
+    srun_args: dict[str, SbatchValue] = Field(default_factory=dict, description="Options of srun.")
+    env_command: str | None = Field(None, description="Shell command run before a worker.")
+    condaenv: str | None = Field(None, description="Conda environment to activate.")
+    venv_path: str | None = Field(None, description="Virtual environment to activate.")
+    output: str | None = Field(None, description="File of a job's standard output.")
+    error: str | None = Field(None, description="File of a job's standard error.")
+    logging_dir: Path | None = Field(None, description="Folder of the log files.")
+    slurm_logs_folder: Path | None = Field(None, description="Folder of the jobs' output.")
+    skip_completed: bool = Field(True, description="Leave out files that are finished.")
+    requeue: bool = Field(True, description="Let Slurm start a preempted job again.")
+    requeue_signals: tuple[str, ...] = Field(("SIGUSR1",), description="Signals that announce a job's end.")
+    mail_type: str = Field("ALL", description="Events that are mailed.")
+    mail_user: str | None = Field(None, description="Who gets the mail.")
+    depends_job_id: str | None = Field(None, description="Job that must end first.")
+    run_on_dependency_fail: bool = Field(False, description="Start though that job failed.")
+    job_id_position: int = Field(-1, description="Place of the job id in what sbatch prints.")
+    max_array_size: int = Field(1001, ge=1, description="Largest job array of the cluster.")
+    max_array_launch_parallel: bool = Field(False, description="Start several arrays at once.")
+    stagger_max_array_jobs: int = Field(0, ge=0, description="Seconds between two arrays.")
+    randomize_start_duration: int = Field(0, ge=0, description="Most seconds that a task waits at its start.")
+    tasks_per_job: int = Field(1, ge=1, description="Tasks that share a job.")
+
+
+class _Job(_Written):
+    dataset_name: str | None = Field(None, description="For use as ${dataset_name} in other fields.")
+    running_on_slurm: bool = Field(False, description="Run on a Slurm cluster instead of this machine.")
+    local_settings: LocalSettings | None = Field(None, description="Only without running_on_slurm.")
+    slurm_settings: SlurmSettings | None = Field(None, description="Only with running_on_slurm.")
+
+    @model_validator(mode="after")
+    def _one_kind_of_settings(self) -> "_Job":
+        if self.running_on_slurm and self.local_settings is not None:
+            raise ValueError("running_on_slurm is true; replace local_settings by slurm_settings")
+        if not self.running_on_slurm and self.slurm_settings is not None:
+            raise ValueError("slurm_settings are given; set running_on_slurm: true, or remove them")
+        return self
+
+    @property
+    def local(self) -> LocalSettings:
+        return self.local_settings or LocalSettings()
+
+
+class EmbeddingJob(_Job):
+    """A run of the embedding pipeline."""
+
+    params: EmbeddingPipelineParameters
+
+    @property
+    def logging_dir(self) -> Path:
+        return self.local.logging_dir or self.params.output_dir / "logs"
+
+
+class AnnotationJob(_Job):
+    """A run of the annotation pipeline."""
+
+    params: AnnotationPipelineParameters
+
+    @property
+    def logging_dir(self) -> Path:
+        return self.local.logging_dir or self.params.output_dir / "logs"
+
+
+def load_job(path: Path, kind: type[Job], overrides: Mapping[str, Any] | None = None) -> Job:
+    """Reads a YAML job file.
+
+    `${name}` and `${section.name}` stand for other values of the file, `${oc.env:NAME}` for an
+    environment variable, as in OmegaConf.
+
+    Args:
+        path: The file.
+        kind: `EmbeddingJob` or `AnnotationJob`.
+        overrides: Values that replace those of the file, by dotted name: `{"params.batch_size": 8}`.
+
+    Raises:
+        ConfigError: Names every field that is unknown, missing or out of range, and how to mend it.
+    """
+    try:
+        written = OmegaConf.load(path)
+        for name, value in (overrides or {}).items():
+            OmegaConf.update(written, name, value, force_add=True)
+        content = OmegaConf.to_container(written, resolve=True)
+    except FileNotFoundError:
+        raise ConfigError(f"the job file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the job file {path} cannot be read: {error}") from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f'{path} must hold a mapping with a "params:" section')
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problems: list[str] = _explain(kind, error.errors())
+        raise ConfigError("\n  ".join([f"{path}: {_count(problems, 'problem')}", *problems])) from None
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """Reads `name=value` assignments; values are YAML.
+
+    Example: `["params.batch_size=8"]` is `{"params.batch_size": 8}`.
+
+    Raises:
+        ConfigError: One has no `=`, or its value is not YAML.
+    """
+    overrides = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {assignment}: write it as --set params.batch_size=128")
+        try:
+            overrides[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: the value is not valid YAML ({error})") from error
+    return overrides
+
+
+def _explain(kind: type[BaseModel], problems: list[Any]) -> list[str]:
+    """Puts pydantic's errors in words, one line for each field."""
+    explained: dict[str, str] = {}
+    for problem in problems:
+        name, about, siblings = _locate(kind, [str(part) for part in problem["loc"]])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name.rpartition(".")[2], siblings, 1, 0.6)
+            near = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(siblings))}"
+            explained[name] = f"{name}: unknown field; {near}"
+        elif problem["type"] == "missing":
+            explained[name] = f"{name}: missing ({about})"
+        elif name in explained:  # another branch of a union
+            explained[name] += f"; or {message}"
+        elif isinstance(problem["input"], Mapping):
+            explained[name] = f"{name or 'the job'}: {message}"
+        else:
+            explained[name] = f"{name} = {problem['input']!r} ({about}): {message}"
+    return list(explained.values())
+
+
+def _locate(kind: type[BaseModel], location: list[str]) -> tuple[str, str, list[str]]:
+    """Returns a field's dotted name without pydantic's marks of union branches, its description, and
+    the names of the fields beside it."""
+    names: list[str] = []
+    for i, part in enumerate(location):
+        names.append(part)
+        field = kind.model_fields.get(part)
+        if field is None:
+            return ".".join(names), "", list(kind.model_fields)
+        section = _section(field.annotation)
+        if section is None or i == len(location) - 1:
+            key = location[i + 1 : i + 2] if get_origin(field.annotation) is dict else []
+            return ".".join(names + key), (field.description or "").rstrip("."), list(kind.model_fields)
+        kind = section
+    return ".".join(names), "", list(kind.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _count(things: list[Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

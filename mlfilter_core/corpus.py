@@ -1,0 +1,112 @@
+"""The files of a corpus, each with the name that its outputs take.
+
+Knows nothing about what the files hold.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mlfilter_core.errors import ConfigError
+
+SOURCE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
+EMBEDDING_SUFFIXES = (".h5", ".hdf5")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, order=True)
+class CorpusFile:
+    """One file of a corpus.
+
+    Attributes:
+        relative: Its path below `folder`, with forward slashes: `a/b/x.jsonl.gz`.
+        stem: The same without the suffixes: `a/b/x`. Every output takes this name.
+        folder: The corpus folder, absolute.
+    """
+
+    relative: str
+    stem: str
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.relative
+
+    def output(self, folder: Path, suffix: str) -> Path:
+        """Returns the place in an output folder that mirrors the place in the corpus."""
+        return folder / f"{self.stem}{suffix}"
+
+
+def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[CorpusFile]:
+    """Returns the files below `folder` that match, sorted by path.
+
+    Args:
+        folder: Searched; links to folders are not followed below it.
+        pattern: Glob relative to `folder`; `**` stands for any number of folders.
+        suffixes: Other files that match are left out, with a warning.
+
+    Raises:
+        ConfigError: The folder is missing or unreadable, the pattern leaves it, nothing matches, or
+            two files would share one output name.
+    """
+    _check_folder(folder)
+    if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
+        raise ConfigError(f'glob_pattern "{pattern}" leaves {folder}; give a pattern below that folder')
+    try:
+        matches = [path for path in folder.glob(pattern) if path.is_file()]
+    except ValueError as error:
+        raise ConfigError(f'glob_pattern "{pattern}": {error}') from error
+    files = sorted(
+        CorpusFile(relative, relative.removesuffix(suffix), folder.absolute())
+        for path in matches
+        if not path.name.startswith(".")
+        and (relative := path.relative_to(folder).as_posix())
+        and (suffix := _suffix(relative, suffixes))
+    )
+    n_others = len(matches) - len(files)
+    if n_others:
+        _log.warning(
+            "%s: %d files that match %s are left out: their names do not end with %s",
+            *(folder, n_others, pattern, " or ".join(suffixes)),
+        )
+    if not files:
+        raise ConfigError(
+            f'no file below {folder} matches glob_pattern "{pattern}" and ends with '
+            f'{" or ".join(suffixes)}; "**/*" matches files in every folder below it'
+        )
+    _check_output_names(files)
+    return files
+
+
+def shard(files: list[CorpusFile], ranks: Iterable[int], n_shards: int) -> list[CorpusFile]:
+    """Returns the files of some shards; file i belongs to shard i modulo `n_shards`."""
+    wanted = set(ranks)
+    return [file for i, file in enumerate(files) if i % n_shards in wanted]
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError:
+        raise ConfigError(f"the folder {folder} does not exist; mend the path") from None
+    except NotADirectoryError:
+        raise ConfigError(f"{folder} is a file; give the folder that holds it, and a glob_pattern") from None
+    except PermissionError:
+        raise ConfigError(f"the folder {folder} is not readable; check its permissions") from None
+
+
+def _suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
+    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+
+
+def _check_output_names(files: list[CorpusFile]) -> None:
+    by_stem: dict[str, CorpusFile] = {}
+    for file in files:
+        other = by_stem.setdefault(file.stem, file)
+        if other is not file:
+            raise ConfigError(
+                f"{other.relative} and {file.relative} in {file.folder} would both be written to "
+                f"{file.stem}; rename one, or narrow glob_pattern"
+            )

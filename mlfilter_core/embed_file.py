@@ -1,0 +1,321 @@
+"""One source file to one HDF5 file of embeddings, with every line accounted for."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.documents import Document, DocumentSchema, Rejection, parse_document
+from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
+from mlfilter_core.errors import EmbeddingFileError, OutputConflictError, SourceError
+from mlfilter_core.lines import OverlongLine, SourceReader, file_sha256
+from mlfilter_core.publishing import publish
+from mlfilter_core.rejects import RejectsFile
+
+if TYPE_CHECKING:
+    from mlfilter_core.encoder import Encoder
+    from mlfilter_core.encoder_settings import EncoderSettings
+    from mlfilter_core.model_files import ModelFiles
+
+# Documents are sorted by length within a window, and a window stands in memory. Measured with MiniLM on
+# the CPU: beyond a few thousand documents sorting wastes no less. The bytes bound windows of long texts.
+WINDOW_DOCUMENTS = 4096
+WINDOW_BYTES = 32 << 20
+# Names of an encoder, which may change; the digests beside them tell whether it is the same.
+MODEL_NAMES = ("model", "revision")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EmbedRequest:
+    """What is asked of every file of an embedding run.
+
+    Attributes:
+        model: The encoder's files.
+        encoder: What changes its embeddings.
+        schema: Where records keep text, id, index values and labels.
+        group: Name of the HDF5 group.
+        embedding_dtype: `float32` or `float16`, in the file.
+        batch_size: Most documents in one forward pass.
+        writer_batch_size: Rows written to HDF5 at a time.
+        fail_on_bad_record: Whether the first bad line fails its file.
+        max_rejected_fraction: Share of rejected lines above which a file fails.
+        max_line_bytes: A longer line is rejected.
+    """
+
+    model: "ModelFiles"
+    encoder: "EncoderSettings"
+    schema: DocumentSchema
+    group: str = "train"
+    embedding_dtype: str = "float32"
+    batch_size: int = 64
+    writer_batch_size: int = 1024
+    fail_on_bad_record: bool = False
+    max_rejected_fraction: float = 1.0
+    max_line_bytes: int = 64 << 20
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides the content of the output; the rest decides how fast it is made, or whether."""
+        return {
+            **self.model.provenance(),
+            **self.encoder.provenance(),
+            **asdict(self.schema),
+            "group": self.group,
+            "embedding_dtype": self.embedding_dtype,
+            "max_line_bytes": self.max_line_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What became of one source file: `lines = documents + rejected + blank`.
+
+    Attributes:
+        source: Path relative to the corpus folder.
+        output: The HDF5 file.
+        status: `embedded` now, or `skipped` because it was finished.
+        lines: Lines of the source.
+        documents: Rows of the output.
+        rejected: Lines in the rejects file.
+        blank: Lines without content.
+        truncated: Documents cut to the encoder's maximum length.
+        duplicate_ids: Documents whose id an earlier one has.
+        tokens: Tokens encoded, special tokens included.
+        rejected_by_reason: Lines for each reason.
+        seconds: Wall time; 0 where skipped.
+    """
+
+    source: str
+    output: str
+    status: Literal["embedded", "skipped"]
+    lines: int
+    documents: int
+    rejected: int
+    blank: int
+    truncated: int
+    duplicate_ids: int
+    tokens: int
+    rejected_by_reason: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def embed_file(
+    source: CorpusFile, output: Path, rejects: Path, request: EmbedRequest, encoder: "Encoder"
+) -> EmbedReport:
+    """Embeds one file. `output` appears complete or not at all.
+
+    Args:
+        source: The file.
+        output: The HDF5 file to make; replaced where it exists.
+        rejects: Takes the rejected lines; absent afterwards where there were none.
+        request: What to do with it.
+        encoder: Made from `request.model` and `request.encoder`.
+
+    Raises:
+        SourceError: The source is unreadable, broken off, changed while it was read, or has more bad
+            lines than allowed.
+        OSError: Reading or writing failed.
+    """
+    started = time.monotonic()
+    before = source.path.stat()
+    # In this order the rejects appear first: a finished output always has them beside it.
+    with SourceReader(source.path) as reader, publish(output) as temporary, RejectsFile(rejects) as bad:
+        counts = _Counts()
+        with EmbeddingWriter(
+            temporary,
+            request.group,
+            dim=encoder.dim,
+            embedding_dtype=request.embedding_dtype,
+            n_labels=request.schema.n_labels,
+            label_dtype=request.schema.label_dtype,
+            index_keys=request.schema.index_keys,
+            slice_rows=request.writer_batch_size,
+        ) as writer:
+            for window in _windows(reader, source, request, bad, counts):
+                _embed_window(window, request, encoder, writer, bad, source, counts)
+            after = source.path.stat()
+            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                raise SourceError(f"{source.path} changed while it was read; run again when it is complete")
+            _check_rejected_fraction(source, reader.n_lines, bad, request.max_rejected_fraction)
+            summary = counts.summary(reader.n_lines, bad)
+            writer.finish(
+                Provenance(
+                    source={
+                        "path": source.relative,
+                        "folder": str(source.folder),
+                        "bytes": reader.n_bytes,
+                        "mtime_ns": before.st_mtime_ns,
+                        "sha256": reader.sha256,
+                    },
+                    request=request.provenance(),
+                    encoder=encoder.provenance(),
+                    counts=summary,
+                    versions=library_versions(),
+                )
+            )
+    seconds = time.monotonic() - started
+    report = EmbedReport(source.relative, str(output), "embedded", **summary, seconds=seconds)
+    _log.info(
+        "%s: %d documents, %d rejected, %d tokens in %.1f s (%.0f tokens/s)",
+        *(source.relative, report.documents, report.rejected, report.tokens, seconds, report.tokens / seconds),
+    )
+    return report
+
+
+def finished_embedding(source: CorpusFile, output: Path, request: EmbedRequest) -> EmbedReport | None:
+    """Returns the report of a finished output, or None where there is none yet.
+
+    Raises:
+        OutputConflictError: The output was made from another source or by another request; names what
+            differs.
+    """
+    if not output.exists():
+        return None
+    try:
+        with EmbeddingFile(output, request.group) as file:
+            made = file.provenance
+    except EmbeddingFileError as error:
+        raise OutputConflictError(f"{error}; or set params.overwrite: true to replace it") from error
+    if made is None:
+        raise OutputConflictError(
+            f"{output} was made by another tool; move it away, or set params.overwrite: true to replace it"
+        )
+    wanted = json.loads(json.dumps(request.provenance()))
+    differing = [key for key in wanted if made.request.get(key) != wanted[key] and key not in MODEL_NAMES]
+    if differing:
+        details = ", ".join(f"{key} {made.request.get(key)!r} then, {wanted[key]!r} now" for key in differing)
+        raise OutputConflictError(
+            f"{output} was made by another request: {details}; use another embedding_dir, or set "
+            "params.overwrite: true to replace it"
+        )
+    if not _is_same_source(source.path, made.source):
+        raise OutputConflictError(
+            f"{output} was made from another version of {source.path}; set params.overwrite: true to embed it again"
+        )
+    return EmbedReport(source.relative, str(output), "skipped", **made.counts)
+
+
+def _is_same_source(path: Path, recorded: Any) -> bool:
+    status = path.stat()
+    if status.st_size != recorded["bytes"]:
+        return False
+    # Copied or touched: the content decides.
+    return bool(status.st_mtime_ns == recorded["mtime_ns"] or file_sha256(path) == recorded["sha256"])
+
+
+class _Counts:
+    """Running counts of one file."""
+
+    def __init__(self) -> None:
+        self.documents = 0
+        self.blank = 0
+        self.truncated = 0
+        self.tokens = 0
+        self.id_hashes: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+
+    def summary(self, n_lines: int, bad: RejectsFile) -> dict[str, Any]:
+        assert n_lines == self.documents + bad.n_rejected + self.blank, "a line is unaccounted for"
+        # Eight bytes a document instead of its id keep the memory flat.
+        hashes = np.concatenate(self.id_hashes) if self.id_hashes else np.zeros(0, np.int64)
+        return {
+            "lines": n_lines,
+            "documents": self.documents,
+            "rejected": bad.n_rejected,
+            "blank": self.blank,
+            "truncated": self.truncated,
+            "duplicate_ids": len(hashes) - len(np.unique(hashes)),
+            "tokens": self.tokens,
+            "rejected_by_reason": dict(sorted(bad.by_reason.items())),
+        }
+
+
+def _windows(
+    reader: SourceReader, source: CorpusFile, request: EmbedRequest, bad: RejectsFile, counts: _Counts
+) -> Iterator[list[tuple[Document, bytes]]]:
+    """Yields documents with their lines, in order, some thousands at a time."""
+    window: list[tuple[Document, bytes]] = []
+    window_bytes = 0
+    for line in reader.lines(request.max_line_bytes):
+        if isinstance(line, OverlongLine):
+            detail = f"the line is longer than params.max_line_bytes, {request.max_line_bytes} bytes"
+            rejection = Rejection(line.number, line.offset, "line_too_long", detail)
+            _check_allowed(rejection, source, request)
+            bad.add_pieces(rejection, line.pieces)
+            continue
+        if not line.content or line.content.isspace():
+            counts.blank += 1
+            continue
+        document = parse_document(line, request.schema, source.relative)
+        if isinstance(document, Rejection):
+            _check_allowed(document, source, request)
+            bad.add(document, line.content)
+            continue
+        window.append((document, line.content))
+        window_bytes += len(line.content)
+        if len(window) == WINDOW_DOCUMENTS or window_bytes >= WINDOW_BYTES:
+            yield window
+            window, window_bytes = [], 0
+    if window:
+        yield window
+
+
+def _embed_window(
+    window: list[tuple[Document, bytes]],
+    request: EmbedRequest,
+    encoder: "Encoder",
+    writer: EmbeddingWriter,
+    bad: RejectsFile,
+    source: CorpusFile,
+    counts: _Counts,
+) -> None:
+    tokenized = encoder.tokenize([document.text for document, _ in window])
+    documents = [document for document, _ in window]
+    if not request.encoder.truncate and tokenized.is_cut.any():
+        for row in np.flatnonzero(tokenized.is_cut):
+            document, content = window[row]
+            detail = f"more than params.max_length, {encoder.max_length} tokens, and truncation is off"
+            rejection = Rejection(document.line, document.offset, "too_many_tokens", detail)
+            _check_allowed(rejection, source, request)
+            bad.add(rejection, content)
+        kept = np.flatnonzero(~tokenized.is_cut)
+        tokenized = tokenized.select(kept)
+        documents = [documents[row] for row in kept]
+    embeddings = encoder.encode(tokenized, request.batch_size)
+    finite = np.isfinite(embeddings.astype(request.embedding_dtype, copy=False)).all(axis=1)
+    if not finite.all():
+        document = documents[int(np.argmin(finite))]
+        raise SourceError(
+            f"{source.path}:{document.line}: the embedding of document {document.id} is not finite in "
+            f"{request.encoder.model_dtype} stored as {request.embedding_dtype}; use model_dtype bfloat16 or "
+            "float32, and embedding_dtype float32"
+        )
+    if documents:
+        writer.append(documents, embeddings, tokenized.n_tokens)
+    counts.documents += len(documents)
+    counts.tokens += int(tokenized.n_tokens.sum())
+    counts.truncated += int(tokenized.is_cut.sum())
+    counts.id_hashes.append(np.fromiter((hash(document.id) for document in documents), np.int64, len(documents)))
+
+
+def _check_allowed(rejection: Rejection, source: CorpusFile, request: EmbedRequest) -> None:
+    if request.fail_on_bad_record:
+        raise SourceError(
+            f"{source.path}:{rejection.line}: {rejection.reason}: {rejection.detail}; mend the line, or set "
+            "params.on_bad_record: reject to go on without it"
+        )
+
+
+def _check_rejected_fraction(source: CorpusFile, n_lines: int, bad: RejectsFile, allowed: float) -> None:
+    if bad.n_rejected > allowed * n_lines:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in bad.by_reason.most_common())
+        raise SourceError(
+            f"{source.path}: {bad.n_rejected} of {n_lines} lines are rejected ({reasons}; first: "
+            f"{bad.first}), more than params.max_rejected_fraction, {allowed}; check the keys, or raise it"
+        )

@@ -1,0 +1,313 @@
+"""The HDF5 format of embeddings: what is in a file, how it is written, how it is read.
+
+The one place that knows the names of groups, datasets and attributes; README § Data formats describes
+them.
+"""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.documents import Document
+from mlfilter_core.errors import EmbeddingFileError
+
+FORMAT_VERSION = 1
+EMBEDDINGS = "embeddings"
+DOCUMENT_ID = "document_id"
+LABELS = "labels"
+INDEX = "index"
+SOURCE_LINE = "source_line"
+SOURCE_OFFSET = "source_offset"
+N_TOKENS = "n_tokens"
+
+# HDF5 reads and writes whole chunks: large enough for streaming, small enough to stay in its cache.
+CHUNK_BYTES = 1 << 20
+CHUNK_ROWS = 4096
+UNIT_LENGTH_TOLERANCE = 5e-3  # float16 keeps three digits
+_UTF8 = h5py.string_dtype("utf-8")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a file of embeddings comes from.
+
+    Attributes:
+        source: `path` relative to `folder`, `bytes`, `mtime_ns`, `sha256` of the source file.
+        request: Everything that was asked for and changes the content: encoder, keys, dtypes.
+        encoder: What the model made of it: dim, pooling, prompt, max_length, is_normalized.
+        counts: `lines`, `documents`, `rejected`, `blank`, `truncated`, `duplicate_ids`, `tokens`.
+        versions: Of the libraries that wrote the file.
+    """
+
+    source: Mapping[str, Any]
+    request: Mapping[str, Any]
+    encoder: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    versions: Mapping[str, Any]
+
+
+class EmbeddingWriter:
+    """Writes one new HDF5 file. Use it as a context manager; `finish` makes the file valid.
+
+    Memory does not depend on the number of rows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        group: str,
+        *,
+        dim: int,
+        embedding_dtype: str,
+        n_labels: int,
+        label_dtype: str,
+        index_keys: Sequence[str],
+        slice_rows: int,
+    ) -> None:
+        """Creates the file.
+
+        Args:
+            path: Where; an existing file is replaced.
+            group: Name of the group that holds the datasets.
+            dim: Width of an embedding.
+            embedding_dtype: `float32` or `float16`.
+            n_labels: 0 writes no labels, 1 makes them (n,), more (n, n_labels).
+            label_dtype: NumPy name.
+            index_keys: Names of the values that each document brings.
+            slice_rows: Rows written at a time.
+        """
+        self._file = h5py.File(path, "w", locking=False)
+        self._group = self._file.create_group(group)
+        self._dim = dim
+        self._embedding_dtype = np.dtype(embedding_dtype)
+        self._n_labels = n_labels
+        self._label_dtype = np.dtype(label_dtype)
+        self._index_names = [f"{INDEX}/{key.replace('/', '_')}" for key in index_keys]
+        self._slice_rows = slice_rows
+        self._n_rows = 0
+
+    def __enter__(self) -> "EmbeddingWriter":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    def append(
+        self, documents: Sequence[Document], embeddings: NDArray[np.float32], n_tokens: NDArray[np.int32]
+    ) -> None:
+        """Adds rows.
+
+        Args:
+            documents: What the rows stand for.
+            embeddings: float32 (n_documents, dim), finite.
+            n_tokens: int32 (n_documents,).
+        """
+        if self._n_rows == 0:
+            self._create_datasets(len(documents))
+        for start in range(0, len(documents), self._slice_rows):
+            rows = slice(start, start + self._slice_rows)
+            self._append_slice(documents[rows], embeddings[rows], n_tokens[rows])
+
+    def finish(self, provenance: Provenance) -> None:
+        """Writes the provenance; after it the file is valid."""
+        if self._n_rows == 0:
+            self._create_datasets(0)
+        attributes = self._group.attrs
+        attributes["format_version"] = FORMAT_VERSION
+        for name in Provenance.__dataclass_fields__:
+            attributes[name] = json.dumps(dict(getattr(provenance, name)), sort_keys=True)
+
+    def _create_datasets(self, n_first: int) -> None:
+        """Creates empty datasets whose chunks are no larger than a small file's content."""
+        row_bytes = self._dim * self._embedding_dtype.itemsize
+        n_first = max(n_first, 1)
+        self._create(EMBEDDINGS, self._embedding_dtype, (self._dim,), min(n_first, CHUNK_BYTES // row_bytes or 1))
+        rows = min(n_first, CHUNK_ROWS)
+        for name in (DOCUMENT_ID, *self._index_names):
+            self._create(name, _UTF8, (), rows)
+        self._create(SOURCE_LINE, np.dtype(np.int64), (), rows)
+        self._create(SOURCE_OFFSET, np.dtype(np.int64), (), rows)
+        self._create(N_TOKENS, np.dtype(np.int32), (), rows)
+        if self._n_labels:
+            self._create(LABELS, self._label_dtype, (self._n_labels,) if self._n_labels > 1 else (), rows)
+
+    def _create(self, name: str, dtype: Any, width: tuple[int, ...], chunk_rows: int) -> None:
+        shape, maxshape, chunks = (0, *width), (None, *width), (chunk_rows, *width)
+        self._group.create_dataset(name, shape, dtype, maxshape=maxshape, chunks=chunks)
+
+    def _append_slice(
+        self, documents: Sequence[Document], embeddings: NDArray[np.float32], n_tokens: NDArray[np.int32]
+    ) -> None:
+        columns: dict[str, Any] = {
+            EMBEDDINGS: embeddings.astype(self._embedding_dtype, copy=False),
+            DOCUMENT_ID: [document.id for document in documents],
+            SOURCE_LINE: [document.line for document in documents],
+            SOURCE_OFFSET: [document.offset for document in documents],
+            N_TOKENS: n_tokens,
+        }
+        for i, name in enumerate(self._index_names):
+            columns[name] = [document.index[i] for document in documents]
+        if self._n_labels:
+            labels = np.array([document.labels for document in documents], self._label_dtype)
+            columns[LABELS] = labels[:, 0] if self._n_labels == 1 else labels
+        end = self._n_rows + len(documents)
+        for name, values in columns.items():
+            dataset = self._group[name]
+            dataset.resize(end, axis=0)
+            dataset[self._n_rows : end] = values
+        self._n_rows = end
+
+
+class EmbeddingFile:
+    """A file of embeddings, open for reading. Use it as a context manager.
+
+    Files of other tools are read too, as long as they hold `<group>/embeddings`; what they lack is
+    said by the error of what needs it.
+
+    Attributes:
+        path: The file.
+        n_rows: Documents.
+        dim: Width of an embedding.
+        provenance: None where another tool wrote the file.
+    """
+
+    def __init__(self, path: Path, group: str) -> None:
+        """Opens and checks a file.
+
+        Raises:
+            EmbeddingFileError: It is not HDF5, cut short, lacks the group or its embeddings, or its
+                datasets disagree on the number of rows.
+        """
+        self.path = path
+        self._file = _open(path)
+        try:
+            self._group = self._find_group(group)
+            embeddings = self._group[EMBEDDINGS]
+            if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
+                raise self._error(f"embeddings are {embeddings.dtype} {embeddings.shape}, not float (n, dim)")
+            self.n_rows, self.dim = map(int, embeddings.shape)
+            for name in self.names():
+                if self._group[name].shape[:1] != (self.n_rows,):
+                    raise self._error(f"{name} has {self._group[name].shape[:1]} rows, embeddings {self.n_rows}")
+            self.provenance = self._read_provenance()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "EmbeddingFile":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    def names(self) -> list[str]:
+        """Returns the names of the datasets: `embeddings`, `document_id`, `index/<key>`, ..."""
+        names: list[str] = []
+        self._group.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+        return names
+
+    def find(self, key: str) -> str | None:
+        """Returns the name of the dataset that holds a key: itself, or that key of the index."""
+        own = set(self.names()) - {EMBEDDINGS}
+        return next((name for name in (key, f"{INDEX}/{key.replace('/', '_')}") if name in own), None)
+
+    def slices(self, n_rows: int) -> Iterator[slice]:
+        """Yields the rows in order, `n_rows` at a time."""
+        for start in range(0, self.n_rows, n_rows):
+            yield slice(start, min(start + n_rows, self.n_rows))
+
+    def embeddings(self, rows: slice) -> NDArray[np.float32]:
+        """Returns float32 (n, dim), whatever the precision in the file."""
+        return self._group[EMBEDDINGS][rows].astype(np.float32, copy=False)  # type: ignore[no-any-return]
+
+    def column(self, name: str, rows: slice) -> list[Any]:
+        """Returns a dataset's values as Python strings, numbers, or lists of numbers."""
+        dataset = self._group[name]
+        if h5py.check_string_dtype(dataset.dtype) is not None:
+            return list(dataset.asstr()[rows])
+        return dataset[rows].tolist()  # type: ignore[no-any-return]
+
+    def array(self, name: str, rows: slice) -> NDArray[Any]:
+        """Returns a numeric dataset's values.
+
+        Raises:
+            EmbeddingFileError: The file has no such dataset.
+        """
+        if name not in self._group:
+            raise self._error(f"no dataset {name}, which only files of the embedding pipeline have")
+        return np.asarray(self._group[name][rows])
+
+    def check_content(self) -> None:
+        """Reads every embedding once.
+
+        Raises:
+            EmbeddingFileError: One is not finite, or not of unit length though the encoder normalises, or
+                the number of rows is not the one that the file states.
+        """
+        stated = self.provenance.counts["documents"] if self.provenance else self.n_rows
+        if stated != self.n_rows:
+            raise self._error(f"it states {stated} documents and holds {self.n_rows} rows")
+        normalized = self.provenance is not None and self.provenance.encoder["is_normalized"]
+        for rows in self.slices(CHUNK_ROWS):
+            lengths = np.linalg.norm(self.embeddings(rows), axis=1)
+            wrong = ~np.isfinite(lengths) | (normalized & (np.abs(lengths - 1) > UNIT_LENGTH_TOLERANCE))
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise self._error(f"the embedding of row {rows.start + row} has length {lengths[row]}; embed it again")
+
+    def _find_group(self, group: str) -> h5py.Group:
+        found = self._file.get(group)
+        if isinstance(found, h5py.Group) and isinstance(found.get(EMBEDDINGS), h5py.Dataset):
+            return found
+        groups = [name for name, node in self._file.items() if isinstance(node, h5py.Group) and EMBEDDINGS in node]
+        raise self._error(
+            f'no group "{group}" with a dataset "{EMBEDDINGS}"; '
+            + (f"set params.hdf5_dataset_name to {' or '.join(groups)}" if groups else "it is not a file of embeddings")
+        )
+
+    def _read_provenance(self) -> Provenance | None:
+        attributes = self._group.attrs
+        if "format_version" not in attributes:
+            return None
+        if attributes["format_version"] != FORMAT_VERSION:
+            raise self._error(
+                f"format_version {attributes['format_version']}, but this release reads {FORMAT_VERSION}; "
+                "use the release that wrote it, or embed the source again"
+            )
+        return Provenance(**{name: json.loads(attributes[name]) for name in Provenance.__dataclass_fields__})
+
+    def _error(self, message: str) -> EmbeddingFileError:
+        return EmbeddingFileError(f"{self.path}: {message}")
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of what decides a file's content."""
+    names = ("mlfilter", "torch", "transformers", "sentence-transformers", "tokenizers", "h5py", "numpy")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        # Locks fail on many cluster file systems, and a finished file is never changed.
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if error.errno:  # the file system's own word, not HDF5's
+            raise
+        raise EmbeddingFileError(
+            f"{path} is not an HDF5 file, or is cut short ({error}); embed its source again"
+        ) from error

