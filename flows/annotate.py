@@ -17,8 +17,8 @@ from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from flows.cluster import local_workers, n_cores
-from flows.fan_out import RETRIES, can_heal
-from flows.logs import log_to, worker_name
+from flows.failures import RETRIES, can_heal, expected_errors_as_states
+from flows.logs import logging_to, worker_name
 from flows.report import RunReport
 from flows.run_files import refuse_slurm, run_files
 from mlfilter_core.annotate_file import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 
 @flow(name="annotate", validate_parameters=False)
+@expected_errors_as_states
 def annotate(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
     """Scores embeddings: one annotated JSONL file for each HDF5 file.
 
@@ -56,23 +57,23 @@ def annotate(config: Path, overrides: dict[str, Any] | None = None) -> RunReport
     refuse_slurm(job)
     check_writable(params.output_dir)
     logs = job.logging_dir / f"annotate-{flow_run.get_name()}"
-    log_to(logs, "flow")
-    files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
-    files = shard(files, job.local.ranks, job.local.tasks)
-    heads = load_heads(params)
-    check_heads(heads, files, params.hdf5_dataset_name)
-    request = annotate_request(params, heads)
-    return run_files(
-        "annotate",
-        annotate_one,
-        files,
-        parameters={"params": params, "request": request, "logs": logs},
-        finished=functools.partial(_finished, params, request),
-        workers=functools.partial(local_workers, job.local, n_cores()),
-        output_dir=params.annotated_output_dir,
-        logs=logs,
-        started=started,
-    )
+    with logging_to(logs, "flow"):
+        files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
+        files = shard(files, job.local.ranks, job.local.tasks)
+        heads = load_heads(params)
+        check_heads(heads, files, params.hdf5_dataset_name)
+        request = annotate_request(params, heads)
+        return run_files(
+            "annotate",
+            annotate_one,
+            files,
+            parameters={"params": params, "request": request, "logs": logs},
+            finished=functools.partial(_finished, params, request),
+            workers=functools.partial(local_workers, job.local, n_cores()),
+            output_dir=params.annotated_output_dir,
+            logs=logs,
+            started=started,
+        )
 
 
 @task(
@@ -83,12 +84,13 @@ def annotate(config: Path, overrides: dict[str, Any] | None = None) -> RunReport
     retry_jitter_factor=0.5,
     retry_condition_fn=can_heal,
 )
+@expected_errors_as_states
 def annotate_one(
     file: CorpusFile, params: AnnotationPipelineParameters, request: AnnotateRequest, logs: Path
 ) -> AnnotateReport:
     """Scores one file, unless a task that was lost after it had finished did so before."""
-    log_to(logs, worker_name())
-    return _finished(params, request, file) or annotate_file(file, request, _heads(params, request))
+    with logging_to(logs, worker_name()):
+        return _finished(params, request, file) or annotate_file(file, request, _heads(params, request))
 
 
 def load_heads(params: AnnotationPipelineParameters) -> list["Head"]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
-from rich.console import Console
 
 from flows.run import run_annotation_pipeline, run_both_pipelines, run_embedding_pipeline
 from mlfilter_core.config import parse_overrides
@@ -121,14 +120,13 @@ def _run(run: Callable[[], list["RunReport"]]) -> None:
 def _print(report: "RunReport") -> None:
     from flows.report import print_report
 
-    console = Console()
-    print_report(report, console)
+    print_report(report)
     if report.flow == "annotate" and report.reports:
         from mlfilter_core.lines import Line, SourceReader
 
         first = report.reports[0].output
         with SourceReader(Path(first)) as reader:
-            console.print(f"first documents of {first}:", highlight=False, soft_wrap=True)
+            print(f"first documents of {first}:")
             for line in islice(reader.lines(1 << 20), N_SHOWN_DOCUMENTS):
                 if isinstance(line, Line):
                     print(f"  {_shortened(line.content)}")

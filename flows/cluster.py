@@ -15,6 +15,8 @@ from prefect_dask import DaskTaskRunner
 from mlfilter_core.config import LocalSettings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# A worker starts in seconds. Without any for so long, tasks fail instead of waiting for ever.
+NO_WORKERS_TIMEOUT = "10 minutes"
 # For the workers' environment: their progress bars and comings and goings would fill the terminal.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DASK_LOGGING__DISTRIBUTED": "warning"}
 
@@ -57,6 +59,10 @@ def local_workers(
             **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in QUIET.items()},
             # One task in a worker, none waiting beside it to be killed along with it.
             "distributed.scheduler.worker-saturation": 1.0,
+            # A nanny restarts its worker for as long as the run lasts. Dask's 15 s would end the nanny for
+            # good where the worker died before and, by chance, is restarting again at that very moment.
+            "distributed.deploy.lost-worker-timeout": "52 weeks",
+            "distributed.scheduler.no-workers-timeout": NO_WORKERS_TIMEOUT,
             "distributed.admin.low-level-log-length": 10,
         }
     ):

@@ -18,8 +18,8 @@ from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from flows.cluster import local_workers, n_gpus, worker_device
-from flows.fan_out import RETRIES, can_heal
-from flows.logs import log_to, worker_name
+from flows.failures import RETRIES, can_heal, expected_errors_as_states
+from flows.logs import logging_to, worker_name
 from flows.report import RunReport
 from flows.run_files import refuse_slurm, run_files
 from mlfilter_core.config import EmbeddingJob, EmbeddingPipelineParameters, load_job
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 @flow(name="embed", validate_parameters=False)
+@expected_errors_as_states
 def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
     """Embeds a corpus: one HDF5 file for each JSONL file.
 
@@ -52,22 +53,22 @@ def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
     refuse_slurm(job)
     check_writable(params.output_dir)
     logs = job.logging_dir / f"embed-{flow_run.get_name()}"
-    log_to(logs, "flow")
-    files = shard(find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES), job.local.ranks, job.local.tasks)
-    request = embed_request(params, resolve_model(params.embedding_model, params.model_revision))
-    if params.trust_remote_code:
-        get_run_logger().warning("trust_remote_code: code that %s ships is run", params.embedding_model)
-    return run_files(
-        "embed",
-        embed_one,
-        files,
-        parameters={"params": params, "request": request, "logs": logs},
-        finished=functools.partial(_finished, params, request),
-        workers=functools.partial(local_workers, job.local, max(1, n_gpus())),
-        output_dir=params.embedding_output_dir,
-        logs=logs,
-        started=started,
-    )
+    with logging_to(logs, "flow"):
+        files = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
+        request = embed_request(params, resolve_model(params.embedding_model, params.model_revision))
+        if params.trust_remote_code:
+            get_run_logger().warning("trust_remote_code: code that %s ships is run", params.embedding_model)
+        return run_files(
+            "embed",
+            embed_one,
+            shard(files, job.local.ranks, job.local.tasks),
+            parameters={"params": params, "request": request, "logs": logs},
+            finished=functools.partial(_finished, params, request),
+            workers=functools.partial(local_workers, job.local, max(1, n_gpus())),
+            output_dir=params.embedding_output_dir,
+            logs=logs,
+            started=started,
+        )
 
 
 @task(
@@ -78,16 +79,17 @@ def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
     retry_jitter_factor=0.5,
     retry_condition_fn=can_heal,
 )
+@expected_errors_as_states
 def embed_one(file: CorpusFile, params: EmbeddingPipelineParameters, request: EmbedRequest, logs: Path) -> EmbedReport:
     """Embeds one file, unless a task that was lost after it had finished did so before."""
-    log_to(logs, worker_name())
-    return _finished(params, request, file) or embed_file(
-        file,
-        _output(params, file),
-        file.output(params.output_dir / "rejected", ".jsonl"),
-        request,
-        _encoder(request.model, request.encoder, worker_device(params.device)),
-    )
+    with logging_to(logs, worker_name()):
+        return _finished(params, request, file) or embed_file(
+            file,
+            _output(params, file),
+            file.output(params.output_dir / "rejected", ".jsonl"),
+            request,
+            _encoder(request.model, request.encoder, worker_device(params.device)),
+        )
 
 
 def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:

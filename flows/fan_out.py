@@ -10,6 +10,7 @@ from distributed import Future
 from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed
 from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
@@ -22,10 +23,7 @@ Result = TypeVar("Result")
 # Tasks in flight for each worker: one that runs, one that is ready when it ends. More would only cost
 # memory (98 kB each in this process) and be killed along when a worker dies.
 IN_FLIGHT_PER_WORKER = 2
-
-RETRIES = 3
-# Errors of the file system that stay: trying again would only hold a worker.
-LASTING_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+NOT_FOUND = 404
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,6 @@ def fan_out(
             future.wrapped_future.cancel()
 
 
-def can_heal(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Tells Prefect whether a failed task is worth another try: only the file system's passing moods are."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, OSError) and not isinstance(error, LASTING_OS_ERRORS)
-
-
 def _outcome(item: Item, future: PrefectDaskFuture[Result]) -> Outcome[Item, Result]:
     try:
         state = future.wrapped_future.result()
@@ -101,5 +93,9 @@ def _outcome(item: Item, future: PrefectDaskFuture[Result]) -> Outcome[Item, Res
 
 def _mark_crashed(future: PrefectDaskFuture[Any], message: str) -> None:
     """Ends the task run, which would stay Running for ever in the UI (PrefectHQ/prefect#17384)."""
-    with get_client(sync_client=True) as client:
-        client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+    try:
+        with get_client(sync_client=True) as client:
+            client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != NOT_FOUND:  # it died before it could report itself
+            raise

@@ -14,10 +14,12 @@ from prefect import flow
 
 from flows.annotate import annotate
 from flows.embed import embed
+from flows.failures import expected_errors_as_states
 from flows.report import RunReport
 
 
 @flow(name="pipeline", validate_parameters=False)
+@expected_errors_as_states
 def pipeline(
     embed_config: Path,
     annotate_config: Path,

@@ -1,6 +1,7 @@
 """What a run did: tables for the terminal, artifacts for the Prefect UI, a line for each file on disk."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +19,9 @@ from mlfilter_core.errors import MlfilterError
 # The UI loads a table artifact whole; the full table is in files.jsonl.
 MAX_ARTIFACT_ROWS = 1000
 MAX_PRINTED_ROWS = 40
-TEXT_COLUMNS = ("file", "status", "reason")
+TEXT_COLUMNS = ("file", "status")
 PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
-PRINTED_WIDTH = 110
+LOG_WIDTH = 110
 COUNTS = ("lines", "documents", "rejected", "truncated", "tokens")
 
 
@@ -88,23 +89,25 @@ def publish_report(report: RunReport) -> None:
     create_markdown_artifact(_markdown(report), key=f"{report.flow}-summary")
 
 
-def print_report(report: RunReport, console: Console) -> None:
-    """Prints the run's table."""
+def print_report(report: RunReport) -> None:
+    """Prints the run's table and where its results lie; reasons of failures are the error's to tell."""
+    # A log has no width: cut to the usual 80 columns, its numbers would be torn apart.
+    console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
     rows = report.rows()
     present = {name for row in rows for name in row}
     columns = [name for name in PRINTED_COLUMNS if name in present]
     table = Table(title=f"{report.flow}: {len(rows)} files", title_justify="left", box=SIMPLE_HEAD)
     for name in columns:
-        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", overflow="fold")
+        is_text = name in TEXT_COLUMNS
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for row in rows[:MAX_PRINTED_ROWS]:
         table.add_row(*(_cell(row.get(name, "")) for name in columns))
     if len(rows) > MAX_PRINTED_ROWS:
         table.add_row(f"... {len(rows) - MAX_PRINTED_ROWS} more in files.jsonl")
-    totals = {"file": "total", **report.totals()}
     table.add_section()
+    totals = {"file": "total", **report.totals()}
     table.add_row(*(_cell(totals.get(name, "")) for name in columns))
-    # The table is for reading and copying: cut to 80 columns in a log, its numbers would be torn apart.
-    console.print(table, width=max(console.width, PRINTED_WIDTH), crop=False, soft_wrap=False)
+    console.print(table)
     console.print(f"results: {report.output_dir}\nlogs:    {report.logs}", highlight=False, soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import orjson
@@ -123,9 +123,9 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
                 scores = score(heads, file.embeddings(rows))
                 _check_finite(scores, columns, file, rows)
                 records = metadata.records(rows)
-                for record, row in zip(records, scores.tolist(), strict=True):
+                for record, row in zip(records, scores, strict=True):
                     record.update(zip(columns, row, strict=True))
-                write_records(sink, records)
+                _write(sink, records, embeddings.path, rows)
         metadata.finish()
         n_rows = file.n_rows
         identity = _identity(embeddings.path, file)
@@ -186,6 +186,7 @@ class _Metadata:
 
     def __init__(self, file: EmbeddingFile, request: AnnotateRequest, columns: list[str]) -> None:
         self.missing_values: dict[str, int] = {}
+        self._document_keys: list[str] = []
         self._file = file
         self._columns = columns
         self._places: dict[str, str | None] = {
@@ -210,20 +211,20 @@ class _Metadata:
                 {} for _ in range(n_rows)
             ]
         documents = self._source.documents(self._file.array(SOURCE_OFFSET, rows))
-        records = [self._merged(document, i, stored) for i, document in enumerate(documents)]
-        for key in self._joined_keys:
-            if rows.start == 0 and self.missing_values.get(key) == n_rows:
-                known = ", ".join([*self._file.names(), *list(documents[0])])
-                raise AnnotationError(
-                    f'params.output_keys: "{key}" is neither in {self._file.path} nor in the first {n_rows} documents '
-                    f"of {self._source.path}; there are: {known}"
-                )
-        return records
+        self._document_keys = list(documents[0])
+        return [self._merged(document, i, stored) for i, document in enumerate(documents)]
 
     def finish(self) -> None:
-        """Checks that the source which was joined is the one that was embedded."""
-        if self._source is not None:
-            self._source.finish()
+        """Checks that the source which was joined is the one that was embedded, and has every key somewhere."""
+        if self._source is None:
+            return
+        self._source.finish()
+        for key, n_missing in self.missing_values.items():
+            if n_missing == self._file.n_rows:
+                raise AnnotationError(
+                    f'params.output_keys: "{key}" is neither in {self._file.path} nor in any document of '
+                    f"{self._source.path}; there are: {', '.join([*self._file.names(), *self._document_keys])}"
+                )
 
     def _merged(self, document: dict[str, Any], i: int, stored: dict[str, list[Any]]) -> dict[str, Any]:
         record: dict[str, Any] = {}
@@ -311,6 +312,16 @@ def _find(file: EmbeddingFile, key: str) -> str | None:
         own_id = file.provenance.request["id_key"] if file.provenance else None
         return file.find(DOCUMENT_ID) if own_id in (None, key) else None
     return name
+
+
+def _write(sink: IO[bytes], records: list[dict[str, Any]], path: Path, rows: slice) -> None:
+    try:
+        write_records(sink, records)
+    except orjson.JSONEncodeError as error:  # it writes fewer levels of nesting than it reads
+        raise AnnotationError(
+            f"{path}: rows {rows.start} to {rows.stop - 1}: a value cannot be written as JSON ({error}); leave its key "
+            "out of params.output_keys"
+        ) from error
 
 
 def _check_finite(scores: NDArray[np.float32], columns: list[str], file: EmbeddingFile, rows: slice) -> None:

@@ -2,7 +2,8 @@
 
 import gzip
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -19,16 +20,26 @@ SUFFIXES: dict[Compression, str] = {None: ".jsonl", "gzip": ".jsonl.gz", "zstd":
 GZIP_LEVEL = 1
 
 
-def open_annotations(path: Path, compression: Compression) -> IO[bytes]:
-    """Opens a new annotated file for `write_records`; the caller closes it."""
-    if compression == "gzip":
-        return cast(IO[bytes], gzip.GzipFile(path, "wb", GZIP_LEVEL, mtime=0))
-    if compression == "zstd":
-        return cast(IO[bytes], zstd.open(path, "wb"))
-    return open(path, "wb")
+@contextmanager
+def open_annotations(path: Path, compression: Compression) -> Iterator[IO[bytes]]:
+    """Opens a new annotated file for `write_records`. The same records give the same bytes under any name."""
+    with open(path, "wb") as on_disk:
+        if compression == "gzip":
+            with gzip.GzipFile("", "wb", GZIP_LEVEL, on_disk, mtime=0) as file:
+                yield cast(IO[bytes], file)
+        elif compression == "zstd":
+            with zstd.open(on_disk, "wb") as file:
+                file.write(b"")  # without it a file of no records has no frame, which `zstd -d` takes for a broken one
+                yield cast(IO[bytes], file)
+        else:
+            yield on_disk
 
 
 def write_records(file: IO[bytes], records: Sequence[dict[str, Any]]) -> None:
-    """Writes one line for each record, keys in their order."""
-    dumps, option = orjson.dumps, orjson.OPT_APPEND_NEWLINE
+    """Writes one line for each record, keys in their order.
+
+    Scores may be NumPy scalars: float32 is written with the digits that it has, 0.9 and not
+    0.8999999761581421.
+    """
+    dumps, option = orjson.dumps, orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
     file.write(b"".join([dumps(record, option=option) for record in records]))

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -108,6 +108,15 @@ class EmbeddingPipelineParameters(_Written):
             raise ValueError("must be a folder below output_dir; change output_dir for another place")
         return value
 
+    @field_validator("keys_to_index")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        names = [key.replace("/", "_") for key in value or ()]  # as in the HDF5 file
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f'"{twice}" would be stored twice (/ becomes _ in the file); list it once')
+        return value
+
     @model_validator(mode="after")
     def _has_text(self) -> "EmbeddingPipelineParameters":
         if self.text_field is None and self.keys_to_index == ():
@@ -186,11 +195,11 @@ class LocalSettings(_Written):
     local_rank_offset: int = Field(0, ge=0, description="First shard that this machine takes.")
     logging_dir: Path | None = Field(None, description="Folder of the log files. Default: <output_dir>/logs.")
 
-    @field_validator("workers")
+    @field_validator("workers", "local_tasks")
     @classmethod
-    def _some_workers(cls, value: int) -> int:
+    def _at_least_one(cls, value: int) -> int:
         if value == 0:
-            raise ValueError("at least one worker is needed; -1 chooses")
+            raise ValueError("at least one is needed; -1 chooses")
         return value
 
     @model_validator(mode="after")
@@ -252,6 +261,13 @@ class SlurmSettings(_Written):
     randomize_start_duration: int = Field(0, ge=0, description="Most seconds that a task waits at its start.")
     tasks_per_job: int = Field(1, ge=1, description="Tasks that share a job.")
 
+    @field_validator("time", mode="before")
+    @classmethod
+    def _is_quoted(cls, value: Any) -> Any:
+        if isinstance(value, int):  # YAML 1.1 reads 10:00:00 as 36000
+            raise ValueError('write it in quotes, as in "10:00:00"')
+        return value
+
 
 class _Job(_Written):
     dataset_name: str | None = Field(None, description="For use as ${dataset_name} in other fields.")
@@ -275,7 +291,7 @@ class _Job(_Written):
 class EmbeddingJob(_Job):
     """A run of the embedding pipeline."""
 
-    params: EmbeddingPipelineParameters
+    params: EmbeddingPipelineParameters = Field(description="What to embed, with what, and where to.")
 
     @property
     def logging_dir(self) -> Path:
@@ -285,7 +301,7 @@ class EmbeddingJob(_Job):
 class AnnotationJob(_Job):
     """A run of the annotation pipeline."""
 
-    params: AnnotationPipelineParameters
+    params: AnnotationPipelineParameters = Field(description="What to score, with what, and where to.")
 
     @property
     def logging_dir(self) -> Path:
@@ -308,8 +324,10 @@ def load_job(path: Path, kind: type[Job], overrides: Mapping[str, Any] | None = 
     """
     try:
         written = OmegaConf.load(path)
+        if not isinstance(written, DictConfig) or not written:
+            raise ConfigError(f'{path} must hold a mapping with a "params:" section')
         for name, value in (overrides or {}).items():
-            OmegaConf.update(written, name, value, force_add=True)
+            OmegaConf.update(written, name, value, merge=False, force_add=True)
         content = OmegaConf.to_container(written, resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"the job file {path} does not exist") from None
@@ -317,8 +335,6 @@ def load_job(path: Path, kind: type[Job], overrides: Mapping[str, Any] | None = 
         raise ConfigError(f"the job file {path} cannot be read: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f'{path} must hold a mapping with a "params:" section')
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -351,7 +367,7 @@ def _explain(kind: type[BaseModel], problems: list[Any]) -> list[str]:
     explained: dict[str, str] = {}
     for problem in problems:
         name, about, siblings = _locate(kind, [str(part) for part in problem["loc"]])
-        message = problem["msg"].removeprefix("Value error, ")
+        message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as in [a, b]")
         if problem["type"] == "extra_forbidden":
             close = difflib.get_close_matches(name.rpartition(".")[2], siblings, 1, 0.6)
             near = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(siblings))}"

@@ -45,7 +45,7 @@ def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Co
     Args:
         folder: Searched; links to folders are not followed below it.
         pattern: Glob relative to `folder`; `**` stands for any number of folders.
-        suffixes: Other files that match are left out, with a warning.
+        suffixes: Other files that match are left out, with a warning; hidden files without one.
 
     Raises:
         ConfigError: The folder is missing or unreadable, the pattern leaves it, nothing matches, or
@@ -55,15 +55,13 @@ def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Co
     if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
         raise ConfigError(f'glob_pattern "{pattern}" leaves {folder}; give a pattern below that folder')
     try:
-        matches = [path for path in folder.glob(pattern) if path.is_file()]
+        matches = [path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith(".")]
     except ValueError as error:
         raise ConfigError(f'glob_pattern "{pattern}": {error}') from error
     files = sorted(
         CorpusFile(relative, relative.removesuffix(suffix), folder.absolute())
         for path in matches
-        if not path.name.startswith(".")
-        and (relative := path.relative_to(folder).as_posix())
-        and (suffix := _suffix(relative, suffixes))
+        if (relative := path.relative_to(folder).as_posix()) and (suffix := _suffix(relative, suffixes))
     )
     n_others = len(matches) - len(files)
     if n_others:

@@ -28,7 +28,7 @@ def describe(path: Path, group: str) -> str:
             for title, facts in (
                 ("counts", made.counts),
                 ("source", made.source),
-                ("encoder", {**made.encoder, **made.request}),
+                ("encoder", {**made.request, **made.encoder}),  # None in the request is what the model then chose
                 ("versions", made.versions),
             ):
                 lines += [title, *(f"  {name:<20}{value}" for name, value in facts.items())]

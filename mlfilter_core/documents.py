@@ -104,7 +104,7 @@ def parse_document(line: Line, schema: DocumentSchema, source_name: str) -> Docu
             offset=line.offset,
             id=_document_id(record, schema.id_key, f"{source_name}:{line.number}"),
             text=_text(record, schema.text_keys),
-            index=tuple(_index_value(record, key) for key in schema.index_keys),
+            index=tuple(_stored_string(_required(record, key), key) for key in schema.index_keys),
             labels=_labels(record, schema),
         )
     except BadRecordError as rejected:
@@ -170,10 +170,13 @@ def _without_nul(value: str, key: str) -> str:
 
 def _document_id(record: Mapping[str, Any], id_key: str | None, default: str) -> str:
     if id_key is not None:
-        return _without_nul(as_string(_required(record, id_key)), id_key)
+        value = _required(record, id_key)
+        if value in (None, ""):
+            raise BadRecordError("missing_key", f'"{id_key}" is empty')
+        return _stored_string(value, id_key)
     for key in DEFAULT_ID_KEYS:
-        if record.get(key) is not None:
-            return _without_nul(as_string(record[key]), key)
+        if record.get(key) not in (None, ""):
+            return _stored_string(record[key], key)
     return default
 
 
@@ -190,8 +193,11 @@ def _text(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     return text
 
 
-def _index_value(record: Mapping[str, Any], key: str) -> str:
-    return _without_nul(as_string(_required(record, key)), key)
+def _stored_string(value: Any, key: str) -> str:
+    try:
+        return _without_nul(as_string(value), key)
+    except orjson.JSONEncodeError:  # it writes fewer levels than it reads
+        raise BadRecordError("nested_too_deep", f'"{key}" is nested too deep to be stored as JSON') from None
 
 
 def _labels(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float, ...]:
@@ -211,13 +217,13 @@ def _label(record: Mapping[str, Any], key: str, dtype: str) -> float:
         raise BadRecordError("missing_label", f'"{key}" is missing') from None
     if value is None:
         raise BadRecordError("missing_label", f'"{key}" is null')
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise BadRecordError("bad_label", f'"{key}" is {_json_type(value)}, not a finite number')
     if np.issubdtype(np.dtype(dtype), np.integer):
         limits = np.iinfo(dtype)
         if value != int(value) or not limits.min <= value <= limits.max:
             raise BadRecordError("bad_label", f'"{key}" is {value}, which label_dtype {dtype} cannot hold')
-    elif abs(value) > np.finfo(dtype).max:
+    elif abs(value) > float(np.finfo(dtype).max):
         raise BadRecordError("bad_label", f'"{key}" is {value}, which label_dtype {dtype} cannot hold')
     return value
 

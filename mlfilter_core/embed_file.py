@@ -288,7 +288,8 @@ def _embed_window(
         tokenized = tokenized.select(kept)
         documents = [documents[row] for row in kept]
     embeddings = encoder.encode(tokenized, request.batch_size)
-    finite = np.isfinite(embeddings.astype(request.embedding_dtype, copy=False)).all(axis=1)
+    with np.errstate(over="ignore"):  # said below, with its place
+        finite = np.isfinite(embeddings.astype(request.embedding_dtype, copy=False)).all(axis=1)
     if not finite.all():
         document = documents[int(np.argmin(finite))]
         raise SourceError(

@@ -110,7 +110,7 @@ class EmbeddingWriter:
             embeddings: float32 (n_documents, dim), finite.
             n_tokens: int32 (n_documents,).
         """
-        if self._n_rows == 0:
+        if self._n_rows == 0 and documents:
             self._create_datasets(len(documents))
         for start in range(0, len(documents), self._slice_rows):
             rows = slice(start, start + self._slice_rows)

@@ -139,18 +139,15 @@ class Encoder:
             width = self.max_length
         input_ids = np.full((len(batch), width), self._tokenizer.pad_token_id, np.int64)
         attention_mask = np.zeros((len(batch), width), np.int64)
+        # On the right even where the tokenizer would pad on the left: absolute positions then count from the
+        # text's first token, whatever the batch. The pooling modules go by the mask.
         for row, ids in enumerate(batch):
-            filled = slice(width - len(ids), width) if self._pads_left else slice(0, len(ids))
-            input_ids[row, filled] = ids
-            attention_mask[row, filled] = 1
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
         features = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
         if "token_type_ids" in self._tokenizer.model_input_names:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
         return features
-
-    @property
-    def _pads_left(self) -> bool:
-        return bool(self._tokenizer.padding_side == "left")
 
     def _prompt_features(self) -> dict[str, Any]:
         """Runs sentence-transformers' own preprocessing once, for what it adds to the token ids."""

@@ -126,8 +126,13 @@ def check_heads_fit(heads: list[Head], dim: int, encoder_weights_sha256: str | N
         where: The file of embeddings, for the message.
 
     Raises:
-        HeadError: A width differs, or a head names another encoder.
+        HeadError: A width differs, a head names another encoder, or two scores would have one name.
     """
+    columns = [column for head in heads for column in head.columns("")]
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice:
+        names = ", ".join(head.name for head in heads)
+        raise HeadError(f"two scores are both named {twice}; rename one of the heads {names}")
     for head in heads:
         if head.dim != dim:
             raise HeadError(
@@ -171,15 +176,17 @@ def _layers(
     tensors: Mapping[str, torch.Tensor], where: str
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """Returns weights and biases in the order of their names: `mlp.0`, `mlp.2`, `mlp.10`."""
-    remaining = dict(tensors)
+    remaining = {str(key): tensor for key, tensor in tensors.items()}
     weights: list[torch.Tensor] = []
     biases: list[torch.Tensor] = []
-    for key in sorted((key for key in tensors if key.endswith("weight")), key=_natural):
+    for key in sorted((key for key in remaining if key.endswith("weight")), key=_natural):
         weight = remaining.pop(key)
         bias = remaining.pop(f"{key.removesuffix('weight')}bias", None)
         if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
             raise HeadError(f"{where}: {key} is not a matrix; only linear layers are supported")
         bias = torch.zeros(weight.shape[0]) if bias is None else bias
+        if not isinstance(bias, torch.Tensor):
+            raise HeadError(f"{where}: the bias of {key} is a {type(bias).__name__}, not a tensor")
         if bias.shape != weight.shape[:1]:
             raise HeadError(f"{where}: the bias of {key} has shape {tuple(bias.shape)}, not ({weight.shape[0]},)")
         if weights and weight.shape[1] != weights[-1].shape[0]:
@@ -190,8 +197,7 @@ def _layers(
         biases.append(bias.float())
     if not weights or remaining:
         raise HeadError(
-            f"{where}: not a chain of linear layers; it holds "
-            + (", ".join(f"{key}" for key in list(remaining)[:5] or tensors) or "nothing")
+            f"{where}: not a chain of linear layers; it holds " + (", ".join(list(remaining)[:5]) or "nothing")
         )
     if not all(tensor.isfinite().all() for tensor in (*weights, *biases)):
         raise HeadError(f"{where}: a weight is NaN or infinite; the head's training diverged")

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 from mlfilter_core.errors import SourceError
 
@@ -71,7 +71,7 @@ class SourceReader:
         self.path = path
         self.n_lines = 0
         self._offset = 0
-        self._raw = _HashingReader(path)
+        self._raw = _HashingReader(open(path, "rb", buffering=0))
         self._stream = _decompressed(self._raw)
 
     def __enter__(self) -> "SourceReader":
@@ -133,8 +133,8 @@ def file_sha256(path: Path) -> str:
 class _HashingReader(io.RawIOBase):
     """A file whose bytes are counted and hashed as they are read."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb", buffering=0)
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
         self.digest = hashlib.sha256()
         self.n_bytes = 0
         self.head = self._file.read(4)
@@ -154,10 +154,27 @@ class _HashingReader(io.RawIOBase):
         super().close()
 
 
+class _PromptReader(io.RawIOBase):
+    """Gives what is decompressed so far, so that all lines before a break are read before the break shows."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        return self._stream.readinto1(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
 def _decompressed(raw: _HashingReader) -> IO[bytes]:
     on_disk = io.BufferedReader(raw, READ_BYTES)
     if raw.head.startswith(GZIP_MAGIC):
-        return io.BufferedReader(gzip.GzipFile(fileobj=on_disk), READ_BYTES)
+        return io.BufferedReader(_PromptReader(gzip.GzipFile(fileobj=on_disk)), READ_BYTES)
     if raw.head.startswith(ZSTD_MAGIC):
-        return io.BufferedReader(cast(io.RawIOBase, zstd.ZstdFile(on_disk)), READ_BYTES)
+        return io.BufferedReader(_PromptReader(zstd.ZstdFile(on_disk)), READ_BYTES)
     return on_disk

@@ -16,6 +16,7 @@ PACKAGE_SCHEME = "package:"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",
                    "sentencepiece.bpe.model")  # fmt: skip
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py")  # code decides as well, with trust_remote_code
 # Weights of other frameworks: in many repositories, read by none of our code.
 UNUSED_PATTERNS = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "coreml/*"]
 
@@ -31,7 +32,7 @@ class ModelFiles:
         weights_sha256: Digest over names and contents of the weight files.
         tokenizer_sha256: Digest over names and contents of the tokenizer's files.
         config_sha256: Digest over names and contents of the other configuration (pooling,
-            normalisation, prompts, architecture).
+            normalisation, prompts, architecture, code).
     """
 
     model: str
@@ -107,7 +108,7 @@ def _fingerprint(model: str, folder: Path, revision: str | None) -> ModelFiles:
     weights = sorted({path for pattern in WEIGHT_PATTERNS for path in folder.rglob(pattern)})
     if not weights:
         raise EncoderError(f"embedding_model: {folder} holds no weights (*.safetensors, *.bin)")
-    texts = sorted({*folder.rglob("*.json"), *folder.rglob("*.txt"), *folder.rglob("*.model")})
+    texts = sorted({path for pattern in CONFIG_PATTERNS for path in folder.rglob(pattern)})
     tokenizer = [path for path in texts if path.name in TOKENIZER_FILES or "token" in path.name]
     if not any(path.name in TOKENIZER_FILES for path in tokenizer):
         raise EncoderError(

@@ -66,9 +66,9 @@ def tiny_tokenizer(**kwargs: Any) -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     )
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{"model_max_length": TINY_MAX_LENGTH, **special, **kwargs}
-    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    settings = {"model_max_length": TINY_MAX_LENGTH, "model_input_names": names, **special, **kwargs}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
 
 
 def tiny_vocabulary() -> dict[str, int]:

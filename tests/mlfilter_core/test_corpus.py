@@ -18,7 +18,13 @@ def found(folder: Path, pattern: str, suffixes: tuple[str, ...] = SOURCE_SUFFIXE
 
 def test_files_are_found_in_every_folder_and_sorted(tmp_path: Path) -> None:
     touch(tmp_path, "b.jsonl", "a/z.jsonl", "a/b/c.jsonl.gz", "a/b/d.jsonl.zst", "e.jsonl.zstd")
-    assert found(tmp_path, "**/*.jsonl*") == ["a/b/c.jsonl.gz", "a/b/d.jsonl.zst", "a/z.jsonl", "b.jsonl", "e.jsonl.zstd"]
+    assert found(tmp_path, "**/*.jsonl*") == [
+        "a/b/c.jsonl.gz",
+        "a/b/d.jsonl.zst",
+        "a/z.jsonl",
+        "b.jsonl",
+        "e.jsonl.zstd",
+    ]
     assert found(tmp_path, "*.jsonl") == ["b.jsonl"]
     assert found(tmp_path, "a/*.jsonl") == ["a/z.jsonl"]
 
@@ -66,14 +72,18 @@ def test_a_link_to_a_file_is_found_and_a_link_to_a_folder_is_not_followed(tmp_pa
 
 def test_two_sources_of_one_output_are_refused_naming_both(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.jsonl", "a/x.jsonl.gz", "x.jsonl")
-    with pytest.raises(ConfigError, match=r"a/x\.jsonl and a/x\.jsonl\.gz in .* both be written to a/x; rename one, or"):
+    with pytest.raises(
+        ConfigError, match=r"a/x\.jsonl and a/x\.jsonl\.gz in .* both be written to a/x; rename one, or"
+    ):
         find_files(tmp_path, "**/*", SOURCE_SUFFIXES)
     assert found(tmp_path, "**/*.jsonl") == ["a/x.jsonl", "x.jsonl"]
 
 
 @pytest.mark.parametrize("pattern", ["../*.jsonl", "a/../../*.jsonl", "/etc/*"])
 def test_a_pattern_that_leaves_the_folder_is_refused(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(ConfigError, match=rf'glob_pattern "{pattern}"'.replace("*", r"\*") + " leaves .*; give a pattern"):
+    with pytest.raises(
+        ConfigError, match=rf'glob_pattern "{pattern}"'.replace("*", r"\*") + " leaves .*; give a pattern"
+    ):
         find_files(tmp_path, pattern, SOURCE_SUFFIXES)
 
 
@@ -95,7 +105,9 @@ def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_found_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.jsonl", "y.csv")
-    with pytest.raises(ConfigError, match=r'no file below .* matches glob_pattern "\*" and ends with \.jsonl or .*"\*\*/\*"'):
+    with pytest.raises(
+        ConfigError, match=r'no file below .* matches glob_pattern "\*" and ends with \.jsonl or .*"\*\*/\*"'
+    ):
         find_files(tmp_path, "*", SOURCE_SUFFIXES)
 
 
@@ -103,6 +115,6 @@ def test_nothing_found_is_refused(tmp_path: Path) -> None:
 def test_shards_deal_every_file_once(n_shards: int) -> None:
     files = [CorpusFile(f"{i:02}.jsonl", f"{i:02}", Path("/corpus")) for i in range(10)]
     shards = [shard(files, [rank], n_shards) for rank in range(n_shards)]
-    assert sorted(sum(shards, [])) == files
+    assert sorted(file for dealt in shards for file in dealt) == files
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     assert shard(files, range(n_shards), n_shards) == files

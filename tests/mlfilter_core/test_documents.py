@@ -146,7 +146,9 @@ def test_a_named_id_key_is_required() -> None:
 
 @pytest.mark.parametrize("key", ["id", "url"])
 def test_a_nul_character_in_what_is_stored_is_rejected(key: str) -> None:
-    rejected = rejection({"id": "i", "url": "u", "text": "a", key: "a\0"}, DocumentSchema(("text",), index_keys=("url",)))
+    rejected = rejection(
+        {"id": "i", "url": "u", "text": "a", key: "a\0"}, DocumentSchema(("text",), index_keys=("url",))
+    )
     assert (rejected.reason, rejected.detail) == ("nul_character", f'"{key}" holds a NUL character')
 
 
@@ -211,7 +213,16 @@ def test_a_label_that_is_no_number_of_its_dtype_is_rejected(label: bytes, dtype:
 
 @pytest.mark.parametrize(
     ("label", "dtype"),
-    [(3, "float32"), (-0.0, "float32"), (1e39, "float64"), (127, "int8"), (-128, "int8"), (3.0, "int8"), (2**63 - 1, "int64")],
+    [
+        (3, "float32"),
+        (-0.0, "float32"),
+        (1e39, "float64"),
+        (3.4028234663852886e38, "float32"),
+        (127, "int8"),
+        (-128, "int8"),
+        (3.0, "int8"),
+        (2**63 - 1, "int64"),
+    ],
 )
 def test_a_label_of_its_dtype_is_kept(label: float, dtype: str) -> None:
     schema = DocumentSchema(("text",), label_keys=("y",), label_dtype=dtype)

@@ -170,7 +170,9 @@ def assert_breaks_off_after(tmp_path: Path, stream: bytes, n_whole_lines: int) -
     path.write_bytes(stream)
     lines = []
     with SourceReader(path) as reader:
-        with pytest.raises(SourceError, match=rf"x\.jsonl:{n_whole_lines + 1}: .*breaks off here .*; fetch or compress"):
+        with pytest.raises(
+            SourceError, match=rf"x\.jsonl:{n_whole_lines + 1}: .*breaks off here .*; fetch or compress"
+        ):
             lines += [line.content for line in reader.lines(1000) if isinstance(line, Line)]
             pytest.fail("the end of the stream was taken for the end of the file")
         assert reader.n_lines == n_whole_lines > 0

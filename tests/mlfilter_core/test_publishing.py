@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.publishing import publish
+from mlfilter_core.errors import ConfigError
+from mlfilter_core.publishing import check_writable, publish
 
 
 def test_nothing_is_visible_before_the_end(tmp_path: Path) -> None:
@@ -34,7 +35,9 @@ def test_a_failure_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["x" * 252 + ".h5", "\N{OLD ITALIC LETTER A}" * 63 + ".h5"], ids=["ascii", "four bytes"])
+@pytest.mark.parametrize(
+    "name", ["x" * 252 + ".h5", "\N{OLD ITALIC LETTER A}" * 63 + ".h5"], ids=["ascii", "four bytes"]
+)
 def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path, name: str) -> None:
     assert len(name.encode()) == 255
     with publish(tmp_path / name) as temporary:
@@ -62,3 +65,17 @@ def test_the_umask_decides_who_may_read(tmp_path: Path, umask: int, mode: int) -
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "x.h5").stat().st_mode) == mode
+
+
+def test_a_folder_that_can_be_written_to_is_made_and_left_empty(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a/b")
+    assert list((tmp_path / "a/b").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(
+            ConfigError, match=rf"params\.output_dir: {folder} cannot be written to \(.+\); mend its perm"
+        ):
+            check_writable(folder)

@@ -1,0 +1,31 @@
+# make demo: embed and score the example corpus.  make test: format, lint, types, tests.
+PYTHON ?= python3
+BIN := .venv/bin
+# One copy of the dependency set: CI, the README and these targets all install from the lock.
+LOCK := requirements.lock
+STAMP := .venv/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: demo test lock clean
+
+demo: $(STAMP)
+	$(BIN)/python flows/pipeline.py --embed-config deployments/local/embed.yaml --annotate-config deployments/local/annotate.yaml
+
+test: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+$(STAMP): $(LOCK) pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement $(LOCK)
+	$(BIN)/pip install --quiet --no-deps --editable .
+	rm -f .venv/.installed-*
+	touch $@
+
+# Writes the versions that are installed now to the lock, once the tests pass with them.
+lock:
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > $(LOCK)
+
+clean:
+	rm -rf .venv outputs

@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flows.annotate import annotate
+from flows.embed import embed
+from flows.pipeline import pipeline
+from flows.report import FilesFailedError
+from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.errors import HeadError
+from tests.flows.conftest import WriteJob, write_embeddings
+
+
+def test_both_flows_equal_the_direct_computation(
+    embed_job: WriteJob, annotate_job: WriteJob, heads: dict[str, str], corpus: Path, tmp_path: Path
+) -> None:
+    embedded, annotated = pipeline(embed_job(), annotate_job(output_keys=["document_id", "text"]))
+    assert embedded.n_documents == annotated.n_documents == 21
+    state = torch.load(heads["linear"], weights_only=True)
+    for name in ("a/x", "b/x", "b/y"):
+        records = [json.loads(line) for line in (corpus / f"{name}.jsonl").read_text().splitlines()]
+        lines = (tmp_path / "out" / "annotated_data" / f"{name}.jsonl").read_text().splitlines()
+        written = [json.loads(line) for line in lines]
+        assert [list(record) for record in written] == [["document_id", "text", "score_linear", "score_mlp"]] * len(
+            records
+        )
+        assert [(r["document_id"], r["text"]) for r in written] == [(r["id"], r["text"]) for r in records]
+        with EmbeddingFile(tmp_path / "out" / "embeddings" / f"{name}.h5", "train") as file:
+            embeddings = torch.from_numpy(file.embeddings(slice(0, None)))
+        expected = embeddings @ state["0.weight"][0] + state["0.bias"]
+        np.testing.assert_allclose([record["score_linear"] for record in written], expected, atol=1e-5)
+
+
+def test_a_head_of_the_wrong_width_is_refused_before_the_first_file(annotate_job: WriteJob, tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "out" / "embeddings" / "a.h5", 3)
+    write_embeddings(tmp_path / "out" / "embeddings" / "z.h5", 3, dim=48)
+    with pytest.raises(HeadError, match=r"head linear takes embeddings of width 32, but those of .*z.h5 are 48 wide"):
+        annotate(annotate_job())
+    assert not (tmp_path / "out" / "annotated_data").exists()
+
+
+def test_a_missing_head_is_refused(annotate_job: WriteJob, tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "out" / "embeddings" / "a.h5", 3)
+    with pytest.raises(HeadError, match=r"head quality: the checkpoint .*nowhere.pt does not exist"):
+        annotate(annotate_job(regression_head_checkpoints={"quality": str(tmp_path / "nowhere.pt")}))
+
+
+def test_a_broken_file_of_embeddings_does_not_stop_the_others(annotate_job: WriteJob, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "embeddings"
+    write_embeddings(folder / "whole.h5", 4)
+    write_embeddings(folder / "cut.h5", 400)
+    (folder / "cut.h5").write_bytes((folder / "cut.h5").read_bytes()[:9000])
+    with pytest.raises(
+        FilesFailedError, match=r"1 of 2 files failed(?s:.*)cut.h5 is not an HDF5 file, or is cut short"
+    ):
+        annotate(annotate_job())
+    assert len((tmp_path / "out" / "annotated_data" / "whole.jsonl").read_text().splitlines()) == 4
+    assert not (tmp_path / "out" / "annotated_data" / "cut.jsonl").exists()
+
+
+def test_a_rerun_skips_finished_files_and_notices_other_heads(
+    annotate_job: WriteJob, heads: dict[str, str], tmp_path: Path
+) -> None:
+    write_embeddings(tmp_path / "out" / "embeddings" / "a.h5", 3)
+    annotate(annotate_job())
+    assert [row.status for row in annotate(annotate_job()).reports] == ["skipped"]
+    only_one = {"linear": heads["linear"]}
+    with pytest.raises(FilesFailedError, match=r"a.jsonl was made by another request, with other heads"):
+        annotate(annotate_job(regression_head_checkpoints=only_one))
+    report = annotate(annotate_job(regression_head_checkpoints=only_one, overwrite=True))
+    assert [row.status for row in report.reports] == ["annotated"]
+
+
+def test_a_source_that_changed_fails_its_file_alone(
+    embed_job: WriteJob, annotate_job: WriteJob, corpus: Path, tmp_path: Path
+) -> None:
+    embed(embed_job())
+    changed = corpus / "a" / "x.jsonl"
+    changed.write_text(changed.read_text().replace("word", "WORD"))
+    with pytest.raises(FilesFailedError, match=r"a/x.h5: .*a/x.jsonl changed since .* was made from it"):
+        annotate(annotate_job(output_keys=["*"]))
+    assert (tmp_path / "out" / "annotated_data" / "b" / "y.jsonl").exists()
+    assert not (tmp_path / "out" / "annotated_data" / "a" / "x.jsonl").exists()

@@ -1,0 +1,128 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+
+from flows import embed as embed_module
+from flows.embed import embed
+from flows.report import FilesFailedError
+from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.encoder import Encoder
+from mlfilter_core.errors import ConfigError, EncoderError
+from tests.flows.conftest import WriteJob
+
+
+def test_the_flow_equals_the_direct_computation(
+    embed_job: WriteJob, corpus: Path, tmp_path: Path, tiny_encoder: Encoder
+) -> None:
+    report = embed(embed_job(keys_to_index=["id"]))
+    assert [row.source for row in report.reports] == ["a/x.jsonl", "b/x.jsonl", "b/y.jsonl"]
+    assert report.totals()["documents"] == 21
+    for name in ("a/x", "b/x", "b/y"):
+        records = [json.loads(line) for line in (corpus / f"{name}.jsonl").read_text().splitlines()]
+        with EmbeddingFile(tmp_path / "out" / "embeddings" / f"{name}.h5", "train") as file:
+            assert file.column("document_id", slice(0, None)) == [record["id"] for record in records]
+            assert file.column("index/id", slice(0, None)) == [record["id"] for record in records]
+            expected = tiny_encoder.encode(tiny_encoder.tokenize([record["text"] for record in records]), 64)
+            np.testing.assert_allclose(file.embeddings(slice(0, None)), expected, atol=1e-5)
+
+
+def test_a_file_that_fails_does_not_stop_the_others(
+    embed_job: WriteJob, corpus: Path, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    (corpus / "a" / "broken.jsonl").write_text('{"text": "fine"}\n[1]\n{"text": 3}\n')
+    job = embed_job()
+    with pytest.raises(FilesFailedError, match=r"1 of 4 files failed.*\n.*a/broken.jsonl: 2 of 3 lines are rejected"):
+        embed(job)
+    outputs = tmp_path / "out" / "embeddings"
+    assert sorted(path.name for path in outputs.rglob("*.h5")) == ["x.h5", "x.h5", "y.h5"]
+    states = {run.name: run.state_type for run in client.read_task_runs(limit=10, sort="EXPECTED_START_TIME_DESC")[:4]}
+    assert states["embed a/broken.jsonl"] == "FAILED"
+    assert states["embed b/y.jsonl"] == "COMPLETED"
+
+    (corpus / "a" / "broken.jsonl").write_text('{"text": "mended"}\n')
+    report = embed(job)
+    assert [row.status for row in report.reports] == ["embedded", "skipped", "skipped", "skipped"]
+
+
+def test_a_rerun_over_a_finished_tree_starts_no_worker(embed_job: WriteJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = embed_job()
+    first = embed(job)
+
+    def no_workers(*arguments: Any) -> None:
+        raise AssertionError("workers were started")
+
+    monkeypatch.setattr(embed_module, "local_workers", no_workers)
+    again = embed(job)
+    assert [row.status for row in again.reports] == ["skipped"] * 3
+    assert again.totals()["tokens"] == first.totals()["tokens"] > 0
+
+
+def test_another_request_over_finished_files_is_an_error_unless_overwrite(embed_job: WriteJob) -> None:
+    embed(embed_job())
+    with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)max_length None then, 16 now"):
+        embed(embed_job(max_length=16))
+    report = embed(embed_job(max_length=16, overwrite=True))
+    assert [row.status for row in report.reports] == ["embedded"] * 3
+
+
+def test_an_error_that_every_file_would_meet_stops_the_run(embed_job: WriteJob, tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="max_length is 65, but the model has positions for 64"):
+        embed(embed_job(max_length=65))
+    assert not list((tmp_path / "out").rglob("*.h5"))
+
+
+def test_a_missing_input_folder_is_named(embed_job: WriteJob, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"the folder {tmp_path}/nowhere does not exist"):
+        embed(embed_job(input_dir=str(tmp_path / "nowhere")))
+
+
+def test_slurm_is_refused_with_the_reason(embed_job: WriteJob) -> None:
+    with pytest.raises(ConfigError, match="running_on_slurm: true is checked but not run by this release"):
+        embed(embed_job(), {"running_on_slurm": True, "local_settings": None})
+
+
+def test_shards_deal_every_file_to_one_machine(embed_job: WriteJob, tmp_path: Path) -> None:
+    job = embed_job()
+    for rank, names in ((0, ["a/x.jsonl", "b/y.jsonl"]), (1, ["b/x.jsonl"])):
+        shard = {"tasks": 2, "local_tasks": 1, "local_rank_offset": rank}
+        report = embed(job, {"local_settings": {**shard, "workers": 1}})
+        assert [(row.source, row.status) for row in report.reports] == [(name, "embedded") for name in names]
+
+
+def test_artifacts_and_logs_tell_what_became_of_each_file(
+    embed_job: WriteJob, corpus: Path, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    with (corpus / "b" / "y.jsonl").open("a") as file:
+        file.write("nonsense\n")
+    report = embed(embed_job())
+    artifacts = {artifact.key: artifact.data for artifact in client.read_artifacts(limit=2, sort="CREATED_DESC")}
+    rows = {row["file"]: row for row in json.loads(str(artifacts["embed-files"]))}
+    assert rows["b/y.jsonl"]["lines"] == 10
+    assert rows["b/y.jsonl"]["rejected"] == 1
+    assert rows["b/y.jsonl"]["output"] == str(tmp_path / "out" / "embeddings" / "b" / "y.h5")
+    assert "| rejected | 1 |" in str(artifacts["embed-summary"])
+    on_disk = [json.loads(line) for line in (report.logs / "files.jsonl").read_text().splitlines()]
+    assert on_disk == list(rows.values())
+    logged = "".join(path.read_text() for path in report.logs.glob("worker-*.log"))
+    assert "b/y.jsonl: 9 documents, 1 rejected" in logged
+    assert not (report.logs / "dask").exists()
+
+
+def test_the_core_s_log_lines_reach_the_prefect_ui(embed_job: WriteJob, client: SyncPrefectClient) -> None:
+    embed(embed_job())
+    messages = [log.message for log in client.read_logs(limit=200, sort="TIMESTAMP_DESC")]
+    assert any(message.startswith("b/y.jsonl: 9 documents") for message in messages)
+
+
+def test_the_same_file_names_in_two_folders_stay_apart(embed_job: WriteJob, corpus: Path, tmp_path: Path) -> None:
+    embed(embed_job())
+    sizes = {name: EmbeddingFile(tmp_path / "out" / "embeddings" / name / "x.h5", "train").n_rows for name in "ab"}
+    assert sizes == {"a": 5, "b": 7}
+    shutil.copy(corpus / "a" / "x.jsonl", corpus / "a" / "x.jsonl.gz")
+    with pytest.raises(ConfigError, match=r"a/x.jsonl and a/x.jsonl.gz .* would both be written to a/x"):
+        embed(embed_job())

@@ -1,0 +1,125 @@
+"""Real workers, really killed."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect import task
+from prefect.client.orchestration import SyncPrefectClient
+from prefect_dask import DaskTaskRunner
+
+from flows.cluster import local_workers, n_cores
+from flows.failures import can_heal, expected_errors_as_states
+from flows.fan_out import Outcome, fan_out
+from mlfilter_core.config import LocalSettings
+from mlfilter_core.errors import SourceError
+
+
+def note(folder: Path, item: str) -> int:
+    """Notes one execution of an item; returns how many there were."""
+    (folder / f"{item}.{os.getpid()}.{len(list(folder.iterdir()))}").touch()
+    return len(list(folder.glob(f"{item}.*")))
+
+
+def executions(folder: Path) -> dict[str, int]:
+    names = [path.name.partition(".")[0] for path in folder.iterdir()]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskTaskRunner]:
+    with local_workers(LocalSettings(workers=2), 1, 100, tmp_path_factory.mktemp("dask")) as runner:
+        yield runner
+
+
+def outcomes(runner: DaskTaskRunner, a_task: Any, items: list[str], folder: Path) -> dict[str, Outcome[str, str]]:
+    folder.mkdir()
+    return {outcome.item: outcome for outcome in fan_out(runner, a_task, items, {"folder": folder}, 2)}
+
+
+def test_every_item_runs_once_and_gives_its_result(workers: DaskTaskRunner, tmp_path: Path) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        note(folder, item)
+        return item.upper()
+
+    items = [f"item{i}" for i in range(12)]
+    done = outcomes(workers, work, items, tmp_path / "runs")
+    assert {name: outcome.result for name, outcome in done.items()} == {item: item.upper() for item in items}
+    assert executions(tmp_path / "runs") == dict.fromkeys(sorted(items), 1)
+
+
+def test_an_item_whose_worker_dies_runs_again_and_finished_ones_do_not(workers: DaskTaskRunner, tmp_path: Path) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        if note(folder, item) == 1 and item == "fatal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    items = ["one", "two", "three", "four", "fatal", "five"]
+    done = outcomes(workers, work, items, tmp_path / "runs")
+    assert {name: outcome.result for name, outcome in done.items()} == {item: item for item in items}
+    runs = executions(tmp_path / "runs")
+    assert runs["fatal"] == 2
+    assert [runs[name] for name in ("one", "two", "three")] == [1, 1, 1]
+
+
+def test_items_that_kill_every_worker_are_marked_crashed_and_the_others_go_on(
+    workers: DaskTaskRunner, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        if item.startswith("poison"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    # Their workers die for longer than Dask's lost-worker-timeout, after which it would restart none.
+    poison = [f"poison{i}" for i in range(5)]
+    done = outcomes(workers, work, ["one", *poison, "two"], tmp_path / "runs")
+    assert done["one"].result == "one"
+    assert done["two"].result == "two"
+    for item in poison:
+        assert "its worker died or was lost, several times (KilledWorker" in str(done[item].error)
+    states = [run.state_type for run in client.read_task_runs(limit=7, sort="EXPECTED_START_TIME_DESC")]
+    assert states.count("CRASHED") >= 1
+    assert "RUNNING" not in states
+
+
+def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(
+    workers: DaskTaskRunner, tmp_path: Path
+) -> None:
+    @task(retries=2, retry_delay_seconds=0, retry_condition_fn=can_heal)
+    @expected_errors_as_states
+    def work(item: str, folder: Path) -> str:
+        attempt = note(folder, item)
+        if item == "passing" and attempt < 3:
+            raise OSError(5, "Input/output error")
+        if item == "lasting":
+            raise PermissionError(13, "Permission denied")
+        if item == "bad":
+            raise SourceError("bad.jsonl:3: mend it")
+        return item
+
+    done = outcomes(workers, work, ["passing", "lasting", "bad"], tmp_path / "runs")
+    assert done["passing"].result == "passing"
+    assert isinstance(done["lasting"].error, PermissionError)
+    assert isinstance(done["bad"].error, SourceError)
+    assert str(done["bad"].error) == "bad.jsonl:3: mend it"
+    assert executions(tmp_path / "runs") == {"bad": 1, "lasting": 1, "passing": 3}
+
+
+def test_workers_share_the_cores_and_start_no_prefect_server(workers: DaskTaskRunner, tmp_path: Path) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        import torch
+
+        return str(torch.get_num_threads())
+
+    done = outcomes(workers, work, ["a", "b"], tmp_path / "runs")
+    assert {outcome.result for outcome in done.values()} == {str(max(1, n_cores() // 2))}
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert len([command for command in commands if "prefect.server.api.server:create_app" in command]) == 1

@@ -1,0 +1,248 @@
+import hashlib
+import itertools
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mlfilter_core.errors import HeadError
+from mlfilter_core.heads import Head, check_heads_fit, load_head, score
+
+DIM = 6
+EMBEDDINGS = np.random.default_rng(0).standard_normal((5, DIM), np.float32)
+Tensors = dict[Any, Any]
+
+
+def mlp(*widths: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for n_in, n_out in itertools.pairwise(widths):
+            layers += [nn.Linear(n_in, n_out), activation()]
+        return nn.Sequential(*layers[:-1])
+
+
+def forward(module: nn.Module) -> np.ndarray[Any, Any]:
+    with torch.inference_mode():
+        return module(torch.from_numpy(EMBEDDINGS)).numpy()
+
+
+def save_safetensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> Path:
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata)
+    return path
+
+
+def save_pt(content: Any, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("save", [save_pt, save_safetensors])
+@pytest.mark.parametrize("widths", [(DIM, 1), (DIM, 4, 1), (DIM, 5, 4, 3)], ids=str)
+def test_a_head_scores_as_its_torch_module_does(
+    tmp_path: Path, save: Callable[[Any, Path], Path], widths: tuple[int, ...]
+) -> None:
+    module = mlp(*widths)
+    path = save(module.state_dict(), tmp_path / ("x.pt" if save is save_pt else "x.safetensors"))
+    head = load_head("quality", path)
+    assert (head.name, head.dim, head.n_targets, head.activation) == ("quality", DIM, widths[-1], "relu")
+    assert head.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    scores = score([head], EMBEDDINGS)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, forward(module), atol=1e-6)
+
+
+def test_layers_follow_one_another_in_the_natural_order_of_their_names(tmp_path: Path) -> None:
+    module = mlp(DIM, 5, 4, 1)
+    names = {"0": "mlp.0", "2": "mlp.2", "4": "mlp.10"}
+    state = {f"{names[key[0]]}{key[1:]}": tensor for key, tensor in module.state_dict().items()}
+    head = load_head("x", save_pt(dict(reversed(state.items())), tmp_path / "x.pt"))
+    np.testing.assert_allclose(score([head], EMBEDDINGS), forward(module), atol=1e-6)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict"])
+def test_a_training_checkpoint_is_unwrapped(tmp_path: Path, wrapper: str) -> None:
+    module = mlp(DIM, 1)
+    path = save_pt({"epoch": 3, wrapper: module.state_dict(), "optimizer": {"lr": 0.1}}, tmp_path / "x.ckpt")
+    np.testing.assert_allclose(score([load_head("x", path)], EMBEDDINGS), forward(module), atol=1e-6)
+
+
+def test_a_folder_holds_its_weights_in_safetensors(tmp_path: Path) -> None:
+    save_safetensors(mlp(DIM, 1).state_dict(), tmp_path / "model.safetensors")
+    assert load_head("x", tmp_path).dim == DIM
+
+
+@pytest.mark.parametrize(("name", "module"), [("relu", nn.ReLU), ("gelu", nn.GELU), ("tanh", nn.Tanh)])
+def test_the_metadata_may_name_the_activation(tmp_path: Path, name: str, module: Callable[[], nn.Module]) -> None:
+    expected = mlp(DIM, 4, 1, activation=module)
+    path = save_safetensors(expected.state_dict(), tmp_path / "x.safetensors", {"activation": name})
+    np.testing.assert_allclose(score([load_head("x", path)], EMBEDDINGS), forward(expected), atol=1e-6)
+
+
+def test_an_unknown_activation_is_refused(tmp_path: Path) -> None:
+    path = save_safetensors(mlp(DIM, 4, 1).state_dict(), tmp_path / "x.safetensors", {"activation": "swish"})
+    with pytest.raises(
+        HeadError, match=r"head x: .*x\.safetensors: unknown activation 'swish'; known: relu, gelu, tanh"
+    ):
+        load_head("x", path)
+
+
+def test_a_missing_bias_is_zero(tmp_path: Path) -> None:
+    weight = torch.arange(DIM, dtype=torch.float32).reshape(1, DIM)
+    head = load_head("x", save_pt({"weight": weight}, tmp_path / "x.pt"))
+    np.testing.assert_allclose(score([head], EMBEDDINGS), EMBEDDINGS @ weight.numpy().T, atol=1e-6)
+
+
+def test_weights_of_half_precision_are_read_as_float32(tmp_path: Path) -> None:
+    module = mlp(DIM, 1).to(torch.bfloat16)
+    head = load_head("x", save_safetensors(module.state_dict(), tmp_path / "x.safetensors"))
+    np.testing.assert_allclose(score([head], EMBEDDINGS), forward(module.float()), atol=1e-6)
+
+
+def test_several_heads_score_side_by_side(tmp_path: Path) -> None:
+    modules = [mlp(DIM, 1), mlp(DIM, 4, 3)]
+    heads = [load_head(f"h{i}", save_pt(m.state_dict(), tmp_path / f"{i}.pt")) for i, m in enumerate(modules)]
+    np.testing.assert_allclose(score(heads, EMBEDDINGS), np.hstack([forward(m) for m in modules]), atol=1e-6)
+    columns = [column for head in heads for column in head.columns("score_")]
+    assert columns == ["score_h0", "score_h1_0", "score_h1_1", "score_h1_2"]
+
+
+def test_no_embeddings_give_no_scores(tmp_path: Path) -> None:
+    head = load_head("x", save_pt(mlp(DIM, 3).state_dict(), tmp_path / "x.pt"))
+    assert score([head], EMBEDDINGS[:0]).shape == (0, 3)
+
+
+def test_a_head_in_another_precision_gives_nearly_the_same_scores(tmp_path: Path) -> None:
+    head = load_head("x", save_pt(mlp(DIM, 4, 1).state_dict(), tmp_path / "x.pt"))
+    low = head.to(torch.device("cpu"), torch.bfloat16)
+    assert low.weights[0].dtype == torch.bfloat16
+    assert score([low], EMBEDDINGS).dtype == np.float32
+    assert not np.array_equal(score([low], EMBEDDINGS), score([head], EMBEDDINGS))
+    np.testing.assert_allclose(score([low], EMBEDDINGS), score([head], EMBEDDINGS), atol=0.05)
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("write", [lambda content, path: path.write_bytes(pickle.dumps(content)), save_pt])
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, write: Callable[[Any, Path], Any]) -> None:
+    evil = {"weight": torch.ones(1, DIM), "payload": Touch(tmp_path / "executed")}
+    write(evil, tmp_path / "x.pt")
+    with pytest.raises(
+        HeadError, match=r"x\.pt does not load as plain tensors \(.+\); nothing in it was executed\. Save it"
+    ):
+        load_head("x", tmp_path / "x.pt")
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(pickle.dumps(evil))
+    assert (tmp_path / "executed").exists(), "the payload is harmless, so that this test proves nothing"
+
+
+def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        HeadError, match=r"x\.pt does not load as plain tensors .*torch\.save\(head\.state_dict\(\), path\)"
+    ):
+        load_head("x", save_pt(mlp(DIM, 1), tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken", b"\x80\x02."], ids=repr)
+def test_a_corrupted_file_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(HeadError, match=rf"head x: .*x\{suffix} does not load as plain tensors \(.+\)"):
+        load_head("x", path)
+
+
+@pytest.mark.parametrize("save", [save_pt, save_safetensors])
+def test_a_file_cut_short_is_refused(tmp_path: Path, save: Callable[[Any, Path], Path]) -> None:
+    path = save(mlp(DIM, 400, 1).state_dict(), tmp_path / ("x.pt" if save is save_pt else "x.safetensors"))
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(HeadError, match="does not load as plain tensors"):
+        load_head("x", path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HeadError, match=r"head x: the checkpoint .*/x\.pt does not exist; mend the path"):
+        load_head("x", tmp_path / "x.pt")
+    with pytest.raises(HeadError, match=r"head x: the checkpoint .*model\.safetensors does not exist; mend the path"):
+        load_head("x", tmp_path)
+
+
+MATRIX, ROW = torch.ones(1, DIM), torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weight": torch.ones(DIM)}, "weight is not a matrix; only linear layers are supported"),
+        ({"weight": torch.ones(1, DIM, 3)}, "weight is not a matrix; only linear layers"),
+        ({"weight": torch.ones(1, DIM, dtype=torch.int64)}, "weight is not a matrix; only linear layers"),
+        ({"weight": [[1.0] * DIM]}, "weight is not a matrix; only linear layers"),
+        ({"weight": MATRIX, "bias": torch.ones(2)}, r"the bias of weight has shape \(2,\), not \(1,\)"),
+        ({"weight": MATRIX, "bias": 0.5}, r"the bias of weight is a float, not a tensor"),
+        (
+            {"0.weight": torch.ones(4, DIM), "0.bias": torch.ones(4), "2.weight": torch.ones(1, 5)},
+            r"2\.weight takes 5 values, but the layer before it gives 4",
+        ),
+        ({"weight": MATRIX, "norm.running_mean": ROW}, r"not a chain of linear layers; it holds norm\.running_mean"),
+        ({"weight": MATRIX, "epoch": 3}, "not a chain of linear layers; it holds epoch"),
+        ({"bias": ROW}, "not a chain of linear layers; it holds bias"),
+        ({0: MATRIX}, "not a chain of linear layers; it holds 0"),
+        ({}, "not a chain of linear layers; it holds nothing"),
+        ({"weight": torch.full((1, DIM), torch.nan)}, "a weight is NaN or infinite; the head's training diverged"),
+        ({"weight": MATRIX, "bias": ROW * torch.inf}, "a weight is NaN or infinite"),
+        (MATRIX, r"does not load as plain tensors \(it holds a Tensor, not a state dict\)"),
+        ([MATRIX], r"does not load as plain tensors \(it holds a list, not a state dict\)"),
+    ],
+)
+def test_what_is_no_chain_of_linear_layers_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(HeadError, match=rf"head x: .*x\.pt:? {message}"):
+        load_head("x", save_pt(content, tmp_path / "x.pt"))
+
+
+def test_an_ordered_state_dict_is_a_state_dict(tmp_path: Path) -> None:
+    assert load_head("x", save_pt(OrderedDict(weight=MATRIX, bias=ROW), tmp_path / "x.pt")).n_targets == 1
+
+
+def make_head(name: str, dim: int = DIM, n_targets: int = 1, encoder: str | None = None) -> Head:
+    return Head(name, "", (torch.ones(n_targets, dim),), (torch.zeros(n_targets),), "relu", encoder)
+
+
+def test_a_head_of_another_width_does_not_fit() -> None:
+    message = r"head b takes embeddings of width 7, but those of x\.h5 are 6 wide; use the head that was trained on"
+    with pytest.raises(HeadError, match=message):
+        check_heads_fit([make_head("a"), make_head("b", 7)], DIM, None, "x.h5")
+
+
+def test_a_head_of_another_encoder_does_not_fit(tmp_path: Path) -> None:
+    metadata = {"encoder_weights_sha256": "a" * 64}
+    head = load_head("x", save_safetensors(mlp(DIM, 1).state_dict(), tmp_path / "x.safetensors", metadata))
+    message = r"head x was trained on the encoder with weights aaaaaaaaaaaa, but x\.h5 was made with bbbbbbbbbbbb; use"
+    with pytest.raises(HeadError, match=message):
+        check_heads_fit([head], DIM, "b" * 64, "x.h5")
+    check_heads_fit([head], DIM, "a" * 64, "x.h5")
+
+
+@pytest.mark.parametrize(("trained_on", "made_with"), [(None, "b"), ("a", None), (None, None)])
+def test_an_encoder_that_is_not_known_is_not_compared(trained_on: str | None, made_with: str | None) -> None:
+    check_heads_fit([make_head("x", encoder=trained_on)], DIM, made_with, "x.h5")
+
+
+def test_two_scores_of_one_name_are_refused() -> None:
+    """A head `a` of two targets and a head `a_0` would both write `score_a_0`."""
+    with pytest.raises(HeadError, match="two scores are both named a_0; rename one of the heads a, a_0"):
+        check_heads_fit([make_head("a", n_targets=2), make_head("a_0")], DIM, None, "x.h5")
