@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -22,14 +22,26 @@ if TYPE_CHECKING:
 N_SHOWN_DOCUMENTS = 3
 N_SHOWN_CHARACTERS = 60
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
+STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+app = typer.Typer(no_args_is_help=True, help="Embed large JSONL corpora, and score the embeddings.", **STYLE)
 
 ConfigPath = Annotated[
-    Path, typer.Option("--config_file_path", "--config-file-path", "--config", help="YAML job file; see deployments/.")
+    Path,
+    typer.Option(
+        "--config",
+        "--config_file_path",
+        "--config-file-path",
+        metavar="FILE",
+        help="YAML job file. deployments/ holds examples, README.md lists the fields.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Replace one value of the job file, as in --set params.batch_size=128; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Replace one value of the job file, as in --set params.batch_size=128; repeatable.",
+    ),
 ]
 
 
@@ -47,17 +59,21 @@ def annotation_command(config: ConfigPath, set_: Overrides = None) -> None:
 
 @app.command("run_pipelines")
 def pipelines_command(
-    embed_config: Annotated[Path, typer.Option("--embed-config", help="YAML job file of the embedding pipeline.")],
+    embed_config: Annotated[
+        Path, typer.Option("--embed-config", metavar="FILE", help="YAML job file of the embedding pipeline.")
+    ],
     annotate_config: Annotated[
-        Path, typer.Option("--annotate-config", help="YAML job file of the annotation pipeline.")
+        Path, typer.Option("--annotate-config", metavar="FILE", help="YAML job file of the annotation pipeline.")
     ],
     set_embed: Annotated[
         list[str] | None,
-        typer.Option("--set-embed", help="Replace one value of the embedding job; repeatable."),
+        typer.Option("--set-embed", metavar="FIELD=VALUE", help="Replace one value of the embedding job; repeatable."),
     ] = None,
     set_annotate: Annotated[
         list[str] | None,
-        typer.Option("--set-annotate", help="Replace one value of the annotation job; repeatable."),
+        typer.Option(
+            "--set-annotate", metavar="FIELD=VALUE", help="Replace one value of the annotation job; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Embed a corpus, then score it."""
@@ -90,17 +106,23 @@ def main() -> None:
 
 def embed_script() -> None:
     """Entry point of `python flows/embed.py`."""
-    typer.run(embedding_command)
+    _script(embedding_command)
 
 
 def annotate_script() -> None:
     """Entry point of `python flows/annotate.py`."""
-    typer.run(annotation_command)
+    _script(annotation_command)
 
 
 def pipeline_script() -> None:
     """Entry point of `python flows/pipeline.py`."""
-    typer.run(pipelines_command)
+    _script(pipelines_command)
+
+
+def _script(command: Callable[..., None]) -> None:
+    script = typer.Typer(**STYLE)
+    script.command()(command)
+    script()
 
 
 def _run(run: Callable[[], list["RunReport"]]) -> None:

@@ -57,6 +57,9 @@ def local_workers(
         {
             **{f"distributed.nanny.pre-spawn-environ.{name}": n_threads for name in THREAD_VARIABLES},
             **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in QUIET.items()},
+            # Else both would leave folders in the system's folder for temporary files.
+            "distributed.nanny.pre-spawn-environ.TORCHINDUCTOR_CACHE_DIR": str(folder.absolute() / "torchinductor"),
+            "temporary-directory": str(folder.absolute()),
             # One task in a worker, none waiting beside it to be killed along with it.
             "distributed.scheduler.worker-saturation": 1.0,
             # A nanny restarts its worker for as long as the run lasts. Dask's 15 s would end the nanny for

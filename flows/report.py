@@ -102,12 +102,12 @@ def print_report(report: RunReport) -> None:
         table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for row in rows[:MAX_PRINTED_ROWS]:
         table.add_row(*(_cell(row.get(name, "")) for name in columns))
-    if len(rows) > MAX_PRINTED_ROWS:
-        table.add_row(f"... {len(rows) - MAX_PRINTED_ROWS} more in files.jsonl")
     table.add_section()
     totals = {"file": "total", **report.totals()}
     table.add_row(*(_cell(totals.get(name, "")) for name in columns))
     console.print(table)
+    if len(rows) > MAX_PRINTED_ROWS:
+        console.print(f"... and {len(rows) - MAX_PRINTED_ROWS} more files, in files.jsonl beside the logs")
     console.print(f"results: {report.output_dir}\nlogs:    {report.logs}", highlight=False, soft_wrap=True)
 
 

@@ -47,7 +47,8 @@ class EmbeddingPipelineParameters(_Written):
     )
     save_labels: bool = Field(False, description="Store labels beside the embeddings.")
     label_key: str | tuple[str, ...] | None = Field(
-        None, description="Key or keys of the labels, such as scores.score. Unset: label, else score."
+        None,
+        description="Key or keys of the labels, such as scores.score. Unset: label, else score, else scores.score.",
     )
     output_dir: Path = Field(description="Folder for everything that the run writes.")
     embedding_dir: str = Field("embeddings", min_length=1, description="Folder of the HDF5 files in output_dir.")

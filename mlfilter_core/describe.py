@@ -13,7 +13,6 @@ def describe(path: Path, group: str) -> str:
     Raises:
         EmbeddingFileError: It is not a file of embeddings, or an embedding in it is not sound.
     """
-
     with EmbeddingFile(path, group) as file:
         file.check_content()
         lines = [
@@ -31,7 +30,7 @@ def describe(path: Path, group: str) -> str:
                 ("encoder", {**made.request, **made.encoder}),  # None in the request is what the model then chose
                 ("versions", made.versions),
             ):
-                lines += [title, *(f"  {name:<20}{value}" for name, value in facts.items())]
+                lines += [title, *(f"  {name:<23}{value}" for name, value in facts.items())]
         if file.find(DOCUMENT_ID):
             first = file.column(DOCUMENT_ID, slice(0, N_SHOWN_IDS))
             lines.append(f"first ids   {', '.join(map(str, first))}")

@@ -14,7 +14,7 @@ import orjson
 from mlfilter_core.lines import Line
 
 DEFAULT_ID_KEYS = ("document_id", "doc_id", "id", "uuid")
-DEFAULT_LABEL_KEYS = ("label", "score")
+DEFAULT_LABEL_KEYS = ("label", "score", "scores.score")
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -202,12 +202,22 @@ def _stored_string(value: Any, key: str) -> str:
 
 def _labels(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float, ...]:
     if schema.label_keys is None:
-        present = [key for key in DEFAULT_LABEL_KEYS if key in record][:1]
-        if not present:
+        present = next((key for key in DEFAULT_LABEL_KEYS if _has(record, key)), None)
+        if present is None:
             looked_for = " or ".join(f'"{key}"' for key in DEFAULT_LABEL_KEYS)
-            raise BadRecordError("missing_label", f"no {looked_for}; set params.label_key")
-        return (_label(record, present[0], schema.label_dtype),)
+            raise BadRecordError(
+                "missing_label", f"no {looked_for}; set params.label_key, or params.save_labels: false"
+            )
+        return (_label(record, present, schema.label_dtype),)
     return tuple(_label(record, key, schema.label_dtype) for key in schema.label_keys)
+
+
+def _has(record: Mapping[str, Any], key: str) -> bool:
+    try:
+        find_value(record, key)
+    except KeyError:
+        return False
+    return True
 
 
 def _label(record: Mapping[str, Any], key: str, dtype: str) -> float:

@@ -20,6 +20,7 @@ from mlfilter_core.batching import plan_batches
 from mlfilter_core.devices import pick_device
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
+from mlfilter_core.linear import use_fast_linear_layers
 from mlfilter_core.model_files import ModelFiles
 
 # Our names, which are those of the job files, and sentence-transformers' names.
@@ -191,6 +192,7 @@ def load_encoder(files: ModelFiles, settings: EncoderSettings, device: str = "au
     if settings.pooling is not None:
         _set_pooling(model, settings.pooling)
     first.to(getattr(torch, settings.model_dtype))
+    use_fast_linear_layers(model)
     model.eval()
     encoder = Encoder(model, settings, chosen)
     _log.info(

@@ -16,9 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mlfilter_core.errors import HeadError
+from mlfilter_core.linear import linear
 from mlfilter_core.lines import file_sha256
 
-ACTIVATIONS = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh}
+# In place where PyTorch can: their input is the output of the layer before, which nobody else holds.
+ACTIVATIONS = {"relu": torch.relu_, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh_}
 # Keys under which training code wraps the weights.
 WRAPPERS = ("state_dict", "model_state_dict")
 
@@ -150,7 +152,7 @@ def check_heads_fit(heads: list[Head], dim: int, encoder_weights_sha256: str | N
 def _apply(head: Head, hidden: torch.Tensor) -> torch.Tensor:
     last = len(head.weights) - 1
     for i, (weight, bias) in enumerate(zip(head.weights, head.biases, strict=True)):
-        hidden = torch.nn.functional.linear(hidden, weight, bias)
+        hidden = linear(hidden, weight, bias)
         if i < last:
             hidden = ACTIVATIONS[head.activation](hidden)
     return hidden

@@ -15,7 +15,6 @@ from mlfilter_core.lines import file_sha256
 PACKAGE_SCHEME = "package:"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",
                    "sentencepiece.bpe.model")  # fmt: skip
-WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py")  # code decides as well, with trust_remote_code
 # Weights of other frameworks: in many repositories, read by none of our code.
 UNUSED_PATTERNS = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "coreml/*"]
@@ -105,7 +104,7 @@ def _download(model: str, revision: str | None) -> tuple[Path, str]:
 def _fingerprint(model: str, folder: Path, revision: str | None) -> ModelFiles:
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise EncoderError(f"embedding_model: {folder} holds no config.json; it is not a model folder")
-    weights = sorted({path for pattern in WEIGHT_PATTERNS for path in folder.rglob(pattern)})
+    weights = _loaded_weights(folder)
     if not weights:
         raise EncoderError(f"embedding_model: {folder} holds no weights (*.safetensors, *.bin)")
     texts = sorted({path for pattern in CONFIG_PATTERNS for path in folder.rglob(pattern)})
@@ -123,6 +122,13 @@ def _fingerprint(model: str, folder: Path, revision: str | None) -> ModelFiles:
         tokenizer_sha256=_digest(folder, tokenizer),
         config_sha256=_digest(folder, [path for path in texts if path not in tokenizer]),
     )
+
+
+def _loaded_weights(folder: Path) -> list[Path]:
+    """Returns the weight files that are read: in each folder the safetensors where there are some, else the .bin."""
+    safetensors = sorted(folder.rglob("*.safetensors"))
+    served = {path.parent for path in safetensors}
+    return sorted([*safetensors, *(path for path in folder.rglob("*.bin") if path.parent not in served)])
 
 
 def _digest(folder: Path, paths: list[Path]) -> str:

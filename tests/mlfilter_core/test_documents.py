@@ -173,13 +173,15 @@ def test_a_missing_index_key_is_rejected() -> None:
     assert rejection({"text": "a"}, DocumentSchema(("text",), index_keys=("url",))).reason == "missing_key"
 
 
-def test_the_default_label_is_label_else_score() -> None:
+def test_the_default_label_is_label_else_score_else_scores_score() -> None:
     schema = DocumentSchema(("text",), label_keys=None)
     assert schema.n_labels == 1
     assert document({"text": "a", "label": 1, "score": 2}, schema).labels == (1,)
     assert document({"text": "a", "score": 2}, schema).labels == (2,)
+    assert document({"text": "a", "scores": {"score": 3}}, schema).labels == (3,)
     rejected = rejection({"text": "a"}, schema)
-    assert (rejected.reason, rejected.detail) == ("missing_label", 'no "label" or "score"; set params.label_key')
+    assert rejected.reason == "missing_label"
+    assert rejected.detail.startswith('no "label" or "score" or "scores.score"; set params.label_key, or')
 
 
 def test_several_labels_keep_the_order_of_their_keys() -> None:

@@ -97,6 +97,17 @@ def test_pooling_and_code_of_the_model_are_in_the_fingerprint(tiny_model: Path, 
     assert resolve_model(str(model_copy)).config_sha256 != resolve_model(str(tiny_model)).config_sha256
 
 
+def test_weights_of_another_format_that_are_not_read_are_not_in_the_fingerprint(
+    tiny_model: Path, model_copy: Path
+) -> None:
+    """Hub repositories often hold both formats: a head fits the model wherever its files came from."""
+    (model_copy / "pytorch_model.bin").write_bytes(b"not read beside model.safetensors")
+    assert digests(resolve_model(str(model_copy))) == digests(resolve_model(str(tiny_model)))
+    (model_copy / "2_Dense").mkdir()
+    (model_copy / "2_Dense" / "pytorch_model.bin").write_bytes(b"read")
+    assert resolve_model(str(model_copy)).weights_sha256 != resolve_model(str(tiny_model)).weights_sha256
+
+
 @pytest.fixture
 def hub_cache(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hugging Face cache, laid out as the hub client does, that holds the tiny model as org/tiny."""

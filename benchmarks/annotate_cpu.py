@@ -1,0 +1,132 @@
+"""Annotating on the CPU, side by side with the bare matrix products and with the predecessor's loop.
+
+20,000 rows of 768 float32, two heads 768-1000-1, from HDF5 to JSONL with ids and scores. Then the growth
+of peak memory with a 20 times larger file.
+
+    python benchmarks/annotate_cpu.py --json benchmarks/results/annotate_cpu.json
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from measure import alternate, parser, peak_memory_bytes, print_peak_memory, publish
+
+from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.documents import Document
+from mlfilter_core.embed_file import WINDOW_DOCUMENTS
+from mlfilter_core.embedding_store import EmbeddingWriter, Provenance, library_versions
+from mlfilter_core.heads import Head, load_head, score
+
+DIM, HIDDEN, N_ROWS, BATCH_SIZE = 768, 1000, 20_000, 4096
+GROWTH = 20
+
+
+def main() -> None:
+    """Runs the benchmark; as a child process, annotates one file and prints its peak memory."""
+    options = parser(__doc__)
+    options.add_argument("--no-memory", action="store_true", help="leave out the growth of peak memory")
+    options.add_argument("--annotate-only", type=Path, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.annotate_only:
+        annotate(arguments.annotate_only, write_heads(arguments.annotate_only.parent))
+        print_peak_memory()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        figures = speed(Path(folder), arguments.rounds)
+        if not arguments.no_memory:
+            figures["annotate_peak_growth"] = peak_growth(Path(folder))
+    publish(figures, {"threads": str(arguments.threads)}, arguments.json)
+
+
+def speed(folder: Path, rounds: int) -> dict[str, float]:
+    """Returns the rows/s of each way, and their ratios."""
+    heads = write_heads(folder)
+    path = write_embeddings(folder / "speed.h5", N_ROWS)
+    with h5py.File(path) as file:
+        rows = file["train/embeddings"][:]
+
+    def products() -> None:
+        for start in range(0, N_ROWS, BATCH_SIZE):
+            score(heads, rows[start : start + BATCH_SIZE])
+
+    seconds = alternate(
+        rounds,
+        {
+            "annotate_file": lambda: annotate(path, heads),
+            "matmul": products,
+            "predecessor": lambda: predecessor(path, heads),
+        },
+    )
+    rates = {name: N_ROWS / value for name, value in seconds.items()}
+    return {
+        "annotate_rows_per_s": rates["annotate_file"],
+        "annotate_share_of_matmul": rates["annotate_file"] / rates["matmul"],
+        "annotate_vs_predecessor": rates["annotate_file"] / rates["predecessor"],
+        "matmul_rows_per_s": rates["matmul"],
+        "predecessor_rows_per_s": rates["predecessor"],
+    }
+
+
+def predecessor(path: Path, heads: list[Head]) -> None:
+    """The loop that this project replaces: a Python list and a tensor for each row, a dict for each score."""
+    with h5py.File(path) as file, open(path.with_suffix(".predecessor"), "w") as sink:
+        rows = file["train/embeddings"][:]
+        ids = file["train/document_id"][:]
+        documents = [{"document_id": ids[i].decode(), "embedding": rows[i].tolist()} for i in range(len(rows))]
+        for start in range(0, len(documents), 1000):
+            batch = documents[start : start + 1000]
+            embeddings = torch.stack([torch.tensor(document["embedding"]) for document in batch])
+            scores = {head.name: torch.from_numpy(score([head], embeddings.numpy())[:, 0]) for head in heads}
+            for i, document in enumerate(batch):
+                record = {"document_id": document["document_id"]}
+                record.update({f"score_{name}": values[i].item() for name, values in scores.items()})
+                sink.write(json.dumps(record) + "\n")
+
+
+def peak_growth(folder: Path) -> float:
+    """Returns by how much the peak memory grows when the file is 20 times larger: 0.05 for five per cent."""
+    small = peak_memory_bytes("--annotate-only", str(write_embeddings(folder / "small.h5", N_ROWS)))
+    large = peak_memory_bytes("--annotate-only", str(write_embeddings(folder / "large.h5", N_ROWS * GROWTH)))
+    return large / small - 1
+
+
+def annotate(path: Path, heads: list[Head]) -> None:
+    """Annotates one file as the flow does."""
+    request = AnnotateRequest(path.parent / "out", {head.name: head.sha256 for head in heads}, batch_size=BATCH_SIZE)
+    annotate_file(CorpusFile(path.name, path.stem, path.parent), request, heads)
+
+
+def write_heads(folder: Path) -> list[Head]:
+    """Writes and loads two heads with random weights, which cost as much as trained ones."""
+    torch.manual_seed(0)
+    for name in ("one", "two"):
+        head = torch.nn.Sequential(torch.nn.Linear(DIM, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1))
+        torch.save(head.state_dict(), folder / f"{name}.pt")
+    return [load_head(name, folder / f"{name}.pt") for name in ("one", "two")]
+
+
+def write_embeddings(path: Path, n_rows: int) -> Path:
+    """Writes a file of embeddings as the embedding pipeline does."""
+    generator = np.random.default_rng(0)
+    shape = {"dim": DIM, "embedding_dtype": "float32", "n_labels": 0, "label_dtype": "float32", "index_keys": ()}
+    with EmbeddingWriter(path, "train", slice_rows=WINDOW_DOCUMENTS, **shape) as writer:  # type: ignore[arg-type]
+        for start in range(0, n_rows, WINDOW_DOCUMENTS):
+            numbers = range(start, min(start + WINDOW_DOCUMENTS, n_rows))
+            documents = [Document(i + 1, i, f"document-{i:09d}", "", (), ()) for i in numbers]
+            n_tokens = np.ones(len(numbers), np.int32)
+            writer.append(documents, generator.standard_normal((len(numbers), DIM), np.float32), n_tokens)
+        source = {"path": path.name, "folder": str(path.parent), "bytes": 0, "mtime_ns": 0, "sha256": ""}
+        encoder = {"is_normalized": False}
+        writer.finish(Provenance(source, {"weights_sha256": ""}, encoder, {"documents": n_rows}, library_versions()))
+    return path
+
+
+if __name__ == "__main__":
+    main()

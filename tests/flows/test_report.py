@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from flows.report import MAX_PRINTED_ROWS, FilesFailedError, RunReport, print_report
+from mlfilter_core.embed_file import EmbedReport
+
+
+def report(n_files: int, failures: dict[str, str] | None = None) -> RunReport:
+    files = [
+        EmbedReport(f"{i}.jsonl", f"out/{i}.h5", "embedded", 1003, 1000, 2, 1, 5, 0, 123_456, {"not_json": 2}, 2.0)
+        for i in range(n_files)
+    ]
+    return RunReport("embed", Path("out"), Path("logs"), 10.0, files, failures or {})
+
+
+def test_totals_are_the_sums_over_the_finished_files() -> None:
+    totals = report(3, {"bad.jsonl": "reason"}).totals()
+    assert totals == {
+        "files": 3,
+        "failed": 1,
+        "skipped": 0,
+        "lines": 3009,
+        "documents": 3000,
+        "rejected": 6,
+        "truncated": 15,
+        "tokens": 370_368,
+        "seconds": 10.0,
+    }
+
+
+def test_the_printed_table_has_a_row_for_each_file_and_their_sum(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(2, {"bad.jsonl": "reason"}))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert ["bad.jsonl", "failed"] in lines
+    assert ["1.jsonl", "embedded", "1,003", "1,000", "2", "5", "123,456", "2.0", "500.0"] in lines
+    assert ["total", "2,006", "2,000", "4", "10", "246,912", "10.0"] in lines
+    assert ["results:", "out"] in lines
+
+
+def test_a_long_table_is_cut_and_says_where_the_rest_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(MAX_PRINTED_ROWS + 7))
+    assert "... and 7 more files, in files.jsonl" in capsys.readouterr().out
+
+
+def test_the_error_tells_failed_files_and_reasons() -> None:
+    error = FilesFailedError(report(3, {"bad.jsonl": "bad.jsonl:3: broken"}))
+    assert str(error).startswith("1 of 4 files failed")
+    assert "bad.jsonl: bad.jsonl:3: broken" in str(error)

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from mlfilter_core.linear import FastLinear, linear, use_fast_linear_layers
+
+
+@pytest.mark.parametrize("shape", [(5, 32), (3, 7, 32), (1, 1, 32), (0, 32), (4, 0, 32)])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("is_inference", [True, False])
+def test_it_is_the_linear_layer_of_pytorch(
+    shape: tuple[int, ...], has_bias: bool, dtype: torch.dtype, is_inference: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = (torch.randn(size, generator=generator, dtype=dtype) for size in (shape, (16, 32)))
+    bias = torch.randn(16, generator=generator, dtype=dtype) if has_bias else None
+    with torch.inference_mode(is_inference):
+        outputs = linear(inputs, weight, bias)
+    torch.testing.assert_close(outputs, torch.nn.functional.linear(inputs, weight, bias))
+
+
+def test_inputs_that_are_not_contiguous_are_read_in_their_order() -> None:
+    inputs, weight = torch.randn(6, 8, 32), torch.randn(16, 32)
+    with torch.inference_mode():
+        for view in (inputs.transpose(0, 1), inputs[:, ::2], inputs[..., 1:].new_ones(6, 1, 1).expand(6, 8, 32)):
+            torch.testing.assert_close(linear(view, weight, None), view @ weight.T)
+
+
+def test_every_plain_linear_layer_of_a_model_is_replaced_and_keeps_its_parameters() -> None:
+    class Own(torch.nn.Linear):
+        pass
+
+    model = torch.nn.ModuleDict(
+        {
+            "outer": torch.nn.Linear(8, 4),
+            "nested": torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Tanh()),
+            "own": Own(4, 4),
+        }
+    )
+    parameters = dict(model.named_parameters())
+    use_fast_linear_layers(model)
+    assert [type(model["outer"]), type(model["nested"][0]), type(model["own"])] == [FastLinear, FastLinear, Own]
+    after = dict(model.named_parameters())
+    assert after.keys() == parameters.keys()
+    assert all(after[name] is parameters[name] for name in after)

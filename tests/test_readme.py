@@ -1,0 +1,80 @@
+"""The README against what it describes."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from mlfilter_core.config import AnnotationPipelineParameters, EmbeddingPipelineParameters, LocalSettings
+from mlfilter_core.documents import BadRecordError
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+PAGES = ["README.md", "benchmarks/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    text = (REPOSITORY / page).read_text()
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+    headings = {re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in text.splitlines() if line}
+    assert targets
+    for target in targets:
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        else:
+            assert ((REPOSITORY / page).parent / target).exists(), target
+
+
+def test_the_file_map_is_complete() -> None:
+    file_map = README.partition("## Files")[2].partition("\n## ")[0]
+    linked = {REPOSITORY / target for target in re.findall(r"\]\(([^)]+)\)", file_map)}
+    linked |= {REPOSITORY / "flows" / name for name in ("annotate.py", "pipeline.py", "cli.py")}  # told by file name
+    modules = {*REPOSITORY.glob("mlfilter_core/*.py"), *REPOSITORY.glob("flows/*.py")}
+    modules = {path for path in modules if path.name != "__init__.py"}
+    assert modules - linked == set()
+
+
+@pytest.mark.parametrize("model", [EmbeddingPipelineParameters, AnnotationPipelineParameters, LocalSettings])
+def test_the_tables_of_fields_are_those_of_the_models(model: type[BaseModel]) -> None:
+    assert field_table(model) in README
+
+
+def test_every_reason_of_rejection_is_listed() -> None:
+    core = "".join(path.read_text() for path in (REPOSITORY / "mlfilter_core").glob("*.py"))
+    reasons = set(re.findall(BadRecordError.__name__ + r'\(\s*"(\w+)"', core))
+    reasons |= set(re.findall(r'Rejection\([^()]*, "(\w+)"', core))
+    assert len(reasons) > 8
+    paragraph = README.partition("The reasons are")[2].partition("\n\n")[0]
+    assert reasons == set(re.findall(r"`(\w+)`", paragraph))
+
+
+def test_the_commands_that_open_the_readme_are_those_of_ci() -> None:
+    opening = README.partition("```bash\n")[2].partition("```")[0]
+    commands = {line.partition("#")[0].strip() for line in opening.splitlines()}
+    steps = {line.strip() for line in (REPOSITORY / ".ci/run").read_text().splitlines()}
+    assert commands == {"make demo", "make test"}
+    assert commands <= steps
+    make = subprocess.run(["make", "-n", "demo", "test"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "flows/pipeline.py" in make.stdout
+
+
+def field_table(model: type[BaseModel]) -> str:
+    """Returns the README's table of a model's fields."""
+    rows = ["| Field | Default | Meaning |", "| --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        default = "required" if field.default is PydanticUndefined else written(field.default)
+        rows.append(f"| `{name}` | {default} | {(field.description or '').replace('<', '&lt;')} |")
+    return "\n".join(rows)
+
+
+def written(default: object) -> str:
+    if default is None:
+        return ""
+    value = list(default) if isinstance(default, tuple) else default
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip().strip("'")
+    return f"`{text}`"
