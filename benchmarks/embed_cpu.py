@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from measure import alternate, matrix_product, parser, peak_memory_bytes, print_peak_memory, publish
+from measure import MATRIX_FLOPS, alternate, matrix_product, parser, peak_memory_bytes, print_peak_memory, publish
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig
 
@@ -30,6 +30,7 @@ from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.embed_file import WINDOW_DOCUMENTS, EmbedRequest, embed_file
 from mlfilter_core.encoder import Encoder, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
+from mlfilter_core.linear import linear
 from mlfilter_core.lines import Line, SourceReader
 from mlfilter_core.model_files import ModelFiles, resolve_model
 
@@ -73,7 +74,6 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
     theirs = reference.encode(texts, batch_size=32, show_progress_bar=False)
     np.testing.assert_allclose(encoder.encode(tokenized, 64), theirs, atol=1e-5)
     source = write_corpus(folder / "speed.jsonl", texts)
-    product = matrix_product(torch.float32)
     seconds = alternate(
         rounds,
         {
@@ -81,15 +81,17 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
             "embed_file": lambda: embed(source, encoder),
             "encoder": lambda: encoder.encode(encoder.tokenize(texts), 64),
             "encoder_tokenized": lambda: encoder.encode(tokenized, 64),
-            "matmul": product,
+            "matmul": matrix_product(lambda matrix: matrix @ matrix, torch.float32),
+            "onednn": matrix_product(lambda matrix: linear(matrix, matrix, None), torch.float32),
         },
     )
     n_documents, n_tokens = len(texts), int(tokenized.n_tokens.sum())
-    encoder_flops = forward_flops(tokenized.n_tokens)
-    matmul_rate = product.flops / seconds["matmul"]  # type: ignore[attr-defined]
+    flops_per_s = forward_flops(tokenized.n_tokens) / seconds["embed_file"]
+    matmul_rate, onednn_rate = MATRIX_FLOPS / seconds["matmul"], MATRIX_FLOPS / seconds["onednn"]
     return {
         "fp32_vs_sentence_transformers": seconds["sentence_transformers"] / seconds["embed_file"],
-        "fp32_share_of_matmul": encoder_flops / seconds["embed_file"] / matmul_rate,
+        "fp32_share_of_matmul": flops_per_s / matmul_rate,
+        "fp32_share_of_onednn": flops_per_s / onednn_rate,
         "file_overhead": seconds["embed_file"] / seconds["encoder_tokenized"] - 1,
         "embed_documents_per_s": n_documents / seconds["embed_file"],
         "embed_tokens_per_s": n_tokens / seconds["embed_file"],
@@ -97,6 +99,7 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
         "sentence_transformers_documents_per_s": n_documents / seconds["sentence_transformers"],
         "sentence_transformers_tokens_per_s": n_tokens / seconds["sentence_transformers"],
         "matmul_gflop_per_s": matmul_rate / 1e9,
+        "onednn_gflop_per_s": onednn_rate / 1e9,
     }
 
 

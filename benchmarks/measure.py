@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mlfilter_core.embedding_store import library_versions
-from mlfilter_core.linear import linear
 
 MATRIX_SIDE = 2048
+MATRIX_PRODUCTS = 8
+MATRIX_FLOPS = 2 * MATRIX_SIDE**3 * MATRIX_PRODUCTS
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -50,16 +50,15 @@ def alternate(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, floa
     return {name: statistics.median(samples) for name, samples in seconds.items()}
 
 
-def matrix_product(dtype: torch.dtype, repetitions: int = 8) -> Callable[[], Any]:
-    """Returns a run of bare matrix products, whose rate is the limit of any encoder."""
+def matrix_product(multiply: Callable[[torch.Tensor], Any], dtype: torch.dtype) -> Callable[[], Any]:
+    """Returns a run of bare products of two square matrices of `MATRIX_SIDE`, `MATRIX_FLOPS` operations in all."""
     matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(dtype)
 
     @torch.inference_mode()
     def run() -> None:
-        for _ in range(repetitions):
-            linear(matrix, matrix, None)
+        for _ in range(MATRIX_PRODUCTS):
+            multiply(matrix)
 
-    run.flops = 2 * MATRIX_SIDE**3 * repetitions  # type: ignore[attr-defined]
     return run
 
 
@@ -70,8 +69,12 @@ def peak_memory_bytes(*command: str) -> int:
 
 
 def print_peak_memory() -> None:
-    """Prints the peak resident memory of this process, in bytes; for the child of `peak_memory_bytes`."""
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    """Prints the peak resident memory of this process, in bytes; for the child of `peak_memory_bytes`.
+
+    Linux only. `getrusage` would start from what the parent held when it forked.
+    """
+    status = Path("/proc/self/status").read_text()
+    print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 
 
 def publish(figures: dict[str, float], about: dict[str, str], json_file: Path | None) -> None:
