@@ -86,6 +86,10 @@ def publish(figures: dict[str, float], about: dict[str, str], json_file: Path | 
         "command": f"python {' '.join(sys.argv)}",
         **about,
     }
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
+        json_file.write_text(json.dumps({**rounded, **facts}, indent=2) + "\n")
     table = Table(title=sys.argv[0], title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
@@ -95,10 +99,6 @@ def publish(figures: dict[str, float], about: dict[str, str], json_file: Path | 
     console.print(table)
     for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False, markup=False)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
-        json_file.write_text(json.dumps({**rounded, **facts}, indent=2) + "\n")
 
 
 def machine() -> str:

@@ -20,7 +20,7 @@ from flows.cluster import local_workers, n_cores
 from flows.failures import RETRIES, can_heal, expected_errors_as_states
 from flows.logs import logging_to, worker_name
 from flows.report import RunReport
-from flows.run_files import refuse_slurm, run_files
+from flows.run_files import refuse_slurm, run_files, unless_overwritten
 from mlfilter_core.annotate_file import (
     AnnotateReport,
     AnnotateRequest,
@@ -28,11 +28,12 @@ from mlfilter_core.annotate_file import (
     encoder_weights,
     finished_annotation,
 )
-from mlfilter_core.config import AnnotationJob, AnnotationPipelineParameters, load_job
+from mlfilter_core.config import AnnotationJob, AnnotationPipelineParameters
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.errors import EmbeddingFileError, OutputConflictError
-from mlfilter_core.publishing import check_writable
+from mlfilter_core.errors import EmbeddingFileError
+from mlfilter_core.job_files import load_job
+from mlfilter_core.publishing import check_writable, remove_leftovers
 
 if TYPE_CHECKING:
     from mlfilter_core.heads import Head
@@ -56,6 +57,8 @@ def annotate(config: Path, overrides: dict[str, Any] | None = None) -> RunReport
     params = job.params
     refuse_slurm(job)
     check_writable(params.output_dir)
+    check_writable(job.logging_dir, "local_settings.logging_dir")
+    remove_leftovers(params.output_dir)
     logs = job.logging_dir / f"annotate-{flow_run.get_name()}"
     with logging_to(logs, "flow"):
         files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
@@ -68,7 +71,7 @@ def annotate(config: Path, overrides: dict[str, Any] | None = None) -> RunReport
             annotate_one,
             files,
             parameters={"params": params, "request": request, "logs": logs},
-            finished=functools.partial(_finished, params, request),
+            finished=functools.partial(_finished, params, request, read_content=False),
             workers=functools.partial(local_workers, job.local, n_cores()),
             output_dir=params.annotated_output_dir,
             logs=logs,
@@ -90,7 +93,9 @@ def annotate_one(
 ) -> AnnotateReport:
     """Scores one file, unless a task that was lost after it had finished did so before."""
     with logging_to(logs, worker_name()):
-        return _finished(params, request, file) or annotate_file(file, request, _heads(params, request))
+        return _finished(params, request, file, read_content=True) or annotate_file(
+            file, request, _heads(params, request)
+        )
 
 
 def load_heads(params: AnnotationPipelineParameters) -> list["Head"]:
@@ -109,6 +114,18 @@ def load_heads(params: AnnotationPipelineParameters) -> list["Head"]:
     return [load_head(name, Path(path).expanduser()).to(device, dtype) for name, path in checkpoints.items()]
 
 
+def check_annotation_job(config: Path, overrides: dict[str, Any] | None = None) -> None:
+    """Checks all of an annotation job that can be checked before there are embeddings.
+
+    Raises:
+        JobError: The job could not run.
+    """
+    job = load_job(Path(config), AnnotationJob, overrides)
+    refuse_slurm(job)
+    check_writable(job.params.output_dir)
+    load_heads(job.params)
+
+
 def check_heads(heads: list["Head"], files: list[CorpusFile], group: str) -> None:
     """Checks, before any work, that the heads fit every readable file; the others fail by themselves.
 
@@ -121,7 +138,7 @@ def check_heads(heads: list["Head"], files: list[CorpusFile], group: str) -> Non
         try:
             with EmbeddingFile(file.path, group) as embeddings:
                 check_heads_fit(heads, embeddings.dim, encoder_weights(embeddings), str(file.path))
-        except EmbeddingFileError:
+        except (EmbeddingFileError, OSError):
             continue
 
 
@@ -141,14 +158,9 @@ def annotate_request(params: AnnotationPipelineParameters, heads: list["Head"]) 
 
 
 def _finished(
-    params: AnnotationPipelineParameters, request: AnnotateRequest, file: CorpusFile
+    params: AnnotationPipelineParameters, request: AnnotateRequest, file: CorpusFile, read_content: bool
 ) -> AnnotateReport | None:
-    try:
-        return finished_annotation(file, request)
-    except OutputConflictError:
-        if params.overwrite:
-            return None
-        raise
+    return unless_overwritten(lambda: finished_annotation(file, request, read_content), params.overwrite)
 
 
 _heads_of_process: dict[str, list["Head"]] = {}

@@ -13,8 +13,8 @@ import orjson
 import typer
 
 from flows.run import run_annotation_pipeline, run_both_pipelines, run_embedding_pipeline
-from mlfilter_core.config import parse_overrides
 from mlfilter_core.errors import MlfilterError
+from mlfilter_core.job_files import parse_overrides
 
 if TYPE_CHECKING:
     from flows.report import RunReport
@@ -86,7 +86,7 @@ def pipelines_command(
 
 @app.command("inspect")
 def inspect_command(
-    file: Annotated[Path, typer.Argument(help="An HDF5 file of embeddings.")],
+    file: Annotated[Path, typer.Argument(help="An HDF5 file of embeddings.", exists=True, dir_okay=False)],
     hdf5_dataset_name: Annotated[str, typer.Option(help="Group inside the file.")] = "train",
 ) -> None:
     """Show what a file of embeddings holds, and where it comes from."""

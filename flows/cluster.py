@@ -14,7 +14,8 @@ from prefect_dask import DaskTaskRunner
 
 from mlfilter_core.config import LocalSettings
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Of torch, NumPy and the tokenizers.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 # A worker starts in seconds. Without any for so long, tasks fail instead of waiting for ever.
 NO_WORKERS_TIMEOUT = "10 minutes"
 # For the workers' environment: their progress bars and comings and goings would fill the terminal.
@@ -41,8 +42,8 @@ def local_workers(
     """Starts worker processes on this machine.
 
     Each worker runs one task at a time: the encoder brings its own threads, and two tasks in one process
-    would share one GPU and one interpreter lock. The cores are divided among the workers. Dask would
-    otherwise hold every worker's libraries to one thread.
+    would share one GPU and one interpreter lock. The cores are divided among the workers, unless the
+    environment sets `OMP_NUM_THREADS` and its kin. Dask would otherwise hold every worker to one thread.
 
     Args:
         settings: `workers`, or -1 for the default.
@@ -53,21 +54,26 @@ def local_workers(
     logging.getLogger("distributed").setLevel(logging.WARNING)
     n_workers = max(1, min(settings.workers if settings.workers > 0 else default_workers, n_tasks))
     n_threads = max(1, n_cores() // n_workers)
-    with dask.config.set(
-        {
-            **{f"distributed.nanny.pre-spawn-environ.{name}": n_threads for name in THREAD_VARIABLES},
-            **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in QUIET.items()},
-            # Else both would leave folders in the system's folder for temporary files.
-            "distributed.nanny.pre-spawn-environ.TORCHINDUCTOR_CACHE_DIR": str(folder.absolute() / "torchinductor"),
-            "temporary-directory": str(folder.absolute()),
-            # One task in a worker, none waiting beside it to be killed along with it.
-            "distributed.scheduler.worker-saturation": 1.0,
-            # A nanny restarts its worker for as long as the run lasts. Dask's 15 s would end the nanny for
-            # good where the worker died before and, by chance, is restarting again at that very moment.
-            "distributed.deploy.lost-worker-timeout": "52 weeks",
-            "distributed.scheduler.no-workers-timeout": NO_WORKERS_TIMEOUT,
-            "distributed.admin.low-level-log-length": 10,
-        }
+    environment = {
+        **dict.fromkeys(THREAD_VARIABLES, str(n_threads)),
+        **QUIET,
+        "TORCHINDUCTOR_CACHE_DIR": str(folder.absolute() / "torchinductor"),
+    }
+    with (
+        _environment(environment),
+        dask.config.set(
+            {
+                # This and the cache would else leave folders in the system's folder for temporary files.
+                "temporary-directory": str(folder.absolute()),
+                # One task in a worker, none waiting beside it to be killed along with it.
+                "distributed.scheduler.worker-saturation": 1.0,
+                # A nanny restarts its worker for as long as the run lasts. Dask's 15 s would end the nanny for
+                # good where the worker died before and, by chance, is restarting again at that very moment.
+                "distributed.deploy.lost-worker-timeout": "52 weeks",
+                "distributed.scheduler.no-workers-timeout": NO_WORKERS_TIMEOUT,
+                "distributed.admin.low-level-log-length": 10,
+            }
+        ),
     ):
         runner = DaskTaskRunner(
             cluster_class=LocalCluster,
@@ -86,6 +92,22 @@ def local_workers(
                 yield runner
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _environment(defaults: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables for the workers, unless the user has set them.
+
+    Dask's own setting for that, `pre-spawn-environ`, leaves them in this process, where they would overrule
+    those of the next cluster.
+    """
+    unset = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(unset)
+    try:
+        yield
+    finally:
+        for name in unset:
+            os.environ.pop(name, None)
 
 
 def worker_device(device: str) -> str:

@@ -21,14 +21,14 @@ from flows.cluster import local_workers, n_gpus, worker_device
 from flows.failures import RETRIES, can_heal, expected_errors_as_states
 from flows.logs import logging_to, worker_name
 from flows.report import RunReport
-from flows.run_files import refuse_slurm, run_files
-from mlfilter_core.config import EmbeddingJob, EmbeddingPipelineParameters, load_job
+from flows.run_files import refuse_slurm, run_files, unless_overwritten
+from mlfilter_core.config import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
 from mlfilter_core.encoder_settings import EncoderSettings
-from mlfilter_core.errors import OutputConflictError
+from mlfilter_core.job_files import load_job
 from mlfilter_core.model_files import ModelFiles, resolve_model
-from mlfilter_core.publishing import check_writable
+from mlfilter_core.publishing import check_writable, remove_leftovers
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder import Encoder
@@ -52,6 +52,8 @@ def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
     params = job.params
     refuse_slurm(job)
     check_writable(params.output_dir)
+    check_writable(job.logging_dir, "local_settings.logging_dir")
+    remove_leftovers(params.output_dir)
     logs = job.logging_dir / f"embed-{flow_run.get_name()}"
     with logging_to(logs, "flow"):
         files = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
@@ -63,7 +65,7 @@ def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
             embed_one,
             shard(files, job.local.ranks, job.local.tasks),
             parameters={"params": params, "request": request, "logs": logs},
-            finished=functools.partial(_finished, params, request),
+            finished=functools.partial(_finished, params, request, read_content=False),
             workers=functools.partial(local_workers, job.local, max(1, n_gpus())),
             output_dir=params.embedding_output_dir,
             logs=logs,
@@ -83,10 +85,10 @@ def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
 def embed_one(file: CorpusFile, params: EmbeddingPipelineParameters, request: EmbedRequest, logs: Path) -> EmbedReport:
     """Embeds one file, unless a task that was lost after it had finished did so before."""
     with logging_to(logs, worker_name()):
-        return _finished(params, request, file) or embed_file(
+        return _finished(params, request, file, read_content=True) or embed_file(
             file,
             _output(params, file),
-            file.output(params.output_dir / "rejected", ".jsonl"),
+            file.output(params.rejected_output_dir, ".jsonl"),
             request,
             _encoder(request.model, request.encoder, worker_device(params.device)),
         )
@@ -120,13 +122,12 @@ def _output(params: EmbeddingPipelineParameters, file: CorpusFile) -> Path:
     return file.output(params.embedding_output_dir, ".h5")
 
 
-def _finished(params: EmbeddingPipelineParameters, request: EmbedRequest, file: CorpusFile) -> EmbedReport | None:
-    try:
-        return finished_embedding(file, _output(params, file), request)
-    except OutputConflictError:
-        if params.overwrite:
-            return None
-        raise
+def _finished(
+    params: EmbeddingPipelineParameters, request: EmbedRequest, file: CorpusFile, read_content: bool
+) -> EmbedReport | None:
+    return unless_overwritten(
+        lambda: finished_embedding(file, _output(params, file), request, read_content), params.overwrite
+    )
 
 
 @functools.lru_cache(maxsize=1)

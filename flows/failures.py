@@ -1,5 +1,6 @@
 """Which failures Prefect sees as what: expected ones as a message, passing ones as worth another try."""
 
+import errno
 import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -14,7 +15,12 @@ Result = TypeVar("Result")
 
 RETRIES = 3
 # Errors of the file system that stay: trying again would only hold a worker.
-LASTING_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+LASTING_ERRNOS = frozenset(
+    (
+        *(errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG),
+    )
+)
 
 
 def expected_errors_as_states(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -37,4 +43,4 @@ def expected_errors_as_states(function: Callable[Parameters, Result]) -> Callabl
 def can_heal(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Tells Prefect whether a failed task is worth another try: only the file system's passing moods are."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, OSError) and not isinstance(error, LASTING_OS_ERRORS)
+    return isinstance(error, OSError) and error.errno not in LASTING_ERRNOS

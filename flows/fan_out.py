@@ -1,21 +1,23 @@
 """A Prefect task over many items on Dask workers, a bounded number of them in flight."""
 
+import logging
 import queue
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from distributed import Future
+from distributed import CancelledError, Future, KilledWorker
 from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed
 from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from mlfilter_core.errors import MlfilterError
+
+_log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,7 +25,6 @@ Result = TypeVar("Result")
 # Tasks in flight for each worker: one that runs, one that is ready when it ends. More would only cost
 # memory (98 kB each in this process) and be killed along when a worker dies.
 IN_FLIGHT_PER_WORKER = 2
-NOT_FOUND = 404
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,16 @@ def fan_out(
 def _outcome(item: Item, future: PrefectDaskFuture[Result]) -> Outcome[Item, Result]:
     try:
         state = future.wrapped_future.result()
-    except Exception as error:  # KilledWorker, CancelledError: the task never came to a state of its own
+    except (KilledWorker, CancelledError) as error:  # the task never came to a state of its own
         died = MlfilterError(
             f"its worker died or was lost, several times ({type(error).__name__}: {error}); look at the end of the "
             "workers' logs and at the machine's memory"
         )
         _mark_crashed(future, str(died))
         return Outcome(item, None, died)
+    except Exception as error:  # from around the task: its worker could not reach the API, or load the task
+        _mark_crashed(future, str(error))
+        return Outcome(item, None, error)
     result = state.result(raise_on_failure=False) if isinstance(state, State) else state
     if isinstance(result, Exception):
         return Outcome(item, None, result)
@@ -96,6 +100,5 @@ def _mark_crashed(future: PrefectDaskFuture[Any], message: str) -> None:
     try:
         with get_client(sync_client=True) as client:
             client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code != NOT_FOUND:  # it died before it could report itself
-            raise
+    except Exception as error:  # the run's other files matter more; a task that died early is not even known
+        _log.debug("the task run %s could not be marked as crashed: %s", future.task_run_id, error)

@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.annotate import annotate
+from flows.annotate import annotate, check_annotation_job
 from flows.embed import embed
 from flows.failures import expected_errors_as_states
 from flows.report import RunReport
@@ -34,4 +34,5 @@ def pipeline(
         embed_overrides: Values that replace those of `embed_config`, by dotted name.
         annotate_overrides: Values that replace those of `annotate_config`, by dotted name.
     """
+    check_annotation_job(annotate_config, annotate_overrides)  # now, and not after days of embedding
     return [embed(embed_config, embed_overrides), annotate(annotate_config, annotate_overrides)]

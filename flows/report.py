@@ -22,7 +22,7 @@ MAX_PRINTED_ROWS = 40
 TEXT_COLUMNS = ("file", "status")
 PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
 LOG_WIDTH = 110
-COUNTS = ("lines", "documents", "rejected", "truncated", "tokens")
+COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens")
 
 
 @dataclass(frozen=True)

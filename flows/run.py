@@ -1,11 +1,15 @@
 """The pipelines as plain functions of a job file, with or without a Prefect server at hand."""
 
+import multiprocessing
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.server import keep_prefect_home_in, prefect_api
-from mlfilter_core.config import AnnotationJob, EmbeddingJob, load_job
+from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.errors import ConfigError
+from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import check_writable
 
 if TYPE_CHECKING:
@@ -72,8 +76,12 @@ def run_both_pipelines(
 
 
 def _with_api(job: EmbeddingJob | AnnotationJob, run: Callable[[], Result]) -> Result:
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports the script once more
+        raise ConfigError('call this below `if __name__ == "__main__":`; workers import the script that starts them')
     check_writable(job.params.output_dir)
-    folder = job.logging_dir / "prefect"
+    check_writable(job.logging_dir, "local_settings.logging_dir")
+    # Its database is for the processes of one machine: SQLite's log does not work across a network.
+    folder = job.logging_dir / "prefect" / socket.gethostname()
     keep_prefect_home_in(folder)
     with prefect_api(folder):
         return run()

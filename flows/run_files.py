@@ -15,7 +15,7 @@ from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport
-from mlfilter_core.errors import ConfigError, FileError, JobError
+from mlfilter_core.errors import ConfigError, FileError, JobError, MlfilterError, OutputConflictError
 
 Report = TypeVar("Report", EmbedReport, AnnotateReport)
 Workers = Callable[[int, Path], AbstractContextManager[DaskTaskRunner]]
@@ -60,6 +60,8 @@ def run_files(
         except FileError as error:
             failures[file.relative] = str(error)
             continue
+        except OSError:  # its task tries again, and reports
+            report = None
         if report is None:
             to_do.append(file)
         else:
@@ -88,6 +90,16 @@ def run_files(
     return run
 
 
+def unless_overwritten(finished: Callable[[], Report | None], overwrite: bool) -> Report | None:
+    """Returns what `finished` returns; with `overwrite`, an output in the way is one to do."""
+    try:
+        return finished()
+    except OutputConflictError:
+        if overwrite:
+            return None
+        raise
+
+
 def refuse_slurm(job: EmbeddingJob | AnnotationJob) -> None:
     """Refuses a job for Slurm, which this release parses and checks only.
 
@@ -104,5 +116,4 @@ def refuse_slurm(job: EmbeddingJob | AnnotationJob) -> None:
 def _reason(error: Exception | None) -> str:
     if error is None:
         return "the task returned nothing; see the workers' logs"
-    named = isinstance(error, FileError)
-    return str(error) if named else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, MlfilterError) else f"{type(error).__name__}: {error}"

@@ -1,23 +1,20 @@
 """The annotated JSONL format: one line for each embedding, metadata first, then scores."""
 
 import gzip
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import orjson
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from mlfilter_core.zstd import zstd
 
 Compression = Literal["gzip", "zstd"] | None
 SUFFIXES: dict[Compression, str] = {None: ".jsonl", "gzip": ".jsonl.gz", "zstd": ".jsonl.zst"}
 # Level 6 of 9 takes twice the time of level 1 for a few per cent; scores are written and read often.
 GZIP_LEVEL = 1
+WRITE_BYTES = 1 << 20  # arbitrary: large enough that writing does not show in a profile
 
 
 @contextmanager
@@ -35,11 +32,19 @@ def open_annotations(path: Path, compression: Compression) -> Iterator[IO[bytes]
             yield on_disk
 
 
-def write_records(file: IO[bytes], records: Sequence[dict[str, Any]]) -> None:
-    """Writes one line for each record, keys in their order.
+def write_records(file: IO[bytes], records: Iterable[dict[str, Any]]) -> None:
+    """Writes one line for each record, keys in their order, about a MB at a time.
 
     Scores may be NumPy scalars: float32 is written with the digits that it has, 0.9 and not
     0.8999999761581421.
     """
     dumps, option = orjson.dumps, orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
-    file.write(b"".join([dumps(record, option=option) for record in records]))
+    lines: list[bytes] = []
+    n_bytes = 0
+    for record in records:
+        lines.append(dumps(record, option=option))
+        n_bytes += len(lines[-1])
+        if n_bytes >= WRITE_BYTES:
+            file.write(b"".join(lines))
+            lines, n_bytes = [], 0
+    file.write(b"".join(lines))

@@ -1,28 +1,25 @@
 """What people write: the YAML job files, and the flow parameters made from them."""
 
-import difflib
 import re
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.errors import ConfigError
-
-Job = TypeVar("Job", "EmbeddingJob", "AnnotationJob")
+from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES
 
 HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-# A line above it is rejected. Arbitrary: a thousand times a long web page, and still small in memory.
-DEFAULT_MAX_LINE_BYTES = 64 << 20
+DEFAULT_EMBEDDING_DIR = "embeddings"
 
 
 class _Written(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _with_home(cls, value: Any) -> Any:
+        return value.expanduser() if isinstance(value, Path) else value
 
 
 class EmbeddingPipelineParameters(_Written):
@@ -51,7 +48,9 @@ class EmbeddingPipelineParameters(_Written):
         description="Key or keys of the labels, such as scores.score. Unset: label, else score, else scores.score.",
     )
     output_dir: Path = Field(description="Folder for everything that the run writes.")
-    embedding_dir: str = Field("embeddings", min_length=1, description="Folder of the HDF5 files in output_dir.")
+    embedding_dir: str = Field(
+        DEFAULT_EMBEDDING_DIR, min_length=1, description="Folder of the HDF5 files in output_dir."
+    )
     hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
     embedding_model: str = Field(
         min_length=1,
@@ -80,7 +79,8 @@ class EmbeddingPipelineParameters(_Written):
     )
     embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Precision in the file.")
     label_dtype: Literal["float32", "float64", "int8", "int16", "int32", "int64"] = Field(
-        "float32", description="Type of stored labels; one that it cannot hold exactly is a rejected line."
+        "float32",
+        description="Type of stored labels; one out of its range, or a fraction in an integer, is a rejected line.",
     )
     device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, mps, cuda or cuda:<n>.")
     on_bad_record: Literal["reject", "fail"] = Field(
@@ -128,6 +128,12 @@ class EmbeddingPipelineParameters(_Written):
     def embedding_output_dir(self) -> Path:
         return self.output_dir / self.embedding_dir
 
+    @property
+    def rejected_output_dir(self) -> Path:
+        """`rejected/`; below it one folder for each further folder of embeddings, which has rejects of its own."""
+        own = "" if self.embedding_dir == DEFAULT_EMBEDDING_DIR else self.embedding_dir
+        return self.output_dir / "rejected" / own
+
     def schema_of_documents(self) -> DocumentSchema:
         """Where the records keep their text, id, index values and labels."""
         index_keys = self.keys_to_index
@@ -162,7 +168,7 @@ class AnnotationPipelineParameters(_Written):
         min_length=1, description="Name of each score, and the checkpoint of the head that gives it."
     )
     score_prefix: str = Field("score_", description="Set before a head's name in the output.")
-    batch_size: int = Field(4096, ge=1, description="Embeddings scored in one pass.")
+    batch_size: int = Field(2048, ge=1, description="Embeddings scored in one pass.")
     device: str = Field("cpu", description="Where the heads compute: cpu, cuda, mps or auto.")
     model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Heads' precision.")
     compression: Literal["gzip", "zstd"] | None = Field(None, description="Of the annotated files.")
@@ -271,6 +277,7 @@ class SlurmSettings(_Written):
 
 
 class _Job(_Written):
+    params: EmbeddingPipelineParameters | AnnotationPipelineParameters
     dataset_name: str | None = Field(None, description="For use as ${dataset_name} in other fields.")
     running_on_slurm: bool = Field(False, description="Run on a Slurm cluster instead of this machine.")
     local_settings: LocalSettings | None = Field(None, description="Only without running_on_slurm.")
@@ -288,123 +295,18 @@ class _Job(_Written):
     def local(self) -> LocalSettings:
         return self.local_settings or LocalSettings()
 
+    @property
+    def logging_dir(self) -> Path:
+        return self.local.logging_dir or self.params.output_dir / "logs"
+
 
 class EmbeddingJob(_Job):
     """A run of the embedding pipeline."""
 
     params: EmbeddingPipelineParameters = Field(description="What to embed, with what, and where to.")
 
-    @property
-    def logging_dir(self) -> Path:
-        return self.local.logging_dir or self.params.output_dir / "logs"
-
 
 class AnnotationJob(_Job):
     """A run of the annotation pipeline."""
 
     params: AnnotationPipelineParameters = Field(description="What to score, with what, and where to.")
-
-    @property
-    def logging_dir(self) -> Path:
-        return self.local.logging_dir or self.params.output_dir / "logs"
-
-
-def load_job(path: Path, kind: type[Job], overrides: Mapping[str, Any] | None = None) -> Job:
-    """Reads a YAML job file.
-
-    `${name}` and `${section.name}` stand for other values of the file, `${oc.env:NAME}` for an
-    environment variable, as in OmegaConf.
-
-    Args:
-        path: The file.
-        kind: `EmbeddingJob` or `AnnotationJob`.
-        overrides: Values that replace those of the file, by dotted name: `{"params.batch_size": 8}`.
-
-    Raises:
-        ConfigError: Names every field that is unknown, missing or out of range, and how to mend it.
-    """
-    try:
-        written = OmegaConf.load(path)
-        if not isinstance(written, DictConfig) or not written:
-            raise ConfigError(f'{path} must hold a mapping with a "params:" section')
-        for name, value in (overrides or {}).items():
-            OmegaConf.update(written, name, value, merge=False, force_add=True)
-        content = OmegaConf.to_container(written, resolve=True)
-    except FileNotFoundError:
-        raise ConfigError(f"the job file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the job file {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        problems: list[str] = _explain(kind, error.errors())
-        raise ConfigError("\n  ".join([f"{path}: {_count(problems, 'problem')}", *problems])) from None
-
-
-def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """Reads `name=value` assignments; values are YAML.
-
-    Example: `["params.batch_size=8"]` is `{"params.batch_size": 8}`.
-
-    Raises:
-        ConfigError: One has no `=`, or its value is not YAML.
-    """
-    overrides = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--set {assignment}: write it as --set params.batch_size=128")
-        try:
-            overrides[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment}: the value is not valid YAML ({error})") from error
-    return overrides
-
-
-def _explain(kind: type[BaseModel], problems: list[Any]) -> list[str]:
-    """Puts pydantic's errors in words, one line for each field."""
-    explained: dict[str, str] = {}
-    for problem in problems:
-        name, about, siblings = _locate(kind, [str(part) for part in problem["loc"]])
-        message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as in [a, b]")
-        if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name.rpartition(".")[2], siblings, 1, 0.6)
-            near = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(siblings))}"
-            explained[name] = f"{name}: unknown field; {near}"
-        elif problem["type"] == "missing":
-            explained[name] = f"{name}: missing ({about})"
-        elif name in explained:  # another branch of a union
-            explained[name] += f"; or {message}"
-        elif isinstance(problem["input"], Mapping):
-            explained[name] = f"{name or 'the job'}: {message}"
-        else:
-            explained[name] = f"{name} = {problem['input']!r} ({about}): {message}"
-    return list(explained.values())
-
-
-def _locate(kind: type[BaseModel], location: list[str]) -> tuple[str, str, list[str]]:
-    """Returns a field's dotted name without pydantic's marks of union branches, its description, and
-    the names of the fields beside it."""
-    names: list[str] = []
-    for i, part in enumerate(location):
-        names.append(part)
-        field = kind.model_fields.get(part)
-        if field is None:
-            return ".".join(names), "", list(kind.model_fields)
-        section = _section(field.annotation)
-        if section is None or i == len(location) - 1:
-            key = location[i + 1 : i + 2] if get_origin(field.annotation) is dict else []
-            return ".".join(names + key), (field.description or "").rstrip("."), list(kind.model_fields)
-        kind = section
-    return ".".join(names), "", list(kind.model_fields)
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    options = [annotation, *get_args(annotation)]
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-
-
-def _count(things: list[Any], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

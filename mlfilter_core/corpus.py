@@ -4,6 +4,7 @@ Knows nothing about what the files hold.
 """
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -48,14 +49,18 @@ def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Co
         suffixes: Other files that match are left out, with a warning; hidden files without one.
 
     Raises:
-        ConfigError: The folder is missing or unreadable, the pattern leaves it, nothing matches, or
-            two files would share one output name.
+        ConfigError: The folder or one below it is missing or unreadable, the pattern leaves it, nothing
+            matches, or two files would share one output name.
     """
     _check_folder(folder)
+    if "**" in pattern:
+        _check_folders_below(folder)
     if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
         raise ConfigError(f'glob_pattern "{pattern}" leaves {folder}; give a pattern below that folder')
     try:
-        matches = [path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith(".")]
+        # A link to nothing is kept: its file fails, and says so.
+        found = (path for path in folder.glob(pattern) if path.is_file() or (path.is_symlink() and not path.exists()))
+        matches = [path for path in found if not path.name.startswith(".")]
     except ValueError as error:
         raise ConfigError(f'glob_pattern "{pattern}": {error}') from error
     files = sorted(
@@ -93,6 +98,19 @@ def _check_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} is a file; give the folder that holds it, and a glob_pattern") from None
     except PermissionError:
         raise ConfigError(f"the folder {folder} is not readable; check its permissions") from None
+
+
+def _check_folders_below(folder: Path) -> None:
+    """Path.glob passes over a folder that it may not read without a word; its files would be missing."""
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(
+            f"the folder {error.filename} is not readable ({error.strerror}); check its permissions, or narrow "
+            "glob_pattern"
+        ) from error
+
+    for _ in os.walk(folder, onerror=refuse):
+        pass
 
 
 def _suffix(name: str, suffixes: tuple[str, ...]) -> str | None:

@@ -28,7 +28,7 @@ class DocumentSchema:
         index_keys: Values to store beside the embedding.
         label_keys: Numbers to store as labels; None takes the first of `DEFAULT_LABEL_KEYS` that
             the record has; empty reads no labels.
-        label_dtype: NumPy name of the dtype that each label must fit exactly.
+        label_dtype: NumPy name of the dtype whose range each label must be in; integers take no fractions.
     """
 
     text_keys: tuple[str, ...]

@@ -14,7 +14,8 @@ from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import Document, DocumentSchema, Rejection, parse_document
 from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
 from mlfilter_core.errors import EmbeddingFileError, OutputConflictError, SourceError
-from mlfilter_core.lines import OverlongLine, SourceReader, file_sha256
+from mlfilter_core.file_identity import is_same_file
+from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, OverlongLine, SourceReader
 from mlfilter_core.publishing import publish
 from mlfilter_core.rejects import RejectsFile
 
@@ -59,7 +60,7 @@ class EmbedRequest:
     writer_batch_size: int = 1024
     fail_on_bad_record: bool = False
     max_rejected_fraction: float = 1.0
-    max_line_bytes: int = 64 << 20
+    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
 
     def provenance(self) -> dict[str, Any]:
         """What decides the content of the output; the rest decides how fast it is made, or whether."""
@@ -124,9 +125,9 @@ def embed_file(
         OSError: Reading or writing failed.
     """
     started = time.monotonic()
-    before = source.path.stat()
     # In this order the rejects appear first: a finished output always has them beside it.
     with SourceReader(source.path) as reader, publish(output) as temporary, RejectsFile(rejects) as bad:
+        before = source.path.stat()
         counts = _Counts()
         with EmbeddingWriter(
             temporary,
@@ -166,11 +167,22 @@ def embed_file(
         "%s: %d documents, %d rejected, %d tokens in %.1f s (%.0f tokens/s)",
         *(source.relative, report.documents, report.rejected, report.tokens, seconds, report.tokens / seconds),
     )
+    if report.duplicate_ids:
+        _log.warning("%s: %d documents have the id of an earlier one", source.relative, report.duplicate_ids)
     return report
 
 
-def finished_embedding(source: CorpusFile, output: Path, request: EmbedRequest) -> EmbedReport | None:
+def finished_embedding(
+    source: CorpusFile, output: Path, request: EmbedRequest, read_content: bool = True
+) -> EmbedReport | None:
     """Returns the report of a finished output, or None where there is none yet.
+
+    Args:
+        source: The source file.
+        output: Its HDF5 file, if there is one.
+        request: What is asked of it.
+        read_content: Whether to read a source whose time of change differs; None is returned for it
+            otherwise.
 
     Raises:
         OutputConflictError: The output was made from another source or by another request; names what
@@ -195,19 +207,14 @@ def finished_embedding(source: CorpusFile, output: Path, request: EmbedRequest) 
             f"{output} was made by another request: {details}; use another embedding_dir, or set "
             "params.overwrite: true to replace it"
         )
-    if not _is_same_source(source.path, made.source):
+    is_same = is_same_file(source.path, made.source, read_content)
+    if is_same is None:
+        return None
+    if not is_same:
         raise OutputConflictError(
             f"{output} was made from another version of {source.path}; set params.overwrite: true to embed it again"
         )
     return EmbedReport(source.relative, str(output), "skipped", **made.counts)
-
-
-def _is_same_source(path: Path, recorded: Any) -> bool:
-    status = path.stat()
-    if status.st_size != recorded["bytes"]:
-        return False
-    # Copied or touched: the content decides.
-    return bool(status.st_mtime_ns == recorded["mtime_ns"] or file_sha256(path) == recorded["sha256"])
 
 
 class _Counts:
@@ -239,7 +246,7 @@ class _Counts:
 def _windows(
     reader: SourceReader, source: CorpusFile, request: EmbedRequest, bad: RejectsFile, counts: _Counts
 ) -> Iterator[list[tuple[Document, bytes]]]:
-    """Yields documents with their lines, in order, some thousands at a time."""
+    """Yields documents in order, some thousands at a time; with their lines where they may yet be rejected."""
     window: list[tuple[Document, bytes]] = []
     window_bytes = 0
     for line in reader.lines(request.max_line_bytes):
@@ -257,7 +264,7 @@ def _windows(
             _check_allowed(document, source, request)
             bad.add(document, line.content)
             continue
-        window.append((document, line.content))
+        window.append((document, b"" if request.encoder.truncate else line.content))
         window_bytes += len(line.content)
         if len(window) == WINDOW_DOCUMENTS or window_bytes >= WINDOW_BYTES:
             yield window

@@ -31,6 +31,7 @@ N_TOKENS = "n_tokens"
 # HDF5 reads and writes whole chunks: large enough for streaming, small enough to stay in its cache.
 CHUNK_BYTES = 1 << 20
 CHUNK_ROWS = 4096
+MIN_CHUNK_ROWS = 32  # arbitrary: 48 kB of a small file at most, and no chunk for each row after a first long one
 UNIT_LENGTH_TOLERANCE = 5e-3  # float16 keeps three digits
 _UTF8 = h5py.string_dtype("utf-8")
 
@@ -128,7 +129,7 @@ class EmbeddingWriter:
     def _create_datasets(self, n_first: int) -> None:
         """Creates empty datasets whose chunks are no larger than a small file's content."""
         row_bytes = self._dim * self._embedding_dtype.itemsize
-        n_first = max(n_first, 1)
+        n_first = max(n_first, MIN_CHUNK_ROWS)
         self._create(EMBEDDINGS, self._embedding_dtype, (self._dim,), min(n_first, CHUNK_BYTES // row_bytes or 1))
         rows = min(n_first, CHUNK_ROWS)
         for name in (DOCUMENT_ID, *self._index_names):
@@ -194,10 +195,10 @@ class EmbeddingFile:
             if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
                 raise self._error(f"embeddings are {embeddings.dtype} {embeddings.shape}, not float (n, dim)")
             self.n_rows, self.dim = map(int, embeddings.shape)
-            for name in self.names():
-                if self._group[name].shape[:1] != (self.n_rows,):
-                    raise self._error(f"{name} has {self._group[name].shape[:1]} rows, embeddings {self.n_rows}")
             self.provenance = self._read_provenance()
+            for name in self.names():
+                if len(self._group[name]) != self.n_rows:
+                    raise self._error(f"{name} has {len(self._group[name])} rows, embeddings {self.n_rows}")
         except BaseException:
             self._file.close()
             raise
@@ -209,9 +210,14 @@ class EmbeddingFile:
         self._file.close()
 
     def names(self) -> list[str]:
-        """Returns the names of the datasets: `embeddings`, `document_id`, `index/<key>`, ..."""
+        """Returns the names of the datasets with rows: `embeddings`, `document_id`, `index/<key>`, ..."""
         names: list[str] = []
-        self._group.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+
+        def visit(name: str, node: h5py.HLObject) -> None:
+            if isinstance(node, h5py.Dataset) and node.shape:  # a single value says something of the file
+                names.append(name)
+
+        self._group.visititems(visit)
         return names
 
     def find(self, key: str) -> str | None:
@@ -228,12 +234,12 @@ class EmbeddingFile:
         """Returns float32 (n, dim), whatever the precision in the file."""
         return self._group[EMBEDDINGS][rows].astype(np.float32, copy=False)  # type: ignore[no-any-return]
 
-    def column(self, name: str, rows: slice) -> list[Any]:
-        """Returns a dataset's values as Python strings, numbers, or lists of numbers."""
+    def column(self, name: str, rows: slice) -> list[str] | NDArray[Any]:
+        """Returns a dataset's values: strings as a list, others as an array in the precision of the file."""
         dataset = self._group[name]
-        if h5py.check_string_dtype(dataset.dtype) is not None:
-            return list(dataset.asstr()[rows])
-        return dataset[rows].tolist()  # type: ignore[no-any-return]
+        if h5py.check_string_dtype(dataset.dtype) is None:
+            return np.asarray(dataset[rows])
+        return list(dataset.asstr()[rows])
 
     def array(self, name: str, rows: slice) -> NDArray[Any]:
         """Returns a numeric dataset's values.
@@ -282,7 +288,10 @@ class EmbeddingFile:
                 f"format_version {attributes['format_version']}, but this release reads {FORMAT_VERSION}; "
                 "use the release that wrote it, or embed the source again"
             )
-        return Provenance(**{name: json.loads(attributes[name]) for name in Provenance.__dataclass_fields__})
+        try:
+            return Provenance(**{name: json.loads(attributes[name]) for name in Provenance.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._error(f"its provenance is incomplete ({error}); embed its source again") from error
 
     def _error(self, message: str) -> EmbeddingFileError:
         return EmbeddingFileError(f"{self.path}: {message}")

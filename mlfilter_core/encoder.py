@@ -68,13 +68,14 @@ class Encoder:
         self.settings = settings
         self._transformer: Transformer = model[0]
         self._after = list(model)[1:]
-        self._tokenizer = self._transformer.tokenizer
+        self._tokenizer = _with_pad_token(self._transformer.tokenizer)
         self.prompt: str = model._resolve_prompt(settings.prompt, None) or ""
         self.dim: int = model.get_embedding_dimension()
         self.max_length = _max_length(model, settings)
         self.is_normalized = any(isinstance(module, Normalize) for module in self._after)
         self.pooling = "+".join(_pooling_modes(self._after))
         self._fixed_features = self._prompt_features()
+        self._check_prompt()
 
     def provenance(self) -> dict[str, Any]:
         """What the model made of the settings; recorded in every file of embeddings."""
@@ -157,6 +158,14 @@ class Encoder:
             raise EncoderError("this tokenizer gives token types other than 0, which is not supported")
         return {"prompt_length": features["prompt_length"]} if "prompt_length" in features else {}
 
+    def _check_prompt(self) -> None:
+        n_tokens = len(self._tokenizer(self.prompt)["input_ids"])
+        if self.prompt and self.max_length is not None and n_tokens >= self.max_length:
+            raise EncoderError(
+                f"the prompt alone has {n_tokens} tokens, and max_length is {self.max_length}: every document would "
+                "get the same embedding; raise params.max_length, or shorten params.prompt"
+            )
+
 
 def load_encoder(files: ModelFiles, settings: EncoderSettings, device: str = "auto") -> Encoder:
     """Loads an encoder onto a device.
@@ -200,6 +209,15 @@ def load_encoder(files: ModelFiles, settings: EncoderSettings, device: str = "au
         *(files.model, chosen, encoder.dim, encoder.pooling, encoder.max_length, settings.model_dtype),
     )
     return encoder
+
+
+def _with_pad_token(tokenizer: Any) -> Any:
+    """Gives a tokenizer without a pad token another of its tokens for that: the attention mask hides it."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.cls_token
+    if tokenizer.pad_token_id is None:
+        raise EncoderError("the tokenizer has no pad token; set one, and save it with tokenizer.save_pretrained(...)")
+    return tokenizer
 
 
 def _set_pooling(model: SentenceTransformer, pooling: str) -> None:

@@ -4,9 +4,11 @@ Knows nothing about files of embeddings. A checkpoint is read as tensors and pla
 in it is executed.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mlfilter_core.errors import HeadError
+from mlfilter_core.file_identity import file_sha256
 from mlfilter_core.linear import linear
-from mlfilter_core.lines import file_sha256
 
 # In place where PyTorch can: their input is the output of the layer before, which nobody else holds.
 ACTIVATIONS = {"relu": torch.relu_, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh_}
+_log = logging.getLogger(__name__)
+
+MAX_UNNUMBERED_LAYERS = 6  # whose 720 orders are tried in no time
 # Keys under which training code wraps the weights.
 WRAPPERS = ("state_dict", "model_state_dict")
 
@@ -96,10 +101,12 @@ def load_head(name: str, checkpoint: Path) -> Head:
             f"{where} does not load as plain tensors ({reason}); nothing in it was executed. Save it again with "
             "torch.save(head.state_dict(), path) or safetensors"
         ) from error
-    weights, biases = _layers(tensors, where)
+    weights, biases = _layers(tensors, path.suffix != ".safetensors", where)
     activation = metadata.get("activation", "relu")
     if activation not in ACTIVATIONS:
         raise HeadError(f"{where}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    if len(weights) > 1 and "activation" not in metadata:
+        _log.info("%s names no activation; ReLU is taken between its %d layers", where, len(weights))
     return Head(name, file_sha256(path), weights, biases, activation, metadata.get("encoder_weights_sha256"))
 
 
@@ -175,17 +182,19 @@ def _read_pickle(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _layers(
-    tensors: Mapping[str, torch.Tensor], where: str
+    tensors: Mapping[str, torch.Tensor], is_saved_in_order: bool, where: str
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Returns weights and biases in the order of their names: `mlp.0`, `mlp.2`, `mlp.10`."""
+    """Returns weights and biases in the order in which they are applied."""
     remaining = {str(key): tensor for key, tensor in tensors.items()}
     weights: list[torch.Tensor] = []
     biases: list[torch.Tensor] = []
-    for key in sorted((key for key in remaining if key.endswith("weight")), key=_natural):
-        weight = remaining.pop(key)
-        bias = remaining.pop(f"{key.removesuffix('weight')}bias", None)
+    layers = {key: tensor for key, tensor in remaining.items() if key.endswith("weight")}
+    for key, weight in layers.items():
         if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
             raise HeadError(f"{where}: {key} is not a matrix; only linear layers are supported")
+    for key in _in_order(layers, is_saved_in_order, where):
+        weight = remaining.pop(key)
+        bias = remaining.pop(f"{key.removesuffix('weight')}bias", None)
         bias = torch.zeros(weight.shape[0]) if bias is None else bias
         if not isinstance(bias, torch.Tensor):
             raise HeadError(f"{where}: the bias of {key} is a {type(bias).__name__}, not a tensor")
@@ -204,6 +213,30 @@ def _layers(
     if not all(tensor.isfinite().all() for tensor in (*weights, *biases)):
         raise HeadError(f"{where}: a weight is NaN or infinite; the head's training diverged")
     return tuple(weights), tuple(biases)
+
+
+def _in_order(layers: dict[str, torch.Tensor], is_saved_in_order: bool, where: str) -> list[str]:
+    """Returns the layers' names in the order in which they are applied.
+
+    By their numbers, `mlp.0`, `mlp.2`, `mlp.10`, where only those differ; else as the module defines them, which
+    a state dict keeps. Safetensors sort their tensors: there the shapes must leave one order.
+    """
+    if len({re.sub(r"\d+", "", key) for key in layers}) <= 1:
+        return sorted(layers, key=_natural)
+    if is_saved_in_order:
+        return list(layers)
+    orders = permutations(layers) if len(layers) <= MAX_UNNUMBERED_LAYERS else ()
+    fitting = [order for order in orders if _fits([layers[key] for key in order])]
+    if len(fitting) != 1:
+        raise HeadError(
+            f"{where}: the order of the layers {', '.join(layers)} is not to be told from their names and shapes; "
+            "name them by number, as torch.nn.Sequential does"
+        )
+    return list(fitting[0])
+
+
+def _fits(weights: list[torch.Tensor]) -> bool:
+    return all(after.shape[1:] == before.shape[:1] for before, after in pairwise(weights))
 
 
 def _natural(key: str) -> list[tuple[int, str]]:

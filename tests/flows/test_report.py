@@ -24,6 +24,7 @@ def test_totals_are_the_sums_over_the_finished_files() -> None:
         "documents": 3000,
         "rejected": 6,
         "truncated": 15,
+        "duplicate_ids": 0,
         "tokens": 370_368,
         "seconds": 10.0,
     }

@@ -1,7 +1,9 @@
 import dataclasses
 import gzip
 import json
+import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ from mlfilter_core.encoder import Encoder
 from mlfilter_core.errors import AnnotationError, EmbeddingFileError, HeadError, OutputConflictError, SourceError
 from mlfilter_core.heads import Head, load_head, score
 from mlfilter_core.model_files import ModelFiles
-from tests.conftest import TINY_DIM, WriteLines, zstd
+from mlfilter_core.zstd import zstd
+from tests.conftest import TINY_DIM, WriteLines
 
 TEXT = DocumentSchema(("text",))
 RECORDS: list[Any] = [
@@ -139,7 +142,7 @@ def test_the_report_tells_where_the_output_lies(
     report = annotate_file(embed(name="a/b/x.jsonl"), make_request(), heads)
     assert (report.embeddings, report.status, report.documents) == ("a/b/x.h5", "annotated", 3)
     assert report.output == str(tmp_path / "annotated/a/b/x.jsonl")
-    assert written(tmp_path) == [".provenance/a/b/x.json", "a/b/x.jsonl"]
+    assert written(tmp_path) == [".provenance/a/b/x.jsonl.json", "a/b/x.jsonl"]
 
 
 def test_output_keys_are_taken_from_the_embedding_file(embed: Embed, annotate: Annotate, tmp_path: Path) -> None:
@@ -480,11 +483,63 @@ def test_an_output_that_was_edited_is_in_the_way(finished: Finished) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"request": '])
-def test_an_output_without_its_provenance_is_made_again(finished: Finished, content: bytes | None) -> None:
-    """A run that was killed between the two leaves this."""
+def test_an_output_that_does_not_say_what_made_it_is_in_the_way(finished: Finished, content: bytes | None) -> None:
+    """Another tool's, the predecessor's above all, whose files have the same names."""
     file, request, _ = finished
     provenance = request.provenance_file(file)
     provenance.unlink()
     if content is not None:
         provenance.write_bytes(content)
+    with pytest.raises(
+        OutputConflictError, match=r"x\.jsonl does not say which heads and embeddings made it; use another output_dir"
+    ):
+        finished_annotation(file, request)
+
+
+def test_a_run_that_was_killed_before_its_output_appeared_is_made_again(finished: Finished) -> None:
+    file, request, report = finished
+    Path(report.output).unlink()
     assert finished_annotation(file, request) is None
+
+
+def test_an_output_that_was_copied_is_told_by_its_content(finished: Finished) -> None:
+    file, request, report = finished
+    os.utime(report.output, ns=(0, 0))
+    assert finished_annotation(file, request, read_content=False) is None
+    assert finished_annotation(file, request) is not None
+    content = Path(report.output).read_bytes()
+    Path(report.output).write_bytes(content.replace(b"a", b"b", 1))
+    with pytest.raises(OutputConflictError, match="was changed since it was annotated"):
+        finished_annotation(file, request)
+
+
+def test_two_compressions_stand_side_by_side(finished: Finished, heads: list[Head]) -> None:
+    file, request, _ = finished
+    zipped = dataclasses.replace(request, compression="gzip")
+    annotate_file(file, zipped, heads)
+    assert finished_annotation(file, request) is not None
+    assert finished_annotation(file, zipped) is not None
+
+
+def test_stored_numbers_keep_their_precision_and_nan_is_refused(annotate: Annotate, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        f["train/embeddings"] = np.ones((2, TINY_DIM), np.float32)
+        f["train/labels"] = np.array([[3.7, 1], [0.1, 2]], np.float32)
+        f["train/count"] = np.array([5, 6], np.int64)
+    (first, _) = annotate(find_embeddings(tmp_path), output_keys=("labels", "count"))
+    assert (first["labels"], first["count"]) == ([3.7, 1.0], 5)
+    with h5py.File(tmp_path / "x.h5", "a") as f:
+        f["train/labels"][1, 0] = np.nan
+    with pytest.raises(AnnotationError, match="row 1: labels is not finite, which JSON cannot say"):
+        annotate(find_embeddings(tmp_path), output_keys=("labels",))
+
+
+def test_long_documents_are_joined_a_few_at_a_time(
+    embed: Embed, make_request: Callable[..., AnnotateRequest], heads: list[Head]
+) -> None:
+    file = embed([{"id": str(i), "text": "a", "body": "b" * 200_000} for i in range(400)])  # 80 MB
+    tracemalloc.start()
+    annotate_file(file, make_request(output_keys=("*",)), heads)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 30 << 20

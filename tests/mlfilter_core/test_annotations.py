@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlfilter_core.annotations import SUFFIXES, Compression, open_annotations, write_records
-from tests.conftest import zstd
+from mlfilter_core.zstd import zstd
 
 RECORDS = [{"id": "ä", "text": "a\nb", "score_x": 0.25}, {"id": None, "z": [1], "a": {"b": 2}}]
 DECOMPRESS = {None: bytes, "gzip": gzip.decompress, "zstd": zstd.decompress}

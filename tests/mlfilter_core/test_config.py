@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from mlfilter_core.config import AnnotationJob, EmbeddingJob, load_job, parse_overrides
+from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.job_files import load_job, parse_overrides
 
 # The three examples of the description that users of such pipelines know, as they stand there.
 LOCAL_EMBEDDING = """
@@ -144,7 +145,7 @@ def test_an_embedding_job_needs_three_fields(load: Load) -> None:
 def test_an_annotation_job_needs_three_fields(load: Load) -> None:
     params = load(annotation(), AnnotationJob).params
     assert (params.glob_pattern, params.hdf5_dataset_name, params.output_keys) == ("**/*", "train", ("document_id",))
-    assert (params.score_prefix, params.batch_size, params.device, params.compression) == ("score_", 4096, "cpu", None)
+    assert (params.score_prefix, params.batch_size, params.device, params.compression) == ("score_", 2048, "cpu", None)
 
 
 @pytest.mark.parametrize(

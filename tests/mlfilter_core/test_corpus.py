@@ -62,12 +62,12 @@ def test_hidden_files_are_ignored_in_silence(tmp_path: Path, caplog: pytest.LogC
     assert not caplog.messages
 
 
-def test_a_link_to_a_file_is_found_and_a_link_to_a_folder_is_not_followed(tmp_path: Path) -> None:
+def test_links_to_files_are_found_even_broken_ones_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     touch(tmp_path, "elsewhere/y.jsonl", "corpus/x.jsonl")
     (tmp_path / "corpus/linked.jsonl").symlink_to(tmp_path / "elsewhere/y.jsonl")
     (tmp_path / "corpus/folder").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "corpus/broken.jsonl").symlink_to(tmp_path / "nowhere")
-    assert found(tmp_path / "corpus", "**/*") == ["linked.jsonl", "x.jsonl"]
+    assert found(tmp_path / "corpus", "**/*") == ["broken.jsonl", "linked.jsonl", "x.jsonl"]
 
 
 def test_two_sources_of_one_output_are_refused_naming_both(tmp_path: Path) -> None:
@@ -101,6 +101,14 @@ def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "x.jsonl")
     with pytest.raises(ConfigError, match=r"x\.jsonl is a file; give the folder that holds it, and a glob_pattern"):
         find_files(tmp_path / "x.jsonl", "*", SOURCE_SUFFIXES)
+
+
+@pytest.mark.parametrize("hidden", ["corpus", "corpus/de", "corpus/de/a"])
+def test_a_folder_that_may_not_be_read_is_refused_and_not_passed_over(unprivileged: Path, hidden: str) -> None:
+    touch(unprivileged, "corpus/x.jsonl", "corpus/de/a/y.jsonl")
+    (unprivileged / hidden).chmod(0)
+    with pytest.raises(ConfigError, match=f"the folder {unprivileged}/{hidden} is not readable"):
+        find_files(unprivileged / "corpus", "**/*.jsonl", SOURCE_SUFFIXES)
 
 
 def test_nothing_found_is_refused(tmp_path: Path) -> None:

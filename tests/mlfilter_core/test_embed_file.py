@@ -277,6 +277,29 @@ def test_a_source_that_grows_while_it_is_read_fails_and_leaves_nothing(
     assert written(path) == []
 
 
+def test_windows_line_ends_and_a_byte_order_mark_change_nothing(write_lines: WriteLines, embed: Embed) -> None:
+    records = [{"text": text} for text in TEXTS]
+    plain = write_lines("plain.jsonl", records)
+    marked = plain.with_name("marked.jsonl")
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes().replace(b"\n", b"\r\n"))
+    assert embed(plain).documents == embed(marked).documents == len(TEXTS)
+    with EmbeddingFile(output_of(plain), "train") as first, EmbeddingFile(output_of(marked), "train") as second:
+        np.testing.assert_array_equal(first.embeddings(ALL), second.embeddings(ALL))
+        content = marked.read_bytes()
+        for offset, record in zip(second.array("source_offset", ALL), records, strict=True):
+            assert content[offset:].removeprefix(b"\xef\xbb\xbf").startswith(json.dumps(record).encode() + b"\r\n")
+
+
+def test_a_source_that_is_gone_is_named(
+    write_lines: WriteLines, text_request: EmbedRequest, tiny_encoder: Encoder
+) -> None:
+    path = write_lines("x.jsonl", [{"text": "one"}])
+    source = source_of(path)
+    path.unlink()
+    with pytest.raises(SourceError, match=r"x\.jsonl cannot be read \(No such file or directory\)"):
+        embed_file(source, path.with_suffix(".h5"), path.with_suffix(".rejected"), text_request, tiny_encoder)
+
+
 def test_a_broken_compressed_source_fails_and_leaves_nothing(write_lines: WriteLines, embed: Embed) -> None:
     path = write_lines("x.jsonl.gz", [{"text": text} for text in TEXTS] + [b"broken"])
     path.write_bytes(path.read_bytes()[:-12])
@@ -438,6 +461,14 @@ def test_a_changed_source_is_in_the_way(
         OutputConflictError, match=r"x\.h5 was made from another version of .*x\.jsonl; set params\.overwrite"
     ):
         is_finished(path, text_request)
+
+
+def test_a_source_that_was_touched_is_for_a_worker_to_read(
+    finished: tuple[Path, EmbedReport], text_request: EmbedRequest
+) -> None:
+    path, _ = finished
+    os.utime(path, ns=(0, 0))
+    assert finished_embedding(source_of(path), output_of(path), text_request, read_content=False) is None
 
 
 def test_a_source_that_was_touched_is_still_the_same(

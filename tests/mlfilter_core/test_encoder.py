@@ -296,3 +296,19 @@ def test_a_tokenizer_with_other_token_types_is_refused(tmp_path: Path) -> None:
     tiny_bert(seed=0).save_pretrained(tmp_path)
     with pytest.raises(EncoderError, match="token types other than 0"):
         tiny(tmp_path)
+
+
+def test_a_prompt_that_leaves_no_room_for_the_text_is_refused(tiny_files: ModelFiles) -> None:
+    with pytest.raises(EncoderError, match=r"the prompt alone has 12 tokens, and max_length is 12: every document"):
+        load_encoder(tiny_files, EncoderSettings(prompt="ba " * 10, max_length=12), "cpu")
+    load_encoder(tiny_files, EncoderSettings(prompt="ba " * 10, max_length=13), "cpu")
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_another(
+    tiny_model: Path, tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "no-pad"
+    shutil.copytree(tiny_model, folder)
+    tiny_tokenizer(pad_token=None).save_pretrained(folder)
+    encoder = load_encoder(resolve_model(str(folder)), EncoderSettings(), "cpu")
+    np.testing.assert_allclose(encode(encoder, TEXTS), encode(tiny_encoder, TEXTS), atol=TOLERANCE)

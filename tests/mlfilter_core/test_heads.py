@@ -246,3 +246,30 @@ def test_two_scores_of_one_name_are_refused() -> None:
     """A head `a` of two targets and a head `a_0` would both write `score_a_0`."""
     with pytest.raises(HeadError, match="two scores are both named a_0; rename one of the heads a, a_0"):
         check_heads_fit([make_head("a", n_targets=2), make_head("a_0")], DIM, None, "x.h5")
+
+
+class Named(nn.Module):
+    """Layers whose names tell nothing of their order."""
+
+    def __init__(self, n_hidden: int) -> None:
+        super().__init__()
+        self.input_proj = nn.Linear(DIM, DIM)
+        self.hidden = nn.Linear(DIM, n_hidden)
+        self.classifier = nn.Linear(n_hidden, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.hidden(self.input_proj(x).relu()).relu())
+
+
+def test_layers_without_numbers_follow_one_another_as_they_are_defined(tmp_path: Path) -> None:
+    module = Named(DIM)
+    head = load_head("x", save_pt(module.state_dict(), tmp_path / "x.pt"))
+    np.testing.assert_allclose(score([head], EMBEDDINGS), forward(module), atol=1e-6)
+
+
+def test_safetensors_forget_that_order_so_the_shapes_must_tell_it(tmp_path: Path) -> None:
+    module = Named(4)
+    head = load_head("x", save_safetensors(module.state_dict(), tmp_path / "x.safetensors"))
+    np.testing.assert_allclose(score([head], EMBEDDINGS), forward(module), atol=1e-6)
+    with pytest.raises(HeadError, match=r"the order of the layers .* is not to be told from their names and shapes"):
+        load_head("x", save_safetensors(Named(DIM).state_dict(), tmp_path / "y.safetensors"))

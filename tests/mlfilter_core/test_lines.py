@@ -3,14 +3,17 @@ import hashlib
 import random
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
 import pytest
 
 from mlfilter_core.errors import SourceError
-from mlfilter_core.lines import Line, OverlongLine, SourceReader, file_sha256
-from tests.conftest import COMPRESS, zstd
+from mlfilter_core.file_identity import file_sha256
+from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, Line, OverlongLine, SourceReader
+from mlfilter_core.zstd import zstd
+from tests.conftest import COMPRESS
 
 every_compression = pytest.mark.parametrize("suffix", COMPRESS)
 
@@ -165,6 +168,53 @@ def test_a_wrong_checksum_fails_the_file(tmp_path: Path) -> None:
     assert_breaks_off_after(tmp_path, bytes(stream), 2)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_changed_byte_in_the_middle_of_a_stream_fails_the_file(tmp_path: Path, suffix: str) -> None:
+    compress = COMPRESS[suffix] if suffix == ".gz" else with_checksum
+    stream = bytearray(compress(random_lines()))
+    stream[len(stream) // 2] ^= 0xFF
+    (tmp_path / "x.jsonl").write_bytes(stream)
+    with SourceReader(tmp_path / "x.jsonl") as reader, pytest.raises(SourceError, match="breaks off here"):
+        list(reader.lines(1 << 20))
+
+
+def with_checksum(content: bytes) -> bytes:
+    """As the command zstd compresses."""
+    return zstd.compress(content, options={zstd.CompressionParameter.checksum_flag: 1})
+
+
+def test_a_zstd_stream_may_begin_with_a_skippable_frame(tmp_path: Path) -> None:
+    """As those of pzstd do."""
+    skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00size"
+    (tmp_path / "x.jsonl").write_bytes(skippable + zstd.compress(b"one\ntwo\n"))
+    with SourceReader(tmp_path / "x.jsonl") as reader:
+        assert [line.content for line in reader.lines(100) if isinstance(line, Line)] == [b"one", b"two"]
+
+
+def test_a_line_of_200_mb_stays_out_of_memory(tmp_path: Path) -> None:
+    with open(tmp_path / "x.jsonl", "wb") as file:
+        for _ in range(200):
+            file.write(b"x" * 1_000_000)
+        file.write(b"\nafter\n")
+    tracemalloc.start()
+    with SourceReader(tmp_path / "x.jsonl") as reader:
+        overlong, after = (
+            (sum(map(len, line.pieces)) if isinstance(line, OverlongLine) else line.content)
+            for line in reader.lines(DEFAULT_MAX_LINE_BYTES)
+        )
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (overlong, after) == (200_000_000, b"after")
+    assert peak_bytes < 3 * DEFAULT_MAX_LINE_BYTES
+
+
+def test_a_file_that_may_not_be_read_is_named(unprivileged: Path) -> None:
+    (unprivileged / "x.jsonl").write_text("{}")
+    (unprivileged / "x.jsonl").chmod(0)
+    with pytest.raises(SourceError, match=r"x\.jsonl cannot be read \(Permission denied\); mend its path or its"):
+        SourceReader(unprivileged / "x.jsonl")
+
+
 def assert_breaks_off_after(tmp_path: Path, stream: bytes, n_whole_lines: int) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(stream)
@@ -182,5 +232,5 @@ def test_a_missing_file_is_said_once(tmp_path: Path) -> None:
     """No second complaint comes from closing what was never open (shown by -X dev, and by Python 3.13)."""
     code = f"from pathlib import Path; from mlfilter_core.lines import *; SourceReader(Path({str(tmp_path / 'x')!r}))"
     run = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True)
-    assert run.stderr.splitlines()[-1].startswith("FileNotFoundError")
+    assert f"SourceError: {tmp_path}/x cannot be read (No such file or directory); mend" in run.stderr.splitlines()[-1]
     assert "Exception ignored" not in run.stderr

@@ -1,11 +1,14 @@
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.publishing import check_writable, publish
+from mlfilter_core.publishing import check_writable, publish, remove_leftovers
 
 
 def test_nothing_is_visible_before_the_end(tmp_path: Path) -> None:
@@ -79,3 +82,34 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
             ConfigError, match=rf"params\.output_dir: {folder} cannot be written to \(.+\); mend its perm"
         ):
             check_writable(folder)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_stays(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from mlfilter_core.publishing import publish, remove_leftovers
+with publish(Path({str(tmp_path / "a" / "x.h5")!r})):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (leftover,) = (tmp_path / "a").iterdir()
+    foreign = tmp_path / ".y.h5.0123abcd.999999999.89abcdef.part"  # of a process on another machine
+    foreign.touch()
+    with publish(tmp_path / "z.h5") as own:
+        assert remove_leftovers(tmp_path) == 1
+        assert not leftover.exists()
+        assert own.exists()
+        assert foreign.exists()
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(unprivileged: Path) -> None:
+    (unprivileged / "out").mkdir(mode=0o500)
+    message = (
+        rf"params\.output_dir: {unprivileged}/out cannot be written to \(Permission denied\); mend its permissions"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_writable(unprivileged / "out")
+    with pytest.raises(ConfigError, match=r"local_settings\.logging_dir: .*/out/logs cannot be written to"):
+        check_writable(unprivileged / "out" / "logs", "local_settings.logging_dir")

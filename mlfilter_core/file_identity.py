@@ -1,0 +1,40 @@
+"""Whether a file is still the one that was seen before."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the digest of the bytes on disk, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_identity(path: Path) -> dict[str, Any]:
+    """Returns what `is_same_file` needs: `bytes`, `mtime_ns` and `sha256`."""
+    status = path.stat()
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_sha256(path)}
+
+
+def is_same_file(path: Path, recorded: Mapping[str, Any], read_content: bool) -> bool | None:
+    """Tells whether a file has the content that was recorded.
+
+    The size and the time of its last change decide where they can; of a file that was copied or touched,
+    the content does.
+
+    Args:
+        path: An existing file.
+        recorded: From `file_identity`.
+        read_content: Whether to read the file where only its content can tell.
+
+    Returns:
+        None where only the content can tell, and it was not to be read.
+    """
+    status = path.stat()
+    if status.st_size != recorded["bytes"]:
+        return False
+    if status.st_mtime_ns == recorded["mtime_ns"]:
+        return True
+    return file_sha256(path) == recorded["sha256"] if read_content else None

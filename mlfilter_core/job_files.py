@@ -1,0 +1,117 @@
+"""A YAML job file to a job, with every problem in words."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.errors import ConfigError
+
+Job = TypeVar("Job", EmbeddingJob, AnnotationJob)
+
+
+def load_job(path: Path, kind: type[Job], overrides: Mapping[str, Any] | None = None) -> Job:
+    """Reads a YAML job file.
+
+    `${name}` and `${section.name}` stand for other values of the file, `${oc.env:NAME}` for an
+    environment variable, as in OmegaConf.
+
+    Args:
+        path: The file.
+        kind: `EmbeddingJob` or `AnnotationJob`.
+        overrides: Values that replace those of the file, by dotted name: `{"params.batch_size": 8}`.
+
+    Raises:
+        ConfigError: Names every field that is unknown, missing or out of range, and how to mend it.
+    """
+    try:
+        written = OmegaConf.load(path)
+        if not isinstance(written, DictConfig) or not written:
+            raise ConfigError(f'{path} must hold a mapping with a "params:" section')
+        for name, value in (overrides or {}).items():
+            OmegaConf.update(written, name, value, merge=False, force_add=True)
+        content = OmegaConf.to_container(written, resolve=True)
+    except FileNotFoundError:
+        raise ConfigError(f"the job file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the job file {path} cannot be read: {error}") from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problems: list[str] = _explain(kind, error.errors())
+        raise ConfigError("\n  ".join([f"{path}: {_count(problems, 'problem')}", *problems])) from None
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """Reads `name=value` assignments; values are YAML.
+
+    Example: `["params.batch_size=8"]` is `{"params.batch_size": 8}`.
+
+    Raises:
+        ConfigError: One has no `=`, or its value is not YAML.
+    """
+    overrides = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {assignment}: write it as --set params.batch_size=128")
+        try:
+            overrides[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: the value is not valid YAML ({error})") from error
+    return overrides
+
+
+def _explain(kind: type[BaseModel], problems: list[Any]) -> list[str]:
+    """Puts pydantic's errors in words, one line for each field."""
+    explained: dict[str, str] = {}
+    for problem in problems:
+        name, about, siblings = _locate(kind, [str(part) for part in problem["loc"]])
+        message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as in [a, b]")
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name.rpartition(".")[2], siblings, 1, 0.6)
+            near = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(siblings))}"
+            explained[name] = f"{name}: unknown field; {near}"
+        elif problem["type"] == "missing":
+            explained[name] = f"{name}: missing ({about})"
+        elif name in explained:  # another branch of a union
+            explained[name] += f"; or {message}"
+        elif isinstance(problem["input"], Mapping):
+            explained[name] = f"{name or 'the job'}: {message}"
+        else:
+            explained[name] = f"{name} = {problem['input']!r} ({about}): {message}"
+    return list(explained.values())
+
+
+def _locate(kind: type[BaseModel], location: list[str]) -> tuple[str, str, list[str]]:
+    """Returns a field's dotted name without pydantic's marks of union branches, its description, and
+    the names of the fields beside it."""
+    names: list[str] = []
+    for i, part in enumerate(location):
+        names.append(part)
+        field = kind.model_fields.get(part)
+        if field is None:
+            return ".".join(names), "", list(kind.model_fields)
+        section = _section(field.annotation)
+        if section is None or i == len(location) - 1:
+            key = location[i + 1 : i + 2] if get_origin(field.annotation) is dict else []
+            return ".".join(names + key), (field.description or "").rstrip("."), list(kind.model_fields)
+        kind = section
+    return ".".join(names), "", list(kind.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _count(things: list[Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

@@ -1,0 +1,143 @@
+"""What an annotated file holds beside the scores: values of the HDF5 file, or of the source documents.
+
+Knows nothing about scores, but for the names that they take.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlfilter_core.documents import find_value
+from mlfilter_core.embedding_store import DOCUMENT_ID, SOURCE_OFFSET, EmbeddingFile
+from mlfilter_core.errors import AnnotationError
+from mlfilter_core.source_documents import SourceDocuments
+
+WHOLE_DOCUMENT = "*"
+# Values that stand in memory at a time: texts may be stored, and some are a thousand times longer than most.
+READ_ROWS = 256
+
+
+class OutputValues:
+    """Looks the output keys of one file up. Use it as a context manager.
+
+    Attributes:
+        missing_values: Keys that some document lacks, written as null, and how often.
+    """
+
+    def __init__(
+        self, file: EmbeddingFile, output_keys: Sequence[str], columns: Sequence[str], source_dir: Path | None
+    ) -> None:
+        """Finds out where each key is; opens the source where it is needed.
+
+        Args:
+            file: Open for as long as this is used.
+            output_keys: Names in the HDF5 file, else keys of the source document; `*` is all of it.
+            columns: Names of the scores, which are left to others and must stay free.
+            source_dir: Where the sources lie; None takes the folder that the file names.
+
+        Raises:
+            AnnotationError: The source is needed, and the file does not name it.
+            SourceError: The source is needed, and missing or changed.
+        """
+        self.missing_values: dict[str, int] = {}
+        self._file = file
+        self._columns = columns
+        self._places = {key: _find(file, key) for key in output_keys if key not in columns}
+        joined = [key for key, place in self._places.items() if place is None]
+        self._source = SourceDocuments(file, source_dir, joined) if joined else None
+        self._document_keys: list[str] = []
+
+    def __enter__(self) -> "OutputValues":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._source is not None:
+            self._source.__exit__(*exc_info)
+
+    def records(self, rows: slice) -> Iterator[dict[str, Any]]:
+        """Yields one record for each row, with the output keys in their order.
+
+        Args:
+            rows: The rows after those of the call before.
+
+        Raises:
+            AnnotationError: A stored number is NaN or infinite, or a document has a score's name as a key.
+            SourceError: The source changed.
+        """
+        for start in range(rows.start, rows.stop, READ_ROWS):
+            part = slice(start, min(start + READ_ROWS, rows.stop))
+            stored = {key: self._stored(place, part) for key, place in self._places.items() if place}
+            documents: Iterator[Mapping[str, Any]] = repeat({}, part.stop - part.start)
+            if self._source is not None:
+                documents = self._source.documents(self._file.array(SOURCE_OFFSET, part))
+            for i, document in enumerate(documents):
+                yield self._record(document, i, stored)
+
+    def check_complete(self) -> None:
+        """Checks, after the last row, what only then is known.
+
+        Raises:
+            SourceError: The source is not the one that was embedded.
+            AnnotationError: No document has one of the keys.
+        """
+        if self._source is None:
+            return
+        self._source.check_unchanged()
+        for key, n_missing in self.missing_values.items():
+            if n_missing == self._file.n_rows:
+                raise AnnotationError(
+                    f'params.output_keys: "{key}" is neither in {self._file.path} nor in any document of '
+                    f"{self._source.path}; there are: {', '.join([*self._file.names(), *self._document_keys])}"
+                )
+
+    def _stored(self, place: str, rows: slice) -> Any:
+        values = self._file.column(place, rows)
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f" and not np.isfinite(values).all():
+            row = rows.start + int(np.argwhere(~np.isfinite(values))[0][0])
+            raise AnnotationError(
+                f"{self._file.path}: row {row}: {place} is not finite, which JSON cannot say; leave it out of "
+                "params.output_keys"
+            )
+        return values
+
+    def _record(self, document: Mapping[str, Any], i: int, stored: dict[str, Any]) -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        for key, place in self._places.items():
+            if place is not None:
+                record[key] = stored[key][i]
+            elif key == WHOLE_DOCUMENT:
+                record.update(self._without_clash(document))
+            else:
+                record[key] = self._joined(document, key)
+        return record
+
+    def _joined(self, document: Mapping[str, Any], key: str) -> Any:
+        try:
+            return find_value(document, key)
+        except KeyError:
+            self._document_keys = list(document)
+            self.missing_values[key] = self.missing_values.get(key, 0) + 1
+            return None
+
+    def _without_clash(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        clash = [column for column in self._columns if column in document]
+        if clash:
+            raise AnnotationError(
+                f'{self._file.path}: the source documents have a key "{clash[0]}" already; set '
+                "params.score_prefix to another one"
+            )
+        return document
+
+
+def _find(file: EmbeddingFile, key: str) -> str | None:
+    """Returns the dataset that holds an output key, or None for the source document."""
+    if key == WHOLE_DOCUMENT:
+        return None
+    name = file.find(key)
+    if name is None and key == "doc_id":  # the predecessor's name for the document's id
+        own_id = file.provenance.request["id_key"] if file.provenance else None
+        return file.find(DOCUMENT_ID) if own_id in (None, key) else None
+    return name
