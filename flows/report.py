@@ -21,7 +21,7 @@ MAX_ARTIFACT_ROWS = 1000
 MAX_PRINTED_ROWS = 40
 TEXT_COLUMNS = ("file", "status")
 PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
-LOG_WIDTH = 110
+LOG_WIDTH = 200
 COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens")
 
 
@@ -91,7 +91,7 @@ def publish_report(report: RunReport) -> None:
 
 def print_report(report: RunReport) -> None:
     """Prints the run's table and where its results lie; reasons of failures are the error's to tell."""
-    # A log has no width: cut to the usual 80 columns, its numbers would be torn apart.
+    # A log has no width: cut to the usual 80 columns, its names and numbers would be torn apart.
     console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
     rows = report.rows()
     present = {name for row in rows for name in row}
