@@ -11,7 +11,7 @@ if __name__ == "__main__":
 import functools
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.runtime import flow_run
@@ -90,7 +90,7 @@ def embed_one(file: CorpusFile, params: EmbeddingPipelineParameters, request: Em
             _output(params, file),
             file.output(params.rejected_output_dir, ".jsonl"),
             request,
-            _encoder(request.model, request.encoder, worker_device(params.device)),
+            _encoder(request.model, request.encoder, worker_device(params.device), params.max_batch_tokens),
         )
 
 
@@ -131,8 +131,10 @@ def _finished(
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(model: ModelFiles, settings: EncoderSettings, device: str) -> "Encoder":
+def _encoder(
+    model: ModelFiles, settings: EncoderSettings, device: str, max_batch_tokens: int | Literal["auto"]
+) -> "Encoder":
     """Returns the encoder, loaded once for each worker process: it takes seconds and gigabytes."""
     from mlfilter_core.encoder import load_encoder
 
-    return load_encoder(model, settings, device)
+    return load_encoder(model, settings, device, None if max_batch_tokens == "auto" else max_batch_tokens)

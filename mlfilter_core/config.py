@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -74,8 +74,12 @@ class EmbeddingPipelineParameters(_Written):
         None, description="How token embeddings become one. Unset: as the model is configured, else mean."
     )
     prompt: str | None = Field(None, description="Set before each text. Unset: the model's own default prompt.")
-    model_dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Precision of the forward pass; pooling is float32 always."
+    max_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Most padded tokens in one forward pass. auto: each worker finds the fastest size."
+    )
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Precision of the forward pass; pooling is float32 always. auto: bfloat16 where it is fast.",
     )
     embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Precision in the file.")
     label_dtype: Literal["float32", "float64", "int8", "int16", "int32", "int64"] = Field(

@@ -1,4 +1,4 @@
-"""Where tensors are computed."""
+"""Where tensors are computed, and in which precision."""
 
 import torch
 
@@ -26,3 +26,18 @@ def pick_device(device: str) -> torch.device:
     if chosen.type not in DEVICE_TYPES:
         raise ConfigError(f"device: {device!r}: use auto, cpu, mps, cuda or cuda:<number>")
     return chosen
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Returns the named torch dtype; `auto` is bfloat16 where the device multiplies it fast, else float32.
+
+    That is CUDA from Ampere on, and CPUs with AVX512-BF16 or AMX.
+    """
+    if dtype != "auto":
+        return getattr(torch, dtype)  # type: ignore[no-any-return]
+    if device.type == "cuda":
+        is_fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        is_fast = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if is_fast else torch.float32

@@ -5,7 +5,8 @@ by sentence-transformers; the loop around them is ours.
 """
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +18,24 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from mlfilter_core.batching import plan_batches
-from mlfilter_core.devices import pick_device
+from mlfilter_core.devices import pick_device, pick_dtype
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
-from mlfilter_core.linear import use_fast_linear_layers
+from mlfilter_core.linear import pack_linear_layers
 from mlfilter_core.model_files import ModelFiles
 
 # Our names, which are those of the job files, and sentence-transformers' names.
 POOLING_MODES = {"cls": "cls", "mean": "mean", "max": "max", "last_token": "lasttoken"}
-# Padded tokens in one forward pass. CPU: the fastest of 1,024 to 8,192 with MiniLM on two cores, where
-# larger batches leave the caches. CUDA: not measured yet.
-MAX_BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536, "mps": 16_384}
+# Budgets of padded tokens that are tried, by doubling: CPUs want small ones, which stay in their caches, GPUs
+# large ones. Of those that are about as fast as the fastest, the smallest is taken.
+TRIED_BATCH_TOKENS = (512, 1 << 18)
+ABOUT_AS_FAST = 0.98
+CLEARLY_SLOWER = 0.9
+TRIAL_TOKENS = 512  # of each document in a trial; the median web page has about as many
+TRIALS_S = 3.0
+# On a CPU in bfloat16, attention by plain matrix products encodes 1.2 times as fast as PyTorch's fused kernel
+# (MiniLM, two cores of a Zen 5). Its memory grows with the square of the length, hence the limit.
+MAX_PLAIN_ATTENTION_TOKENS = 1024
 # A tokenizer without a maximum states a huge number instead of none.
 NO_MAXIMUM = 1 << 24
 
@@ -61,9 +69,12 @@ class Encoder:
         max_length: Most tokens of a document; None where neither job nor model has a limit.
         is_normalized: Whether the model scales its embeddings to unit length.
         device: Where it computes.
+        max_batch_tokens: Most padded tokens in one forward pass.
     """
 
-    def __init__(self, model: SentenceTransformer, settings: EncoderSettings, device: torch.device) -> None:
+    def __init__(
+        self, model: SentenceTransformer, settings: EncoderSettings, device: torch.device, max_batch_tokens: int | None
+    ) -> None:
         self.device = device
         self.settings = settings
         self._transformer: Transformer = model[0]
@@ -76,6 +87,7 @@ class Encoder:
         self.pooling = "+".join(_pooling_modes(self._after))
         self._fixed_features = self._prompt_features()
         self._check_prompt()
+        self.max_batch_tokens = max_batch_tokens or self._find_max_batch_tokens()
 
     def provenance(self) -> dict[str, Any]:
         """What the model made of the settings; recorded in every file of embeddings."""
@@ -86,6 +98,9 @@ class Encoder:
             "is_normalized": self.is_normalized,
             "prompt": self.prompt,
             "device": self.device.type,
+            "compute_dtype": str(self._transformer.model.dtype).removeprefix("torch."),
+            "attention": self._transformer.model.config._attn_implementation,
+            "max_batch_tokens": self.max_batch_tokens,
         }
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
@@ -120,8 +135,10 @@ class Encoder:
             float32 (n_texts, dim), row i is text i, whatever batch it was in.
         """
         embeddings = np.empty((len(tokenized.input_ids), self.dim), np.float32)
-        max_batch_tokens = MAX_BATCH_TOKENS[self.device.type]
-        for rows in plan_batches(tokenized.n_tokens, max_batch_documents, max_batch_tokens):
+        n_tokens = tokenized.n_tokens
+        if self.settings.pad_to_max_length and self.max_length is not None:
+            n_tokens = np.full_like(n_tokens, self.max_length)
+        for rows in plan_batches(n_tokens, max_batch_documents, self.max_batch_tokens):
             batch = [tokenized.input_ids[row] for row in rows]
             embeddings[rows] = self._forward(batch)
         return embeddings
@@ -158,6 +175,31 @@ class Encoder:
             raise EncoderError("this tokenizer gives token types other than 0, which is not supported")
         return {"prompt_length": features["prompt_length"]} if "prompt_length" in features else {}
 
+    def _find_max_batch_tokens(self) -> int:
+        """Times forward passes of growing size, for a few seconds at most."""
+        length = self.max_length or TRIAL_TOKENS
+        if not self.settings.pad_to_max_length:
+            length = min(length, TRIAL_TOKENS)
+        document = np.ones(length, np.int32)  # the speed does not depend on what the tokens are
+        rates: dict[int, float] = {}
+        budget, largest = TRIED_BATCH_TOKENS
+        deadline = time.perf_counter() + TRIALS_S
+        while budget <= largest and time.perf_counter() < deadline:
+            batch = [document] * max(budget // length, 1)
+            try:
+                seconds = min(_seconds(lambda: self._forward(batch)) for _ in range(3))  # noqa: B023
+            except torch.OutOfMemoryError:
+                break
+            rates[budget] = len(batch) * length / seconds
+            if rates[budget] < CLEARLY_SLOWER * max(rates.values()):
+                break
+            budget *= 2
+        fast_enough = ABOUT_AS_FAST * max(rates.values())
+        chosen = min(budget for budget, rate in rates.items() if rate >= fast_enough)
+        tried = ", ".join(f"{budget}: {rate:.0f}" for budget, rate in rates.items())
+        _log.info("batches of at most %d tokens, the smallest of the fastest (tokens/s by size: %s)", chosen, tried)
+        return chosen
+
     def _check_prompt(self) -> None:
         n_tokens = len(self._tokenizer(self.prompt)["input_ids"])
         if self.prompt and self.max_length is not None and n_tokens >= self.max_length:
@@ -167,13 +209,17 @@ class Encoder:
             )
 
 
-def load_encoder(files: ModelFiles, settings: EncoderSettings, device: str = "auto") -> Encoder:
+def load_encoder(
+    files: ModelFiles, settings: EncoderSettings, device: str = "auto", max_batch_tokens: int | None = None
+) -> Encoder:
     """Loads an encoder onto a device.
 
     Args:
         files: From `resolve_model`.
         settings: What changes its embeddings.
         device: `auto` (CUDA, then MPS, then CPU), or a torch device such as `cuda:1`.
+        max_batch_tokens: Most padded tokens in one forward pass; None takes a few seconds to find the
+            size that is fastest here.
 
     Raises:
         EncoderError: The files do not make an encoder of texts, the device is absent, or `max_length`
@@ -200,15 +246,33 @@ def load_encoder(files: ModelFiles, settings: EncoderSettings, device: str = "au
         raise EncoderError(f"embedding_model: {files.folder} reads chat messages; only plain text is supported")
     if settings.pooling is not None:
         _set_pooling(model, settings.pooling)
-    first.to(getattr(torch, settings.model_dtype))
-    use_fast_linear_layers(model)
+    dtype = pick_dtype(settings.model_dtype, chosen)
+    first.to(dtype)
+    if chosen.type == "cpu" and dtype == torch.bfloat16:
+        _use_plain_attention(model, settings)
+    pack_linear_layers(model)
     model.eval()
-    encoder = Encoder(model, settings, chosen)
+    encoder = Encoder(model, settings, chosen, max_batch_tokens)
     _log.info(
-        "encoder %s on %s: %d dimensions, %s pooling, at most %s tokens, %s",
-        *(files.model, chosen, encoder.dim, encoder.pooling, encoder.max_length, settings.model_dtype),
+        "encoder %s on %s: %d dimensions, %s pooling, at most %s tokens, %s, %s attention",
+        *(files.model, chosen, encoder.dim, encoder.pooling, encoder.max_length),
+        *(str(dtype).removeprefix("torch."), encoder.provenance()["attention"]),
     )
     return encoder
+
+
+def _use_plain_attention(model: SentenceTransformer, settings: EncoderSettings) -> None:
+    max_length = _max_length(model, settings)
+    transformer = model[0].model
+    has_choice = getattr(transformer.config, "_attn_implementation", None) == "sdpa"
+    if has_choice and max_length is not None and max_length <= MAX_PLAIN_ATTENTION_TOKENS:
+        transformer.set_attn_implementation("eager")
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def _with_pad_token(tokenizer: Any) -> Any:

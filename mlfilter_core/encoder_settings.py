@@ -18,7 +18,7 @@ class EncoderSettings:
         pad_to_max_length: Pad every batch to `max_length` instead of its longest document.
         pooling: `cls`, `mean`, `max` or `last_token`; None takes the model's own, or the mean.
         prompt: Set before each text; None takes the model's own default prompt.
-        model_dtype: torch name of the dtype of the transformer; pooling stays in float32.
+        model_dtype: torch name of the dtype of the transformer, or `auto`; pooling stays in float32.
         trust_remote_code: Run Python code that the model's repository ships.
     """
 

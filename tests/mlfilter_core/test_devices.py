@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from mlfilter_core.devices import DEVICE_TYPES, pick_device
+from mlfilter_core.devices import DEVICE_TYPES, pick_device, pick_dtype
 from mlfilter_core.errors import ConfigError
 
 
@@ -23,3 +25,33 @@ def test_an_absent_device_is_refused(device: str) -> None:
 def test_a_device_that_computes_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="device: 'meta': use auto, cpu, mps, cuda or cuda:<number>"):
         pick_device("meta")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_precision_is_taken_by_its_name(dtype: str) -> None:
+    assert pick_dtype(dtype, torch.device("cpu")) == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+    ids=str,
+)
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(
+    capabilities: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert pick_dtype("auto", torch.device("cpu")) == dtype
+
+
+@pytest.mark.skipif("avx512_bf16" not in Path("/proc/cpuinfo").read_text(), reason="a processor without it")
+def test_this_processor_says_what_it_can() -> None:
+    assert pick_dtype("auto", torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((8, 0), torch.bfloat16), ((7, 5), torch.float32)])
+def test_auto_is_bfloat16_from_ampere_on(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert pick_dtype("auto", torch.device("cuda")) == dtype

@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,9 @@ def test_a_saved_model_keeps_its_pooling_dense_layer_and_default_prompt(
         "is_normalized": True,
         "prompt": "find: ",
         "device": "cpu",
+        "compute_dtype": "float32",
+        "attention": "sdpa",
+        "max_batch_tokens": encoder.max_batch_tokens,
     }
 
 
@@ -312,3 +316,59 @@ def test_a_tokenizer_without_a_pad_token_pads_with_another(
     tiny_tokenizer(pad_token=None).save_pretrained(folder)
     encoder = load_encoder(resolve_model(str(folder)), EncoderSettings(), "cpu")
     np.testing.assert_allclose(encode(encoder, TEXTS), encode(tiny_encoder, TEXTS), atol=TOLERANCE)
+
+
+def batches(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collects the padded tokens of each forward pass."""
+    sizes: list[int] = []
+    pad = encoder._pad
+
+    def counting(batch: Any) -> Any:
+        features = pad(batch)
+        sizes.append(features["input_ids"].numel())
+        return features
+
+    monkeypatch.setattr(encoder, "_pad", counting)
+    return sizes
+
+
+@pytest.mark.parametrize(("max_batch_tokens", "pads"), [(64, False), (200, False), (200, True)])
+def test_a_batch_has_at_most_the_tokens_that_are_asked_for(
+    tiny_files: ModelFiles,
+    tiny_encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+    max_batch_tokens: int,
+    pads: bool,
+) -> None:
+    encoder = load_encoder(tiny_files, EncoderSettings(pad_to_max_length=pads), "cpu", max_batch_tokens)
+    sizes = batches(encoder, monkeypatch)
+    np.testing.assert_allclose(encode(encoder, TEXTS), encode(tiny_encoder, TEXTS), atol=TOLERANCE)
+    assert max(sizes) <= max_batch_tokens
+    assert len(sizes) > 1
+
+
+def test_a_size_is_found_where_none_is_asked_for(tiny_files: ModelFiles, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "mlfilter_core"):
+        encoder = load_encoder(tiny_files, EncoderSettings(), "cpu")
+    (said,) = [record.message for record in caplog.records if record.message.startswith("batches of at most")]
+    tried = {int(size): int(rate) for size, rate in re.findall(r"(\d+): (\d+)", said)}
+    assert encoder.max_batch_tokens in tried
+    assert tried[encoder.max_batch_tokens] >= 0.97 * max(tried.values())
+    assert list(tried)[:2] == [512, 1024]
+
+
+@pytest.mark.parametrize(("max_length", "attention"), [(64, "eager"), (None, "eager")])
+def test_bfloat16_on_a_cpu_takes_plain_attention_for_short_texts(
+    tiny_files: ModelFiles, max_length: int | None, attention: str
+) -> None:
+    encoder = load_encoder(tiny_files, EncoderSettings(max_length=max_length, model_dtype="bfloat16"), "cpu", 512)
+    assert encoder.provenance()["attention"] == attention
+    assert encoder.provenance()["compute_dtype"] == "bfloat16"
+
+
+def test_long_texts_keep_the_attention_whose_memory_grows_with_their_length(tmp_path: Path, tiny_model: Path) -> None:
+    folder = tmp_path / "long"
+    shutil.copytree(tiny_model, folder)
+    tiny_bert(seed=0, max_position_embeddings=2048).save_pretrained(folder)
+    settings = EncoderSettings(max_length=2048, model_dtype="bfloat16")
+    assert load_encoder(resolve_model(str(folder)), settings, "cpu", 512).provenance()["attention"] == "sdpa"

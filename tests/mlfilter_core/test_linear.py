@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mlfilter_core.linear import FastLinear, linear, use_fast_linear_layers
+from mlfilter_core.linear import PackedLinear, linear, pack_linear_layers
 
 
 @pytest.mark.parametrize("shape", [(5, 32), (3, 7, 32), (1, 1, 32), (0, 32), (4, 0, 32)])
@@ -26,6 +26,19 @@ def test_inputs_that_are_not_contiguous_are_read_in_their_order() -> None:
             torch.testing.assert_close(linear(view, weight, None), view @ weight.T)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 48), (3, 7, 48), (1, 1, 48), (0, 48), (2048, 48)])
+@torch.inference_mode()
+def test_a_packed_layer_is_the_layer_that_it_replaces(
+    dtype: torch.dtype, has_bias: bool, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(48, 20, has_bias).to(dtype)
+    inputs = torch.randn(shape).to(dtype)
+    torch.testing.assert_close(PackedLinear(layer)(inputs), layer(inputs))
+
+
 def test_every_plain_linear_layer_of_a_model_is_replaced_and_keeps_its_parameters() -> None:
     class Own(torch.nn.Linear):
         pass
@@ -35,11 +48,19 @@ def test_every_plain_linear_layer_of_a_model_is_replaced_and_keeps_its_parameter
             "outer": torch.nn.Linear(8, 4),
             "nested": torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Tanh()),
             "own": Own(4, 4),
+            "wide": torch.nn.Linear(4, 4, dtype=torch.float64),
+            "elsewhere": torch.nn.Linear(4, 4, device="meta"),
         }
     )
     parameters = dict(model.named_parameters())
-    use_fast_linear_layers(model)
-    assert [type(model["outer"]), type(model["nested"][0]), type(model["own"])] == [FastLinear, FastLinear, Own]
+    pack_linear_layers(model)
+    assert {name: type(layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)} == {
+        "outer": PackedLinear,
+        "nested.0": PackedLinear,
+        "own": Own,
+        "wide": torch.nn.Linear,
+        "elsewhere": torch.nn.Linear,
+    }
     after = dict(model.named_parameters())
     assert after.keys() == parameters.keys()
     assert all(after[name] is parameters[name] for name in after)
