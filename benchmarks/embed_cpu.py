@@ -52,7 +52,8 @@ def main() -> None:
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.embed_only:
-        embed(arguments.embed_only, load(max_length=32))
+        # Of one size: each process would find its own, and the two peaks would differ by that.
+        embed(arguments.embed_only, load(32, max_batch_tokens=2048))
         print_peak_memory()
         return
     texts, origin = read_texts(arguments.corpus, arguments.documents)
@@ -159,9 +160,10 @@ def model_files() -> ModelFiles:
     return resolve_model(MODEL)
 
 
-def load(max_length: int, model_dtype: str = "float32") -> Encoder:
+def load(max_length: int, model_dtype: str = "float32", max_batch_tokens: int | None = None) -> Encoder:
     """Returns MiniLM on the CPU."""
-    return load_encoder(model_files(), EncoderSettings(max_length=max_length, model_dtype=model_dtype), "cpu")
+    settings = EncoderSettings(max_length=max_length, model_dtype=model_dtype)
+    return load_encoder(model_files(), settings, "cpu", max_batch_tokens)
 
 
 @torch.inference_mode()
