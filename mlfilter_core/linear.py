@@ -11,7 +11,6 @@ from typing import cast
 import torch
 
 _HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -46,8 +45,14 @@ def pack_linear_layers(model: torch.nn.Module) -> None:
     for name, child in model.named_children():
         if type(child) is not torch.nn.Linear:
             pack_linear_layers(child)
-        elif _HAS_ONEDNN and child.weight.device.type == "cpu" and child.weight.dtype in PACKED_DTYPES:
+        elif child.weight.device.type == "cpu" and _can_pack(child.weight.dtype):
             setattr(model, name, PackedLinear(child))
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:  # needs AVX-512 at least
+        return _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return _HAS_ONEDNN and dtype == torch.float32
 
 
 def _onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -6,6 +6,8 @@ import torch
 from mlfilter_core.devices import DEVICE_TYPES, pick_device, pick_dtype
 from mlfilter_core.errors import ConfigError
 
+CPUINFO = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+
 
 def test_auto_is_the_best_device_of_this_machine() -> None:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -44,7 +46,7 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it(
     assert pick_dtype("auto", torch.device("cpu")) == dtype
 
 
-@pytest.mark.skipif("avx512_bf16" not in Path("/proc/cpuinfo").read_text(), reason="a processor without it")
+@pytest.mark.skipif("avx512_bf16" not in CPUINFO, reason="a processor without it")
 def test_this_processor_says_what_it_can() -> None:
     assert pick_dtype("auto", torch.device("cpu")) == torch.bfloat16
 
