@@ -20,7 +20,7 @@ from flows.cluster import local_workers, n_cores
 from flows.failures import RETRIES, can_heal, expected_errors_as_states
 from flows.logs import logging_to, worker_name
 from flows.report import RunReport
-from flows.run_files import refuse_slurm, run_files, unless_overwritten
+from flows.run_files import check_job, run_files, unless_overwritten
 from mlfilter_core.annotate_file import (
     AnnotateReport,
     AnnotateRequest,
@@ -33,7 +33,7 @@ from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, sha
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.job_files import load_job
-from mlfilter_core.publishing import check_writable, remove_leftovers
+from mlfilter_core.publishing import remove_leftovers
 
 if TYPE_CHECKING:
     from mlfilter_core.heads import Head
@@ -55,9 +55,7 @@ def annotate(config: Path, overrides: dict[str, Any] | None = None) -> RunReport
     started = time.monotonic()
     job = load_job(Path(config), AnnotationJob, overrides)
     params = job.params
-    refuse_slurm(job)
-    check_writable(params.output_dir)
-    check_writable(job.logging_dir, "local_settings.logging_dir")
+    check_job(job)
     remove_leftovers(params.output_dir)
     logs = job.logging_dir / f"annotate-{flow_run.get_name()}"
     with logging_to(logs, "flow"):
@@ -121,8 +119,7 @@ def check_annotation_job(config: Path, overrides: dict[str, Any] | None = None) 
         JobError: The job could not run.
     """
     job = load_job(Path(config), AnnotationJob, overrides)
-    refuse_slurm(job)
-    check_writable(job.params.output_dir)
+    check_job(job)
     load_heads(job.params)
 
 

@@ -22,8 +22,8 @@ NO_WORKERS_TIMEOUT = "10 minutes"
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 # Dask tells glibc to give back every 64 kB that is freed. Tensors of some MB then cost their page faults anew
-# in every layer: embedding took 1.6 times as long, a quarter of it in the kernel. These are glibc's own
-# values for a process that uses such tensors, the second its highest.
+# in every layer: embedding took 1.6 times as long, a quarter of it in the kernel. The first is arbitrary, well
+# above the tensors of a layer; the second is the most that glibc takes.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 
 

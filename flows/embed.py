@@ -21,14 +21,14 @@ from flows.cluster import local_workers, n_gpus, worker_device
 from flows.failures import RETRIES, can_heal, expected_errors_as_states
 from flows.logs import logging_to, worker_name
 from flows.report import RunReport
-from flows.run_files import refuse_slurm, run_files, unless_overwritten
+from flows.run_files import check_job, run_files, unless_overwritten
 from mlfilter_core.config import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.job_files import load_job
 from mlfilter_core.model_files import ModelFiles, resolve_model
-from mlfilter_core.publishing import check_writable, remove_leftovers
+from mlfilter_core.publishing import remove_leftovers
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder import Encoder
@@ -50,9 +50,7 @@ def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
     started = time.monotonic()
     job = load_job(Path(config), EmbeddingJob, overrides)
     params = job.params
-    refuse_slurm(job)
-    check_writable(params.output_dir)
-    check_writable(job.logging_dir, "local_settings.logging_dir")
+    check_job(job)
     remove_leftovers(params.output_dir)
     logs = job.logging_dir / f"embed-{flow_run.get_name()}"
     with logging_to(logs, "flow"):

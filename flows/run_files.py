@@ -16,6 +16,7 @@ from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.errors import ConfigError, FileError, JobError, MlfilterError, OutputConflictError
+from mlfilter_core.publishing import check_writable
 
 Report = TypeVar("Report", EmbedReport, AnnotateReport)
 Workers = Callable[[int, Path], AbstractContextManager[DaskTaskRunner]]
@@ -100,17 +101,20 @@ def unless_overwritten(finished: Callable[[], Report | None], overwrite: bool) -
         raise
 
 
-def refuse_slurm(job: EmbeddingJob | AnnotationJob) -> None:
-    """Refuses a job for Slurm, which this release parses and checks only.
+def check_job(job: EmbeddingJob | AnnotationJob) -> None:
+    """Checks, before any work, that a job can run and write here.
 
     Raises:
-        ConfigError: The job asks for it.
+        ConfigError: It asks for Slurm, which this release parses and checks only, or a folder for its outputs
+            or logs cannot be written to.
     """
     if job.running_on_slurm:
         raise ConfigError(
             "running_on_slurm: true is checked but not run by this release; set it to false and use local_settings "
             "inside a job of your own"
         )
+    check_writable(job.params.output_dir)
+    check_writable(job.logging_dir, "local_settings.logging_dir")
 
 
 def _reason(error: Exception | None) -> str:

@@ -21,10 +21,10 @@ from mlfilter_core.errors import HeadError
 from mlfilter_core.file_identity import file_sha256
 from mlfilter_core.linear import linear
 
-# In place where PyTorch can: their input is the output of the layer before, which nobody else holds.
-ACTIVATIONS = {"relu": torch.relu_, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh_}
 _log = logging.getLogger(__name__)
 
+# In place where PyTorch can: their input is the output of the layer before, which nobody else holds.
+ACTIVATIONS = {"relu": torch.relu_, "gelu": torch.nn.functional.gelu, "tanh": torch.tanh_}
 MAX_UNNUMBERED_LAYERS = 6  # whose 720 orders are tried in no time
 # Keys under which training code wraps the weights.
 WRAPPERS = ("state_dict", "model_state_dict")
