@@ -19,10 +19,10 @@ from measure import alternate, parser, peak_memory_bytes, print_peak_memory, pub
 from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import Document
-from mlfilter_core.embed_file import WINDOW_DOCUMENTS
 from mlfilter_core.embedding_store import EmbeddingWriter, Provenance, library_versions
 from mlfilter_core.heads import Head, load_head, score
 from mlfilter_core.linear import linear
+from mlfilter_core.windows import WINDOW_DOCUMENTS
 
 DIM, HIDDEN, N_ROWS, BATCH_SIZE = 768, 1000, 20_000, 2048
 GROWTH = 20

@@ -27,12 +27,13 @@ from transformers import AutoConfig, AutoModel
 
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
 from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import WINDOW_DOCUMENTS, EmbedRequest, embed_file
+from mlfilter_core.embed_file import EmbedRequest, embed_file
 from mlfilter_core.encoder import Encoder, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.linear import linear
 from mlfilter_core.lines import Line, SourceReader
 from mlfilter_core.model_files import ModelFiles, resolve_model
+from mlfilter_core.windows import WINDOW_DOCUMENTS
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_CORPUS = REPOSITORY.parent / "shared" / "data" / "fineweb_edu_1000.jsonl"
@@ -73,8 +74,8 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
     reference.max_seq_length = MAX_LENGTH
     tokenized = encoder.tokenize(texts)
     theirs = reference.encode(texts, batch_size=32, show_progress_bar=False)
-    np.testing.assert_allclose(encoder.encode(tokenized, 64), theirs, atol=1e-5)
-    cosines = (in_bfloat16.encode(tokenized, 64) * theirs).sum(axis=1)
+    np.testing.assert_allclose(encoder.encode(tokenized).embeddings(), theirs, atol=1e-5)
+    cosines = (in_bfloat16.encode(tokenized).embeddings() * theirs).sum(axis=1)
     hugging_face = AutoModel.from_pretrained(model_files().folder).eval()
     source = write_corpus(folder / "speed.jsonl", texts)
     seconds = alternate(
@@ -84,8 +85,8 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
             "embed_file": lambda: embed(source, encoder),
             "bf16": lambda: embed(source, in_bfloat16),
             "predecessor": lambda: predecessor(texts, reference.tokenizer, hugging_face),
-            "encoder": lambda: encoder.encode(encoder.tokenize(texts), 64),
-            "encoder_tokenized": lambda: encoder.encode(tokenized, 64),
+            "encoder": lambda: encoder.encode(encoder.tokenize(texts)),
+            "encoder_tokenized": lambda: encoder.encode(tokenized),
             "matmul": matrix_product(lambda matrix: matrix @ matrix, torch.float32),
             "bf16_matmul": matrix_product(lambda matrix: matrix @ matrix, torch.bfloat16),
             "onednn": matrix_product(lambda matrix: linear(matrix, matrix, None), torch.float32),

@@ -22,7 +22,7 @@ MAX_PRINTED_ROWS = 40
 TEXT_COLUMNS = ("file", "status")
 PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
 LOG_WIDTH = 200
-COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens")
+COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens", "out_of_memory")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,22 @@ class RunReport:
             if any(name in row for row in rows):
                 totals[name] = sum(row[name] for row in rows)
         return {**totals, "seconds": round(self.seconds, 1)}
+
+    def remarks(self) -> list[str]:
+        """Returns what a person who wants the run to be faster should know."""
+        embedded = [report for report in self.reports if isinstance(report, EmbedReport) and report.waited]
+        remarks = [f"encoder: {encoder}" for encoder in sorted({report.encoder for report in embedded})]
+        n_out_of_memory = sum(report.out_of_memory for report in embedded)
+        if n_out_of_memory:
+            remarks.append(
+                f"memory ran out {n_out_of_memory} times, and batches were divided: set max_batch_tokens lower"
+            )
+        if embedded:
+            waited = {stage: sum(report.waited[stage] for report in embedded) for stage in embedded[0].waited}
+            seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in waited.items())
+            busiest = min(waited, key=lambda stage: waited[stage])
+            remarks.append(f"seconds that each stage waited for another: {seconds}; {busiest} is the limit")
+        return remarks
 
 
 class FilesFailedError(MlfilterError):
@@ -108,7 +124,8 @@ def print_report(report: RunReport) -> None:
     console.print(table)
     if len(rows) > MAX_PRINTED_ROWS:
         console.print(f"... and {len(rows) - MAX_PRINTED_ROWS} more files, in files.jsonl beside the logs")
-    console.print(f"results: {report.output_dir}\nlogs:    {report.logs}", highlight=False, soft_wrap=True)
+    for remark in (*report.remarks(), f"results: {report.output_dir}", f"logs:    {report.logs}"):
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
 
 
 def _row(report: EmbedReport | AnnotateReport) -> dict[str, Any]:
@@ -130,6 +147,7 @@ def _cell(value: Any) -> str:
 def _markdown(report: RunReport) -> str:
     lines = [f"# {report.flow}", "", "| | |", "| --- | ---: |"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in report.totals().items()]
+    lines += ["", *(f"- {remark}" for remark in report.remarks())]
     lines += ["", f"Results in `{report.output_dir}`, logs in `{report.logs}`."]
     if report.failures:
         lines += ["", "## Failed", ""]

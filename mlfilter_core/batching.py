@@ -1,14 +1,24 @@
-"""Token counts to batches that waste little on padding.
+"""Token counts to batches: of about equal lengths, and of the size that is fastest here.
 
 Knows nothing about tensors or models.
 """
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
+# Sizes in tokens that are tried, by doubling: CPUs want small ones, which stay in their caches, GPUs large ones.
+SMALLEST, LARGEST = 512, 1 << 18
+# Of those that are about as fast as the fastest, the smallest is taken.
+ABOUT_AS_FAST = 0.98
+CLEARLY_SLOWER = 0.9
+TRIALS_S = 3.0
+
 
 def plan_batches(
-    n_tokens: NDArray[np.int32], max_batch_documents: int, max_batch_tokens: int
+    n_tokens: NDArray[np.int32], max_batch_documents: int | None, max_batch_tokens: int
 ) -> list[NDArray[np.intp]]:
     """Groups documents of about equal length, the longest first.
 
@@ -16,7 +26,7 @@ def plan_batches(
 
     Args:
         n_tokens: int32 (n_documents,), tokens of each document.
-        max_batch_documents: Most documents in a batch.
+        max_batch_documents: Most documents in a batch; None sets no limit.
         max_batch_tokens: Most tokens in a batch once it is padded to its longest document. A
             document above it makes a batch of its own.
 
@@ -30,7 +40,41 @@ def plan_batches(
     start = 0
     while start < len(order):
         longest = max(int(n_tokens[order[start]]), 1)
-        size = min(max(max_batch_tokens // longest, 1), max_batch_documents)
+        size = min(max(max_batch_tokens // longest, 1), max_batch_documents or len(order))
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def find_max_batch_tokens(encode: Callable[[int], int | None]) -> tuple[int, str]:
+    """Times batches of growing size, for some seconds at most.
+
+    Args:
+        encode: Encodes about so many tokens and returns how many they were, or None where they do not fit in
+            memory. A GPU must have finished them.
+
+    Returns:
+        The smallest of the fastest sizes, and what was measured, in words.
+    """
+    rates: dict[int, float] = {}
+    size, fits = SMALLEST, True
+    deadline = time.perf_counter() + TRIALS_S
+    while fits and size <= LARGEST and time.perf_counter() < deadline:
+        trials = [_tokens_per_s(encode, size) for _ in range(3)]
+        fits = all(trials)
+        rate = max(trials)
+        if fits:
+            rates[size] = rate
+        if rate < CLEARLY_SLOWER * max(rates.values(), default=0.0):
+            break
+        size *= 2
+    if not rates:
+        return SMALLEST, "the least that is tried; even that does not fit in memory"
+    chosen = min(size for size, rate in rates.items() if rate >= ABOUT_AS_FAST * max(rates.values()))
+    tried = ", ".join(f"{size}: {rate:.0f}" for size, rate in rates.items())
+    return chosen, f"the smallest of the fastest; tokens/s by size: {tried}"
+
+
+def _tokens_per_s(encode: Callable[[int], int | None], n_tokens: int) -> float:
+    started = time.perf_counter()
+    return (encode(n_tokens) or 0) / (time.perf_counter() - started)

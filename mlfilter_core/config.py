@@ -59,7 +59,9 @@ class EmbeddingPipelineParameters(_Written):
     )
     model_revision: str | None = Field(None, description="Branch, tag or commit of a model id.")
     trust_remote_code: bool = Field(False, description="Run Python code that the model's repository ships.")
-    batch_size: int = Field(64, ge=1, description="Most documents in one forward pass.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Most documents in one forward pass. Unset: max_batch_tokens alone limits it."
+    )
     writer_batch_size: int = Field(1024, ge=1, description="Documents written to HDF5 at a time.")
     max_length: int | None = Field(
         None, ge=3, description="Most tokens of a document; longer ones are cut. Unset: the model's own maximum."
@@ -75,7 +77,7 @@ class EmbeddingPipelineParameters(_Written):
     )
     prompt: str | None = Field(None, description="Set before each text. Unset: the model's own default prompt.")
     max_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="Most padded tokens in one forward pass. auto: each worker finds the fastest size."
+        "auto", description="Most tokens in one forward pass. auto: each worker finds the size that is fastest there."
     )
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32",

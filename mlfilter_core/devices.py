@@ -5,6 +5,8 @@ import torch
 from mlfilter_core.errors import ConfigError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
+# PyTorch has a class for a GPU's; libraries under it and other devices only have words.
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "bad_alloc")
 
 
 def pick_device(device: str) -> torch.device:
@@ -41,3 +43,9 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         is_fast = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an operation failed because its device has too little memory, so that a smaller one may work."""
+    is_known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return is_known or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -1,33 +1,35 @@
 """One source file to one HDF5 file of embeddings, with every line accounted for."""
 
+import functools
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.documents import Document, DocumentSchema, Rejection, parse_document
+from mlfilter_core.documents import DocumentSchema, Rejection
 from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
 from mlfilter_core.errors import EmbeddingFileError, OutputConflictError, SourceError
 from mlfilter_core.file_identity import is_same_file
-from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, OverlongLine, SourceReader
+from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, READ_BYTES, SourceReader
 from mlfilter_core.publishing import publish
 from mlfilter_core.rejects import RejectsFile
+from mlfilter_core.stages import Stages
+from mlfilter_core.windows import Window, read_windows
 
 if TYPE_CHECKING:
-    from mlfilter_core.encoder import Encoder
+    from mlfilter_core.encoder import EncodedTexts, Encoder, TokenizedTexts
     from mlfilter_core.encoder_settings import EncoderSettings
     from mlfilter_core.model_files import ModelFiles
 
-# Documents are sorted by length within a window, and a window stands in memory. Measured with MiniLM on
-# the CPU: beyond a few thousand documents sorting wastes no less. The bytes bound windows of long texts.
-WINDOW_DOCUMENTS = 4096
-WINDOW_BYTES = 32 << 20
 # Names of an encoder, which may change; the digests beside them tell whether it is the same.
 MODEL_NAMES = ("model", "revision")
 
@@ -44,7 +46,7 @@ class EmbedRequest:
         schema: Where records keep text, id, index values and labels.
         group: Name of the HDF5 group.
         embedding_dtype: `float32` or `float16`, in the file.
-        batch_size: Most documents in one forward pass.
+        batch_size: Most documents in one forward pass; None leaves it to the number of their tokens.
         writer_batch_size: Rows written to HDF5 at a time.
         fail_on_bad_record: Whether the first bad line fails its file.
         max_rejected_fraction: Share of rejected lines above which a file fails.
@@ -56,7 +58,7 @@ class EmbedRequest:
     schema: DocumentSchema
     group: str = "train"
     embedding_dtype: str = "float32"
-    batch_size: int = 64
+    batch_size: int | None = None
     writer_batch_size: int = 1024
     fail_on_bad_record: bool = False
     max_rejected_fraction: float = 1.0
@@ -89,8 +91,11 @@ class EmbedReport:
         truncated: Documents cut to the encoder's maximum length.
         duplicate_ids: Documents whose id an earlier one has.
         tokens: Tokens encoded, special tokens included.
+        out_of_memory: How often a batch did not fit in memory and was divided.
         rejected_by_reason: Lines for each reason.
         seconds: Wall time; 0 where skipped.
+        waited: Seconds that each stage waited for another; empty where skipped.
+        encoder: Where and how the encoder computed, in words; empty where skipped.
     """
 
     source: str
@@ -103,8 +108,11 @@ class EmbedReport:
     truncated: int
     duplicate_ids: int
     tokens: int
+    out_of_memory: int = 0
     rejected_by_reason: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    waited: dict[str, float] = field(default_factory=dict)
+    encoder: str = ""
 
 
 def embed_file(
@@ -139,8 +147,7 @@ def embed_file(
             index_keys=request.schema.index_keys,
             slice_rows=request.writer_batch_size,
         ) as writer:
-            for window in _windows(reader, source, request, bad, counts):
-                _embed_window(window, request, encoder, writer, bad, source, counts)
+            waited = _embed_windows(reader, source, request, encoder, writer, bad, counts, output.parent)
             after = source.path.stat()
             if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
                 raise SourceError(f"{source.path} changed while it was read; run again when it is complete")
@@ -162,7 +169,9 @@ def embed_file(
                 )
             )
     seconds = time.monotonic() - started
-    report = EmbedReport(source.relative, str(output), "embedded", **summary, seconds=seconds)
+    report = EmbedReport(
+        source.relative, str(output), "embedded", **summary, seconds=seconds, waited=waited, encoder=str(encoder)
+    )
     _log.info(
         "%s: %d documents, %d rejected, %d tokens in %.1f s (%.0f tokens/s)",
         *(source.relative, report.documents, report.rejected, report.tokens, seconds, report.tokens / seconds),
@@ -225,6 +234,7 @@ class _Counts:
         self.blank = 0
         self.truncated = 0
         self.tokens = 0
+        self.out_of_memory = 0
         self.id_hashes: list[np.ndarray[Any, np.dtype[np.int64]]] = []
 
     def summary(self, n_lines: int, bad: RejectsFile) -> dict[str, Any]:
@@ -239,62 +249,112 @@ class _Counts:
             "truncated": self.truncated,
             "duplicate_ids": len(hashes) - len(np.unique(hashes)),
             "tokens": self.tokens,
+            "out_of_memory": self.out_of_memory,
             "rejected_by_reason": dict(sorted(bad.by_reason.items())),
         }
 
 
-def _windows(
-    reader: SourceReader, source: CorpusFile, request: EmbedRequest, bad: RejectsFile, counts: _Counts
-) -> Iterator[list[tuple[Document, bytes]]]:
-    """Yields documents in order, some thousands at a time; with their lines where they may yet be rejected."""
-    window: list[tuple[Document, bytes]] = []
-    window_bytes = 0
-    for line in reader.lines(request.max_line_bytes):
-        if isinstance(line, OverlongLine):
-            detail = f"the line is longer than params.max_line_bytes, {request.max_line_bytes} bytes"
-            rejection = Rejection(line.number, line.offset, "line_too_long", detail)
-            _check_allowed(rejection, source, request)
-            bad.add_pieces(rejection, line.pieces)
-            continue
-        if not line.content or line.content.isspace():
-            counts.blank += 1
-            continue
-        document = parse_document(line, request.schema, source.relative)
-        if isinstance(document, Rejection):
-            _check_allowed(document, source, request)
-            bad.add(document, line.content)
-            continue
-        window.append((document, b"" if request.encoder.truncate else line.content))
-        window_bytes += len(line.content)
-        if len(window) == WINDOW_DOCUMENTS or window_bytes >= WINDOW_BYTES:
-            yield window
-            window, window_bytes = [], 0
-    if window:
-        yield window
-
-
-def _embed_window(
-    window: list[tuple[Document, bytes]],
+def _embed_windows(
+    reader: SourceReader,
+    source: CorpusFile,
     request: EmbedRequest,
     encoder: "Encoder",
     writer: EmbeddingWriter,
     bad: RejectsFile,
+    counts: _Counts,
+    scratch: Path,
+) -> dict[str, float]:
+    """Reads, tokenises, encodes and writes at the same time; returns the seconds that each waited."""
+    with Stages() as stages:
+        windows = read_windows(reader, source, request.schema, request.max_line_bytes, scratch)
+        tokenized = _tokenize(stages.run("reading", windows), request, encoder)
+        encoded = _encode(stages.run("tokenizing", tokenized), request, encoder)
+        for window, tokens, embeddings, n_out_of_memory in stages.run("encoding", encoded):
+            _reject(window.rejected, bad, source, request)
+            counts.blank += window.n_blank
+            counts.out_of_memory += n_out_of_memory
+            _write(window, tokens, embeddings, request, writer, source, counts)
+        return stages.waited("writing")
+
+
+def _tokenize(
+    windows: Iterator[Window], request: EmbedRequest, encoder: "Encoder"
+) -> Iterator[tuple[Window, "TokenizedTexts"]]:
+    too_long = f"more than params.max_length, {encoder.max_length} tokens, and truncation is off"
+    for window in windows:
+        tokens = encoder.tokenize([document.text for document in window.documents])
+        tokens = _drop(window, tokens, tokens.n_tokens == 0, "no_tokens", "the text has no token of this encoder")
+        if not request.encoder.truncate:
+            tokens = _drop(window, tokens, tokens.is_cut, "too_many_tokens", too_long)
+        yield window, tokens
+
+
+def _encode(
+    tokenized: Iterator[tuple[Window, "TokenizedTexts"]], request: EmbedRequest, encoder: "Encoder"
+) -> Iterator[tuple[Window, "TokenizedTexts", NDArray[np.float32], int]]:
+    begun: deque[tuple[Window, TokenizedTexts, EncodedTexts]] = deque()
+    for window, tokens in tokenized:
+        begun.append((window, tokens, encoder.encode(tokens, request.batch_size)))
+        if len(begun) > 1:  # a GPU has the next window before it while this one is waited for
+            yield _encoded(*begun.popleft(), encoder)
+    yield from (_encoded(*window, encoder) for window in begun)
+
+
+def _encoded(
+    window: Window, tokens: "TokenizedTexts", texts: "EncodedTexts", encoder: "Encoder"
+) -> tuple[Window, "TokenizedTexts", NDArray[np.float32], int]:
+    embeddings = texts.embeddings()
+    if not texts.fits.all():
+        detail = f"the memory of {encoder.device} does not suffice for this document alone"
+        tokens = _drop(window, tokens, ~texts.fits, "out_of_memory", detail)
+        embeddings = embeddings[texts.fits]
+    return window, tokens, embeddings, texts.n_out_of_memory
+
+
+def _drop(
+    window: Window, tokens: "TokenizedTexts", dropped: NDArray[np.bool_], reason: str, detail: str
+) -> "TokenizedTexts":
+    """Moves documents to the rejected lines."""
+    if not dropped.any():
+        return tokens
+    for row in np.flatnonzero(dropped):
+        document = window.documents[row]
+        window.rejected.append((Rejection(document.line, document.offset, reason, detail), window.lines[row]))
+    kept = np.flatnonzero(~dropped)
+    window.documents = [window.documents[row] for row in kept]
+    window.lines = [window.lines[row] for row in kept]
+    return tokens.select(kept)
+
+
+def _reject(
+    rejected: list[tuple[Rejection, bytes | IO[bytes]]], bad: RejectsFile, source: CorpusFile, request: EmbedRequest
+) -> None:
+    with ExitStack() as files:
+        for _, content in rejected:
+            if not isinstance(content, bytes):
+                files.enter_context(content)
+        for rejection, content in sorted(rejected, key=lambda line: line[0].line):
+            if request.fail_on_bad_record:
+                raise SourceError(
+                    f"{source.path}:{rejection.line}: {rejection.reason}: {rejection.detail}; mend the line, or set "
+                    "params.on_bad_record: reject to go on without it"
+                )
+            if isinstance(content, bytes):
+                bad.add(rejection, content)
+            else:
+                bad.add_pieces(rejection, iter(functools.partial(content.read, READ_BYTES), b""))
+
+
+def _write(
+    window: Window,
+    tokens: "TokenizedTexts",
+    embeddings: NDArray[np.float32],
+    request: EmbedRequest,
+    writer: EmbeddingWriter,
     source: CorpusFile,
     counts: _Counts,
 ) -> None:
-    tokenized = encoder.tokenize([document.text for document, _ in window])
-    documents = [document for document, _ in window]
-    if not request.encoder.truncate and tokenized.is_cut.any():
-        for row in np.flatnonzero(tokenized.is_cut):
-            document, content = window[row]
-            detail = f"more than params.max_length, {encoder.max_length} tokens, and truncation is off"
-            rejection = Rejection(document.line, document.offset, "too_many_tokens", detail)
-            _check_allowed(rejection, source, request)
-            bad.add(rejection, content)
-        kept = np.flatnonzero(~tokenized.is_cut)
-        tokenized = tokenized.select(kept)
-        documents = [documents[row] for row in kept]
-    embeddings = encoder.encode(tokenized, request.batch_size)
+    documents = window.documents
     with np.errstate(over="ignore"):  # said below, with its place
         finite = np.isfinite(embeddings.astype(request.embedding_dtype, copy=False)).all(axis=1)
     if not finite.all():
@@ -305,19 +365,11 @@ def _embed_window(
             "float32, and embedding_dtype float32"
         )
     if documents:
-        writer.append(documents, embeddings, tokenized.n_tokens)
+        writer.append(documents, embeddings, tokens.n_tokens)
     counts.documents += len(documents)
-    counts.tokens += int(tokenized.n_tokens.sum())
-    counts.truncated += int(tokenized.is_cut.sum())
+    counts.tokens += int(tokens.n_tokens.sum())
+    counts.truncated += int(tokens.is_cut.sum())
     counts.id_hashes.append(np.fromiter((hash(document.id) for document in documents), np.int64, len(documents)))
-
-
-def _check_allowed(rejection: Rejection, source: CorpusFile, request: EmbedRequest) -> None:
-    if request.fail_on_bad_record:
-        raise SourceError(
-            f"{source.path}:{rejection.line}: {rejection.reason}: {rejection.detail}; mend the line, or set "
-            "params.on_bad_record: reject to go on without it"
-        )
 
 
 def _check_rejected_fraction(source: CorpusFile, n_lines: int, bad: RejectsFile, allowed: float) -> None:

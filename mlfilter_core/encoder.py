@@ -5,8 +5,7 @@ by sentence-transformers; the loop around them is ours.
 """
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from mlfilter_core.batching import plan_batches
-from mlfilter_core.devices import pick_device, pick_dtype
+from mlfilter_core.attention import UNPADDED, can_attend_unpadded
+from mlfilter_core.batching import find_max_batch_tokens, plan_batches
+from mlfilter_core.devices import is_out_of_memory, pick_device, pick_dtype
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
 from mlfilter_core.linear import pack_linear_layers
@@ -26,16 +26,9 @@ from mlfilter_core.model_files import ModelFiles
 
 # Our names, which are those of the job files, and sentence-transformers' names.
 POOLING_MODES = {"cls": "cls", "mean": "mean", "max": "max", "last_token": "lasttoken"}
-# Budgets of padded tokens that are tried, by doubling: CPUs want small ones, which stay in their caches, GPUs
-# large ones. Of those that are about as fast as the fastest, the smallest is taken.
-TRIED_BATCH_TOKENS = (512, 1 << 18)
-ABOUT_AS_FAST = 0.98
-CLEARLY_SLOWER = 0.9
 TRIAL_TOKENS = 512  # of each document in a trial; the median web page has about as many
-TRIALS_S = 3.0
-# On a CPU in bfloat16, attention by plain matrix products encodes 1.2 times as fast as PyTorch's fused kernel
-# (MiniLM, two cores of a Zen 5). Its memory grows with the square of the length, hence the limit.
-MAX_PLAIN_ATTENTION_TOKENS = 1024
+# Relative distance of two embeddings of one text that differ by rounding only.
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 # A tokenizer without a maximum states a huge number instead of none.
 NO_MAXIMUM = 1 << 24
 
@@ -61,6 +54,34 @@ class TokenizedTexts:
         return TokenizedTexts([self.input_ids[row] for row in rows], self.n_tokens[rows], self.is_cut[rows])
 
 
+class EncodedTexts:
+    """Embeddings that a GPU may still be computing.
+
+    Attributes:
+        fits: bool (n_texts,), false where a text alone takes more memory than there is; its embedding is 0.
+        n_out_of_memory: How often a batch did not fit and was divided.
+    """
+
+    def __init__(self, embeddings: torch.Tensor, fits: NDArray[np.bool_], n_out_of_memory: int) -> None:
+        """Starts to copy float32 (n_texts, dim) from its device."""
+        self.fits = fits
+        self.n_out_of_memory = n_out_of_memory
+        self._copied: torch.cuda.Event | None = None
+        if embeddings.device.type == "cuda":
+            on_host = torch.empty(embeddings.shape, pin_memory=True).copy_(embeddings, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(embeddings.device))
+            self._embeddings = on_host
+        else:
+            self._embeddings = embeddings.cpu()
+
+    def embeddings(self) -> NDArray[np.float32]:
+        """Returns float32 (n_texts, dim), row i is text i; waits for it where it must."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._embeddings.numpy()
+
+
 class Encoder:
     """An encoder on a device. Make one with `load_encoder`.
 
@@ -69,7 +90,9 @@ class Encoder:
         max_length: Most tokens of a document; None where neither job nor model has a limit.
         is_normalized: Whether the model scales its embeddings to unit length.
         device: Where it computes.
-        max_batch_tokens: Most padded tokens in one forward pass.
+        is_unpadded: Whether the texts of a batch lie one after another, else padded to the longest.
+        max_batch_tokens: Most tokens in one forward pass, padding included; less once memory ran out.
+        why_max_batch_tokens: How that number was found.
     """
 
     def __init__(
@@ -85,9 +108,21 @@ class Encoder:
         self.max_length = _max_length(model, settings)
         self.is_normalized = any(isinstance(module, Normalize) for module in self._after)
         self.pooling = "+".join(_pooling_modes(self._after))
+        self._first_position = _first_position(self._transformer.model)
         self._fixed_features = self._prompt_features()
         self._check_prompt()
-        self.max_batch_tokens = max_batch_tokens or self._find_max_batch_tokens()
+        self.is_unpadded = not settings.pad_to_max_length and self._take_unpadded_attention()
+        self.max_batch_tokens, self.why_max_batch_tokens = max_batch_tokens or 0, "as asked for"
+        if max_batch_tokens is None:
+            self.max_batch_tokens, self.why_max_batch_tokens = self._find_max_batch_tokens()
+
+    def __str__(self) -> str:
+        """Where and how it computes."""
+        made = self.provenance()
+        return (
+            f"{made['compute_dtype']} on {self.device}, {made['attention']} attention, batches of at most "
+            f"{self.max_batch_tokens} tokens ({self.why_max_batch_tokens})"
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What the model made of the settings; recorded in every file of embeddings."""
@@ -99,8 +134,9 @@ class Encoder:
             "prompt": self.prompt,
             "device": self.device.type,
             "compute_dtype": str(self._transformer.model.dtype).removeprefix("torch."),
-            "attention": self._transformer.model.config._attn_implementation,
+            "attention": "unpadded" if self.is_unpadded else self._transformer.model.config._attn_implementation,
             "max_batch_tokens": self.max_batch_tokens,
+            "why_max_batch_tokens": self.why_max_batch_tokens,
         }
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
@@ -124,35 +160,89 @@ class Encoder:
         )
         return TokenizedTexts(input_ids, n_tokens, is_cut)
 
-    def encode(self, tokenized: TokenizedTexts, max_batch_documents: int) -> NDArray[np.float32]:
+    @torch.inference_mode()
+    def encode(self, tokenized: TokenizedTexts, max_batch_documents: int | None = None) -> EncodedTexts:
         """Runs the model.
+
+        A batch that does not fit in memory is divided, and so are those after it.
 
         Args:
             tokenized: From `tokenize`.
-            max_batch_documents: Most documents in one forward pass.
-
-        Returns:
-            float32 (n_texts, dim), row i is text i, whatever batch it was in.
+            max_batch_documents: Most documents in one forward pass; None sets no limit.
         """
-        embeddings = np.empty((len(tokenized.input_ids), self.dim), np.float32)
+        embeddings = torch.zeros((len(tokenized.input_ids), self.dim), device=self.device)
+        fits = np.ones(len(embeddings), np.bool_)
+        n_out_of_memory = 0
         n_tokens = tokenized.n_tokens
         if self.settings.pad_to_max_length and self.max_length is not None:
             n_tokens = np.full_like(n_tokens, self.max_length)
-        for rows in plan_batches(n_tokens, max_batch_documents, self.max_batch_tokens):
-            batch = [tokenized.input_ids[row] for row in rows]
-            embeddings[rows] = self._forward(batch)
-        return embeddings
+        batches = plan_batches(n_tokens, max_batch_documents, self.max_batch_tokens)
+        while batches:
+            rows = batches[0]
+            encoded = self._forward_if_it_fits([tokenized.input_ids[row] for row in rows])
+            if encoded is not None:
+                embeddings[self._to_device(torch.from_numpy(rows))] = encoded
+                batches = batches[1:]
+            elif len(rows) == 1:
+                fits[rows] = False
+                batches = batches[1:]
+            else:
+                n_out_of_memory += 1
+                self.max_batch_tokens = len(rows) // 2 * int(n_tokens[rows].max())
+                self.why_max_batch_tokens = "halved, since memory ran out"
+                _log.warning("out of memory: batches of at most %d tokens from here on", self.max_batch_tokens)
+                remaining = np.concatenate(batches)
+                planned = plan_batches(n_tokens[remaining], max_batch_documents, self.max_batch_tokens)
+                batches = [remaining[batch] for batch in planned]
+        return EncodedTexts(embeddings, fits, n_out_of_memory)
 
-    @torch.inference_mode()
-    def _forward(self, batch: list[NDArray[np.int32]]) -> NDArray[np.float32]:
-        features = {name: tensor.to(self.device, non_blocking=True) for name, tensor in self._pad(batch).items()}
-        features = self._transformer({**features, **self._fixed_features})
+    def _forward_if_it_fits(self, batch: list[NDArray[np.int32]]) -> torch.Tensor | None:
+        try:
+            return self._forward(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _forward(self, batch: list[NDArray[np.int32]]) -> torch.Tensor:
+        """Returns float32 (n_texts, dim) on the device."""
+        features = self._in_one_row(batch) if self.is_unpadded else self._padded(batch)
+        on_device = {
+            name: self._to_device(value) if isinstance(value, torch.Tensor) else value
+            for name, value in features.items()
+        }
+        features = self._transformer({**on_device, **self._fixed_features})
         features["token_embeddings"] = features["token_embeddings"].float()
         for module in self._after:
             features = module(features)
-        return features["sentence_embedding"].cpu().numpy()  # type: ignore[no-any-return]
+        return features["sentence_embedding"]  # type: ignore[no-any-return]
 
-    def _pad(self, batch: list[NDArray[np.int32]]) -> dict[str, torch.Tensor]:
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":  # from pinned memory, the copy waits for nothing and nothing for it
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _in_one_row(self, batch: list[NDArray[np.int32]]) -> dict[str, Any]:
+        """Returns (1, n_tokens) features, and where each text starts; sentence-transformers' pooling knows them."""
+        lengths = np.fromiter(map(len, batch), np.int64, len(batch))
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        numbers = np.repeat(np.arange(len(batch)), lengths)
+        input_ids = torch.from_numpy(np.concatenate(batch).astype(np.int64)[None])
+        positions = np.arange(ends[-1]) - starts[numbers] + self._first_position
+        bounds = torch.from_numpy(np.append(starts, ends[-1]).astype(np.int32))
+        return {
+            **self._token_types(input_ids),
+            "position_ids": torch.from_numpy(positions[None]),
+            "seq_idx": torch.from_numpy(numbers.astype(np.int32)[None]),
+            **{"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds},
+            **{"max_length_q": int(lengths.max()), "max_length_k": int(lengths.max())},
+        }
+
+    def _padded(self, batch: list[NDArray[np.int32]]) -> dict[str, Any]:
+        """Returns (n_texts, width) features."""
         width = max(map(len, batch))
         if self.settings.pad_to_max_length and self.max_length is not None:
             width = self.max_length
@@ -163,10 +253,44 @@ class Encoder:
         for row, ids in enumerate(batch):
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
-        features = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+        return {**self._token_types(torch.from_numpy(input_ids)), "attention_mask": torch.from_numpy(attention_mask)}
+
+    def _token_types(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         if "token_type_ids" in self._tokenizer.model_input_names:
-            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-        return features
+            return {"input_ids": input_ids, "token_type_ids": torch.zeros_like(input_ids)}
+        return {"input_ids": input_ids}
+
+    @torch.inference_mode()
+    def _take_unpadded_attention(self) -> bool:
+        """Sets the model to unpadded attention where that gives the same embeddings, and says whether it did."""
+        model = self._transformer.model
+        if not (can_attend_unpadded(self.device, model.dtype) and model.is_backend_compatible()):
+            return False
+        own_attention, own_parameters = model.config._attn_implementation, self._transformer.model_forward_params
+        longest = min(self.max_length or TRIAL_TOKENS, TRIAL_TOKENS)
+        lengths = [length for length in (3, longest // 2, longest) if length > 0]
+        # Not the pad token, from which some models count positions.
+        vocabulary = np.arange(model.config.get_text_config().vocab_size)
+        tokens = vocabulary[vocabulary != self._tokenizer.pad_token_id]
+        batch = [np.resize(tokens[number:], length).astype(np.int32) for number, length in enumerate(lengths)]
+        self.is_unpadded = False
+        expected = self._forward(batch)
+        try:
+            model.set_attn_implementation(UNPADDED)
+            if own_parameters is not None:
+                names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+                self._transformer.model_forward_params = own_parameters | set(names)
+            self.is_unpadded = True
+            distances = (self._forward(batch) - expected).norm(dim=1) / expected.norm(dim=1)
+            reason = f"embeddings differ by {distances.max():.0%}"
+            if bool((distances <= ROUNDING[model.dtype]).all()):
+                return True
+        except Exception as error:  # whatever a model's own code raises when it is given texts in one row
+            reason = f"{type(error).__name__}: {error}"
+        _log.warning("this model cannot take texts without padding (%s); padded batches are slower", reason)
+        model.set_attn_implementation(own_attention)
+        self._transformer.model_forward_params = own_parameters
+        return False
 
     def _prompt_features(self) -> dict[str, Any]:
         """Runs sentence-transformers' own preprocessing once, for what it adds to the token ids."""
@@ -175,30 +299,19 @@ class Encoder:
             raise EncoderError("this tokenizer gives token types other than 0, which is not supported")
         return {"prompt_length": features["prompt_length"]} if "prompt_length" in features else {}
 
-    def _find_max_batch_tokens(self) -> int:
-        """Times forward passes of growing size, for a few seconds at most."""
+    @torch.inference_mode()
+    def _find_max_batch_tokens(self) -> tuple[int, str]:
         length = self.max_length or TRIAL_TOKENS
         if not self.settings.pad_to_max_length:
             length = min(length, TRIAL_TOKENS)
         document = np.ones(length, np.int32)  # the speed does not depend on what the tokens are
-        rates: dict[int, float] = {}
-        budget, largest = TRIED_BATCH_TOKENS
-        deadline = time.perf_counter() + TRIALS_S
-        while budget <= largest and time.perf_counter() < deadline:
-            batch = [document] * max(budget // length, 1)
-            try:
-                seconds = min(_seconds(lambda: self._forward(batch)) for _ in range(3))  # noqa: B023
-            except torch.OutOfMemoryError:
-                break
-            rates[budget] = len(batch) * length / seconds
-            if rates[budget] < CLEARLY_SLOWER * max(rates.values()):
-                break
-            budget *= 2
-        fast_enough = ABOUT_AS_FAST * max(rates.values())
-        chosen = min(budget for budget, rate in rates.items() if rate >= fast_enough)
-        tried = ", ".join(f"{budget}: {rate:.0f}" for budget, rate in rates.items())
-        _log.info("batches of at most %d tokens, the smallest of the fastest (tokens/s by size: %s)", chosen, tried)
-        return chosen
+
+        def encode(n_tokens: int) -> int | None:
+            batch = [document] * max(n_tokens // length, 1)
+            encoded = self._forward_if_it_fits(batch)
+            return None if encoded is None else len(encoded.cpu()) * length
+
+        return find_max_batch_tokens(encode)
 
     def _check_prompt(self) -> None:
         n_tokens = len(self._tokenizer(self.prompt)["input_ids"])
@@ -248,31 +361,14 @@ def load_encoder(
         _set_pooling(model, settings.pooling)
     dtype = pick_dtype(settings.model_dtype, chosen)
     first.to(dtype)
-    if chosen.type == "cpu" and dtype == torch.bfloat16:
-        _use_plain_attention(model, settings)
     pack_linear_layers(model)
     model.eval()
     encoder = Encoder(model, settings, chosen, max_batch_tokens)
     _log.info(
-        "encoder %s on %s: %d dimensions, %s pooling, at most %s tokens, %s, %s attention",
-        *(files.model, chosen, encoder.dim, encoder.pooling, encoder.max_length),
-        *(str(dtype).removeprefix("torch."), encoder.provenance()["attention"]),
+        "encoder %s: %d dimensions, %s pooling, at most %s tokens, %s",
+        *(files.model, encoder.dim, encoder.pooling, encoder.max_length, encoder),
     )
     return encoder
-
-
-def _use_plain_attention(model: SentenceTransformer, settings: EncoderSettings) -> None:
-    max_length = _max_length(model, settings)
-    transformer = model[0].model
-    has_choice = getattr(transformer.config, "_attn_implementation", None) == "sdpa"
-    if has_choice and max_length is not None and max_length <= MAX_PLAIN_ATTENTION_TOKENS:
-        transformer.set_attn_implementation("eager")
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def _with_pad_token(tokenizer: Any) -> Any:
@@ -314,13 +410,22 @@ def _max_length(model: SentenceTransformer, settings: EncoderSettings) -> int | 
     return wanted or n_positions
 
 
+def _first_position(transformer: torch.nn.Module) -> int:
+    """Returns the number of a text's first position: RoBERTa and its kin count from padding_idx + 1."""
+    table = _position_table(transformer)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
 def _n_positions(transformer: torch.nn.Module) -> int | None:
-    """Returns the length of the model's table of absolute positions; None where it has no table."""
+    """Returns how many absolute positions the model has; None where it has no table of them."""
+    table = _position_table(transformer)
+    return None if table is None else table.num_embeddings - _first_position(transformer)
+
+
+def _position_table(transformer: torch.nn.Module) -> torch.nn.Embedding | None:
     for name, module in transformer.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa and its kin count positions from padding_idx + 1.
-            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - skipped
+            return module
     return None
 
 

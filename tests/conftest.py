@@ -86,7 +86,7 @@ def tiny_files(tiny_model: Path) -> ModelFiles:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tiny_files: ModelFiles) -> Encoder:
-    return load_encoder(tiny_files, EncoderSettings(), "cpu")
+    return load_encoder(tiny_files, EncoderSettings(), "cpu", 512)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_the_tables_of_fields_are_those_of_the_models(model: type[BaseModel]) ->
 def test_every_reason_of_rejection_is_listed() -> None:
     core = "".join(path.read_text() for path in (REPOSITORY / "mlfilter_core").glob("*.py"))
     reasons = set(re.findall(BadRecordError.__name__ + r'\(\s*"(\w+)"', core))
-    reasons |= set(re.findall(r'Rejection\([^()]*, "(\w+)"', core))
+    reasons |= set(re.findall(r'(?:Rejection|_drop)\([^()"]*(?:\([^()]*\))?[^()"]*, "(\w+)"', core))
     assert len(reasons) > 8
     paragraph = README.partition("The reasons are")[2].partition("\n\n")[0]
     assert reasons == set(re.findall(r"`(\w+)`", paragraph))

