@@ -22,6 +22,7 @@ from mlfilter_core.devices import is_out_of_memory, pick_device, pick_dtype
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
 from mlfilter_core.linear import pack_linear_layers
+from mlfilter_core.long_texts import TruncatingTokenizer
 from mlfilter_core.model_files import ModelFiles
 
 # Our names, which are those of the job files, and sentence-transformers' names.
@@ -106,6 +107,7 @@ class Encoder:
         self.prompt: str = model._resolve_prompt(settings.prompt, None) or ""
         self.dim: int = model.get_embedding_dimension()
         self.max_length = _max_length(model, settings)
+        self._truncating = TruncatingTokenizer(self._tokenizer, self.max_length)
         self.is_normalized = any(isinstance(module, Normalize) for module in self._after)
         self.pooling = "+".join(_pooling_modes(self._after))
         self._first_position = _first_position(self._transformer.model)
@@ -141,23 +143,8 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Returns the token ids that the model is given for each text, prompt included."""
-        if not texts:
-            return TokenizedTexts([], np.zeros(0, np.int32), np.zeros(0, np.bool_))
-        encoded = self._tokenizer(
-            [self.prompt + text for text in texts],
-            truncation=self.max_length is not None,
-            max_length=self.max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        input_ids = [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]
+        input_ids, is_cut = self._truncating.tokenize([self.prompt + text for text in texts])
         n_tokens = np.fromiter(map(len, input_ids), np.int32, len(input_ids))
-        is_cut = np.fromiter(
-            (n == self.max_length and _has_overflow(encoded, i) for i, n in enumerate(n_tokens)),
-            np.bool_,
-            len(input_ids),
-        )
         return TokenizedTexts(input_ids, n_tokens, is_cut)
 
     @torch.inference_mode()
@@ -427,7 +414,3 @@ def _position_table(transformer: torch.nn.Module) -> torch.nn.Embedding | None:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return module
     return None
-
-
-def _has_overflow(encoded: Any, i: int) -> bool:
-    return bool(encoded.encodings[i].overflowing) if encoded.encodings else True
