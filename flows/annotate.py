@@ -28,7 +28,7 @@ from mlfilter_core.annotate_file import (
     encoder_weights,
     finished_annotation,
 )
-from mlfilter_core.config import AnnotationJob, AnnotationPipelineParameters
+from mlfilter_core.config import AnnotationJob, AnnotationPipelineParameters, Scoring
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
@@ -63,7 +63,9 @@ def annotate(config: Path, overrides: dict[str, Any] | None = None) -> RunReport
         files = shard(files, job.local.ranks, job.local.tasks)
         heads = load_heads(params)
         check_heads(heads, files, params.hdf5_dataset_name)
-        request = annotate_request(params, heads)
+        request = annotate_request(
+            params, heads, params.annotated_output_dir, params.hdf5_dataset_name, params.source_dir
+        )
         return run_files(
             "annotate",
             annotate_one,
@@ -92,11 +94,11 @@ def annotate_one(
     """Scores one file, unless a task that was lost after it had finished did so before."""
     with logging_to(logs, worker_name()):
         return _finished(params, request, file, read_content=True) or annotate_file(
-            file, request, _heads(params, request)
+            file, request, heads_of_process(params, request)
         )
 
 
-def load_heads(params: AnnotationPipelineParameters) -> list["Head"]:
+def load_heads(params: Scoring) -> list["Head"]:
     """Loads the heads of a job onto its device.
 
     Raises:
@@ -139,18 +141,20 @@ def check_heads(heads: list["Head"], files: list[CorpusFile], group: str) -> Non
             continue
 
 
-def annotate_request(params: AnnotationPipelineParameters, heads: list["Head"]) -> AnnotateRequest:
+def annotate_request(
+    params: Scoring, heads: list["Head"], output_dir: Path, group: str, source_dir: Path | None = None
+) -> AnnotateRequest:
     """Returns what the parameters ask of every file."""
     return AnnotateRequest(
-        output_dir=params.annotated_output_dir,
+        output_dir=output_dir,
         head_sha256={head.name: head.sha256 for head in heads},
         output_keys=params.output_keys,
         score_prefix=params.score_prefix,
-        group=params.hdf5_dataset_name,
+        group=group,
         batch_size=params.batch_size,
         model_dtype=params.model_dtype,
         compression=params.compression,
-        source_dir=params.source_dir,
+        source_dir=source_dir,
     )
 
 
@@ -163,7 +167,7 @@ def _finished(
 _heads_of_process: dict[str, list["Head"]] = {}
 
 
-def _heads(params: AnnotationPipelineParameters, request: AnnotateRequest) -> list["Head"]:
+def heads_of_process(params: Scoring, request: AnnotateRequest) -> list["Head"]:
     """Returns the heads, loaded once for each worker process and version of their checkpoints."""
     key = repr((params.regression_head_checkpoints, request.head_sha256, params.device, params.model_dtype))
     if key not in _heads_of_process:

@@ -17,11 +17,13 @@ from prefect import flow, get_run_logger, task
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
+from flows.annotate import annotate_request, heads_of_process, load_heads
 from flows.cluster import local_workers, n_gpus, worker_device
 from flows.failures import RETRIES, can_heal, expected_errors_as_states
 from flows.logs import logging_to, worker_name
 from flows.report import RunReport
 from flows.run_files import check_job, run_files, unless_overwritten
+from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, finished_embedding_and_annotation
 from mlfilter_core.config import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
@@ -56,16 +58,17 @@ def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
     with logging_to(logs, "flow"):
         files = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
         request = embed_request(params, resolve_model(params.embedding_model, params.model_revision))
+        annotation = inline_annotation(params, request)
         if params.trust_remote_code:
             get_run_logger().warning("trust_remote_code: code that %s ships is run", params.embedding_model)
         return run_files(
             "embed",
             embed_one,
             shard(files, job.local.ranks, job.local.tasks),
-            parameters={"params": params, "request": request, "logs": logs},
-            finished=functools.partial(_finished, params, request, read_content=False),
+            parameters={"params": params, "request": request, "annotation": annotation, "logs": logs},
+            finished=functools.partial(_finished, params, request, annotation, read_content=False),
             workers=functools.partial(local_workers, job.local, max(1, n_gpus())),
-            output_dir=params.embedding_output_dir,
+            output_dir=params.embedding_output_dir if params.keep_embeddings else params.annotated_output_dir,
             logs=logs,
             started=started,
         )
@@ -80,16 +83,45 @@ def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
     retry_condition_fn=can_heal,
 )
 @expected_errors_as_states
-def embed_one(file: CorpusFile, params: EmbeddingPipelineParameters, request: EmbedRequest, logs: Path) -> EmbedReport:
+def embed_one(
+    file: CorpusFile,
+    params: EmbeddingPipelineParameters,
+    request: EmbedRequest,
+    annotation: InlineAnnotation | None,
+    logs: Path,
+) -> EmbedReport:
     """Embeds one file, unless a task that was lost after it had finished did so before."""
+    from mlfilter_core.heads import check_heads_fit
+
     with logging_to(logs, worker_name()):
-        return _finished(params, request, file, read_content=True) or embed_file(
-            file,
-            _output(params, file),
-            file.output(params.rejected_output_dir, ".jsonl"),
-            request,
-            _encoder(request.model, request.encoder, worker_device(params.device), params.max_batch_tokens),
-        )
+        finished = _finished(params, request, annotation, file, read_content=True)
+        if finished is not None:
+            return finished
+        embeddings, rejects = _output(params, file), file.output(params.rejected_output_dir, ".jsonl")
+        encoder = _encoder(request.model, request.encoder, worker_device(params.device), params.max_batch_tokens)
+        if annotation is None or params.annotate_inline is None:
+            return embed_file(file, embeddings.path, rejects, request, encoder)
+        heads = heads_of_process(params.annotate_inline, annotation.request)
+        check_heads_fit(heads, encoder.dim, request.model.weights_sha256, request.model.model)
+        embedded = _finished(params, request, None, file, read_content=True)
+        embedded = embedded or embed_file(file, embeddings.path, rejects, request, encoder)
+        return annotate_embedded(embedded, embeddings, annotation, heads)
+
+
+def inline_annotation(params: EmbeddingPipelineParameters, request: EmbedRequest) -> InlineAnnotation | None:
+    """Returns what is done with each file once it is embedded, if anything.
+
+    Raises:
+        HeadError: A checkpoint is missing, corrupted, or was trained on another encoder.
+    """
+    if params.annotate_inline is None:
+        return None
+    from mlfilter_core.heads import check_heads_know_encoder
+
+    heads = load_heads(params.annotate_inline)
+    check_heads_know_encoder(heads, request.model.weights_sha256, request.model.model)
+    asked = annotate_request(params.annotate_inline, heads, params.annotated_output_dir, params.hdf5_dataset_name)
+    return InlineAnnotation(asked, params.keep_embeddings)
 
 
 def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
@@ -116,16 +148,25 @@ def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> Emb
     )
 
 
-def _output(params: EmbeddingPipelineParameters, file: CorpusFile) -> Path:
-    return file.output(params.embedding_output_dir, ".h5")
+def _output(params: EmbeddingPipelineParameters, file: CorpusFile) -> CorpusFile:
+    return CorpusFile(f"{file.stem}.h5", file.stem, params.embedding_output_dir)
 
 
 def _finished(
-    params: EmbeddingPipelineParameters, request: EmbedRequest, file: CorpusFile, read_content: bool
+    params: EmbeddingPipelineParameters,
+    request: EmbedRequest,
+    annotation: InlineAnnotation | None,
+    file: CorpusFile,
+    read_content: bool,
 ) -> EmbedReport | None:
-    return unless_overwritten(
-        lambda: finished_embedding(file, _output(params, file), request, read_content), params.overwrite
-    )
+    embeddings = _output(params, file)
+
+    def finished() -> EmbedReport | None:
+        if annotation is None:
+            return finished_embedding(file, embeddings.path, request, read_content)
+        return finished_embedding_and_annotation(file, embeddings, request, annotation, read_content)
+
+    return unless_overwritten(finished, params.overwrite)
 
 
 @functools.lru_cache(maxsize=1)

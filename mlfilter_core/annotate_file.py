@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlfilter_core.heads import Head
 
 PROVENANCE_FOLDER = ".provenance"
+REPLACE = "use another output_dir, or set params.overwrite: true to replace it"
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +132,9 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
             "output": file_identity(temporary),
             "documents": n_rows,
             "missing_values": values.missing_values,
+            # Of the embeddings, which may be removed.
+            "source": dict(file.provenance.source) if file.provenance else None,
+            "counts": dict(file.provenance.counts) if file.provenance else None,
         }
         # It appears first: an annotated file without it, or of another size or time, is not ours to replace.
         with publish(request.provenance_file(embeddings)) as provenance:
@@ -154,27 +158,44 @@ def finished_annotation(
     Raises:
         OutputConflictError: The output was made from other embeddings, by another request or another tool.
     """
+    made = read_annotation(embeddings, request, read_content)
+    if made is None:
+        return None
+    output = request.output(embeddings)
+    are_same_embeddings = _are_same_embeddings(embeddings.path, request.group, made["embeddings"], read_content)
+    if are_same_embeddings is False:
+        raise OutputConflictError(f"{output} was made from another version of {embeddings.path}; {REPLACE}")
+    if are_same_embeddings is None:
+        return None
+    return AnnotateReport(embeddings.relative, str(output), "skipped", made["documents"], made["missing_values"])
+
+
+def read_annotation(embeddings: CorpusFile, request: AnnotateRequest, read_content: bool) -> dict[str, Any] | None:
+    """Returns what an output says of itself, or None where there is none yet or its content would have to be read.
+
+    Args:
+        embeddings: The HDF5 file that it was made from; it need not exist any more.
+        request: What is asked of it.
+        read_content: Whether to read an output whose time of change differs.
+
+    Raises:
+        OutputConflictError: The output was made by another request or another tool, or was changed.
+    """
     output = request.output(embeddings)
     if not output.exists():
         return None
-    replace = "use another output_dir, or set params.overwrite: true to replace it"
     try:
-        made = json.loads(request.provenance_file(embeddings).read_text())
+        made: dict[str, Any] = json.loads(request.provenance_file(embeddings).read_text())
     except (FileNotFoundError, ValueError):
-        raise OutputConflictError(f"{output} does not say which heads and embeddings made it; {replace}") from None
+        raise OutputConflictError(f"{output} does not say which heads and embeddings made it; {REPLACE}") from None
     wanted = json.loads(json.dumps(request.provenance()))
     differing = [key for key in wanted if made["request"].get(key) != wanted[key]]
     if differing:
-        raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {replace}")
+        raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {REPLACE}")
     is_same_output = is_same_file(output, made["output"], read_content)
     if is_same_output is False:
-        raise OutputConflictError(f"{output} was changed since it was annotated; {replace}")
-    are_same_embeddings = _are_same_embeddings(embeddings.path, request.group, made["embeddings"], read_content)
-    if are_same_embeddings is False:
-        raise OutputConflictError(f"{output} was made from another version of {embeddings.path}; {replace}")
-    if is_same_output is None or are_same_embeddings is None:
-        return None
-    return AnnotateReport(embeddings.relative, str(output), "skipped", made["documents"], made["missing_values"])
+        raise OutputConflictError(f"{output} was changed since it was annotated; {REPLACE}")
+    return made if is_same_output else None
 
 
 def encoder_weights(file: EmbeddingFile) -> str | None:

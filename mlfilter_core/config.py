@@ -11,6 +11,8 @@ from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES
 
 HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 DEFAULT_EMBEDDING_DIR = "embeddings"
+ANNOTATED_DIR = "annotated_data"
+UNKEPT_DIR = ".embeddings"
 
 
 class _Written(BaseModel):
@@ -20,6 +22,32 @@ class _Written(BaseModel):
     @classmethod
     def _with_home(cls, value: Any) -> Any:
         return value.expanduser() if isinstance(value, Path) else value
+
+
+class Scoring(_Written):
+    """With which heads to score, and what to write beside the scores."""
+
+    regression_head_checkpoints: dict[str, str] = Field(
+        min_length=1, description="Name of each score, and the checkpoint of the head that gives it."
+    )
+    output_keys: tuple[str, ...] = Field(
+        ("document_id",),
+        description='What to write beside the scores: names in the HDF5 file, else keys of the source document; "*" '
+        "is the whole source document.",
+    )
+    score_prefix: str = Field("score_", description="Set before a head's name in the output.")
+    batch_size: int = Field(2048, ge=1, description="Embeddings scored in one pass.")
+    device: str = Field("cpu", description="Where the heads compute: cpu, cuda, mps or auto.")
+    model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Heads' precision.")
+    compression: Literal["gzip", "zstd"] | None = Field(None, description="Of the annotated files.")
+
+    @field_validator("regression_head_checkpoints")
+    @classmethod
+    def _usable_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not HEAD_NAME.fullmatch(name):
+                raise ValueError(f"the head name {name!r} may have letters, digits, _, . and - only")
+        return value
 
 
 class EmbeddingPipelineParameters(_Written):
@@ -97,6 +125,10 @@ class EmbeddingPipelineParameters(_Written):
     )
     max_line_bytes: int = Field(DEFAULT_MAX_LINE_BYTES, ge=1024, description="A longer line is rejected.")
     overwrite: bool = Field(False, description="Replace finished files that another request made.")
+    annotate_inline: Scoring | None = Field(
+        None, description="Heads to score each file with once it is embedded; fields as in an annotation job."
+    )
+    keep_embeddings: bool = Field(True, description="false: each HDF5 file is removed once it is annotated.")
     compression: Literal["infer", "gzip", "zstd"] | None = Field(
         "infer", description="Accepted from older files; each file's first bytes tell its compression."
     )
@@ -130,9 +162,20 @@ class EmbeddingPipelineParameters(_Written):
             raise ValueError("text_field and keys_to_index are both empty; name the key of the text")
         return self
 
+    @model_validator(mode="after")
+    def _keeps_something(self) -> "EmbeddingPipelineParameters":
+        if not self.keep_embeddings and self.annotate_inline is None:
+            raise ValueError("keep_embeddings: false leaves nothing without annotate_inline; name the heads there")
+        return self
+
+    @property
+    def annotated_output_dir(self) -> Path:
+        return self.output_dir / ANNOTATED_DIR
+
     @property
     def embedding_output_dir(self) -> Path:
-        return self.output_dir / self.embedding_dir
+        """Embeddings that do not stay lie apart from those that do, so that none of those is removed."""
+        return self.output_dir / (self.embedding_dir if self.keep_embeddings else UNKEPT_DIR)
 
     @property
     def rejected_output_dir(self) -> Path:
@@ -155,44 +198,23 @@ class EmbeddingPipelineParameters(_Written):
         )
 
 
-class AnnotationPipelineParameters(_Written):
+class AnnotationPipelineParameters(Scoring):
     """Which embeddings to score, with which heads, and what to write beside the scores."""
 
     embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively.")
     glob_pattern: str = Field("**/*", min_length=1, description="Which .h5 or .hdf5 files below it.")
     hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
-    output_keys: tuple[str, ...] = Field(
-        ("document_id",),
-        description='What to write beside the scores: names in the HDF5 file, else keys of the source document; "*" '
-        "is the whole source document.",
-    )
     source_dir: Path | None = Field(
         None, description="Where the source files lie now, if not where they were embedded from."
     )
     output_dir: Path = Field(description="Annotated files go to annotated_data/ in it.")
-    regression_head_checkpoints: dict[str, str] = Field(
-        min_length=1, description="Name of each score, and the checkpoint of the head that gives it."
-    )
-    score_prefix: str = Field("score_", description="Set before a head's name in the output.")
-    batch_size: int = Field(2048, ge=1, description="Embeddings scored in one pass.")
-    device: str = Field("cpu", description="Where the heads compute: cpu, cuda, mps or auto.")
-    model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Heads' precision.")
-    compression: Literal["gzip", "zstd"] | None = Field(None, description="Of the annotated files.")
     overwrite: bool = Field(False, description="Replace finished files that another request made.")
     embedding_dtype: str | None = Field(None, description="Accepted from older files; read as stored.")
     label_dtype: str | None = Field(None, description="Accepted from older files; labels are not read.")
 
-    @field_validator("regression_head_checkpoints")
-    @classmethod
-    def _usable_names(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if not HEAD_NAME.fullmatch(name):
-                raise ValueError(f"the head name {name!r} may have letters, digits, _, . and - only")
-        return value
-
     @property
     def annotated_output_dir(self) -> Path:
-        return self.output_dir / "annotated_data"
+        return self.output_dir / ANNOTATED_DIR
 
 
 class LocalSettings(_Written):

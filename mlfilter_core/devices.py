@@ -5,8 +5,11 @@ import torch
 from mlfilter_core.errors import ConfigError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
-# PyTorch has a class for a GPU's; libraries under it and other devices only have words.
-OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "bad_alloc")
+# PyTorch has a class for a GPU's; libraries under it and other devices only have words, the last oneDNN's.
+OUT_OF_MEMORY = (
+    *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("DefaultCPUAllocator", "bad_alloc", "could not create a primitive"),
+)
 
 
 def pick_device(device: str) -> torch.device:

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -208,14 +208,7 @@ def finished_embedding(
         raise OutputConflictError(
             f"{output} was made by another tool; move it away, or set params.overwrite: true to replace it"
         )
-    wanted = json.loads(json.dumps(request.provenance()))
-    differing = [key for key in wanted if made.request.get(key) != wanted[key] and key not in MODEL_NAMES]
-    if differing:
-        details = ", ".join(f"{key} {made.request.get(key)!r} then, {wanted[key]!r} now" for key in differing)
-        raise OutputConflictError(
-            f"{output} was made by another request: {details}; use another embedding_dir, or set "
-            "params.overwrite: true to replace it"
-        )
+    check_same_request(made.request, request, output, "embedding_dir")
     is_same = is_same_file(source.path, made.source, read_content)
     if is_same is None:
         return None
@@ -224,6 +217,28 @@ def finished_embedding(
             f"{output} was made from another version of {source.path}; set params.overwrite: true to embed it again"
         )
     return EmbedReport(source.relative, str(output), "skipped", **made.counts)
+
+
+def check_same_request(made: Mapping[str, Any], request: EmbedRequest, output: Path, folder: str) -> None:
+    """Checks that an output was made by this request.
+
+    Args:
+        made: The request that made it.
+        request: This request.
+        output: The output.
+        folder: The field that another folder can be given in, for the message.
+
+    Raises:
+        OutputConflictError: It was not; names what differs.
+    """
+    wanted = json.loads(json.dumps(request.provenance()))
+    differing = [key for key in wanted if made.get(key) != wanted[key] and key not in MODEL_NAMES]
+    if differing:
+        details = ", ".join(f"{key} {made.get(key)!r} then, {wanted[key]!r} now" for key in differing)
+        raise OutputConflictError(
+            f"{output} was made by another request: {details}; use another {folder}, or set "
+            "params.overwrite: true to replace it"
+        )
 
 
 class _Counts:

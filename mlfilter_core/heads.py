@@ -148,6 +148,16 @@ def check_heads_fit(heads: list[Head], dim: int, encoder_weights_sha256: str | N
                 f"head {head.name} takes embeddings of width {head.dim}, but those of {where} are {dim} wide; "
                 "use the head that was trained on this encoder's embeddings"
             )
+    check_heads_know_encoder(heads, encoder_weights_sha256, where)
+
+
+def check_heads_know_encoder(heads: list[Head], encoder_weights_sha256: str | None, where: str) -> None:
+    """Checks the part of `check_heads_fit` that needs no embeddings: that no head names another encoder.
+
+    Raises:
+        HeadError: One does.
+    """
+    for head in heads:
         trained_on = head.encoder_weights_sha256
         if trained_on and encoder_weights_sha256 and trained_on != encoder_weights_sha256:
             raise HeadError(

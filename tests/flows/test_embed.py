@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from prefect.client.orchestration import SyncPrefectClient
+from safetensors.torch import save_file
 
 from flows import embed as embed_module
+from flows.annotate import annotate
 from flows.embed import embed
 from flows.report import FilesFailedError
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import Encoder
-from mlfilter_core.errors import ConfigError, EncoderError
+from mlfilter_core.errors import ConfigError, EncoderError, HeadError
 from tests.flows.conftest import WriteJob
 
 
@@ -136,3 +139,88 @@ def test_each_folder_of_embeddings_has_rejects_of_its_own(embed_job: WriteJob, c
     assert [
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("rejected/**/*.jsonl")
     ] == ["rejected/b/y.jsonl"]
+
+
+def annotated(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("annotated_data/*/*.jsonl")}
+
+
+def test_heads_given_to_the_embedding_job_write_what_an_annotation_job_would(
+    embed_job: WriteJob, annotate_job: WriteJob, heads: dict[str, str], tmp_path: Path
+) -> None:
+    keys = ["document_id", "text"]
+    embed(embed_job())
+    annotate(annotate_job(output_keys=keys))
+    inline = {"regression_head_checkpoints": heads, "output_keys": keys}
+    for name, keeps in (("kept", True), ("not-kept", False)):
+        job = embed_job(output_dir=str(tmp_path / name), annotate_inline=inline, keep_embeddings=keeps)
+        report = embed(job)
+        assert report.totals()["documents"] == 21
+        assert annotated(tmp_path / name) == annotated(tmp_path / "out") != {}
+        assert len(list((tmp_path / name).rglob("*.h5"))) == (3 if keeps else 0)
+        again = embed(job)
+        assert [row.status for row in again.reports] == ["skipped"] * 3
+        assert again.totals()["tokens"] == report.totals()["tokens"] > 0
+        assert {row.output for row in again.reports} == {row.output for row in report.reports}
+
+
+def test_a_file_that_lost_its_scores_is_scored_without_being_embedded_again(
+    embed_job: WriteJob, heads: dict[str, str], tmp_path: Path
+) -> None:
+    job = embed_job(annotate_inline={"regression_head_checkpoints": heads})
+    embed(job)
+    embeddings = tmp_path / "out/embeddings/b/x.h5"
+    before = embeddings.stat().st_mtime_ns
+    (tmp_path / "out/annotated_data/b/x.jsonl").unlink()
+    embed(job)
+    assert (tmp_path / "out/annotated_data/b/x.jsonl").exists()
+    assert embeddings.stat().st_mtime_ns == before
+
+
+def test_embeddings_that_stay_are_not_removed_by_a_run_whose_embeddings_do_not(
+    embed_job: WriteJob, heads: dict[str, str], tmp_path: Path
+) -> None:
+    embed(embed_job())
+    kept = sorted((tmp_path / "out").rglob("*.h5"))
+    embed(embed_job(annotate_inline={"regression_head_checkpoints": heads}, keep_embeddings=False))
+    assert sorted((tmp_path / "out").rglob("*.h5")) == kept
+    assert len(annotated(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_scores_of_another_request_or_source_are_in_the_way(
+    embed_job: WriteJob, heads: dict[str, str], corpus: Path, keeps: bool
+) -> None:
+    inline = {"regression_head_checkpoints": heads}
+    embed(embed_job(annotate_inline=inline, keep_embeddings=keeps))
+    fewer = {"regression_head_checkpoints": {"mlp": heads["mlp"]}}
+    with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)by another request, with other heads"):
+        embed(embed_job(annotate_inline=fewer, keep_embeddings=keeps))
+    with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)max_length None then, 16 now"):
+        embed(embed_job(annotate_inline=inline, keep_embeddings=keeps, max_length=16))
+    (corpus / "b" / "y.jsonl").write_text('{"text": "changed"}\n')
+    with pytest.raises(FilesFailedError, match=r"1 of 3 files failed(?s:.*)was made from another version of"):
+        embed(embed_job(annotate_inline=inline, keep_embeddings=keeps))
+    report = embed(embed_job(annotate_inline=fewer, keep_embeddings=keeps, overwrite=True))
+    assert report.totals()["failed"] == 0
+    assert report.totals()["documents"] == 13
+
+
+def test_a_head_that_does_not_fit_stops_the_run_before_anything_is_embedded(
+    embed_job: WriteJob, tmp_path: Path
+) -> None:
+    torch.save(torch.nn.Linear(5, 1).state_dict(), tmp_path / "narrow.pt")
+    inline = {"regression_head_checkpoints": {"narrow": str(tmp_path / "narrow.pt")}}
+    with pytest.raises(HeadError, match=r"head narrow takes embeddings of width 5, but those of .* are 32 wide"):
+        embed(embed_job(annotate_inline=inline))
+    weights = {"weight": torch.ones(1, 32), "bias": torch.ones(1)}
+    save_file(weights, tmp_path / "other.safetensors", {"encoder_weights_sha256": "0" * 64})
+    inline = {"regression_head_checkpoints": {"other": str(tmp_path / "other.safetensors")}}
+    with pytest.raises(HeadError, match="head other was trained on the encoder with weights 000000000000"):
+        embed(embed_job(annotate_inline=inline))
+    assert not list((tmp_path / "out").rglob("*.h5"))
+
+
+def test_keeping_nothing_is_refused(embed_job: WriteJob) -> None:
+    with pytest.raises(ConfigError, match="keep_embeddings: false leaves nothing without annotate_inline"):
+        embed(embed_job(keep_embeddings=False))

