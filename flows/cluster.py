@@ -21,11 +21,6 @@ NO_WORKERS_TIMEOUT = "10 minutes"
 # For the workers' environment: their progress bars and comings and goings would fill the terminal.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DASK_LOGGING__DISTRIBUTED": "warning"}
 
-# Dask tells glibc to give back every 64 kB that is freed. Tensors of some MB then cost their page faults anew
-# in every layer: embedding took 1.6 times as long, a quarter of it in the kernel. The first is arbitrary, well
-# above the tensors of a layer; the second is the most that glibc takes.
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-
 
 def n_gpus() -> int:
     """Returns how many CUDA devices this process may use, without loading torch."""
@@ -62,7 +57,6 @@ def local_workers(
     environment = {
         **dict.fromkeys(THREAD_VARIABLES, str(n_threads)),
         **QUIET,
-        **ALLOCATOR,
         "TORCHINDUCTOR_CACHE_DIR": str(folder.absolute() / "torchinductor"),
     }
     with (

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 # Names of an encoder, which may change; the digests beside them tell whether it is the same.
 MODEL_NAMES = ("model", "revision")
+
+# A window, its tokens, float32 (n_documents, dim), and how often memory ran out.
+_EncodedWindow: TypeAlias = tuple[Window, "TokenizedTexts", NDArray[np.float32], int]
 
 _log = logging.getLogger(__name__)
 
@@ -280,16 +283,21 @@ def _embed_windows(
     scratch: Path,
 ) -> dict[str, float]:
     """Reads, tokenises, encodes and writes at the same time; returns the seconds that each waited."""
-    with Stages() as stages:
-        windows = read_windows(reader, source, request.schema, request.max_line_bytes, scratch)
-        tokenized = _tokenize(stages.run("reading", windows), request, encoder)
-        encoded = _encode(stages.run("tokenizing", tokenized), request, encoder)
-        for window, tokens, embeddings, n_out_of_memory in stages.run("encoding", encoded):
+
+    def write(encoded: Iterator[_EncodedWindow]) -> None:
+        for window, tokens, embeddings, n_out_of_memory in encoded:
             _reject(window.rejected, bad, source, request)
             counts.blank += window.n_blank
             counts.out_of_memory += n_out_of_memory
             _write(window, tokens, embeddings, request, writer, source, counts)
-        return stages.waited("writing")
+
+    with Stages("reading", "tokenizing", "encoding", "writing") as stages:
+        windows = read_windows(reader, source, request.schema, request.max_line_bytes, scratch)
+        tokenized = stages.run(_tokenize(stages.run(windows), request, encoder))
+        # In this thread, where the encoder was loaded: OpenMP has a pool of threads for each thread that computes,
+        # and with more of them than cores the cores no longer wait for each other without going to sleep.
+        stages.hand_over(_encode(tokenized, request, encoder), write)
+        return stages.waited()
 
 
 def _tokenize(
@@ -306,7 +314,7 @@ def _tokenize(
 
 def _encode(
     tokenized: Iterator[tuple[Window, "TokenizedTexts"]], request: EmbedRequest, encoder: "Encoder"
-) -> Iterator[tuple[Window, "TokenizedTexts", NDArray[np.float32], int]]:
+) -> Iterator[_EncodedWindow]:
     begun: deque[tuple[Window, TokenizedTexts, EncodedTexts]] = deque()
     for window, tokens in tokenized:
         begun.append((window, tokens, encoder.encode(tokens, request.batch_size)))
@@ -315,9 +323,7 @@ def _encode(
     yield from (_encoded(*window, encoder) for window in begun)
 
 
-def _encoded(
-    window: Window, tokens: "TokenizedTexts", texts: "EncodedTexts", encoder: "Encoder"
-) -> tuple[Window, "TokenizedTexts", NDArray[np.float32], int]:
+def _encoded(window: Window, tokens: "TokenizedTexts", texts: "EncodedTexts", encoder: "Encoder") -> _EncodedWindow:
     embeddings = texts.embeddings()
     if not texts.fits.all():
         detail = f"the memory of {encoder.device} does not suffice for this document alone"

@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from mlfilter_core.attention import UNPADDED, can_attend_unpadded
 from mlfilter_core.batching import find_max_batch_tokens, plan_batches
-from mlfilter_core.devices import is_out_of_memory, pick_device, pick_dtype
+from mlfilter_core.devices import is_out_of_memory, keep_freed_memory, pick_device, pick_dtype
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
 from mlfilter_core.linear import pack_linear_layers
@@ -326,6 +326,8 @@ def load_encoder(
             exceeds what the model has positions for.
     """
     chosen = pick_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     try:
         model = SentenceTransformer(
             str(files.folder),

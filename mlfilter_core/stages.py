@@ -7,7 +7,8 @@ import contextvars
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -16,19 +17,19 @@ QUEUED_ITEMS = 1  # enough for both sides to go on while the other is busy with 
 
 
 class Stages:
-    """Runs iterators ahead of their consumers, each in a thread of its own. Use it as a context manager.
+    """Runs the stages of a pipeline, all but one in a thread of its own. Use it as a context manager.
 
     On leaving, every thread is stopped at its next item and has ended, whether or not all was consumed.
 
     Example:
-        with Stages() as stages:
-            numbers = stages.run("count", range(9))
-            for square in stages.run("square", (n * n for n in numbers)):
-                print(square)
+        with Stages("count", "square", "print") as stages:
+            numbers = stages.run(range(9))
+            stages.hand_over((number * number for number in numbers), lambda squares: print(*squares))
     """
 
-    def __init__(self) -> None:
-        self._names: list[str] = []
+    def __init__(self, *names: str) -> None:
+        """Takes the stages' names, in the order of the data's way."""
+        self._names = names
         self._queues: list[_Queue[Any]] = []
         self._threads: list[threading.Thread] = []
 
@@ -41,29 +42,40 @@ class Stages:
         for thread in self._threads:
             thread.join()
 
-    def run(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """Starts a stage and yields its items in order; raises what it raises, after the items before that."""
+    def run(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Iterates ahead in a thread, and yields the items; raises what that raised, after the items before it."""
         queue: _Queue[Item] = _Queue()
+        self._start(queue, _fill, items)
+        return iter(queue)
+
+    def hand_over(self, items: Iterable[Item], consume: Callable[[Iterator[Item]], None]) -> None:
+        """Iterates in the caller's thread, for a consumer in a thread; returns, or raises, when that has ended."""
+        queue: _Queue[Item] = _Queue()
+        thread = self._start(queue, _drain, consume)
+        for item in items:
+            queue.put(item)
+            del item  # or it would stand in memory until the next one is here
+        queue.complete()
+        thread.join()
+        if queue.consumer_error is not None:
+            raise queue.consumer_error
+
+    def waited(self) -> dict[str, float]:
+        """Returns the seconds that each stage waited for the one before or after it: the busiest waits least."""
+        waited = dict.fromkeys(self._names, 0.0)
+        for (before, after), queue in zip(pairwise(self._names), self._queues, strict=True):
+            waited[before] += queue.full_s
+            waited[after] += queue.empty_s
+        return waited
+
+    def _start(self, queue: "_Queue[Any]", work: Callable[["_Queue[Any]", Any], None], on: Any) -> threading.Thread:
         # In the caller's context: log records find the run that they belong to.
         context = contextvars.copy_context()
-        thread = threading.Thread(target=context.run, args=(_fill, queue, items), name=name, daemon=True)
-        self._names.append(name)
+        thread = threading.Thread(target=context.run, args=(work, queue, on), name="stage", daemon=True)
         self._queues.append(queue)
         self._threads.append(thread)
         thread.start()
-        return iter(queue)
-
-    def waited(self, last: str) -> dict[str, float]:
-        """Returns the seconds that each stage waited for the one before or after it: the least busy waits most.
-
-        Args:
-            last: Name of what consumes the last stage's items.
-        """
-        waited = dict.fromkeys((*self._names, last), 0.0)
-        for name, queue, after in zip(self._names, self._queues, (*self._names, last)[1:], strict=True):
-            waited[name] += queue.full_s
-            waited[after] += queue.empty_s
-        return waited
+        return thread
 
 
 class _StoppedError(Exception):
@@ -76,22 +88,26 @@ class _Queue(Generic[Item]):
     Attributes:
         full_s: Seconds that the producer waited for room.
         empty_s: Seconds that the consumer waited for an item.
+        consumer_error: What ended the consumer before its time.
     """
 
     def __init__(self) -> None:
         self.full_s = 0.0
         self.empty_s = 0.0
+        self.consumer_error: BaseException | None = None
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._is_stopped = False
         self._is_complete = False
-        self._error: BaseException | None = None
+        self._producer_error: BaseException | None = None
 
     def put(self, item: Item) -> None:
         with self._changed:
             started = time.perf_counter()
-            self._changed.wait_for(lambda: len(self._items) < QUEUED_ITEMS or self._is_stopped)
+            self._changed.wait_for(lambda: len(self._items) < QUEUED_ITEMS or self._is_stopped or self.consumer_error)
             self.full_s += time.perf_counter() - started
+            if self.consumer_error is not None:
+                raise self.consumer_error
             if self._is_stopped:
                 raise _StoppedError
             self._items.append(item)
@@ -99,7 +115,12 @@ class _Queue(Generic[Item]):
 
     def complete(self, error: BaseException | None = None) -> None:
         with self._changed:
-            self._is_complete, self._error = True, error
+            self._is_complete, self._producer_error = True, error
+            self._changed.notify_all()
+
+    def give_up(self, error: BaseException) -> None:
+        with self._changed:
+            self.consumer_error = error
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -116,13 +137,13 @@ class _Queue(Generic[Item]):
                 if self._is_stopped:
                     raise _StoppedError
                 if not self._items:
-                    if self._error is not None:
-                        raise self._error
+                    if self._producer_error is not None:
+                        raise self._producer_error
                     return
                 item = self._items.popleft()
                 self._changed.notify_all()
             yield item
-            del item  # or it would stand in memory until the next one is here
+            del item
 
 
 def _fill(queue: _Queue[Item], items: Iterable[Item]) -> None:
@@ -136,3 +157,12 @@ def _fill(queue: _Queue[Item], items: Iterable[Item]) -> None:
         queue.complete(error)
     else:
         queue.complete()
+
+
+def _drain(queue: _Queue[Item], consume: Callable[[Iterator[Item]], None]) -> None:
+    try:
+        consume(iter(queue))
+    except _StoppedError:
+        pass
+    except BaseException as error:
+        queue.give_up(error)

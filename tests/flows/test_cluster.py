@@ -36,13 +36,6 @@ def test_each_cluster_divides_the_cores_anew(tmp_path: Path, monkeypatch: pytest
         assert "OMP_NUM_THREADS" not in os.environ
 
 
-def test_workers_keep_the_memory_that_the_next_layer_needs(tmp_path: Path) -> None:
-    """Dask's default of 65536 bytes would give it back to the system each time."""
-    with local_workers(LocalSettings(workers=1), 1, 1, tmp_path / "dask") as runner:
-        (trim_bytes,) = runner.client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()
-    assert int(trim_bytes) >= 64 << 20
-
-
 def test_no_more_workers_than_tasks_are_started(tmp_path: Path) -> None:
     with local_workers(LocalSettings(workers=4), 1, 1, tmp_path / "dask") as runner:
         assert len(runner.client.scheduler_info(n_workers=-1)["workers"]) == 1

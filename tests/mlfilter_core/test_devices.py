@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,37 @@ def test_auto_is_bfloat16_from_ampere_on(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert pick_dtype("auto", torch.device("cuda")) == dtype
+
+
+KEEP = """
+import ctypes, os, sys
+from pathlib import Path
+from mlfilter_core.devices import keep_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+before = resident()
+blocks = [libc.malloc(24 << 20) for _ in range(4)]
+for block in blocks:
+    ctypes.memset(block, 1, 24 << 20)
+for block in reversed(blocks):
+    libc.free(block)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_freed_memory_stays_with_the_process_even_under_dask() -> None:
+    """Dask's nanny starts its workers with this variable."""
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
+    left = {}
+    for mode in ("keep", "default"):
+        command = [sys.executable, "-c", KEEP, mode]
+        left[mode] = int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    assert left["keep"] > 90 << 20
+    assert left["default"] < 10 << 20

@@ -16,24 +16,24 @@ def doubled(numbers: Iterable[int]) -> Iterator[int]:
 
 
 def test_items_come_in_order_through_every_stage() -> None:
-    with Stages() as stages:
-        numbers = stages.run("count", range(1000))
-        assert list(stages.run("double", doubled(numbers))) == list(range(0, 2000, 2))
+    seen: list[int] = []
+    with Stages("count", "double", "double again", "collect") as stages:
+        numbers = stages.run(doubled(stages.run(range(1000))))
+        stages.hand_over(doubled(numbers), seen.extend)
+    assert seen == list(range(0, 4000, 4))
 
 
 def test_stages_run_at_the_same_time() -> None:
-    """Each waits for the other two: one after another, they would wait for ever."""
-    meeting = threading.Barrier(3, timeout=30)
+    """Each waits for the other three: one after another, they would wait for ever."""
+    meeting = threading.Barrier(4, timeout=30)
 
     def met(items: Iterable[int]) -> Iterator[int]:
         for item in items:
             yield item
             meeting.wait()
 
-    with Stages() as stages:
-        first = stages.run("first", met(range(5)))
-        for _ in stages.run("second", met(first)):
-            meeting.wait()
+    with Stages("first", "second", "third", "last") as stages:
+        stages.hand_over(met(stages.run(met(stages.run(met(range(5)))))), lambda items: list(met(items)).clear())
 
 
 def test_a_stage_runs_ahead_by_its_queue_and_no_further() -> None:
@@ -44,8 +44,8 @@ def test_a_stage_runs_ahead_by_its_queue_and_no_further() -> None:
             made.append(number)
             yield number
 
-    with Stages() as stages:
-        numbers = stages.run("count", count())
+    with Stages("count", "print") as stages:
+        numbers = stages.run(count())
         assert next(numbers) == 0
         until(lambda: len(made) == 2 + QUEUED_ITEMS)  # the one taken, those in the queue, and one that waits for room
         time.sleep(0.1)
@@ -59,11 +59,11 @@ def test_an_error_comes_after_the_items_before_it_and_ends_every_thread() -> Non
         raise ValueError("the third")
 
     seen = []
-    with pytest.raises(ValueError, match="the third"), Stages() as stages:
-        for number in stages.run("double", doubled(stages.run("broken", broken()))):
+    with pytest.raises(ValueError, match="the third"), Stages("broken", "double", "collect") as stages:
+        for number in stages.run(doubled(stages.run(broken()))):
             seen.append(number)
     assert seen == [2, 4]
-    assert not {thread.name for thread in threading.enumerate()} & {"double", "broken", "endless"}
+    assert not is_any_running()
 
 
 def test_a_consumer_that_stops_early_ends_every_thread() -> None:
@@ -76,11 +76,35 @@ def test_a_consumer_that_stops_early_ends_every_thread() -> None:
         finally:
             is_closed.set()
 
-    with pytest.raises(KeyError), Stages() as stages:
-        for _ in stages.run("double", doubled(stages.run("endless", endless()))):
+    with pytest.raises(KeyError), Stages("endless", "double", "collect") as stages:
+        for _ in stages.run(doubled(stages.run(endless()))):
             raise KeyError
-    assert not {thread.name for thread in threading.enumerate()} & {"double", "broken", "endless"}
+    assert not is_any_running()
     assert is_closed.wait(30)
+
+
+@pytest.mark.parametrize("n_taken", [0, 3, 1000])
+def test_an_error_of_what_is_handed_over_to_ends_the_stages_before_it(n_taken: int) -> None:
+    def consume(items: Iterator[int]) -> None:
+        for _ in range(n_taken):
+            next(items, None)
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"), Stages("count", "double", "write") as stages:
+        stages.hand_over(doubled(stages.run(range(1000))), consume)
+    assert not is_any_running()
+
+
+def test_an_error_before_ends_what_is_handed_over_to() -> None:
+    seen: list[int] = []
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("the second")
+
+    with pytest.raises(ValueError, match="the second"), Stages("broken", "collect") as stages:
+        stages.hand_over(broken(), lambda items: seen.extend(items))
+    assert not is_any_running()
 
 
 def test_the_slow_stage_is_the_one_that_waits_least() -> None:
@@ -89,20 +113,22 @@ def test_the_slow_stage_is_the_one_that_waits_least() -> None:
             time.sleep(0.02)
             yield item
 
-    with Stages() as stages:
-        numbers = stages.run("count", range(20))
-        for _ in stages.run("double", doubled(stages.run("slow", slow(numbers)))):
-            pass
-        waited = stages.waited("print")
-    assert list(waited) == ["count", "slow", "double", "print"]
+    with Stages("count", "slow", "double", "collect") as stages:
+        stages.hand_over(doubled(stages.run(slow(stages.run(range(20))))), lambda items: list(items).clear())
+        waited = stages.waited()
+    assert list(waited) == ["count", "slow", "double", "collect"]
     assert waited["slow"] < 0.1
-    assert min(waited["count"], waited["double"], waited["print"]) > 0.25
+    assert min(waited["count"], waited["double"], waited["collect"]) > 0.25
 
 
 def test_a_stage_runs_in_the_context_of_its_caller() -> None:
     who.set("the caller")
-    with Stages() as stages:
-        assert list(stages.run("ask", (who.get() for _ in range(2)))) == ["the caller"] * 2
+    with Stages("ask", "collect") as stages:
+        assert list(stages.run(who.get() for _ in range(2))) == ["the caller"] * 2
+
+
+def is_any_running() -> bool:
+    return any(thread.name == "stage" for thread in threading.enumerate())
 
 
 def until(is_true: Callable[[], bool]) -> None:
