@@ -50,16 +50,25 @@ def alternate(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, floa
     return {name: statistics.median(samples) for name, samples in seconds.items()}
 
 
-def matrix_product(multiply: Callable[[torch.Tensor], Any], dtype: torch.dtype) -> Callable[[], Any]:
-    """Returns a run of bare products of two square matrices of `MATRIX_SIDE`, `MATRIX_FLOPS` operations in all."""
-    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(dtype)
+def matrix_product(
+    multiply: Callable[[torch.Tensor], Any], dtype: torch.dtype, device: str = "cpu", side: int = MATRIX_SIDE
+) -> Callable[[], Any]:
+    """Returns a run of bare products of two square matrices, `2 * side**3 * MATRIX_PRODUCTS` operations in all."""
+    matrix = torch.randn(side, side, device=device).to(dtype)
 
     @torch.inference_mode()
     def run() -> None:
         for _ in range(MATRIX_PRODUCTS):
             multiply(matrix)
+        synchronize(device)
 
     return run
+
+
+def synchronize(device: str) -> None:
+    """Waits until a GPU has done what it was asked to."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_memory_bytes(*command: str) -> int:
@@ -102,9 +111,10 @@ def publish(figures: dict[str, float], about: dict[str, str], json_file: Path | 
 
 
 def machine() -> str:
-    """Returns processor, cores and memory."""
+    """Returns GPU, processor, cores and memory."""
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     name = model[1] if model else platform.processor()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {memory_gib:.0f} GiB, {platform.system()}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{gpu}{name}, {len(os.sched_getaffinity(0))} cores, {memory_gib:.0f} GiB, {platform.system()}"

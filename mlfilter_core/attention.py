@@ -64,12 +64,14 @@ def unpadded_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cuda":
         query, key, value = (tensor.transpose(1, 2)[0] for tensor in (query, key, value))
-        attended = varlen_attn(
-            *(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q),
-            scale=scaling,
-            window_size=(window, 0 if is_causal else window),
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        # Only what is asked for: earlier versions of PyTorch know less of it.
+        options: dict[str, Any] = {} if scaling == query.shape[-1] ** -0.5 else {"scale": scaling}
+        if is_causal or sliding_window is not None:
+            options["window_size"] = (window, 0 if is_causal else window)
+        if query.shape[1] != key.shape[1]:
+            options["enable_gqa"] = True
+        lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+        attended = varlen_attn(query, key, value, *lengths, **options)
         return cast(torch.Tensor, attended)[None], None
     bounds = cu_seq_lens_q.tolist()
     is_plain = not is_causal and sliding_window is None and query.shape == key.shape

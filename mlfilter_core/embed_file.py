@@ -315,10 +315,11 @@ def _tokenize(
 def _encode(
     tokenized: Iterator[tuple[Window, "TokenizedTexts"]], request: EmbedRequest, encoder: "Encoder"
 ) -> Iterator[_EncodedWindow]:
+    n_ahead = int(encoder.device.type == "cuda")  # it has the next window before it while this one is waited for
     begun: deque[tuple[Window, TokenizedTexts, EncodedTexts]] = deque()
     for window, tokens in tokenized:
         begun.append((window, tokens, encoder.encode(tokens, request.batch_size)))
-        if len(begun) > 1:  # a GPU has the next window before it while this one is waited for
+        if len(begun) > n_ahead:
             yield _encoded(*begun.popleft(), encoder)
     yield from (_encoded(*window, encoder) for window in begun)
 

@@ -504,3 +504,31 @@ def test_a_process_with_too_little_memory_goes_on_with_smaller_batches() -> None
     assert int(n_out_of_memory) > 0
     assert fits == "True"
     assert 512 <= int(max_batch_tokens) <= 40960
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+
+
+@on_a_gpu
+@pytest.mark.parametrize(("model_dtype", "is_unpadded"), [("bfloat16", True), ("float16", True), ("float32", False)])
+def test_a_gpu_gives_the_vectors_of_the_cpu(
+    minilm: ModelFiles, minilm_encoder: Encoder, model_dtype: str, is_unpadded: bool
+) -> None:
+    encoder = load_encoder(minilm, EncoderSettings(model_dtype=model_dtype), "cuda", 2048)
+    assert encoder.is_unpadded == is_unpadded
+    cosines = (encode(encoder, TEXTS * 20) * encode(minilm_encoder, TEXTS * 20)).sum(axis=1)
+    assert cosines.min() > 0.999
+
+
+@on_a_gpu
+def test_a_gpu_with_too_little_memory_goes_on_with_smaller_batches(minilm: ModelFiles) -> None:
+    encoder = load_encoder(minilm, EncoderSettings(max_length=512, model_dtype="bfloat16"), "cuda", 1 << 20)
+    tokenized = encoder.tokenize(["photosynthesis is a process of plants. " * 100] * 1000)
+    torch.cuda.set_per_process_memory_fraction((512 << 20) / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        encoded = encoder.encode(tokenized)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert encoded.n_out_of_memory > 0
+    assert encoded.fits.all()
+    assert np.ptp(encoded.embeddings(), axis=0).max() < 0.01
