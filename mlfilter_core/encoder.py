@@ -255,7 +255,7 @@ class Encoder:
             return False
         own_attention, own_parameters = model.config._attn_implementation, self._transformer.model_forward_params
         longest = min(self.max_length or TRIAL_TOKENS, TRIAL_TOKENS)
-        lengths = [length for length in (3, longest // 2, longest) if length > 0]
+        lengths = [length for length in (longest // 2, longest * 2 // 3, longest) if length > 0]
         # Not the pad token, from which some models count positions.
         vocabulary = np.arange(model.config.get_text_config().vocab_size)
         tokens = vocabulary[vocabulary != self._tokenizer.pad_token_id]
@@ -318,7 +318,7 @@ def load_encoder(
         files: From `resolve_model`.
         settings: What changes its embeddings.
         device: `auto` (CUDA, then MPS, then CPU), or a torch device such as `cuda:1`.
-        max_batch_tokens: Most padded tokens in one forward pass; None takes a few seconds to find the
+        max_batch_tokens: Most tokens in one forward pass; None takes a few seconds to find the
             size that is fastest here.
 
     Raises:

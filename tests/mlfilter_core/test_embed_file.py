@@ -27,7 +27,7 @@ from mlfilter_core.encoder import Encoder, TokenizedTexts, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import OutputConflictError, SourceError
 from mlfilter_core.model_files import ModelFiles, resolve_model
-from tests.conftest import TINY_DIM, WriteLines, tiny_bert, tiny_tokenizer
+from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, WriteLines, tiny_bert, tiny_tokenizer
 
 ALL = slice(None)
 TEXTS = [("ba " * (i * 7 % 23) + f"document {i}") for i in range(23)]  # many lengths in no order
@@ -198,6 +198,23 @@ def test_long_documents_are_cut_and_counted(write_lines: WriteLines, embed: Embe
     path = write_lines("x.jsonl", [{"text": "x " * n} for n in (5, 6, 7, 50)])
     report = embed(path, load_encoder(tiny_files, settings, "cpu", 512))
     assert (report.documents, report.truncated, report.tokens) == (4, 2, 7 + 8 + 8 + 8)
+
+
+def test_a_document_of_50_mb_is_cut_before_it_is_tokenized(
+    write_lines: WriteLines, embed: Embed, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_chars: list[int] = []
+    encode = tiny_encoder._truncating._encode
+    monkeypatch.setattr(
+        tiny_encoder._truncating, "_encode", lambda texts: (n_chars.extend(map(len, texts)), encode(texts))[1]
+    )
+    path = write_lines("x.jsonl", [{"id": "a", "text": "word " * 10_000_000}, {"id": "b", "text": "word " * 1000}])
+    report = embed(path)
+    assert (report.documents, report.truncated, report.tokens) == (2, 2, 2 * TINY_MAX_LENGTH)
+    assert max(n_chars) < 1000
+    with EmbeddingFile(output_of(path), "train") as file:
+        first, second = file.embeddings(ALL)
+        np.testing.assert_allclose(first, second, atol=1e-6)
 
 
 def test_long_documents_are_rejected_where_truncation_is_off(

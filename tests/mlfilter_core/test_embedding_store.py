@@ -237,7 +237,8 @@ def test_the_provenance_is_json_in_the_attributes(write: Write) -> None:
     assert attributes.pop("format_version") == 1
     assert set(attributes) == {"source", "request", "encoder", "counts", "versions"}
     assert json.loads(attributes["source"])["path"] == "ä.jsonl"
-    assert json.loads(attributes["versions"])["torch"] == torch.__version__
+    # The metadata of a CUDA build may leave its suffix out.
+    assert torch.__version__.startswith(json.loads(attributes["versions"])["torch"])
 
 
 def test_sound_content_passes_its_check(write: Write) -> None:
