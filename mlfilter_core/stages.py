@@ -61,10 +61,11 @@ class Stages:
             raise queue.consumer_error
 
     def waited(self) -> dict[str, float]:
-        """Returns the seconds that each stage waited for the one before or after it: the busiest waits least."""
+        """Returns the seconds that each stage waited for another, or was at its end before: the busiest waits least."""
         waited = dict.fromkeys(self._names, 0.0)
+        now = time.perf_counter()
         for (before, after), queue in zip(pairwise(self._names), self._queues, strict=True):
-            waited[before] += queue.full_s
+            waited[before] += queue.full_s + (now - queue.completed_at if queue.completed_at else 0.0)
             waited[after] += queue.empty_s
         return waited
 
@@ -88,12 +89,14 @@ class _Queue(Generic[Item]):
     Attributes:
         full_s: Seconds that the producer waited for room.
         empty_s: Seconds that the consumer waited for an item.
+        completed_at: When the producer came to its end, on the clock of `time.perf_counter`; 0 before.
         consumer_error: What ended the consumer before its time.
     """
 
     def __init__(self) -> None:
         self.full_s = 0.0
         self.empty_s = 0.0
+        self.completed_at = 0.0
         self.consumer_error: BaseException | None = None
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
@@ -116,6 +119,7 @@ class _Queue(Generic[Item]):
     def complete(self, error: BaseException | None = None) -> None:
         with self._changed:
             self._is_complete, self._producer_error = True, error
+            self.completed_at = time.perf_counter()
             self._changed.notify_all()
 
     def give_up(self, error: BaseException) -> None:

@@ -107,14 +107,15 @@ def test_an_error_before_ends_what_is_handed_over_to() -> None:
     assert not is_any_running()
 
 
-def test_the_slow_stage_is_the_one_that_waits_least() -> None:
+@pytest.mark.parametrize("n_items", [1, 20])
+def test_the_slow_stage_is_the_one_that_waits_least(n_items: int) -> None:
     def slow(items: Iterable[int]) -> Iterator[int]:
         for item in items:
-            time.sleep(0.02)
+            time.sleep(0.4 / n_items)
             yield item
 
     with Stages("count", "slow", "double", "collect") as stages:
-        stages.hand_over(doubled(stages.run(slow(stages.run(range(20))))), lambda items: list(items).clear())
+        stages.hand_over(doubled(stages.run(slow(stages.run(range(n_items))))), lambda items: list(items).clear())
         waited = stages.waited()
     assert list(waited) == ["count", "slow", "double", "collect"]
     assert waited["slow"] < 0.1
