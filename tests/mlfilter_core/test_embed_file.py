@@ -27,7 +27,7 @@ from mlfilter_core.encoder import Encoder, TokenizedTexts, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import OutputConflictError, SourceError
 from mlfilter_core.model_files import ModelFiles, resolve_model
-from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, WriteLines, tiny_bert, tiny_tokenizer
+from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, WriteLines, limit_memory, tiny_bert, tiny_tokenizer
 
 ALL = slice(None)
 TEXTS = [("ba " * (i * 7 % 23) + f"document {i}") for i in range(23)]  # many lengths in no order
@@ -237,14 +237,7 @@ def test_long_documents_are_rejected_where_truncation_is_off(
 @pytest.fixture
 def short_of_memory(tiny_files: ModelFiles) -> Encoder:
     """An encoder whose device holds 40 tokens, and no more."""
-    encoder = load_encoder(tiny_files, EncoderSettings(), "cpu", 160)
-
-    def allocate(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        if kwargs["input_ids"].numel() > 40:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    encoder._transformer.model.get_submodule("embeddings").register_forward_pre_hook(allocate, with_kwargs=True)
-    return encoder
+    return limit_memory(load_encoder(tiny_files, EncoderSettings(), "cpu", 160), 40)
 
 
 def test_a_document_that_does_not_fit_in_memory_alone_is_a_rejected_line(

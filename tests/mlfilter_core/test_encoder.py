@@ -28,7 +28,7 @@ from mlfilter_core.encoder import Encoder, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import ConfigError, EncoderError
 from mlfilter_core.model_files import ModelFiles, resolve_model
-from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, tiny_bert, tiny_tokenizer
+from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, limit_memory, tiny_bert, tiny_tokenizer
 
 TOLERANCE = 1e-5
 TEXTS = [
@@ -423,28 +423,11 @@ def test_a_size_is_found_where_none_is_asked_for(tiny_files: ModelFiles, caplog:
     assert str(given) == "float32 on cpu, unpadded attention, batches of at most 700 tokens (as asked for)"
 
 
-@pytest.fixture
-def short_of_memory(tiny_files: ModelFiles) -> Callable[[int, int], Encoder]:
-    """An encoder whose device holds so many tokens, and no more."""
-
-    def load(n_tokens: int, max_batch_tokens: int) -> Encoder:
-        encoder = load_encoder(tiny_files, EncoderSettings(), "cpu", max_batch_tokens)
-
-        def allocate(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            if kwargs["input_ids"].numel() > n_tokens:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-        encoder._transformer.model.get_submodule("embeddings").register_forward_pre_hook(allocate, with_kwargs=True)
-        return encoder
-
-    return load
-
-
 def test_a_batch_that_does_not_fit_is_divided_and_later_ones_are_smaller(
-    short_of_memory: Callable[[int, int], Encoder], tiny_encoder: Encoder
+    tiny_files: ModelFiles, tiny_encoder: Encoder
 ) -> None:
     texts = TEXTS * 5
-    encoder = short_of_memory(130, 1024)
+    encoder = limit_memory(load_encoder(tiny_files, EncoderSettings(), "cpu", 1024), 130)
     encoded = encoder.encode(encoder.tokenize(texts))
     np.testing.assert_allclose(encoded.embeddings(), encode(tiny_encoder, texts), atol=TOLERANCE)
     assert encoded.fits.all()
@@ -455,9 +438,9 @@ def test_a_batch_that_does_not_fit_is_divided_and_later_ones_are_smaller(
 
 
 def test_a_text_that_does_not_fit_alone_is_told_and_the_others_are_encoded(
-    short_of_memory: Callable[[int, int], Encoder], tiny_encoder: Encoder
+    tiny_files: ModelFiles, tiny_encoder: Encoder
 ) -> None:
-    encoder = short_of_memory(50, 256)
+    encoder = limit_memory(load_encoder(tiny_files, EncoderSettings(), "cpu", 256), 50)
     tokenized = encoder.tokenize(TEXTS)
     encoded = encoder.encode(tokenized)
     np.testing.assert_array_equal(encoded.fits, tokenized.n_tokens <= 50)
