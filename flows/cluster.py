@@ -1,33 +1,44 @@
-"""Execution settings to a task runner with workers."""
+"""Workers on this machine."""
 
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import LocalCluster, get_worker
-from prefect_dask import DaskTaskRunner
+from distributed import LocalCluster
 
+from flows.task_runner import WorkerTaskRunner
+from flows.worker import GPUS_VARIABLE, PRELOAD
 from mlfilter_core.config import LocalSettings
 
 # Of torch, NumPy and the tokenizers.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 # A worker starts in seconds. Without any for so long, tasks fail instead of waiting for ever.
 NO_WORKERS_TIMEOUT = "10 minutes"
+# Of Dask's scheduler and its nannies.
+SCHEDULER_SETTINGS = {
+    # One task in a worker, none waiting beside it to be killed along with it.
+    "distributed.scheduler.worker-saturation": 1.0,
+    # A nanny restarts its worker for as long as the run lasts. Dask's 15 s would end the nanny for good where
+    # the worker died before and, by chance, is restarting again at that very moment.
+    "distributed.deploy.lost-worker-timeout": "52 weeks",
+    "distributed.admin.low-level-log-length": 10,
+}
 # For the workers' environment: their progress bars and comings and goings would fill the terminal.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 
-def n_gpus() -> int:
-    """Returns how many CUDA devices this process may use, without loading torch."""
+def visible_gpus() -> list[str]:
+    """Returns the CUDA devices that this process may use, as in CUDA_VISIBLE_DEVICES, without loading torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
+    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 def n_cores() -> int:
@@ -35,10 +46,21 @@ def n_cores() -> int:
     return int(CPU_COUNT)
 
 
+@dataclass(frozen=True)
+class LocalWorkers:
+    """Workers on this machine, which Dask starts again where they die."""
+
+    runner: WorkerTaskRunner
+    n_workers: int
+
+    def tend(self, n_tasks: int) -> int:
+        return self.n_workers
+
+
 @contextmanager
 def local_workers(
-    settings: LocalSettings, default_workers: int, n_tasks: int, folder: Path
-) -> Iterator[DaskTaskRunner]:
+    settings: LocalSettings, one_per_core: bool, device: str, n_tasks: int, logs: Path
+) -> Iterator[LocalWorkers]:
     """Starts worker processes on this machine.
 
     Each worker runs one task at a time: the encoder brings its own threads, and two tasks in one process
@@ -47,35 +69,31 @@ def local_workers(
 
     Args:
         settings: `workers`, or -1 for the default.
-        default_workers: Workers where the settings do not say.
+        one_per_core: Whether the default is a worker for each core, or for each GPU (one, if there is none).
+        device: Of the job: with `auto` or `cuda`, each worker gets a GPU of its own.
         n_tasks: More workers than that are not started.
-        folder: For Dask's own files, removed with the workers.
+        logs: Folder of the run's logs; `dask` in it is for Dask's own files, removed with the workers.
     """
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    n_workers = max(1, min(settings.workers if settings.workers > 0 else default_workers, n_tasks))
-    n_threads = max(1, n_cores() // n_workers)
-    environment = {
-        **dict.fromkeys(THREAD_VARIABLES, str(n_threads)),
-        **QUIET,
-        "TORCHINDUCTOR_CACHE_DIR": str(folder.absolute() / "torchinductor"),
-    }
+    default = n_cores() if one_per_core else max(1, len(visible_gpus()))
+    n_workers = min(settings.workers if settings.workers > 0 else default, max(1, n_tasks))
+    folder = logs / "dask"
+    environment = worker_environment(n_cores() // n_workers, folder)
+    if shares_gpus(device):
+        environment[GPUS_VARIABLE] = ",".join(visible_gpus())
     with (
         _environment(environment),
         dask.config.set(
             {
+                **SCHEDULER_SETTINGS,
                 # This and the cache would else leave folders in the system's folder for temporary files.
                 "temporary-directory": str(folder.absolute()),
-                # One task in a worker, none waiting beside it to be killed along with it.
-                "distributed.scheduler.worker-saturation": 1.0,
-                # A nanny restarts its worker for as long as the run lasts. Dask's 15 s would end the nanny for
-                # good where the worker died before and, by chance, is restarting again at that very moment.
-                "distributed.deploy.lost-worker-timeout": "52 weeks",
                 "distributed.scheduler.no-workers-timeout": NO_WORKERS_TIMEOUT,
-                "distributed.admin.low-level-log-length": 10,
             }
         ),
     ):
-        runner = DaskTaskRunner(
+        runner = WorkerTaskRunner(
+            logs,
             cluster_class=LocalCluster,
             cluster_kwargs={
                 "n_workers": n_workers,
@@ -83,15 +101,35 @@ def local_workers(
                 "host": "127.0.0.1",
                 "dashboard_address": "127.0.0.1:0",
                 "local_directory": str(folder),
+                "preload": [PRELOAD],
                 # Memory is bounded by the core. Dask's limit would pause or kill workers below the machine's.
                 "memory_limit": None,
             },
         )
         try:
             with runner:
-                yield runner
+                yield LocalWorkers(runner, n_workers)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def worker_environment(n_threads: int, folder: Path) -> dict[str, str]:
+    """Returns environment variables for a worker.
+
+    Args:
+        n_threads: Of torch, NumPy and the tokenizers.
+        folder: For what torch compiles.
+    """
+    return {
+        **dict.fromkeys(THREAD_VARIABLES, str(max(1, n_threads))),
+        **QUIET,
+        "TORCHINDUCTOR_CACHE_DIR": str(folder.absolute() / "torchinductor"),
+    }
+
+
+def shares_gpus(device: str) -> bool:
+    """Tells whether a job leaves it to us which worker uses which GPU."""
+    return device in ("auto", "cuda")
 
 
 @contextmanager
@@ -108,10 +146,3 @@ def _environment(defaults: dict[str, str]) -> Iterator[None]:
     finally:
         for name in unset:
             os.environ.pop(name, None)
-
-
-def worker_device(device: str) -> str:
-    """Returns the device that this worker's encoder uses: with several GPUs, one for each worker."""
-    if device not in ("auto", "cuda") or n_gpus() < 2:
-        return device
-    return f"cuda:{int(get_worker().name) % n_gpus()}"

@@ -1,30 +1,43 @@
 """A Prefect task over many items on Dask workers, a bounded number of them in flight."""
 
-import logging
 import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from distributed import CancelledError, Future, KilledWorker
 from prefect import Task
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.states import Crashed
-from prefect_dask import DaskTaskRunner
-from prefect_dask.task_runners import PrefectDaskFuture
+from prefect.futures import PrefectFuture
 
-from mlfilter_core.errors import MlfilterError
-
-_log = logging.getLogger(__name__)
+from flows.task_runner import WorkerTaskRunner
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Tasks in flight for each worker: one that runs, one that is ready when it ends. More would only cost
-# memory (98 kB each in this process) and be killed along when a worker dies.
-IN_FLIGHT_PER_WORKER = 2
+# More tasks in flight than workers, so that each finds another at once: at least so many, or this share.
+MIN_WAITING = 2
+WAITING_PER_WORKER = 1 / 8
+# How often the workers are tended while no task ends.
+TEND_S = 1
+
+
+class Workers(Protocol):
+    """Workers that come and go."""
+
+    @property
+    def runner(self) -> WorkerTaskRunner:
+        """Started."""
+
+    def tend(self, n_tasks: int) -> int:
+        """Sees to it that there are as many workers as `n_tasks` unfinished tasks need; called often.
+
+        Returns:
+            How many there are now.
+
+        Raises:
+            JobError: There will never be any.
+        """
 
 
 @dataclass(frozen=True)
@@ -37,68 +50,51 @@ class Outcome(Generic[Item, Result]):
 
 
 def fan_out(
-    runner: DaskTaskRunner, task: Task[Any, Result], items: Iterable[Item], parameters: dict[str, Any], n_workers: int
+    workers: Workers, task: Task[Any, Result], items: Sequence[Item], parameters: dict[str, Any]
 ) -> Iterator[Outcome[Item, Result]]:
     """Runs `task(item, **parameters)` for every item; yields outcomes as they come.
 
-    Closing the iterator early cancels what is in flight.
+    No task is in flight while there is no worker for it, so that none is shown as running while it waits in
+    a queue. Closing the iterator early cancels what is in flight.
 
     Args:
-        runner: Started.
+        workers: Tended until the last outcome.
         task: Its first parameter takes the item.
         items: Taken one by one as workers get free.
         parameters: The same for every item.
-        n_workers: Bounds the tasks in flight.
+
+    Raises:
+        JobError: There will never be any workers.
     """
     first_parameter = next(iter(task.fn.__annotations__))
-    finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
-    in_flight: dict[str, tuple[Item, PrefectDaskFuture[Result]]] = {}
+    finished: queue.SimpleQueue[PrefectFuture[Result]] = queue.SimpleQueue()
+    in_flight: dict[Any, Item] = {}
     waiting = iter(items)
-
-    def submit(n: int) -> None:
-        for item in islice(waiting, n):
-            future = runner.submit(task, parameters={first_parameter: item, **parameters})
-            in_flight[future.wrapped_future.key] = (item, future)
-            future.wrapped_future.add_done_callback(finished.put)
-
+    n_left = len(items)
     try:
-        submit(n_workers * IN_FLIGHT_PER_WORKER)
-        while in_flight:
-            item, future = in_flight.pop(finished.get().key)
-            outcome: Outcome[Item, Result] = _outcome(item, future)
-            # A worker that dies takes the results it holds along, and Dask makes them again by running
-            # finished tasks once more, unless they are released (PrefectHQ/prefect#15442).
-            future.wrapped_future.release()
-            submit(1)
-            yield outcome
+        while n_left:
+            n_workers = workers.tend(n_left)
+            n_wanted = n_workers + max(MIN_WAITING, int(n_workers * WAITING_PER_WORKER)) if n_workers else 0
+            for item in islice(waiting, max(0, n_wanted - len(in_flight))):
+                submitted = workers.runner.submit(task, parameters={first_parameter: item, **parameters})
+                in_flight[submitted.task_run_id] = item
+                submitted.add_done_callback(finished.put)
+            try:
+                future = finished.get(timeout=TEND_S)
+            except queue.Empty:
+                continue
+            n_left -= 1
+            yield _outcome(in_flight.pop(future.task_run_id), future)
     finally:
-        for _, future in in_flight.values():
-            future.wrapped_future.cancel()
+        if in_flight:
+            workers.runner.cancel()
 
 
-def _outcome(item: Item, future: PrefectDaskFuture[Result]) -> Outcome[Item, Result]:
+def _outcome(item: Item, future: PrefectFuture[Result]) -> Outcome[Item, Result]:
     try:
-        state = future.wrapped_future.result()
-    except (KilledWorker, CancelledError) as error:  # the task never came to a state of its own
-        died = MlfilterError(
-            f"its worker died or was lost, several times ({type(error).__name__}: {error}); look at the end of the "
-            "workers' logs and at the machine's memory"
-        )
-        _mark_crashed(future, str(died))
-        return Outcome(item, None, died)
-    except Exception as error:  # from around the task: its worker could not reach the API, or load the task
-        _mark_crashed(future, str(error))
+        result: Any = future.result(raise_on_failure=False)
+    except Exception as error:  # from around the task's function: a fault of Prefect's or ours
         return Outcome(item, None, error)
-    result = state.result(raise_on_failure=False) if isinstance(state, State) else state
-    if isinstance(result, Exception):
-        return Outcome(item, None, result)
-    return Outcome(item, result, None)
-
-
-def _mark_crashed(future: PrefectDaskFuture[Any], message: str) -> None:
-    """Ends the task run, which would stay Running for ever in the UI (PrefectHQ/prefect#17384)."""
-    try:
-        with get_client(sync_client=True) as client:
-            client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
-    except Exception as error:  # the run's other files matter more; a task that died early is not even known
-        _log.debug("the task run %s could not be marked as crashed: %s", future.task_run_id, error)
+    if isinstance(result, State):
+        result = result.result(raise_on_failure=False)
+    return Outcome(item, None, result) if isinstance(result, Exception) else Outcome(item, result, None)

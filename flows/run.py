@@ -79,7 +79,7 @@ def _with_api(job: EmbeddingJob | AnnotationJob, run: Callable[[], Result]) -> R
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports the script once more
         raise ConfigError('call this below `if __name__ == "__main__":`; workers import the script that starts them')
     check_writable(job.params.output_dir)
-    check_writable(job.logging_dir, "local_settings.logging_dir")
+    check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
     # Its database is for the processes of one machine: SQLite's log does not work across a network.
     folder = job.logging_dir / "prefect" / socket.gethostname()
     keep_prefect_home_in(folder)

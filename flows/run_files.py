@@ -1,25 +1,34 @@
 """The course of a run, the same for every pipeline: leave out what is finished, do the rest, report."""
 
+import functools
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prefect import Task, get_run_logger
-from prefect_dask import DaskTaskRunner
 
-from flows.fan_out import fan_out
+from flows.cluster import local_workers
+from flows.fan_out import Outcome, Workers, fan_out
 from flows.report import FilesFailedError, RunReport, publish_report
 from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport
-from mlfilter_core.errors import ConfigError, FileError, JobError, MlfilterError, OutputConflictError
+from mlfilter_core.errors import FileError, JobError, MlfilterError
 from mlfilter_core.publishing import check_writable
 
 Report = TypeVar("Report", EmbedReport, AnnotateReport)
-Workers = Callable[[int, Path], AbstractContextManager[DaskTaskRunner]]
+Report_co = TypeVar("Report_co", EmbedReport, AnnotateReport, covariant=True)
+StartWorkers = Callable[[int, Path], AbstractContextManager[Workers]]
+
+
+class Work(Protocol[Report_co]):
+    """What a job does with each of its files."""
+
+    def finished(self, file: CorpusFile, read_content: bool) -> Report_co | None:
+        """Returns the report of a finished file, None for one to do."""
 
 
 def run_files(
@@ -27,9 +36,9 @@ def run_files(
     task: Task[Any, Report],
     files: list[CorpusFile],
     *,
-    parameters: dict[str, Any],
-    finished: Callable[[CorpusFile], Report | None],
-    workers: Workers,
+    work: Work[Report],
+    job: EmbeddingJob | AnnotationJob,
+    one_per_core: bool,
     output_dir: Path,
     logs: Path,
     started: float,
@@ -38,11 +47,11 @@ def run_files(
 
     Args:
         flow: Name of the flow, for the report.
-        task: Takes a file and the parameters, returns the file's report.
+        task: Takes a file and the work, returns the file's report.
         files: All files of the run.
-        parameters: The task's other parameters.
-        finished: Returns the report of a finished file, None for one to do.
-        workers: Given the number of tasks and a folder, starts workers. Not called when nothing is to do.
+        work: The task's other parameter; also tells which files are finished.
+        job: Says which workers are started, where there is something to do.
+        one_per_core: Whether a machine without GPUs has a worker for each core, or one.
         output_dir: Where the outputs lie, for the report.
         logs: Folder of the run's logs.
         started: `time.monotonic()` at the start of the run.
@@ -57,7 +66,7 @@ def run_files(
     to_do: list[CorpusFile] = []
     for file in files:
         try:
-            report = finished(file)
+            report = work.finished(file, read_content=False)
         except FileError as error:
             failures[file.relative] = str(error)
             continue
@@ -71,14 +80,14 @@ def run_files(
         "%d files: %d finished before, %d to do, %d in the way", len(files), len(reports), len(to_do), len(failures)
     )
     if to_do:
-        with workers(len(to_do), logs / "dask") as runner:
-            n_workers = len(runner.client.scheduler_info(n_workers=-1)["workers"])
-            for outcome in fan_out(runner, task, to_do, parameters, n_workers):
+        with workers_of(job, one_per_core)(len(to_do), logs) as workers:
+            for outcome in fan_out(workers, task, to_do, {"work": work}):
                 name = outcome.item.relative
                 if isinstance(outcome.error, JobError):
                     raise outcome.error
-                if outcome.error is not None or outcome.result is None:
-                    failures[name] = _reason(outcome.error)
+                reason = _reason(outcome)
+                if outcome.result is None or reason:
+                    failures[name] = reason
                     log.error("%s failed: %s", name, failures[name])
                 else:
                     reports[name] = outcome.result
@@ -91,33 +100,39 @@ def run_files(
     return run
 
 
-def unless_overwritten(finished: Callable[[], Report | None], overwrite: bool) -> Report | None:
-    """Returns what `finished` returns; with `overwrite`, an output in the way is one to do."""
-    try:
-        return finished()
-    except OutputConflictError:
-        if overwrite:
-            return None
-        raise
-
-
 def check_job(job: EmbeddingJob | AnnotationJob) -> None:
-    """Checks, before any work, that a job can run and write here.
+    """Checks, before any work, that a job can write here.
 
     Raises:
-        ConfigError: It asks for Slurm, which this release parses and checks only, or a folder for its outputs
-            or logs cannot be written to.
+        ConfigError: A folder for its outputs or logs cannot be written to.
+    """
+    check_writable(job.params.output_dir)
+    check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
+
+
+def workers_of(job: EmbeddingJob | AnnotationJob, one_per_core: bool) -> StartWorkers:
+    """Returns what starts the workers that a job asks for.
+
+    Args:
+        job: Its settings, and the device of its parameters.
+        one_per_core: Whether a machine without GPUs has a worker for each core, or one.
     """
     if job.running_on_slurm:
-        raise ConfigError(
-            "running_on_slurm: true is checked but not run by this release; set it to false and use local_settings "
-            "inside a job of your own"
-        )
-    check_writable(job.params.output_dir)
-    check_writable(job.logging_dir, "local_settings.logging_dir")
+        from flows.slurm import slurm_workers  # dask_jobqueue writes to the user's home when it is imported
+
+        return functools.partial(slurm_workers, job.slurm, one_per_core, job.params.device)
+    return functools.partial(local_workers, job.local, one_per_core, job.params.device)
 
 
-def _reason(error: Exception | None) -> str:
-    if error is None:
+def _reason(outcome: Outcome[CorpusFile, Report]) -> str:
+    """Returns why a file is not finished; nothing where it is."""
+    error, result = outcome.error, outcome.result
+    if isinstance(error, MlfilterError):
+        return str(error)
+    if error is not None:
+        return f"{type(error).__name__}: {error}"
+    if result is None:
         return "the task returned nothing; see the workers' logs"
-    return str(error) if isinstance(error, MlfilterError) else f"{type(error).__name__}: {error}"
+    if not Path(result.output).exists():
+        return f"its task ended well, but {result.output} is not there"
+    return ""

@@ -4,11 +4,14 @@ import hashlib
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from mlfilter_core.errors import ConfigError
+from mlfilter_core.errors import ConfigError, OutputConflictError
+
+Report = TypeVar("Report")
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -51,6 +54,16 @@ def remove_leftovers(folder: Path) -> int:
             path.unlink(missing_ok=True)
             n_removed += 1
     return n_removed
+
+
+def unless_overwritten(finished: Callable[[], Report | None], overwrite: bool) -> Report | None:
+    """Returns what `finished` returns; with `overwrite`, an output in the way is one to do."""
+    try:
+        return finished()
+    except OutputConflictError:
+        if overwrite:
+            return None
+        raise
 
 
 def check_writable(folder: Path, field: str = "params.output_dir") -> None:

@@ -1,41 +1,50 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client
 
-from flows.cluster import local_workers, n_cores, n_gpus, worker_device
+from flows.cluster import local_workers, n_cores, visible_gpus
+from flows.task_runner import WorkerTaskRunner
 from mlfilter_core.config import LocalSettings
 
 
-@pytest.mark.parametrize(("visible", "n"), [("", 0), ("-1", 0), ("0", 1), ("0,3", 2), ("GPU-8f7a,MIG-1b2c", 2)])
-def test_gpus_are_those_that_are_visible(visible: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_each_worker(runner: WorkerTaskRunner, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    return list(Client.run(runner.client, function, *arguments).values())
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [("", []), ("-1", []), ("0", ["0"]), ("0,3", ["0", "3"]), ("GPU-8f7a,MIG-1b2c", ["GPU-8f7a", "MIG-1b2c"])],
+)
+def test_gpus_are_those_that_are_visible(visible: str, devices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert n_gpus() == n
+    assert visible_gpus() == devices
 
 
-def test_each_worker_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with local_workers(LocalSettings(workers=-1), 2, 100, tmp_path / "dask") as runner:
-        workers = list(runner.client.scheduler_info(n_workers=-1)["workers"])
-        for device, devices in (("auto", ["cuda:0", "cuda:1"]), ("cpu", ["cpu"] * 2), ("cuda:1", ["cuda:1"] * 2)):
-            chosen = [
-                Client.submit(runner.client, worker_device, device, workers=[worker], pure=False) for worker in workers
-            ]
-            assert sorted(future.result() for future in chosen) == devices
+@pytest.mark.parametrize(("device", "seen"), [("auto", ["3", "5"]), ("cuda:1", ["3,5", "3,5"])])
+def test_each_worker_sees_a_gpu_of_its_own_unless_the_job_names_one(
+    device: str, seen: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with local_workers(LocalSettings(workers=-1), False, device, 100, tmp_path) as workers:
+        assert sorted(in_each_worker(workers.runner, os.getenv, "CUDA_VISIBLE_DEVICES")) == seen
     assert not (tmp_path / "dask").exists()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
 def test_each_cluster_divides_the_cores_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dask leaves the first cluster's variables in this process, which would overrule the second's."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for n_workers in (1, n_cores()):
-        with local_workers(LocalSettings(workers=n_workers), 1, 100, tmp_path / "dask") as runner:
-            n_threads = set(runner.client.run(os.environ.get, "OMP_NUM_THREADS").values())
+        with local_workers(LocalSettings(workers=n_workers), False, "auto", 100, tmp_path) as workers:
+            n_threads = set(in_each_worker(workers.runner, os.getenv, "OMP_NUM_THREADS"))
         assert n_threads == {str(n_cores() // n_workers)}
         assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_no_more_workers_than_tasks_are_started(tmp_path: Path) -> None:
-    with local_workers(LocalSettings(workers=4), 1, 1, tmp_path / "dask") as runner:
-        assert len(runner.client.scheduler_info(n_workers=-1)["workers"]) == 1
+    with local_workers(LocalSettings(workers=4), False, "auto", 1, tmp_path) as workers:
+        assert len(in_each_worker(workers.runner, os.getpid)) == workers.tend(1) == 1

@@ -9,7 +9,7 @@ import torch
 from prefect.client.orchestration import SyncPrefectClient
 from safetensors.torch import save_file
 
-from flows import embed as embed_module
+from flows import run_files as run_files_module
 from flows.annotate import annotate
 from flows.embed import embed
 from flows.report import FilesFailedError
@@ -59,7 +59,7 @@ def test_a_rerun_over_a_finished_tree_starts_no_worker(embed_job: WriteJob, monk
     def no_workers(*arguments: Any) -> None:
         raise AssertionError("workers were started")
 
-    monkeypatch.setattr(embed_module, "local_workers", no_workers)
+    monkeypatch.setattr(run_files_module, "local_workers", no_workers)
     again = embed(job)
     assert [row.status for row in again.reports] == ["skipped"] * 3
     assert again.totals()["tokens"] == first.totals()["tokens"] > 0
@@ -82,11 +82,6 @@ def test_an_error_that_every_file_would_meet_stops_the_run(embed_job: WriteJob, 
 def test_a_missing_input_folder_is_named(embed_job: WriteJob, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"the folder {tmp_path}/nowhere does not exist"):
         embed(embed_job(input_dir=str(tmp_path / "nowhere")))
-
-
-def test_slurm_is_refused_with_the_reason(embed_job: WriteJob) -> None:
-    with pytest.raises(ConfigError, match="running_on_slurm: true is checked but not run by this release"):
-        embed(embed_job(), {"running_on_slurm": True, "local_settings": None})
 
 
 def test_shards_deal_every_file_to_one_machine(embed_job: WriteJob, tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""A Dask task runner whose workers need no Prefect."""
+
+import functools
+import inspect
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from distributed import CancelledError, Future, KilledWorker
+from prefect import Task
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.futures import PrefectConcurrentFuture
+from prefect.logging.handlers import APILogHandler
+from prefect.states import Cancelled, Crashed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect_dask import DaskTaskRunner
+
+from flows.failures import expected_errors_as_states
+from flows.worker import STARTED, TOPIC, run_on_worker
+from mlfilter_core.errors import MlfilterError
+
+Result = TypeVar("Result")
+
+# Executions of one task, with those that died with their worker, before it is given up. Dask counts deaths
+# alone; without this, a file that takes longer than a worker lives would be started again for ever.
+MAX_STARTS = 5
+# How often a thread that waits for a task looks whether it was started too often: a matter of minutes.
+LOOK_S = 5
+RUN_SEPARATOR = "/"
+
+
+class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
+    """Runs a task's function on a Dask worker, and all that Prefect does for it in the flow's process.
+
+    `DaskTaskRunner` runs Prefect's engine on the worker, beside the function. That costs 250 ms of CPU for
+    each task, carries the settings with their secrets to every worker, needs an API that every compute node
+    reaches, and leaves a task run Running for ever where its worker dies (PrefectHQ/prefect#17384). Here,
+    the engine runs in a thread that waits for the worker: states, retries and logs are those of the flow's
+    process, and a worker that dies is an error like any other.
+    """
+
+    def __init__(self, logs: Path, **dask: Any) -> None:
+        """Takes the arguments of `DaskTaskRunner`, and the folder of the workers' log files."""
+        super().__init__(**dask)
+        self._logs = logs
+        self._engines: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner()
+        self._ui = APILogHandler()
+        self._starts: Counter[str] = Counter()
+        self._runs: dict[str, Future] = {}
+
+    def submit(
+        self,
+        task: Task[Any, Result],
+        parameters: dict[str, Any],
+        wait_for: Iterable[Any] | None = None,
+        dependencies: dict[str, set[Any]] | None = None,
+    ) -> PrefectConcurrentFuture[Result]:
+        """Starts a task run; its function must not use Prefect, and what it returns must be picklable."""
+        waiting = task.with_options()
+        waiting.fn = expected_errors_as_states(self._on_worker(task.fn))
+        return self._engines.submit(waiting, parameters, wait_for, dependencies)
+
+    def cancel(self) -> None:
+        """Ends the task runs that are under way, as Cancelled."""
+        for future in list(self._runs.values()):
+            future.cancel()
+
+    def __enter__(self) -> "WorkerTaskRunner":
+        super().__enter__()
+        self._engines.__enter__()
+        self.client.subscribe_topic(TOPIC, self._hear)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.cancel()
+        self._engines.__exit__(*error)
+        super().__exit__(*error)
+
+    def _on_worker(self, function: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(function)
+        def on_worker(*args: Any, **kwargs: Any) -> Result:
+            arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+            run = _run_name()
+            # Dask groups tasks by what stands before the last dash.
+            key = f"{function.__name__}-{uuid4().hex}"
+            future = self.client.submit(run_on_worker, function, arguments, run, self._logs, key=key, pure=False)
+            self._runs[run] = future
+            try:
+                self._wait(future, run)
+                result: Result | MlfilterError = future.result()
+                if isinstance(result, MlfilterError):
+                    raise result
+                return result
+            except KilledWorker as error:
+                n, host = error.allowed_failures + 1, error.last_worker.host
+                return _ended(  # type: ignore[no-any-return]
+                    Crashed,
+                    f"its worker died while running it, {n} times, last on {host}; look at the end of the workers' "
+                    "logs and at the machine's memory",
+                )
+            except CancelledError:
+                return _ended(Cancelled, "the run ended before it was done")  # type: ignore[no-any-return]
+            finally:
+                # A worker that dies takes the results it holds along, and Dask makes them again by running
+                # finished tasks once more, unless they are released (PrefectHQ/prefect#15442).
+                future.release()
+                del self._runs[run]
+                self._starts.pop(run, None)
+
+        return on_worker
+
+    def _wait(self, future: Future, run: str) -> None:
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        while not done.wait(LOOK_S):
+            if self._starts[run] > MAX_STARTS:
+                future.cancel()
+                raise MlfilterError(
+                    f"it was started {self._starts[run]} times, and each time its worker ended before it was done; "
+                    "give the jobs more time (slurm_settings.time), or split the file"
+                )
+
+    def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
+        """Takes what a worker tells; called in the Dask client's thread."""
+        _, said = event
+        run = said["run"]
+        if said["event"] == STARTED:
+            if run in self._runs:
+                self._starts[run] += 1
+            return
+        record = logging.LogRecord(said["name"], said["level"], "", 0, said["message"], None, None)
+        record.created = said["time"]
+        record.flow_run_id, record.task_run_id = run.split(RUN_SEPARATOR)
+        self._ui.handle(record)
+
+
+def _run_name() -> str:
+    """Returns the ids of the flow run and of the task run."""
+    context = TaskRunContext.get()
+    assert context is not None, "the engine calls a task's function within the task run"
+    return f"{context.task_run.flow_run_id}{RUN_SEPARATOR}{context.task_run.id}"
+
+
+def _ended(state: Callable[..., State[Any]], message: str) -> Any:
+    return state(message=message, data=MlfilterError(message))

@@ -1,0 +1,128 @@
+"""An embedding job, applied to one file after another by a worker."""
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, finished_embedding_and_annotation
+from mlfilter_core.annotate_work import annotate_request, heads_of_process, load_heads
+from mlfilter_core.config import EmbeddingPipelineParameters
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.encoder_settings import EncoderSettings
+from mlfilter_core.model_files import ModelFiles, resolve_model
+from mlfilter_core.publishing import unless_overwritten
+
+if TYPE_CHECKING:
+    from mlfilter_core.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class EmbedWork:
+    """What an embedding job does with each of its files.
+
+    Attributes:
+        params: The job's parameters.
+        request: What they ask of every file.
+        annotation: What is done with each file once it is embedded, if anything.
+    """
+
+    params: EmbeddingPipelineParameters
+    request: EmbedRequest
+    annotation: InlineAnnotation | None
+
+    def finished(self, file: CorpusFile, read_content: bool) -> EmbedReport | None:
+        """Returns the report of a finished file, None for one to do.
+
+        Raises:
+            FileError: The file cannot be done, or an output of another request is in the way.
+        """
+        return self._finished(file, self.annotation, read_content)
+
+    def run(self, file: CorpusFile) -> EmbedReport:
+        """Embeds one file, unless that was done before, by a task that was lost after it had finished, say."""
+        from mlfilter_core.heads import check_heads_fit
+
+        params, request = self.params, self.request
+        finished = self.finished(file, read_content=True)
+        if finished is not None:
+            return finished
+        embeddings, rejects = self._embeddings(file), file.output(params.rejected_output_dir, ".jsonl")
+        encoder = _encoder(request.model, request.encoder, params.device, params.max_batch_tokens)
+        if self.annotation is None or params.annotate_inline is None:
+            return embed_file(file, embeddings.path, rejects, request, encoder)
+        heads = heads_of_process(params.annotate_inline, self.annotation.request)
+        check_heads_fit(heads, encoder.dim, request.model.weights_sha256, request.model.model)
+        embedded = self._finished(file, None, read_content=True)
+        embedded = embedded or embed_file(file, embeddings.path, rejects, request, encoder)
+        return annotate_embedded(embedded, embeddings, self.annotation, heads)
+
+    def _finished(
+        self, file: CorpusFile, annotation: InlineAnnotation | None, read_content: bool
+    ) -> EmbedReport | None:
+        embeddings = self._embeddings(file)
+
+        def finished() -> EmbedReport | None:
+            if annotation is None:
+                return finished_embedding(file, embeddings.path, self.request, read_content)
+            return finished_embedding_and_annotation(file, embeddings, self.request, annotation, read_content)
+
+        return unless_overwritten(finished, self.params.overwrite)
+
+    def _embeddings(self, file: CorpusFile) -> CorpusFile:
+        return CorpusFile(f"{file.stem}.h5", file.stem, self.params.embedding_output_dir)
+
+
+def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
+    """Resolves the model, and checks the heads of an annotation in the same pass.
+
+    Raises:
+        ModelError: The model is not there, or holds code that the job does not allow.
+        HeadError: A checkpoint is missing, corrupted, or was trained on another encoder.
+    """
+    request = _embed_request(params, resolve_model(params.embedding_model, params.model_revision))
+    return EmbedWork(params, request, _inline_annotation(params, request))
+
+
+def _inline_annotation(params: EmbeddingPipelineParameters, request: EmbedRequest) -> InlineAnnotation | None:
+    if params.annotate_inline is None:
+        return None
+    from mlfilter_core.heads import check_heads_know_encoder
+
+    heads = load_heads(params.annotate_inline)
+    check_heads_know_encoder(heads, request.model.weights_sha256, request.model.model)
+    asked = annotate_request(params.annotate_inline, heads, params.annotated_output_dir, params.hdf5_dataset_name)
+    return InlineAnnotation(asked, params.keep_embeddings)
+
+
+def _embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
+    return EmbedRequest(
+        model=model,
+        encoder=EncoderSettings(
+            max_length=params.max_length,
+            truncate=params.truncation not in (False, "do_not_truncate"),
+            pad_to_max_length=params.padding == "max_length",
+            pooling=params.pooling,
+            prompt=params.prompt,
+            model_dtype=params.model_dtype,
+            trust_remote_code=params.trust_remote_code,
+        ),
+        schema=params.schema_of_documents(),
+        group=params.hdf5_dataset_name,
+        embedding_dtype=params.embedding_dtype,
+        batch_size=params.batch_size,
+        writer_batch_size=params.writer_batch_size,
+        fail_on_bad_record=params.on_bad_record == "fail",
+        max_rejected_fraction=params.max_rejected_fraction,
+        max_line_bytes=params.max_line_bytes,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(
+    model: ModelFiles, settings: EncoderSettings, device: str, max_batch_tokens: int | Literal["auto"]
+) -> "Encoder":
+    """Returns the encoder, loaded once for each worker process: it takes seconds and gigabytes."""
+    from mlfilter_core.encoder import load_encoder
+
+    return load_encoder(model, settings, device, None if max_batch_tokens == "auto" else max_batch_tokens)
