@@ -1,11 +1,12 @@
 # make demo: embed and score the example corpus.  make test: format, lint, types, tests.
+# make slurm-up, slurm-down: a Slurm of one node on this machine, as the tests use it.
 PYTHON ?= python3
 BIN := .venv/bin
 # One copy of the dependency set: CI, the README and these targets all install from the lock.
 LOCK := requirements.lock
 STAMP := .venv/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lock clean
+.PHONY: demo test slurm-up slurm-down lock clean
 
 demo: $(STAMP)
 	$(BIN)/python flows/pipeline.py --embed-config deployments/local/embed.yaml --annotate-config deployments/local/annotate.yaml
@@ -15,6 +16,9 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+slurm-up slurm-down:
+	$(PYTHON) tests/slurm/cluster.py $(@:slurm-%=%)
 
 $(STAMP): $(LOCK) pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

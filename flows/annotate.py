@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from flows.failures import RETRIES, can_heal, expected_errors_as_states
+from flows.left_running import crash_what_is_left
 from flows.logs import logging_to
 from flows.report import RunReport
 from flows.run_files import check_job, run_files
@@ -28,21 +29,21 @@ from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import remove_leftovers
 
 
-@flow(name="annotate", validate_parameters=False)
+@flow(name="annotate", validate_parameters=False, on_crashed=[crash_what_is_left])
 @expected_errors_as_states
-def annotate(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
+def annotate(config: Path | AnnotationJob, overrides: dict[str, Any] | None = None) -> RunReport:
     """Scores embeddings: one annotated JSONL file for each HDF5 file.
 
     Args:
-        config: YAML job file, read on the machine that runs the flow.
-        overrides: Values that replace those of the file, by dotted name: `{"params.batch_size": 512}`.
+        config: Path of a YAML job file on the machine that runs the flow, or the whole job.
+        overrides: Values that replace those of `config`, by dotted name: `{"params.batch_size": 512}`.
 
     Raises:
         JobError: The job cannot run as it is configured.
         FilesFailedError: Some files failed; the others are finished.
     """
     started = time.monotonic()
-    job = load_job(Path(config), AnnotationJob, overrides)
+    job = load_job(config, AnnotationJob, overrides)
     params = job.params
     check_job(job)
     remove_leftovers(params.output_dir)
@@ -56,7 +57,6 @@ def annotate(config: Path, overrides: dict[str, Any] | None = None) -> RunReport
             files,
             work=annotate_work(params, files),
             job=job,
-            one_per_core=True,
             output_dir=params.annotated_output_dir,
             logs=logs,
             started=started,
@@ -76,12 +76,12 @@ def annotate_one(file: CorpusFile, work: AnnotateWork) -> AnnotateReport:
     return work.run(file)
 
 
-def check_annotation_job(config: Path, overrides: dict[str, Any] | None = None) -> None:
+def check_annotation_job(config: Path | AnnotationJob, overrides: dict[str, Any] | None = None) -> None:
     """Checks all of an annotation job that can be checked before there are embeddings.
 
     Raises:
         JobError: The job could not run.
     """
-    job = load_job(Path(config), AnnotationJob, overrides)
+    job = load_job(config, AnnotationJob, overrides)
     check_job(job)
     load_heads(job.params)

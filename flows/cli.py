@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
+import yaml
 
 from flows.run import run_annotation_pipeline, run_both_pipelines, run_embedding_pipeline
+from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.errors import MlfilterError
-from mlfilter_core.job_files import parse_overrides
+from mlfilter_core.job_files import load_job, parse_overrides
 
 if TYPE_CHECKING:
     from flows.report import RunReport
@@ -82,6 +84,20 @@ def pipelines_command(
             embed_config, annotate_config, parse_overrides(set_embed or []), parse_overrides(set_annotate or [])
         )
     )
+
+
+@app.command("job-script")
+def job_script_command(config: ConfigPath, set_: Overrides = None) -> None:
+    """Show the script of the Slurm jobs that a job file asks for, and submit nothing."""
+
+    def show() -> list["RunReport"]:
+        from flows.slurm import job_script
+
+        job = _load_any_job(config, parse_overrides(set_ or []))
+        print(job_script(job.slurm, job.one_per_core, job.params.device, job.logging_dir / "NAME-OF-THE-RUN"))
+        return []
+
+    _run(show)
 
 
 @app.command("inspect")
@@ -152,6 +168,18 @@ def _print(report: "RunReport") -> None:
             for line in islice(reader.lines(1 << 20), N_SHOWN_DOCUMENTS):
                 if isinstance(line, Line):
                     print(f"  {_shortened(line.content)}")
+
+
+def _load_any_job(config: Path, overrides: dict[str, Any]) -> EmbeddingJob | AnnotationJob:
+    """Tells a job file by the field that the annotation pipeline alone has, and needs."""
+    try:
+        params = yaml.safe_load(config.read_text(encoding="utf-8"))["params"]
+        is_annotation = "embeddings_directory" in params
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        is_annotation = False  # it is no job file at all; what is wrong is said when it is loaded
+    if is_annotation:
+        return load_job(config, AnnotationJob, overrides)
+    return load_job(config, EmbeddingJob, overrides)
 
 
 def _shortened(record: bytes) -> str:

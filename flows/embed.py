@@ -18,6 +18,7 @@ from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from flows.failures import RETRIES, can_heal, expected_errors_as_states
+from flows.left_running import crash_what_is_left
 from flows.logs import logging_to
 from flows.report import RunReport
 from flows.run_files import check_job, run_files
@@ -29,21 +30,21 @@ from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import remove_leftovers
 
 
-@flow(name="embed", validate_parameters=False)
+@flow(name="embed", validate_parameters=False, on_crashed=[crash_what_is_left])
 @expected_errors_as_states
-def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
+def embed(config: Path | EmbeddingJob, overrides: dict[str, Any] | None = None) -> RunReport:
     """Embeds a corpus: one HDF5 file for each JSONL file.
 
     Args:
-        config: YAML job file, read on the machine that runs the flow.
-        overrides: Values that replace those of the file, by dotted name: `{"params.batch_size": 128}`.
+        config: Path of a YAML job file on the machine that runs the flow, or the whole job.
+        overrides: Values that replace those of `config`, by dotted name: `{"params.batch_size": 128}`.
 
     Raises:
         JobError: The job cannot run as it is configured.
         FilesFailedError: Some files failed; the others are finished.
     """
     started = time.monotonic()
-    job = load_job(Path(config), EmbeddingJob, overrides)
+    job = load_job(config, EmbeddingJob, overrides)
     params = job.params
     check_job(job)
     remove_leftovers(params.output_dir)
@@ -59,7 +60,6 @@ def embed(config: Path, overrides: dict[str, Any] | None = None) -> RunReport:
             shard(files, job.local.ranks, job.local.tasks),
             work=work,
             job=job,
-            one_per_core=False,
             output_dir=params.embedding_output_dir if params.keep_embeddings else params.annotated_output_dir,
             logs=logs,
             started=started,

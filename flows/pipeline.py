@@ -15,23 +15,25 @@ from prefect import flow
 from flows.annotate import annotate, check_annotation_job
 from flows.embed import embed
 from flows.failures import expected_errors_as_states
+from flows.left_running import crash_what_is_left
 from flows.report import RunReport
+from mlfilter_core.config import AnnotationJob, EmbeddingJob
 
 
-@flow(name="pipeline", validate_parameters=False)
+@flow(name="pipeline", validate_parameters=False, on_crashed=[crash_what_is_left])
 @expected_errors_as_states
 def pipeline(
-    embed_config: Path,
-    annotate_config: Path,
+    embed_config: Path | EmbeddingJob,
+    annotate_config: Path | AnnotationJob,
     embed_overrides: dict[str, Any] | None = None,
     annotate_overrides: dict[str, Any] | None = None,
 ) -> list[RunReport]:
     """Runs the embedding pipeline, then the annotation pipeline. Scores nothing while a file is not embedded.
 
     Args:
-        embed_config: YAML job file of the embedding pipeline.
-        annotate_config: YAML job file of the annotation pipeline.
-        embed_overrides: Values that replace those of `embed_config`, by dotted name.
+        embed_config: What to embed: path of a YAML job file on the machine that runs the flow, or the whole job.
+        annotate_config: What to score: path of a YAML job file there, or the whole job.
+        embed_overrides: Values that replace those of `embed_config`, by dotted name: `{"params.batch_size": 128}`.
         annotate_overrides: Values that replace those of `annotate_config`, by dotted name.
     """
     check_annotation_job(annotate_config, annotate_overrides)  # now, and not after days of embedding

@@ -38,7 +38,6 @@ def run_files(
     *,
     work: Work[Report],
     job: EmbeddingJob | AnnotationJob,
-    one_per_core: bool,
     output_dir: Path,
     logs: Path,
     started: float,
@@ -51,7 +50,6 @@ def run_files(
         files: All files of the run.
         work: The task's other parameter; also tells which files are finished.
         job: Says which workers are started, where there is something to do.
-        one_per_core: Whether a machine without GPUs has a worker for each core, or one.
         output_dir: Where the outputs lie, for the report.
         logs: Folder of the run's logs.
         started: `time.monotonic()` at the start of the run.
@@ -80,7 +78,7 @@ def run_files(
         "%d files: %d finished before, %d to do, %d in the way", len(files), len(reports), len(to_do), len(failures)
     )
     if to_do:
-        with workers_of(job, one_per_core)(len(to_do), logs) as workers:
+        with workers_of(job)(len(to_do), logs) as workers:
             for outcome in fan_out(workers, task, to_do, {"work": work}):
                 name = outcome.item.relative
                 if isinstance(outcome.error, JobError):
@@ -110,18 +108,13 @@ def check_job(job: EmbeddingJob | AnnotationJob) -> None:
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
 
 
-def workers_of(job: EmbeddingJob | AnnotationJob, one_per_core: bool) -> StartWorkers:
-    """Returns what starts the workers that a job asks for.
-
-    Args:
-        job: Its settings, and the device of its parameters.
-        one_per_core: Whether a machine without GPUs has a worker for each core, or one.
-    """
+def workers_of(job: EmbeddingJob | AnnotationJob) -> StartWorkers:
+    """Returns what starts the workers that a job asks for."""
     if job.running_on_slurm:
         from flows.slurm import slurm_workers  # dask_jobqueue writes to the user's home when it is imported
 
-        return functools.partial(slurm_workers, job.slurm, one_per_core, job.params.device)
-    return functools.partial(local_workers, job.local, one_per_core, job.params.device)
+        return functools.partial(slurm_workers, job.slurm, job.one_per_core, job.params.device)
+    return functools.partial(local_workers, job.local, job.one_per_core, job.params.device)
 
 
 def _reason(outcome: Outcome[CorpusFile, Report]) -> str:

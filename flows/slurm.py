@@ -47,6 +47,10 @@ HOPELESS = frozenset(
 )
 
 
+KEY_FILE = "key.pem"
+CERTIFICATE_FILE = "certificate.pem"
+
+
 class SlurmError(JobError):
     """Slurm does not run the jobs, and would not run others like them."""
 
@@ -64,11 +68,15 @@ class _Job(SLURMJob):  # type: ignore[misc]
         try:
             await super().start()
         except BaseException:
-            self.status = Status.failed  # Dask asserts at the end that each job was started or failed
+            self.status = Status.failed
             raise
         self.submitted = time.monotonic()
         if self._guard is not None:
             self._guard.watch(self.job_id)
+
+    async def close(self) -> None:
+        await super().close()
+        self.status = Status.closed
 
     def _job_id_from_submit_output(self, out: str) -> str:
         words = out.split()
@@ -133,11 +141,16 @@ def slurm_workers(
     logging.getLogger("distributed").setLevel(logging.WARNING)
     if shutil.which("sbatch") is None:
         raise ConfigError("running_on_slurm: true, but there is no sbatch here; start the flow on a login node")
+    if " " in str(logs.absolute()):
+        raise ConfigError(
+            f"slurm_settings.logging_dir: {logs} has a space, which the lines of a job's script cannot have"
+        )
     job = slurm_job(settings, one_per_core, device, logs)
     Path(job.options["output"]).parent.mkdir(parents=True, exist_ok=True)
     folder = (logs / "dask").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    security = _security(folder) if settings.security else None
+    if settings.security:
+        _write_certificate(folder)
     # Jobs may wait for days, and a run without workers is one whose jobs wait.
     with job_guard() as guard, dask.config.set(SCHEDULER_SETTINGS):
         runner = WorkerTaskRunner(
@@ -145,7 +158,7 @@ def slurm_workers(
             cluster_class=_Cluster,
             cluster_kwargs={
                 **job.arguments,
-                "security": security,
+                "security": _security(folder) if settings.security else None,
                 "guard": guard,
                 "id_position": settings.job_id_position,
                 "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
@@ -156,6 +169,18 @@ def slurm_workers(
                 yield SlurmWorkers(runner, settings.max_jobs, job)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def job_script(settings: SlurmSettings, one_per_core: bool, device: str, logs: Path) -> str:
+    """Returns the script that each job of a run would have; only the scheduler's address is not known yet."""
+    security = _security((logs / "dask").absolute()) if settings.security else None
+    protocol = "tls" if settings.security else "tcp"
+    arguments = slurm_job(settings, one_per_core, device, logs).arguments
+    address = f"{protocol}://<address of the flow's machine>:<port>"
+    script: str = _Job(
+        address, name="job-<number>", protocol=f"{protocol}://" if security else None, security=security, **arguments
+    ).job_script()
+    return script
 
 
 class SlurmWorkers:
@@ -251,8 +276,9 @@ class SlurmWorkers:
         self._news.append((logging.WARNING, message))
 
     def _forget(self, name: str) -> None:
-        self._cluster.workers.pop(name, None)
-        self._cluster.worker_spec.pop(name, None)
+        job = self._cluster.workers.pop(name)
+        job.status = Status.closed  # Dask asserts at the end that each job was closed, or failed to start
+        del self._cluster.worker_spec[name]
 
     def _idle_jobs(self) -> list[str]:
         """Returns the jobs that hold no task: first those without workers, which mostly wait in the queue."""
@@ -314,22 +340,24 @@ def _essence(error: Exception) -> str:
     return str(error).rpartition("stderr:\n")[2].strip()
 
 
-def _security(folder: Path) -> Security:
-    """Writes a key and a certificate for one run to files that their owner alone can read.
-
-    Dask's scheduler executes what any client sends that is let in.
-    """
+def _write_certificate(folder: Path) -> None:
+    """Writes a key and a certificate for one run to files that their owner alone can read."""
     made = Security.temporary()
     folder.chmod(0o700)
-    key, certificate = (folder / name for name in ("key.pem", "certificate.pem"))
-    for path, content in ((key, made.tls_worker_key), (certificate, made.tls_worker_cert)):
+    for name, content in ((KEY_FILE, made.tls_worker_key), (CERTIFICATE_FILE, made.tls_worker_cert)):
+        path = folder / name
         path.unlink(missing_ok=True)  # of a run of the same name that was killed
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(content)
+
+
+def _security(folder: Path) -> Security:
+    """Lets in who has the run's key, and nobody else: Dask's scheduler executes what its clients send."""
+    key, certificate = str(folder / KEY_FILE), str(folder / CERTIFICATE_FILE)
     roles = ("client", "scheduler", "worker")
     return Security(
         require_encryption=True,
-        tls_ca_file=str(certificate),
-        **{f"tls_{role}_key": str(key) for role in roles},
-        **{f"tls_{role}_cert": str(certificate) for role in roles},
+        tls_ca_file=certificate,
+        **{f"tls_{role}_key": key for role in roles},
+        **{f"tls_{role}_cert": certificate for role in roles},
     )

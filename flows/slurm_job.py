@@ -60,9 +60,7 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
     if n_gpus > 1 and shares_gpus(device):
         prologue.append(f'export {GPUS_VARIABLE}="$CUDA_VISIBLE_DEVICES"')
     memory_kib = _memory_kib(options)
-    python = (
-        "python" if settings.env_command or settings.condaenv or settings.venv_path else shlex.quote(sys.executable)
-    )
+    python = "python" if settings.condaenv or settings.venv_path else shlex.quote(sys.executable)
     if settings.srun_args:
         srun = {"ntasks": "1", "cpus-per-task": str(n_cores), **settings.srun_options()}
         python = " ".join(["srun", *_written(srun), python])
@@ -83,7 +81,7 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
             "job_script_prologue": prologue,
             "worker_extra_args": [
                 *("--preload", PRELOAD),
-                "--no-dashboard",  # it would listen on the node's address, open to all
+                *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),  # else it listens on all addresses
                 *("--lifetime", f"${{{LIFETIME_VARIABLE}}}s"),
                 *([] if memory_kib else ["--memory-limit", "0"]),
             ],
@@ -151,7 +149,8 @@ def _seconds(time: str) -> int:
 
 def _prologue(settings: SlurmSettings, options: dict[str, str], n_threads: int, logs: Path) -> list[str]:
     """Returns the lines of the job's script before the worker starts."""
-    lines = []
+    environment = {**worker_environment(n_threads, logs / "dask"), **MEMORY_SETTINGS}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     if settings.randomize_start_duration:
         lines.append(f"sleep $((RANDOM % {settings.randomize_start_duration + 1}))")
     if settings.env_command:
@@ -162,8 +161,6 @@ def _prologue(settings: SlurmSettings, options: dict[str, str], n_threads: int, 
         path = Path(settings.venv_path).expanduser()
         script = path if path.name == "activate" else path / "bin" / "activate"
         lines.append(f"source {shlex.quote(str(script))} || exit 1")
-    environment = {**worker_environment(n_threads, logs / "dask"), **MEMORY_SETTINGS}
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     longest, spread = lifetime_s(options["time"])
     # $SECONDS is how long the script has run, $RANDOM is below 32768.
     lines.append(f"{LIFETIME_VARIABLE}=$(({longest} - SECONDS - RANDOM * {spread} / 32768))")

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -305,7 +305,8 @@ class SlurmSettings(_Written):
     env_command: str | None = Field(None, description="Shell command run in the job before its workers.")
     condaenv: str | None = Field(None, description="Conda environment to activate in the job.")
     venv_path: str | None = Field(
-        None, description="Virtual environment to activate in the job. Without any: the Python that runs the flow."
+        None,
+        description="Virtual environment to activate in the job. Without it and condaenv: the Python of the flow.",
     )
     output: str | None = Field(None, description="File of a job's output: --output. Default: in slurm_logs_folder.")
     error: str | None = Field(None, description="File of a job's errors: --error. Default: where its output goes.")
@@ -344,7 +345,8 @@ class SlurmSettings(_Written):
                 raise ValueError(f"{name} cannot be used: {REFUSED_OPTIONS[name]}")
             if name in ONE_PER_JOB and written != "1":
                 raise ValueError(f"{name}: {written} cannot be used: a job is one node; set workers for more jobs")
-            if name == "time" and not TIME_LIMIT.fullmatch(written):
+            # YAML 1.1 reads 10:00:00 as 36000, which would be minutes.
+            if name == "time" and (written.isdigit() or not TIME_LIMIT.fullmatch(written)):
                 raise ValueError(f'time: {written} is not a time limit; write it in quotes, as in "10:00:00"')
             if name == "cpus-per-task" and not written.isdigit():
                 raise ValueError(f"cpus-per-task: {written} is not a number")
@@ -387,6 +389,9 @@ def _options(written: dict[str, SbatchValue]) -> dict[str, str]:
 
 
 class _Job(_Written):
+    # Whether a machine without GPUs has a worker for each core by default, or one, as an encoder uses all cores.
+    one_per_core: ClassVar[bool]
+
     params: EmbeddingPipelineParameters | AnnotationPipelineParameters
     dataset_name: str | None = Field(None, description="For use as ${dataset_name} in other fields.")
     running_on_slurm: bool = Field(False, description="Run on a Slurm cluster instead of this machine.")
@@ -423,10 +428,14 @@ class _Job(_Written):
 class EmbeddingJob(_Job):
     """A run of the embedding pipeline."""
 
+    one_per_core: ClassVar[bool] = False
+
     params: EmbeddingPipelineParameters = Field(description="What to embed, with what, and where to.")
 
 
 class AnnotationJob(_Job):
     """A run of the annotation pipeline."""
+
+    one_per_core: ClassVar[bool] = True
 
     params: AnnotationPipelineParameters = Field(description="What to score, with what, and where to.")

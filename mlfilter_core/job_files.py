@@ -16,38 +16,41 @@ from mlfilter_core.errors import ConfigError
 Job = TypeVar("Job", EmbeddingJob, AnnotationJob)
 
 
-def load_job(path: Path, kind: type[Job], overrides: Mapping[str, Any] | None = None) -> Job:
-    """Reads a YAML job file.
+def load_job(
+    config: Path | str | Job | Mapping[str, Any], kind: type[Job], overrides: Mapping[str, Any] | None = None
+) -> Job:
+    """Returns a job, from a YAML job file or from the job as it was written elsewhere, in a form say.
 
-    `${name}` and `${section.name}` stand for other values of the file, `${oc.env:NAME}` for an
+    `${name}` and `${section.name}` stand for other values of the job, `${oc.env:NAME}` for an
     environment variable, as in OmegaConf.
 
     Args:
-        path: The file.
+        config: The path of a file, or the whole job.
         kind: `EmbeddingJob` or `AnnotationJob`.
-        overrides: Values that replace those of the file, by dotted name: `{"params.batch_size": 8}`.
+        overrides: Values that replace those of `config`, by dotted name: `{"params.batch_size": 8}`.
 
     Raises:
         ConfigError: Names every field that is unknown, missing or out of range, and how to mend it.
     """
+    name = str(config) if isinstance(config, str | Path) else "the job"
     try:
-        written = OmegaConf.load(path)
+        written = OmegaConf.load(config) if isinstance(config, str | Path) else OmegaConf.create(_plain(config))
         if not isinstance(written, DictConfig) or not written:
-            raise ConfigError(f'{path} must hold a mapping with a "params:" section')
-        for name, value in (overrides or {}).items():
-            OmegaConf.update(written, name, value, merge=False, force_add=True)
+            raise ConfigError(f'{name} must hold a mapping with a "params:" section')
+        for field, value in (overrides or {}).items():
+            OmegaConf.update(written, field, value, merge=False, force_add=True)
         content = OmegaConf.to_container(written, resolve=True)
     except FileNotFoundError:
-        raise ConfigError(f"the job file {path} does not exist") from None
+        raise ConfigError(f"the job file {name} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the job file {path} cannot be read: {error}") from error
+        raise ConfigError(f"the job file {name} cannot be read: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{name} is not valid YAML: {error}") from error
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         problems: list[str] = _explain(kind, error.errors())
-        raise ConfigError("\n  ".join([f"{path}: {_count(problems, 'problem')}", *problems])) from None
+        raise ConfigError("\n  ".join([f"{name}: {_count(problems, 'problem')}", *problems])) from None
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
@@ -68,6 +71,11 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {assignment}: the value is not valid YAML ({error})") from error
     return overrides
+
+
+def _plain(job: BaseModel | Mapping[str, Any]) -> Any:
+    """Returns the values that were given to a job, and none of its defaults."""
+    return job.model_dump(mode="json", exclude_unset=True) if isinstance(job, BaseModel) else job
 
 
 def _explain(kind: type[BaseModel], problems: list[Any]) -> list[str]:

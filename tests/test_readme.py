@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
-from mlfilter_core.config import AnnotationPipelineParameters, EmbeddingPipelineParameters, LocalSettings
+from mlfilter_core.config import AnnotationPipelineParameters, EmbeddingPipelineParameters, LocalSettings, SlurmSettings
 from mlfilter_core.documents import BadRecordError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -39,7 +38,9 @@ def test_the_file_map_is_complete() -> None:
     assert modules - linked == set()
 
 
-@pytest.mark.parametrize("model", [EmbeddingPipelineParameters, AnnotationPipelineParameters, LocalSettings])
+@pytest.mark.parametrize(
+    "model", [EmbeddingPipelineParameters, AnnotationPipelineParameters, LocalSettings, SlurmSettings]
+)
 def test_the_tables_of_fields_are_those_of_the_models(model: type[BaseModel]) -> None:
     assert field_table(model) in README
 
@@ -67,7 +68,7 @@ def field_table(model: type[BaseModel]) -> str:
     """Returns the README's table of a model's fields."""
     rows = ["| Field | Default | Meaning |", "| --- | --- | --- |"]
     for name, field in model.model_fields.items():
-        default = "required" if field.default is PydanticUndefined else written(field.default)
+        default = "required" if field.is_required() else written(field.get_default(call_default_factory=True))
         rows.append(f"| `{name}` | {default} | {(field.description or '').replace('<', '&lt;')} |")
     return "\n".join(rows)
 

@@ -83,6 +83,11 @@ def load(tmp_path: Path) -> Load:
     return load_text
 
 
+def slurm(setting: str) -> str:
+    """An embedding job with one Slurm setting."""
+    return embedding(rest=f"running_on_slurm: true\nslurm_settings: {{{setting}}}")
+
+
 def embedding(fields: str = "", rest: str = "") -> str:
     return f"{EMBEDDING}{fields and ', '}{fields}}}\n{rest}"
 
@@ -270,6 +275,17 @@ def test_the_fields_tell_where_documents_keep_their_parts(load: Load, fields: st
             embedding(rest="running_on_slurm: true\nslurm_settings: {time: soon}"),
             r"slurm_settings\.time = 'soon' \(.+\): String should match pattern",
         ),
+        (slurm("sbatch_args: {array: 1-5}"), "array cannot be used: each job is submitted by itself; set workers"),
+        (slurm("sbatch_args: {a: 1-5}"), "array cannot be used: each job is submitted by itself; set workers"),
+        (slurm("sbatch_args: {nodes: 2}"), "nodes: 2 cannot be used: a job is one node; set workers for more jobs"),
+        (slurm("sbatch_args: {ntasks_per_node: 4}"), "ntasks-per-node: 4 cannot be used: a job is one node"),
+        (slurm("sbatch_args: {time: 10:00:00}"), "time: 36000 is not a time limit; write it in quotes"),
+        (slurm("sbatch_args: {cpus_per_task: all}"), "cpus-per-task: all is not a number"),
+        (slurm("sbatch_args: {wrap: hostname}"), "wrap cannot be used: the job's script is made here"),
+        (slurm("job_name: my job"), r"slurm_settings\.job_name = 'my job' \(.+\): String should match pattern"),
+        (slurm("skip_completed: false"), "slurm_settings: skip_completed: false is not offered; with params.overwrite"),
+        (slurm("requeue_signals: [SIGUSR2]"), "slurm_settings: requeue_signals is not offered; workers leave before"),
+        (slurm("stagger_max_array_jobs: 5"), "slurm_settings: stagger_max_array_jobs is not offered: there are no"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_how_to_mend_it(load: Load, text: str, message: str) -> None:

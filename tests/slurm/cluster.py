@@ -4,7 +4,7 @@
     sbatch --gres=gpu:2 --wrap "env | grep CUDA"
     python tests/slurm/cluster.py down
 
-It pretends to have 8 CPUs, 64 GB of memory and two GPUs, and has three partitions: `cpu`, `gpu`, and `closed`, whose
+It pretends to have 8 CPUs, 70 GB of memory and two GPUs, and has three partitions: `cpu`, `gpu`, and `closed`, whose
 jobs stay pending.
 """
 
@@ -73,7 +73,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 # More than the machine has; without config_overrides the node would be drained for it.
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=64000 Gres=gpu:2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=70000 Gres=gpu:2
 PartitionName=cpu Nodes={host} Default=YES MaxTime=UNLIMITED State=UP
 PartitionName=gpu Nodes={host} MaxTime=UNLIMITED State=UP
 PartitionName=closed Nodes={host} MaxTime=UNLIMITED State=DOWN
