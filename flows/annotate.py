@@ -20,13 +20,14 @@ from flows.failures import RETRIES, can_heal, expected_errors_as_states
 from flows.left_running import crash_what_is_left
 from flows.logs import logging_to
 from flows.report import RunReport
-from flows.run_files import check_job, run_files
+from flows.run_files import check_job, named_by_file, run_files
 from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.annotate_work import AnnotateWork, annotate_work, load_heads
 from mlfilter_core.config import AnnotationJob
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import remove_leftovers
+from mlfilter_core.work import run_in_turn
 
 
 @flow(name="annotate", validate_parameters=False, on_crashed=[crash_what_is_left])
@@ -53,7 +54,7 @@ def annotate(config: Path | AnnotationJob, overrides: dict[str, Any] | None = No
         files = shard(files, job.local.ranks, job.local.tasks)
         return run_files(
             "annotate",
-            annotate_one,
+            annotate_files,
             files,
             work=annotate_work(params, files),
             job=job,
@@ -65,15 +66,15 @@ def annotate(config: Path | AnnotationJob, overrides: dict[str, Any] | None = No
 
 @task(
     name="annotate",
-    task_run_name="annotate {file.relative}",
+    task_run_name=named_by_file("annotate"),
     retries=RETRIES,
     retry_delay_seconds=exponential_backoff(2),
     retry_jitter_factor=0.5,
     retry_condition_fn=can_heal,
 )
-def annotate_one(file: CorpusFile, work: AnnotateWork) -> AnnotateReport:
-    """Scores one file, on a worker."""
-    return work.run(file)
+def annotate_files(files: tuple[CorpusFile, ...], work: AnnotateWork) -> list[AnnotateReport]:
+    """Scores one file after another, on a worker."""
+    return run_in_turn(work, files)
 
 
 def check_annotation_job(config: Path | AnnotationJob, overrides: dict[str, Any] | None = None) -> None:

@@ -21,13 +21,14 @@ from flows.failures import RETRIES, can_heal, expected_errors_as_states
 from flows.left_running import crash_what_is_left
 from flows.logs import logging_to
 from flows.report import RunReport
-from flows.run_files import check_job, run_files
+from flows.run_files import check_job, named_by_file, run_files
 from mlfilter_core.config import EmbeddingJob
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.embed_work import EmbedWork, embed_work
 from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import remove_leftovers
+from mlfilter_core.work import run_in_turn
 
 
 @flow(name="embed", validate_parameters=False, on_crashed=[crash_what_is_left])
@@ -56,7 +57,7 @@ def embed(config: Path | EmbeddingJob, overrides: dict[str, Any] | None = None) 
             get_run_logger().warning("trust_remote_code: code that %s ships is run", params.embedding_model)
         return run_files(
             "embed",
-            embed_one,
+            embed_files,
             shard(files, job.local.ranks, job.local.tasks),
             work=work,
             job=job,
@@ -68,12 +69,12 @@ def embed(config: Path | EmbeddingJob, overrides: dict[str, Any] | None = None) 
 
 @task(
     name="embed",
-    task_run_name="embed {file.relative}",
+    task_run_name=named_by_file("embed"),
     retries=RETRIES,
     retry_delay_seconds=exponential_backoff(2),
     retry_jitter_factor=0.5,
     retry_condition_fn=can_heal,
 )
-def embed_one(file: CorpusFile, work: EmbedWork) -> EmbedReport:
-    """Embeds one file, on a worker."""
-    return work.run(file)
+def embed_files(files: tuple[CorpusFile, ...], work: EmbedWork) -> list[EmbedReport]:
+    """Embeds one file after another, on a worker."""
+    return run_in_turn(work, files)

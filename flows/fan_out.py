@@ -1,9 +1,8 @@
 """A Prefect task over many items on Dask workers, a bounded number of them in flight."""
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from prefect import Task
@@ -13,6 +12,7 @@ from prefect.futures import PrefectFuture
 from flows.task_runner import WorkerTaskRunner
 
 Item = TypeVar("Item")
+Item_co = TypeVar("Item_co", covariant=True)
 Result = TypeVar("Result")
 
 # More tasks in flight than workers, so that each finds another at once: at least so many, or this share.
@@ -40,6 +40,16 @@ class Workers(Protocol):
         """
 
 
+class Items(Protocol[Item_co]):
+    """What is left to do."""
+
+    def __len__(self) -> int:
+        """About how many tasks it makes; 0 only where nothing is left."""
+
+    def take(self, n_workers: int) -> Item_co:
+        """Returns the next item; called while some are left."""
+
+
 @dataclass(frozen=True)
 class Outcome(Generic[Item, Result]):
     """What became of one item: `result` or `error`."""
@@ -50,7 +60,7 @@ class Outcome(Generic[Item, Result]):
 
 
 def fan_out(
-    workers: Workers, task: Task[Any, Result], items: Sequence[Item], parameters: dict[str, Any]
+    workers: Workers, task: Task[Any, Result], items: Items[Item], parameters: dict[str, Any]
 ) -> Iterator[Outcome[Item, Result]]:
     """Runs `task(item, **parameters)` for every item; yields outcomes as they come.
 
@@ -60,7 +70,7 @@ def fan_out(
     Args:
         workers: Tended until the last outcome.
         task: Its first parameter takes the item.
-        items: Taken one by one as workers get free.
+        items: Taken one by one as workers get free; may get more while outcomes are looked at.
         parameters: The same for every item.
 
     Raises:
@@ -69,13 +79,12 @@ def fan_out(
     first_parameter = next(iter(task.fn.__annotations__))
     finished: queue.SimpleQueue[PrefectFuture[Result]] = queue.SimpleQueue()
     in_flight: dict[Any, Item] = {}
-    waiting = iter(items)
-    n_left = len(items)
     try:
-        while n_left:
-            n_workers = workers.tend(n_left)
+        while items or in_flight:
+            n_workers = workers.tend(len(items) + len(in_flight))
             n_wanted = n_workers + max(MIN_WAITING, int(n_workers * WAITING_PER_WORKER)) if n_workers else 0
-            for item in islice(waiting, max(0, n_wanted - len(in_flight))):
+            while items and len(in_flight) < n_wanted:
+                item = items.take(n_workers)
                 submitted = workers.runner.submit(task, parameters={first_parameter: item, **parameters})
                 in_flight[submitted.task_run_id] = item
                 submitted.add_done_callback(finished.put)
@@ -83,7 +92,6 @@ def fan_out(
                 future = finished.get(timeout=TEND_S)
             except queue.Empty:
                 continue
-            n_left -= 1
             yield _outcome(in_flight.pop(future.task_run_id), future)
     finally:
         if in_flight:

@@ -5,35 +5,30 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from prefect import Task, get_run_logger
 
+from flows.bundles import Bundle, Bundles
 from flows.cluster import local_workers
 from flows.fan_out import Outcome, Workers, fan_out
 from flows.report import FilesFailedError, RunReport, publish_report
+from flows.task_runner import WorkerLostError
 from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.errors import FileError, JobError, MlfilterError
 from mlfilter_core.publishing import check_writable
+from mlfilter_core.work import SomeFilesFailedError, Work
 
 Report = TypeVar("Report", EmbedReport, AnnotateReport)
-Report_co = TypeVar("Report_co", EmbedReport, AnnotateReport, covariant=True)
 StartWorkers = Callable[[int, Path], AbstractContextManager[Workers]]
-
-
-class Work(Protocol[Report_co]):
-    """What a job does with each of its files."""
-
-    def finished(self, file: CorpusFile, read_content: bool) -> Report_co | None:
-        """Returns the report of a finished file, None for one to do."""
 
 
 def run_files(
     flow: str,
-    task: Task[Any, Report],
+    task: Task[Any, list[Report]],
     files: list[CorpusFile],
     *,
     work: Work[Report],
@@ -42,11 +37,13 @@ def run_files(
     logs: Path,
     started: float,
 ) -> RunReport:
-    """Runs a task for every file that is not finished; a file that fails does not stop the others.
+    """Runs a task for every file that is not finished, or for several small ones.
+
+    A file that fails does not stop the others.
 
     Args:
         flow: Name of the flow, for the report.
-        task: Takes a file and the work, returns the file's report.
+        task: Takes files and the work, returns the reports in the order of the files.
         files: All files of the run.
         work: The task's other parameter; also tells which files are finished.
         job: Says which workers are started, where there is something to do.
@@ -78,18 +75,25 @@ def run_files(
         "%d files: %d finished before, %d to do, %d in the way", len(files), len(reports), len(to_do), len(failures)
     )
     if to_do:
+        bundles = Bundles(to_do, job.files_per_task, log.info)
         with workers_of(job)(len(to_do), logs) as workers:
-            for outcome in fan_out(workers, task, to_do, {"work": work}):
-                name = outcome.item.relative
+            for outcome in fan_out(workers, task, bundles, {"work": work}):
                 if isinstance(outcome.error, JobError):
                     raise outcome.error
-                reason = _reason(outcome)
-                if outcome.result is None or reason:
-                    failures[name] = reason
-                    log.error("%s failed: %s", name, failures[name])
-                else:
-                    reports[name] = outcome.result
-                    log.info("%s (%d of %d files)", name, len(reports) + len(failures), len(files))
+                if isinstance(outcome.error, WorkerLostError) and len(outcome.item) > 1:
+                    log.warning("%s; %d files are tried again, one by one", outcome.error, len(outcome.item))
+                    bundles.part(outcome.item)
+                    continue
+                done = _by_name(outcome)
+                for file in outcome.item:
+                    result = done[file.relative]
+                    if isinstance(result, str):
+                        failures[file.relative] = result
+                        log.error("%s failed: %s", file.relative, result)
+                    else:
+                        reports[file.relative] = result
+                        bundles.learn(file, result)
+                        log.info("%s (%d of %d files)", file.relative, len(reports) + len(failures), len(files))
     ordered = [reports[file.relative] for file in files if file.relative in reports]
     run = RunReport(flow, output_dir, logs, time.monotonic() - started, ordered, failures)
     publish_report(run)
@@ -117,15 +121,27 @@ def workers_of(job: EmbeddingJob | AnnotationJob) -> StartWorkers:
     return functools.partial(local_workers, job.local, job.one_per_core, job.params.device)
 
 
-def _reason(outcome: Outcome[CorpusFile, Report]) -> str:
-    """Returns why a file is not finished; nothing where it is."""
-    error, result = outcome.error, outcome.result
-    if isinstance(error, MlfilterError):
-        return str(error)
-    if error is not None:
-        return f"{type(error).__name__}: {error}"
-    if result is None:
-        return "the task returned nothing; see the workers' logs"
-    if not Path(result.output).exists():
-        return f"its task ended well, but {result.output} is not there"
-    return ""
+def named_by_file(flow: str) -> Any:
+    """Returns what names a flow's task runs in the UI: by their file, or by the first of several."""
+
+    def name(parameters: dict[str, Any]) -> str:
+        files = parameters["files"]
+        return f"{flow} {files[0].relative}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+    return name
+
+
+def _by_name(outcome: Outcome[Bundle, list[Report]]) -> dict[str, Report | str]:
+    """Returns the report of each file of a task, or why it is not finished."""
+    error, reports = outcome.error, outcome.result or []
+    failures: dict[str, str] = {}
+    if isinstance(error, SomeFilesFailedError):
+        reports, failures = list(error.reports), dict(error.failures)
+    elif error is not None:
+        reason = str(error) if isinstance(error, MlfilterError) else f"{type(error).__name__}: {error}"
+        failures = {file.relative: reason for file in outcome.item}
+    finished = [file.relative for file in outcome.item if file.relative not in failures]
+    done: dict[str, Report | str] = {**failures, **dict.fromkeys(finished, "its task ended without a word of it")}
+    for name, report in zip(finished, reports, strict=False):
+        done[name] = report if Path(report.output).exists() else f"its task ended, but {report.output} is not there"
+    return done

@@ -3,9 +3,12 @@
 import functools
 import inspect
 import logging
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -13,11 +16,11 @@ from uuid import uuid4
 from distributed import CancelledError, Future, KilledWorker
 from prefect import Task
 from prefect.client.schemas.objects import State
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectConcurrentFuture
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Crashed
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_engine import run_task_sync
 from prefect_dask import DaskTaskRunner
 
 from flows.failures import expected_errors_as_states
@@ -34,6 +37,10 @@ LOOK_S = 5
 RUN_SEPARATOR = "/"
 
 
+class WorkerLostError(MlfilterError):
+    """A task did not end: its workers did, before."""
+
+
 class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
     """Runs a task's function on a Dask worker, and all that Prefect does for it in the flow's process.
 
@@ -48,7 +55,8 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         """Takes the arguments of `DaskTaskRunner`, and the folder of the workers' log files."""
         super().__init__(**dask)
         self._logs = logs
-        self._engines: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner()
+        # Threads are made as tasks need them: as many as are in flight.
+        self._engines = ThreadPoolExecutor(sys.maxsize)
         self._ui = APILogHandler()
         self._starts: Counter[str] = Counter()
         self._runs: dict[str, Future] = {}
@@ -63,7 +71,18 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         """Starts a task run; its function must not use Prefect, and what it returns must be picklable."""
         waiting = task.with_options()
         waiting.fn = expected_errors_as_states(self._on_worker(task.fn))
-        return self._engines.submit(waiting, parameters, wait_for, dependencies)
+        task_run_id = uuid4()
+        engine = self._engines.submit(
+            copy_context().run,
+            run_task_sync,
+            task=waiting,
+            task_run_id=task_run_id,
+            parameters=parameters,
+            wait_for=wait_for,
+            return_type="state",
+            dependencies=dependencies,
+        )
+        return PrefectConcurrentFuture(task_run_id, engine)  # type: ignore[arg-type]
 
     def cancel(self) -> None:
         """Ends the task runs that are under way, as Cancelled."""
@@ -72,13 +91,12 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
 
     def __enter__(self) -> "WorkerTaskRunner":
         super().__enter__()
-        self._engines.__enter__()
         self.client.subscribe_topic(TOPIC, self._hear)
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.cancel()
-        self._engines.__exit__(*error)
+        self._engines.shutdown()
         super().__exit__(*error)
 
     def _on_worker(self, function: Callable[..., Result]) -> Callable[..., Result]:
@@ -109,6 +127,7 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
                 # A worker that dies takes the results it holds along, and Dask makes them again by running
                 # finished tasks once more, unless they are released (PrefectHQ/prefect#15442).
                 future.release()
+                _forget_assets()
                 del self._runs[run]
                 self._starts.pop(run, None)
 
@@ -120,7 +139,7 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         while not done.wait(LOOK_S):
             if self._starts[run] > MAX_STARTS:
                 future.cancel()
-                raise MlfilterError(
+                raise WorkerLostError(
                     f"it was started {self._starts[run]} times, and each time its worker ended before it was done; "
                     "give the jobs more time (slurm_settings.time), or split the file"
                 )
@@ -146,5 +165,12 @@ def _run_name() -> str:
     return f"{context.task_run.flow_run_id}{RUN_SEPARATOR}{context.task_run.id}"
 
 
+def _forget_assets() -> None:
+    """Prefect keeps an entry for each task run of a flow, for assets, which there are none of."""
+    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
+    if flow_context is not None and task_context is not None:
+        flow_context.task_run_assets.pop(task_context.task_run.id, None)
+
+
 def _ended(state: Callable[..., State[Any]], message: str) -> Any:
-    return state(message=message, data=MlfilterError(message))
+    return state(message=message, data=WorkerLostError(message))

@@ -397,6 +397,10 @@ class _Job(_Written):
     running_on_slurm: bool = Field(False, description="Run on a Slurm cluster instead of this machine.")
     local_settings: LocalSettings | None = Field(None, description="Only without running_on_slurm.")
     slurm_settings: SlurmSettings | None = Field(None, description="Only with running_on_slurm.")
+    files_per_task: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="Files that share a Prefect task. auto: one; several where they take some milliseconds each.",
+    )
 
     @model_validator(mode="after")
     def _one_kind_of_settings(self) -> "_Job":

@@ -1,18 +1,25 @@
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import torch
 from prefect.client.orchestration import SyncPrefectClient
 from safetensors.torch import save_file
 
+from flows import embed as embed_module
 from flows import run_files as run_files_module
 from flows.annotate import annotate
 from flows.embed import embed
 from flows.report import FilesFailedError
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.embed_file import EmbedReport
+from mlfilter_core.embed_work import EmbedWork, embed_work
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import Encoder
 from mlfilter_core.errors import ConfigError, EncoderError, HeadError
@@ -50,6 +57,42 @@ def test_a_file_that_fails_does_not_stop_the_others(
     (corpus / "a" / "broken.jsonl").write_text('{"text": "mended"}\n')
     report = embed(job)
     assert [row.status for row in report.reports] == ["embedded", "skipped", "skipped", "skipped"]
+
+
+def test_files_that_share_a_task_fail_by_themselves(
+    embed_job: WriteJob, corpus: Path, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    (corpus / "a" / "broken.jsonl").write_text('{"text": 3}\n')
+    with pytest.raises(FilesFailedError, match=r"1 of 4 files failed.*\n.*a/broken.jsonl: 1 of 1 lines are rejected"):
+        embed(embed_job(), {"files_per_task": 10})
+    assert len(list((tmp_path / "out" / "embeddings").rglob("*.h5"))) == 3
+    (run,) = client.read_task_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
+    assert (run.name, run.state_type) == ("embed a/broken.jsonl and 3 more", "FAILED")
+    assert run.state is not None
+    assert "a/broken.jsonl: 1 of 1 lines" in str(run.state.message)
+
+
+class DeadlyWork(EmbedWork):
+    """Dies of one file, as a worker does whose node has too little memory."""
+
+    def run(self, file: CorpusFile) -> EmbedReport:
+        if "poison" in file.relative:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(file)
+
+
+def test_a_file_that_kills_its_worker_fails_and_those_that_shared_its_task_are_done(
+    embed_job: WriteJob, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(corpus / "a" / "x.jsonl", corpus / "a" / "poison.jsonl")
+    monkeypatch.setattr(embed_module, "embed_work", lambda params: DeadlyWork(**vars(embed_work(params))))
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        pytest.raises(FilesFailedError, match=r"1 of 4 files failed(?s:.*)a/poison.jsonl: its worker died while"),
+    ):
+        embed(embed_job(), {"files_per_task": 3})
+    outputs = {path.name for path in (tmp_path / "out" / "embeddings").rglob("*.h5")}
+    assert outputs == {"x.h5", "y.h5"}
 
 
 def test_a_rerun_over_a_finished_tree_starts_no_worker(embed_job: WriteJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,13 @@ from mlfilter_core.config import LocalSettings
 from mlfilter_core.errors import SourceError
 
 
+class Items(list[str]):
+    """Taken from the front."""
+
+    def take(self, n_workers: int) -> str:
+        return self.pop(0)
+
+
 def note(folder: Path, item: str) -> int:
     """Notes one execution of an item; returns how many there were."""
     (folder / f"{item}.{os.getpid()}.{len(list(folder.iterdir()))}").touch()
@@ -40,7 +47,7 @@ def outcomes(workers: LocalWorkers, a_task: Any, items: list[str], folder: Path)
 
     @flow(name="fan-out", validate_parameters=False)
     def run() -> dict[str, Outcome[str, str]]:
-        return {outcome.item: outcome for outcome in fan_out(workers, a_task, items, {"folder": folder})}
+        return {outcome.item: outcome for outcome in fan_out(workers, a_task, Items(items), {"folder": folder})}
 
     return run()
 

@@ -28,6 +28,7 @@ from flows.report import FilesFailedError
 from flows.slurm import SlurmError, slurm_workers
 from mlfilter_core.config import SlurmSettings
 from mlfilter_core.embedding_store import EmbeddingFile
+from tests.flows.test_fan_out import Items
 from tests.slurm import cluster
 
 REPOSITORY = Path(__file__).parents[2]
@@ -249,7 +250,7 @@ def test_no_job_outlives_a_flow_that_is_killed(guarded: bool, slurm_job: WriteSl
 
 
 @task
-def look(item: int, seconds: float) -> dict[str, Any]:
+def look(item: str, seconds: float) -> dict[str, Any]:
     time.sleep(seconds)
     # Ports on which this process accepts connections, by address.
     listening = {c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
@@ -276,7 +277,7 @@ def test_a_job_with_two_gpus_holds_two_workers_and_lets_in_nobody_without_the_ru
             tree = tmp_path / "logs" / "dask"
             assert tree.stat().st_mode & 0o077 == 0
             assert all(path.stat().st_mode & 0o077 == 0 for path in tree.iterdir() if path.suffix == ".pem")
-            done = [outcome.result for outcome in fan_out(workers, look, range(6), {"seconds": 1.0})]
+            done = [outcome.result for outcome in fan_out(workers, look, Items("abcdef"), {"seconds": 1.0})]
             address = workers.runner.client.scheduler.address
             for kind in (address, address.replace("tls://", "tcp://")):
                 with pytest.raises((OSError, TypeError, TimeoutError)) as error:
