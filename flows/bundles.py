@@ -10,9 +10,10 @@ from mlfilter_core.embed_file import EmbedReport
 
 Bundle = tuple[CorpusFile, ...]
 
-# A task costs a worker some milliseconds, and the flow and Prefect's server 7 ms of CPU each, whatever the number
-# of workers (benchmarks/orchestration.py). So tasks are to take so long, and to end no more often than so.
-MIN_TASK_S = 0.25
+# Between two tasks a worker waits for some 20 ms, and each costs the flow and Prefect's server some 7 ms of CPU,
+# whatever the number of workers (benchmarks/orchestration.py). So tasks are to take so long at least, and to end
+# no more often than so.
+MIN_TASK_S = 0.5
 MAX_TASKS_PER_S = 20
 # Arbitrary: what a worker that dies loses, and a list that is still read by a person.
 MAX_FILES = 500

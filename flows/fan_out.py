@@ -15,9 +15,6 @@ Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
 Result = TypeVar("Result")
 
-# More tasks in flight than workers, so that each finds another at once: at least so many, or this share.
-MIN_WAITING = 2
-WAITING_PER_WORKER = 1 / 8
 # How often the workers are tended while no task ends.
 TEND_S = 1
 
@@ -64,8 +61,9 @@ def fan_out(
 ) -> Iterator[Outcome[Item, Result]]:
     """Runs `task(item, **parameters)` for every item; yields outcomes as they come.
 
-    No task is in flight while there is no worker for it, so that none is shown as running while it waits in
-    a queue. Closing the iterator early cancels what is in flight.
+    A task is in flight only where there is a worker for it, so that none is shown as running while it waits, or
+    is killed along with the one before it: Dask gives a worker more than it can run where a group has few tasks,
+    whatever `worker-saturation` says. Closing the iterator early cancels what is in flight.
 
     Args:
         workers: Tended until the last outcome.
@@ -82,8 +80,7 @@ def fan_out(
     try:
         while items or in_flight:
             n_workers = workers.tend(len(items) + len(in_flight))
-            n_wanted = n_workers + max(MIN_WAITING, int(n_workers * WAITING_PER_WORKER)) if n_workers else 0
-            while items and len(in_flight) < n_wanted:
+            while items and len(in_flight) < n_workers:
                 item = items.take(n_workers)
                 submitted = workers.runner.submit(task, parameters={first_parameter: item, **parameters})
                 in_flight[submitted.task_run_id] = item

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.documents import DocumentSchema
@@ -395,6 +396,24 @@ def test_an_override_adds_a_head_or_replaces_them_all(load: Load) -> None:
 def test_a_wrong_override_is_named_as_a_field_is(load: Load) -> None:
     with pytest.raises(ConfigError, match=r"params\.batch: unknown field; did you mean batch_size\?"):
         load(embedding(), overrides={"params.batch": 8})
+
+
+def test_a_job_may_be_given_whole_instead_of_a_file(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORPUS", "/corpus")
+    text = embedding("glob_pattern: '${oc.env:CORPUS}/${dataset_name}'", "dataset_name: de\nlocal_settings: null")
+    written = yaml.safe_load(text)
+    overrides = {"params.batch_size": 16, "local_settings.workers": 3}
+    job = load_job(written, EmbeddingJob, overrides)
+    assert job == load(text, overrides=overrides) == load_job(EmbeddingJob(**written), EmbeddingJob, overrides)
+    assert (job.params.glob_pattern, job.params.batch_size, job.local.workers) == ("/corpus/de", 16, 3)
+
+
+def test_a_wrong_field_of_a_whole_job_is_named_as_that_of_a_file_is(load: Load) -> None:
+    written = yaml.safe_load(embedding("batch: 8"))
+    with pytest.raises(ConfigError, match=r"^the job: 1 problem\n  params\.batch: unknown field; did you mean batch"):
+        load_job(written, EmbeddingJob)
+    with pytest.raises(ConfigError, match=r'^the job must hold a mapping with a "params:" section'):
+        load_job({}, EmbeddingJob)
 
 
 def test_overrides_are_read_from_assignments() -> None:
