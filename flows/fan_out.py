@@ -15,6 +15,8 @@ Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
 Result = TypeVar("Result")
 
+# One task waits at the scheduler for so many workers.
+WORKERS_PER_WAITING = 8
 # How often the workers are tended while no task ends.
 TEND_S = 1
 
@@ -61,9 +63,8 @@ def fan_out(
 ) -> Iterator[Outcome[Item, Result]]:
     """Runs `task(item, **parameters)` for every item; yields outcomes as they come.
 
-    A task is in flight only where there is a worker for it, so that none is shown as running while it waits, or
-    is killed along with the one before it: Dask gives a worker more than it can run where a group has few tasks,
-    whatever `worker-saturation` says. Closing the iterator early cancels what is in flight.
+    No task is in flight while there is no worker for it, so that none is shown as running while it waits in a
+    queue of days. Closing the iterator early cancels what is in flight.
 
     Args:
         workers: Tended until the last outcome.
@@ -77,13 +78,16 @@ def fan_out(
     first_parameter = next(iter(task.fn.__annotations__))
     finished: queue.SimpleQueue[PrefectFuture[Result]] = queue.SimpleQueue()
     in_flight: dict[Any, Item] = {}
+    n_submitted = 0
     try:
         while items or in_flight:
             n_workers = workers.tend(len(items) + len(in_flight))
-            while items and len(in_flight) < n_workers:
+            n_wanted = n_workers + _n_ahead(n_workers, n_submitted)
+            while items and len(in_flight) < n_wanted:
                 item = items.take(n_workers)
                 submitted = workers.runner.submit(task, parameters={first_parameter: item, **parameters})
                 in_flight[submitted.task_run_id] = item
+                n_submitted += 1
                 submitted.add_done_callback(finished.put)
             try:
                 future = finished.get(timeout=TEND_S)
@@ -93,6 +97,15 @@ def fan_out(
     finally:
         if in_flight:
             workers.runner.cancel()
+
+
+def _n_ahead(n_workers: int, n_submitted: int) -> int:
+    """Returns how many tasks wait at the scheduler, so that a worker that gets free finds one at once.
+
+    None at first: Dask holds tasks back (`worker-saturation`) only where they are more than twice the workers,
+    those that are done counted; before, it gives a worker a second task, which dies with the first.
+    """
+    return max(1, n_workers // WORKERS_PER_WAITING) if n_workers and n_submitted > 2 * n_workers else 0
 
 
 def _outcome(item: Item, future: PrefectFuture[Result]) -> Outcome[Item, Result]:

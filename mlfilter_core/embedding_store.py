@@ -4,6 +4,7 @@ The one place that knows the names of groups, datasets and attributes; README §
 them.
 """
 
+import functools
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -297,7 +298,8 @@ class EmbeddingFile:
         return EmbeddingFileError(f"{self.path}: {message}")
 
 
-def library_versions() -> dict[str, str]:
+@functools.cache
+def library_versions() -> Mapping[str, str]:
     """Returns the versions of what decides a file's content."""
     names = ("mlfilter", "torch", "transformers", "sentence-transformers", "tokenizers", "h5py", "numpy")
     return {"python": platform.python_version(), **{name: _version(name) for name in names}}

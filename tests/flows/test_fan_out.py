@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,28 @@ def test_an_item_whose_worker_dies_runs_again_and_finished_ones_do_not(workers: 
     runs = executions(tmp_path / "runs")
     assert runs["fatal"] == 2
     assert [runs[name] for name in ("one", "two", "three")] == [1, 1, 1]
+
+
+def test_an_item_that_waits_is_not_killed_along(workers: LocalWorkers, tmp_path: Path) -> None:
+    """It waits at the scheduler: Dask would hand a worker its next task early, were there few tasks in all."""
+    states = workers.runner.client.cluster.scheduler.workers.values()
+    done, most = threading.Event(), [0]
+
+    def look() -> None:
+        while not done.wait(0.01):
+            most.append(max(len(state.processing) for state in states))
+
+    @task
+    def rest(item: str, folder: Path) -> str:
+        time.sleep(0.2)
+        return item
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    outcomes(workers, rest, [f"item{i}" for i in range(16)], tmp_path / "runs")
+    done.set()
+    looking.join()
+    assert max(most) == 1
 
 
 def test_items_that_kill_every_worker_are_marked_crashed_and_the_others_go_on(

