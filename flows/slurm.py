@@ -1,5 +1,7 @@
 """Workers in Slurm jobs, as many as the files that are left need."""
 
+import asyncio
+import concurrent.futures
 import itertools
 import logging
 import math
@@ -22,7 +24,7 @@ from prefect import get_run_logger
 
 from flows.cluster import SCHEDULER_SETTINGS
 from flows.job_guard import JobGuard, job_guard
-from flows.slurm_job import SlurmJob, slurm_job
+from flows.slurm_job import SlurmJob, lifetime_s, slurm_job
 from flows.task_runner import WorkerTaskRunner
 from mlfilter_core.config import SlurmSettings
 from mlfilter_core.errors import ConfigError, JobError
@@ -36,6 +38,10 @@ SUBMITTED_AT_ONCE = 16
 GRACE_S = 10
 # So many jobs in a row ended before their workers arrived: the next would as well.
 MAX_STILLBORN = 3
+# While others work, no job is submitted for so long after that.
+PAUSE_S = 120
+# Of sbatch, which asks a controller that may be busy.
+LEAVE_S = 120
 N_LAST_LINES = 15
 # A controller that is only busy answers before.
 MAX_UNANSWERED = 3
@@ -164,9 +170,20 @@ def slurm_workers(
                 "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
             },
         )
+        longest_s, _ = lifetime_s(job.options["time"])
+        get_run_logger().info(
+            "Slurm jobs of at most %s: workers leave them after %d minutes, and the next one starts a file that is under "
+            "way again from its beginning; let files take much less",
+            job.options["time"],
+            longest_s // 60,
+        )
         try:
             with runner:
-                yield SlurmWorkers(runner, settings.max_jobs, job)
+                workers = SlurmWorkers(runner, settings.max_jobs, job)
+                try:
+                    yield workers
+                finally:
+                    workers.leave()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -195,28 +212,42 @@ class SlurmWorkers:
         self._cluster.scheduler.add_plugin(self._arrivals)
         self._n_stillborn = 0
         self._n_unanswered = 0
+        self._submit_after = 0.0
+        self._looking: concurrent.futures.Future[None] | None = None
         self._look_after_s = float(MIN_LOOK_S)
         self._next_look = 0.0
         self._shown = ""
         self._news: deque[tuple[int, str]] = deque()
 
     def tend(self, n_tasks: int) -> int:
-        if time.monotonic() >= self._next_look:
-            before = self._shown, self._n_workers()
-            try:
-                self._cluster.sync(self._look, n_tasks)
-            finally:
-                while self._news:  # Prefect takes log lines from the flow's thread only
-                    get_run_logger().log(*self._news.popleft())
-            changed = before != (self._shown, self._n_workers())
-            self._look_after_s = MIN_LOOK_S if changed else min(self._look_after_s * 1.5, MAX_LOOK_S)
-            self._next_look = time.monotonic() + self._look_after_s
+        """Looks after the jobs without waiting for Slurm, which may take minutes to answer."""
+        while self._news:  # Prefect takes log lines from the flow's thread only
+            get_run_logger().log(*self._news.popleft())
+        if self._looking is not None and self._looking.done():
+            looking, self._looking = self._looking, None
+            looking.result()
+        if self._looking is None and time.monotonic() >= self._next_look:
+            self._looking = asyncio.run_coroutine_threadsafe(self._look(n_tasks), self._cluster.loop.asyncio_loop)
         return self._n_workers()
+
+    def leave(self) -> None:
+        """Waits for what is being submitted, so that no job is left that nobody knows of."""
+        if self._looking is not None:
+            concurrent.futures.wait([self._looking], timeout=LEAVE_S)
 
     def _n_workers(self) -> int:
         return len(self._cluster.scheduler.workers)
 
     async def _look(self, n_tasks: int) -> None:
+        before = self._shown, self._n_workers()
+        try:
+            await self._adapt(n_tasks)
+        finally:
+            changed = before != (self._shown, self._n_workers())
+            self._look_after_s = MIN_LOOK_S if changed else min(self._look_after_s * 1.5, MAX_LOOK_S)
+            self._next_look = time.monotonic() + self._look_after_s
+
+    async def _adapt(self, n_tasks: int) -> None:
         try:
             queue = await _squeue()
         except RuntimeError as error:
@@ -228,7 +259,7 @@ class SlurmWorkers:
                 await self._take_leave(name, job.job_id)
         n_needed = min(self._max_jobs, math.ceil(n_tasks / self._job.n_workers))
         n_more = n_needed - len(self._cluster.worker_spec)
-        if n_more > 0:
+        if n_more > 0 and time.monotonic() >= self._submit_after:
             await self._submit(min(n_more, SUBMITTED_AT_ONCE))
         elif n_more < 0:
             await self._cluster.scale_down(self._idle_jobs()[:-n_more])
@@ -258,7 +289,11 @@ class SlurmWorkers:
         self._n_stillborn += 1
         last_words = _tail(log_file)
         self._warn(f"Slurm job {job_id} ended ({state}) before its workers arrived: {last_words}")
-        if self._n_stillborn >= MAX_STILLBORN:
+        if self._n_stillborn < MAX_STILLBORN:
+            return
+        # A broken node draws jobs: each ends at once, and the next goes there. Others may be well.
+        self._submit_after = time.monotonic() + PAUSE_S
+        if not self._n_workers():
             raise SlurmError(
                 f"{self._n_stillborn} jobs in a row ended before their workers arrived, the last as {state}. "
                 f"`ml_filter job-script` shows what they run. The end of {log_file}:\n{last_words}"
