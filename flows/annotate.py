@@ -8,6 +8,7 @@ if __name__ == "__main__":
     raise SystemExit
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from flows.failures import RETRIES, can_heal, expected_errors_as_states
-from flows.left_running import crash_what_is_left
+from flows.left_running import never_left_running
 from flows.logs import logging_to
 from flows.report import RunReport
 from flows.run_files import check_job, named_by_file, run_files
@@ -30,9 +31,10 @@ from mlfilter_core.publishing import remove_leftovers
 from mlfilter_core.work import run_in_turn
 
 
-@flow(name="annotate", validate_parameters=False, on_crashed=[crash_what_is_left])
+@flow(name="annotate", validate_parameters=False)
+@never_left_running()
 @expected_errors_as_states
-def annotate(config: Path | AnnotationJob, overrides: dict[str, Any] | None = None) -> RunReport:
+def annotate(config: Path | AnnotationJob, overrides: Mapping[str, Any] = {}) -> RunReport:
     """Scores embeddings: one annotated JSONL file for each HDF5 file.
 
     Args:
@@ -77,7 +79,7 @@ def annotate_files(files: tuple[CorpusFile, ...], work: AnnotateWork) -> list[An
     return run_in_turn(work, files)
 
 
-def check_annotation_job(config: Path | AnnotationJob, overrides: dict[str, Any] | None = None) -> None:
+def check_annotation_job(config: Path | AnnotationJob, overrides: Mapping[str, Any] = {}) -> None:
     """Checks all of an annotation job that can be checked before there are embeddings.
 
     Raises:

@@ -9,6 +9,7 @@ if __name__ == "__main__":
     raise SystemExit
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from flows.failures import RETRIES, can_heal, expected_errors_as_states
-from flows.left_running import crash_what_is_left
+from flows.left_running import never_left_running
 from flows.logs import logging_to
 from flows.report import RunReport
 from flows.run_files import check_job, named_by_file, run_files
@@ -31,9 +32,10 @@ from mlfilter_core.publishing import remove_leftovers
 from mlfilter_core.work import run_in_turn
 
 
-@flow(name="embed", validate_parameters=False, on_crashed=[crash_what_is_left])
+@flow(name="embed", validate_parameters=False)
+@never_left_running()
 @expected_errors_as_states
-def embed(config: Path | EmbeddingJob, overrides: dict[str, Any] | None = None) -> RunReport:
+def embed(config: Path | EmbeddingJob, overrides: Mapping[str, Any] = {}) -> RunReport:
     """Embeds a corpus: one HDF5 file for each JSONL file.
 
     Args:

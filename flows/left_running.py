@@ -1,46 +1,100 @@
-"""The runs that a killed process left Running, ended for it."""
+"""No run stays Running in the API once its process is gone.
 
-from typing import Any
+A killed process can say nothing any more, and a worker of Prefect's that is stopped kills its flows' processes and
+says nothing either. So each run has a guard: a process of its own, in a session of its own, that waits for the end
+of the run's process and loads Prefect only where there was no farewell.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Crashed
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
-UNFINISHED = [StateType.PENDING, StateType.RUNNING]
+FAREWELL = "farewell"
+# A Prefect worker reports the death of a flow's process within a second, with its exit status.
+GRACE_S = 5
 
 
-def crash_what_is_left(flow: Any, flow_run: FlowRun, state: Any) -> None:
-    """Marks a crashed flow's unfinished task runs and flow runs as Crashed.
+@contextmanager
+def never_left_running() -> Iterator[None]:
+    """Decorates a flow's function: if the process is killed in it, the flow run and all below it end as Crashed."""
+    from prefect.runtime import flow_run
+    from prefect.settings import get_current_settings
 
-    A hook of the flows: the worker calls it where the flow's process was killed and can say nothing itself.
-    """
-    with get_client(sync_client=True) as client:
-        _crash_below(client, flow_run.id)
-
-
-def _crash_below(client: SyncPrefectClient, flow_run: UUID) -> None:
-    crashed: Any = Crashed(message="the process of its flow was killed")
-    unfinished_tasks = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)))
-    of_flow = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
-    # The API answers with 200 at most; those that are marked make room for others.
-    while tasks := client.read_task_runs(flow_run_filter=of_flow, task_run_filter=unfinished_tasks):
-        for task in tasks:
-            client.set_task_run_state(task.id, crashed, force=True)
-    flows_below = FlowRunFilter(
-        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+    if flow_run.get_parent_flow_run_id():  # the guard of the outermost run sees to it
+        yield
+        return
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "flows.left_running", str(flow_run.get_id())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)},
     )
-    for below in client.read_flow_runs(flow_run_filter=flows_below):
-        _crash_below(client, below.id)
-        client.set_flow_run_state(below.id, crashed, force=True)
+    try:
+        yield
+    finally:
+        guard.communicate(FAREWELL)
+
+
+def end_what_is_left(flow_run: UUID) -> None:
+    """Ends a flow run and all below it in the name of its process, which is gone.
+
+    What is unfinished becomes Crashed; a run that was being cancelled becomes Cancelled.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled
+
+    with get_client(sync_client=True) as client:
+        _crash_below(client, flow_run)
+        state = client.read_flow_run(flow_run).state
+        if state is not None and state.is_running():
+            client.set_flow_run_state(flow_run, _crashed(), force=True)
+        elif state is not None and state.is_cancelling():
+            client.set_flow_run_state(flow_run, Cancelled(), force=True)
+
+
+def _crash_below(client: "SyncPrefectClient", flow_run: UUID) -> None:
+    from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+
+    unfinished = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+    of_flow = FlowRunFilter.model_validate({"id": {"any_": [flow_run]}})
+    below = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [flow_run]}, **unfinished})
+
+    def tasks() -> set[UUID]:  # the API answers with 200 at most
+        filter_ = TaskRunFilter.model_validate(unfinished)
+        return {task.id for task in client.read_task_runs(flow_run_filter=of_flow, task_run_filter=filter_)}
+
+    ended: set[UUID] = set()
+    while left := tasks() - ended:
+        for task in left:
+            client.set_task_run_state(task, _crashed(), force=True)
+        ended |= left
+    for run in client.read_flow_runs(flow_run_filter=below):
+        _crash_below(client, run.id)
+        client.set_flow_run_state(run.id, _crashed(), force=True)
+
+
+def _crashed() -> Any:
+    from prefect.states import Crashed
+
+    return Crashed(message="the process of the flow was killed")
+
+
+def main() -> None:
+    if sys.stdin.read() != FAREWELL:
+        time.sleep(GRACE_S)
+        end_what_is_left(UUID(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

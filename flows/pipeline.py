@@ -7,6 +7,7 @@ if __name__ == "__main__":
     pipeline_script()
     raise SystemExit
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,19 @@ from prefect import flow
 from flows.annotate import annotate, check_annotation_job
 from flows.embed import embed
 from flows.failures import expected_errors_as_states
-from flows.left_running import crash_what_is_left
+from flows.left_running import never_left_running
 from flows.report import RunReport
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
 
 
-@flow(name="pipeline", validate_parameters=False, on_crashed=[crash_what_is_left])
+@flow(name="pipeline", validate_parameters=False)
+@never_left_running()
 @expected_errors_as_states
 def pipeline(
     embed_config: Path | EmbeddingJob,
     annotate_config: Path | AnnotationJob,
-    embed_overrides: dict[str, Any] | None = None,
-    annotate_overrides: dict[str, Any] | None = None,
+    embed_overrides: Mapping[str, Any] = {},
+    annotate_overrides: Mapping[str, Any] = {},
 ) -> list[RunReport]:
     """Runs the embedding pipeline, then the annotation pipeline. Scores nothing while a file is not embedded.
 

@@ -37,7 +37,7 @@ def run_embedding_pipeline(config_file_path: Path, overrides: dict[str, Any] | N
     def run() -> "RunReport":
         from flows.embed import embed
 
-        return embed(config_file_path, overrides)
+        return embed(config_file_path, overrides or {})
 
     return _with_api(job, run)
 
@@ -52,7 +52,7 @@ def run_annotation_pipeline(config_file_path: Path, overrides: dict[str, Any] | 
     def run() -> "RunReport":
         from flows.annotate import annotate
 
-        return annotate(config_file_path, overrides)
+        return annotate(config_file_path, overrides or {})
 
     return _with_api(job, run)
 
@@ -70,7 +70,7 @@ def run_both_pipelines(
     def run() -> "list[RunReport]":
         from flows.pipeline import pipeline
 
-        return pipeline(embed_config, annotate_config, embed_overrides, annotate_overrides)
+        return pipeline(embed_config, annotate_config, embed_overrides or {}, annotate_overrides or {})
 
     return _with_api(job, run)
 

@@ -15,8 +15,17 @@ ANNOTATED_DIR = "annotated_data"
 UNKEPT_DIR = ".embeddings"
 
 
+def _with_titles_in_order(schema: dict[str, Any]) -> None:
+    """Completes what forms show: pydantic gives a section no title, and PostgreSQL forgets the order of fields."""
+    for position, (name, field) in enumerate(schema.get("properties", {}).items()):
+        field.setdefault("title", name.replace("_", " ").title())
+        field["position"] = position
+
+
 class _Written(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), json_schema_extra=_with_titles_in_order
+    )
 
     @field_validator("*")
     @classmethod

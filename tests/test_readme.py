@@ -13,7 +13,7 @@ from mlfilter_core.documents import BadRecordError
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
-PAGES = ["README.md", "benchmarks/README.md"]
+PAGES = ["README.md", "benchmarks/README.md", "deployments/README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

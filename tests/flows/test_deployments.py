@@ -4,44 +4,283 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
+import psutil
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
-from prefect.utilities.importtools import import_object
+from prefect.states import Cancelling, Scheduled
 
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.job_files import load_job
 from tests.flows.conftest import WriteJob
 
 REPOSITORY = Path(__file__).parents[2]
-DEPLOYMENTS = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
+JOB_FILES = sorted((REPOSITORY / "deployments").glob("*/*.yaml"))
+POOLS = {"local": "mlfilter-local", "prod": "mlfilter-prod"}
+NAMES = [f"{flow}/{place}" for flow in ("embed", "annotate", "pipeline") for place in POOLS]
+KINDS = {"EmbeddingJob", "AnnotationJob"}
+# Integers of any sign.
+UNBOUNDED = {"job_id_position"}
+# The flow's process starts, its worker loads torch, and both end within a quarter of it on two busy cores.
+RUN_S = 120
+CANCEL_S = 60
+LOOK_S = 0.2
+# So that each has a state of its own.
+ONE_BY_ONE = {"files_per_task": 1}
+
+Start = Callable[..., UUID]
 
 
-def prefect(*arguments: str) -> None:
-    environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+def prefect(*arguments: str) -> str:
     line = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(line, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(line, cwd=REPOSITORY, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["entrypoint"])
-def test_a_deployment_names_a_flow_and_job_files_that_are_valid(deployment: dict[str, dict[str, str]]) -> None:
-    import_object(str(deployment["entrypoint"]))
-    for path in deployment["parameters"].values():
-        load_job(REPOSITORY / path, AnnotationJob if "annotate" in path else EmbeddingJob)
+def _environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # looks for runs so often; 10 else
+    }
 
 
-def test_a_deployed_flow_runs_on_a_process_worker(
-    embed_job: WriteJob, tmp_path: Path, client: SyncPrefectClient
-) -> None:
-    prefect("work-pool", "create", "mlfilter-local", "--type", "process", "--overwrite")
+@pytest.fixture(scope="module")
+def deployed(api: None) -> None:
+    for pool in POOLS.values():
+        prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
     prefect("deploy", "--all")
-    prefect("deployment", "run", "embed/local", "--params", json.dumps({"config": str(embed_job())}))
-    prefect("worker", "start", "--pool", "mlfilter-local", "--run-once")
-    (run,) = client.read_flow_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
-    assert run.state is not None
-    assert (run.state.type, run.deployment_id is not None) == ("COMPLETED", True)
-    assert len(list((tmp_path / "out" / "embeddings").rglob("*.h5"))) == 3
+
+
+@pytest.fixture(scope="module")
+def worker(deployed: None) -> Iterator[psutil.Process]:
+    line = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOLS["local"]]
+    with subprocess.Popen(line, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        yield psutil.Process(process.pid)
+        process.kill()  # asked to end, it would wait for a run that a failed test has left
+
+
+@pytest.fixture
+def start(worker: psutil.Process, client: SyncPrefectClient) -> Start:
+    """Starts a run of a deployment as the form of the UI does."""
+
+    def start_run(name: str, **parameters: Any) -> UUID:
+        return client.create_flow_run_from_deployment(client.read_deployment_by_name(name).id, parameters=parameters).id
+
+    return start_run
+
+
+@pytest.fixture
+def long_corpus(corpus: Path) -> Path:
+    """The corpus, and a last file that takes long enough to be interrupted."""
+    lines = (json.dumps({"id": str(i), "text": "word " * (1 + i % 9)}) + "\n" for i in range(200_000))
+    (corpus / "z.jsonl").write_text("".join(lines))
+    return corpus
+
+
+def written(job_file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(job_file.read_text())
+    return content
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(LOOK_S)
+
+
+def ended(client: SyncPrefectClient, run: UUID, seconds: float = RUN_S) -> tuple[str, str]:
+    """Waits for the end of a run; returns its state and the state's message."""
+
+    def state() -> Any:
+        return client.read_flow_run(run).state
+
+    wait_until(lambda: state().is_final(), seconds)
+    return state().name, state().message
+
+
+def tasks(client: SyncPrefectClient, run: UUID) -> dict[str, list[str]]:
+    """Returns the states of a run's task runs, by name, in the order of their starts."""
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+    states: dict[str, list[str]] = {}
+    for task in sorted(client.read_task_runs(flow_run_filter=of_run), key=lambda task: task.created):
+        states.setdefault(task.name, []).append(task.state_name)
+    return states
+
+
+def below(client: SyncPrefectClient, run: UUID) -> list[FlowRun]:
+    """Returns the flow runs that a flow run has started."""
+    of_run = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]))
+    return client.read_flow_runs(flow_run_filter=of_run)
+
+
+def processes_in_the_middle_of_a_file(worker: psutil.Process, output: Path) -> list[psutil.Process]:
+    """Waits until the short files are finished and the long one is under way; returns the run's processes."""
+    wait_until(lambda: len(list(output.rglob("*.h5"))) == 3, RUN_S)
+    wait_until(lambda: any(path.stat().st_size for path in output.rglob(".z.h5.*")), RUN_S)
+    return worker.children(recursive=True)
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+@pytest.mark.parametrize("job_file", JOB_FILES, ids=lambda path: "/".join(path.parts[-2:]))
+def test_every_job_file_that_is_shipped_is_valid(job_file: Path) -> None:
+    job = load_job(job_file, AnnotationJob if job_file.stem == "annotate" else EmbeddingJob)
+    assert job.running_on_slurm == job_file.parent.name.startswith("slurm")
+
+
+def test_paths_of_the_job_files_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CORPUS", "OUTPUT", "ENCODER", "HEADS"):
+        monkeypatch.setenv(f"MLFILTER_{name}", f"/{name.lower()}")
+    params = load_job(REPOSITORY / "deployments/slurm-gpu/embed.yaml", EmbeddingJob).params
+    assert (params.input_dir, params.output_dir) == (Path("/corpus"), Path("/output"))
+    assert params.embedding_model == "/encoder"
+    scoring = load_job(REPOSITORY / "deployments/slurm-cpu/annotate.yaml", AnnotationJob).params
+    assert scoring.embeddings_directory == params.embedding_output_dir
+    assert scoring.regression_head_checkpoints["toxicity"] == "/heads/toxicity.pt"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_deployment_says_what_it_does_and_where(deployed: None, client: SyncPrefectClient, name: str) -> None:
+    deployment = client.read_deployment_by_name(name)
+    flow, place = name.split("/")
+    assert deployment.description
+    assert {"mlfilter", place} < set(deployment.tags)
+    assert deployment.work_pool_name == POOLS[place]
+    assert deployment.work_queue_name == ("default" if place == "local" else "cpu" if flow == "annotate" else "gpu")
+    assert deployment.enforce_parameter_schema
+    assert deployment.concurrency_options is not None
+    assert deployment.concurrency_options.collision_strategy == "ENQUEUE"
+    for parameter, value in deployment.parameters.items():
+        if parameter.endswith("config"):
+            assert REPOSITORY / value in JOB_FILES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_form_of_a_deployment_explains_and_bounds_every_field(
+    deployed: None, client: SyncPrefectClient, name: str
+) -> None:
+    schema = client.read_deployment_by_name(name).parameter_openapi_schema
+    assert schema is not None
+    fields = dict(schema["properties"])
+    jobs = KINDS & schema["definitions"].keys()
+    assert len(jobs) == (2 if name.startswith("pipeline") else 1)
+    for definition in schema["definitions"].values():
+        fields |= definition["properties"]
+    assert len(fields) > 40
+    for field, about in fields.items():
+        assert about["description"], field
+        for option in about.get("anyOf", [about]):
+            if option.get("type") in ("integer", "number") and field not in UNBOUNDED:
+                assert {"minimum", "exclusiveMinimum"} & option.keys(), field
+
+
+def test_overrides_on_the_command_line_reach_the_run(
+    embed_job: WriteJob, tmp_path: Path, worker: psutil.Process, client: SyncPrefectClient
+) -> None:
+    overrides = json.dumps({"params.glob_pattern": "**/*x*.jsonl"})
+    arguments = ["--param", f"config={embed_job()}", "--param", f"overrides={overrides}"]
+    prefect("deployment", "run", "embed/local", *arguments, "--flow-run-name", "only-x")
+    (run,) = [run for run in client.read_flow_runs() if run.name == "only-x"]
+    assert ended(client, run.id)[0] == "Completed"
+    assert {path.parent.name for path in (tmp_path / "out").rglob("x.h5")} == {"a", "b"}
+    assert not list((tmp_path / "out").rglob("y.h5"))
+
+
+def test_a_parameter_out_of_its_bounds_is_refused_before_the_run(start: Start, embed_job: WriteJob) -> None:
+    job = written(embed_job(batch_size=0))
+    with pytest.raises(PrefectHTTPStatusError, match=r"batch_size'\. Failure reason: 0 is less than the minimum of 1"):
+        start("embed/local", config=job)
+    with pytest.raises(PrefectHTTPStatusError, match=r"field 'overrides'\. Failure reason: 'params\.batch_size=8'"):
+        start("embed/local", overrides="params.batch_size=8")
+
+
+def test_a_wrong_override_fails_the_run_with_words(
+    start: Start, embed_job: WriteJob, client: SyncPrefectClient
+) -> None:
+    run = start("embed/local", config=written(embed_job()), overrides={"params.batchsize": 8})
+    assert ended(client, run) == (
+        "Failed",
+        "the job: 1 problem\n  params.batchsize: unknown field; did you mean batch_size?",
+    )
+
+
+def test_a_retry_skips_finished_files_and_does_the_failed_again(
+    start: Start, embed_job: WriteJob, corpus: Path, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    (corpus / "a" / "bad.jsonl").write_text('{"txt": "a"}\n')
+    run = start("embed/local", config=written(embed_job()), overrides=ONE_BY_ONE)
+    state, message = ended(client, run)
+    assert state == "Failed"
+    assert "1 of 4 files failed; the others are finished" in message
+    finished = {path: path.stat().st_ino for path in (tmp_path / "out").rglob("*.h5")}
+
+    (corpus / "a" / "bad.jsonl").write_text('{"text": "mended"}\n')
+    client.set_flow_run_state(run, Scheduled(name="AwaitingRetry", message="Retry from the UI"))
+    assert ended(client, run)[0] == "Completed"
+    assert client.read_flow_run(run).run_count == 2
+    assert {path: path.stat().st_ino for path in finished} == finished
+    assert tasks(client, run) == {
+        "embed a/bad.jsonl": ["Failed", "Completed"],
+        "embed a/x.jsonl": ["Completed"],
+        "embed b/x.jsonl": ["Completed"],
+        "embed b/y.jsonl": ["Completed"],
+    }
+
+
+def test_a_cancelled_run_ends_within_a_minute_and_leaves_complete_files_only(
+    start: Start,
+    embed_job: WriteJob,
+    long_corpus: Path,
+    tmp_path: Path,
+    worker: psutil.Process,
+    client: SyncPrefectClient,
+) -> None:
+    run = start("embed/local", config=written(embed_job()), overrides=ONE_BY_ONE)
+    processes = processes_in_the_middle_of_a_file(worker, tmp_path / "out")
+    client.set_flow_run_state(run, Cancelling(), force=True)
+    assert ended(client, run, CANCEL_S)[0] == "Cancelled"
+    wait_until(lambda: all_gone(processes), LOOK_S)
+    assert tasks(client, run).pop("embed z.jsonl") == ["Cancelled"]
+    assert {state for states in tasks(client, run).values() for state in states} == {"Completed", "Cancelled"}
+    files = sorted((tmp_path / "out").rglob("*.h5"))
+    assert [path.stem for path in files] == ["x", "x", "y"]
+    for path in files:
+        with EmbeddingFile(path, "train") as file:
+            assert file.provenance is not None
+
+
+def test_nothing_stays_running_when_the_process_of_a_pipeline_is_killed(
+    start: Start,
+    embed_job: WriteJob,
+    annotate_job: WriteJob,
+    long_corpus: Path,
+    tmp_path: Path,
+    worker: psutil.Process,
+    client: SyncPrefectClient,
+) -> None:
+    jobs = {"embed_config": written(embed_job()), "annotate_config": written(annotate_job())}
+    run = start("pipeline/local", **jobs, embed_overrides=ONE_BY_ONE)
+    processes = processes_in_the_middle_of_a_file(worker, tmp_path / "out")
+    worker.children()[0].kill()
+    assert ended(client, run)[0] == "Crashed"
+    wait_until(lambda: all_gone(processes), RUN_S)
+    (embedding,) = below(client, run)
+    assert ended(client, embedding.id)[0] == "Crashed"
+    assert tasks(client, embedding.id)["embed z.jsonl"] == ["Crashed"]
+    wait_until(lambda: "Running" not in str(tasks(client, run)) + str(tasks(client, embedding.id)), RUN_S)
