@@ -19,6 +19,7 @@ from mlfilter_core.errors import MlfilterError
 # The UI loads a table artifact whole; the full table is in files.jsonl.
 MAX_ARTIFACT_ROWS = 1000
 MAX_PRINTED_ROWS = 40
+NOT_ALL = "the failed, the most rejected and the slowest; all are in files.jsonl beside the logs"
 TEXT_COLUMNS = ("file", "status")
 PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
 LOG_WIDTH = 200
@@ -53,6 +54,18 @@ class RunReport:
         """Returns one row for each file, failed ones first."""
         failed = [{"file": name, "status": "failed", "reason": reason} for name, reason in self.failures.items()]
         return failed + [_row(report) for report in self.reports]
+
+    def telling_rows(self, n: int) -> list[dict[str, Any]]:
+        """Returns at most `n` rows: all, or the failed, those with most rejected lines, and the slowest."""
+        rows = self.rows()
+        if len(rows) <= n:
+            return rows
+        n_failed = len(self.failures)
+        failed, finished = rows[:n_failed], rows[n_failed:]
+        rejecting = sorted((row for row in finished if row.get("rejected")), key=lambda row: -row["rejected"])
+        slowest = sorted(finished, key=lambda row: -row["seconds"])
+        telling = [*failed, *rejecting[: max(0, n - n_failed) // 2], *slowest]
+        return list({row["file"]: row for row in telling}.values())[:n]
 
     def totals(self) -> dict[str, Any]:
         """Returns the sums over the finished files."""
@@ -100,8 +113,10 @@ def publish_report(report: RunReport) -> None:
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (report.logs / "files.jsonl").write_text("".join(lines), encoding="utf-8")
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    shown = [{name: row.get(name, "") for name in columns} for row in rows[:MAX_ARTIFACT_ROWS]]
-    create_table_artifact(shown, key=f"{report.flow}-files", description=f"Files of {report.flow}")
+    telling = report.telling_rows(MAX_ARTIFACT_ROWS)
+    shown = [{name: row.get(name, "") for name in columns} for row in telling]
+    about = f"Files of {report.flow}" + (f": {NOT_ALL}" if len(telling) < len(rows) else "")
+    create_table_artifact(shown, key=f"{report.flow}-files", description=about)
     create_markdown_artifact(_markdown(report), key=f"{report.flow}-summary")
 
 
@@ -116,14 +131,15 @@ def print_report(report: RunReport) -> None:
     for name in columns:
         is_text = name in TEXT_COLUMNS
         table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-    for row in rows[:MAX_PRINTED_ROWS]:
+    telling = report.telling_rows(MAX_PRINTED_ROWS)
+    for row in telling:
         table.add_row(*(_cell(row.get(name, "")) for name in columns))
     table.add_section()
     totals = {"file": "total", **report.totals()}
     table.add_row(*(_cell(totals.get(name, "")) for name in columns))
     console.print(table)
-    if len(rows) > MAX_PRINTED_ROWS:
-        console.print(f"... and {len(rows) - MAX_PRINTED_ROWS} more files, in files.jsonl beside the logs")
+    if len(telling) < len(rows):
+        console.print(f"{len(telling)} of {len(rows)} files: {NOT_ALL}")
     for remark in (*report.remarks(), f"results: {report.output_dir}", f"logs:    {report.logs}"):
         console.print(remark, highlight=False, soft_wrap=True, markup=False)
 

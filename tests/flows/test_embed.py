@@ -95,6 +95,23 @@ def test_a_file_that_kills_its_worker_fails_and_those_that_shared_its_task_are_d
     assert outputs == {"x.h5", "y.h5"}
 
 
+class ForgetfulWork(EmbedWork):
+    """Reports a file that is not there in the end."""
+
+    def run(self, file: CorpusFile) -> EmbedReport:
+        report = super().run(file)
+        Path(report.output).unlink()
+        return report
+
+
+def test_a_run_is_not_completed_while_an_output_is_missing(
+    embed_job: WriteJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_module, "embed_work", lambda params: ForgetfulWork(**vars(embed_work(params))))
+    with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)its task ended, but .*x\.h5 is not there"):
+        embed(embed_job())
+
+
 def test_a_rerun_over_a_finished_tree_starts_no_worker(embed_job: WriteJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job = embed_job()
     first = embed(job)

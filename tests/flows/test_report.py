@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,15 @@ def test_the_report_says_what_limited_the_run(capsys: pytest.CaptureFixture[str]
     assert "memory ran out 6 times, and batches were divided" in shown
 
 
-def test_a_long_table_is_cut_and_says_where_the_rest_is(capsys: pytest.CaptureFixture[str]) -> None:
-    print_report(report(MAX_PRINTED_ROWS + 7))
-    assert "... and 7 more files, in files.jsonl" in capsys.readouterr().out
+def test_a_long_table_shows_the_files_that_tell_something(capsys: pytest.CaptureFixture[str]) -> None:
+    run = report(MAX_PRINTED_ROWS + 7, {"bad.jsonl": "reason"})
+    files = [replace(file, seconds=float(i), rejected=1000 if i == 3 else 0) for i, file in enumerate(run.reports)]
+    run = replace(run, reports=files)
+    rows = run.telling_rows(4)
+    assert [row["file"] for row in rows] == ["bad.jsonl", "3.jsonl", "46.jsonl", "45.jsonl"]
+    assert len(run.telling_rows(100)) == MAX_PRINTED_ROWS + 8
+    print_report(run)
+    assert "40 of 48 files: the failed, the most rejected and the slowest; all are in" in capsys.readouterr().out
 
 
 def test_the_error_tells_failed_files_and_reasons() -> None:

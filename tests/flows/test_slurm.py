@@ -17,6 +17,7 @@ import yaml
 from distributed import Client
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.settings import PREFECT_API_URL
 
 from flows import slurm as slurm_module
@@ -28,6 +29,7 @@ from flows.report import FilesFailedError
 from flows.slurm import SlurmError, slurm_workers
 from mlfilter_core.config import SlurmSettings
 from mlfilter_core.embedding_store import EmbeddingFile
+from tests.flows.test_deployments import prefect
 from tests.flows.test_fan_out import Items
 from tests.slurm import cluster
 
@@ -327,3 +329,40 @@ def test_the_script_that_is_shown_is_the_one_that_is_submitted(slurm_job: WriteS
 
     assert same(shown).strip() == same(submitted).strip()
     assert "#SBATCH --comment=embeddings\n#SBATCH --nice=5\n" in submitted
+
+
+def test_the_deployments_for_production_run_as_they_are_shipped(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what a site would change is overridden."""
+    for name, value in (
+        ("CORPUS", REPOSITORY / "examples" / "corpus"),
+        ("HEADS", REPOSITORY / "examples" / "heads"),
+        ("OUTPUT", tmp_path / "out"),
+        ("ENCODER", MINILM),
+    ):
+        monkeypatch.setenv(f"MLFILTER_{name}", str(value))
+    site = {"slurm_settings.interface": "lo", "slurm_settings.workers": 1, "slurm_settings.cpus_per_task": 2}
+    for pool in ("mlfilter-local", "mlfilter-prod"):
+        prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
+    prefect("deploy", "--all")
+    for flow_name, overrides in (("embed", {**site, "params.device": "cpu"}), ("annotate", site)):
+        prefect("deployment", "run", f"{flow_name}/prod", "--param", f"overrides={json.dumps(overrides)}")
+        prefect("worker", "start", "--pool", "mlfilter-prod", "--run-once")
+        (run,) = client.read_flow_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
+        assert (run.state_name, run.deployment_id is not None) == ("Completed", True), run.state
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+        assert {task.state_name for task in tasks} == {"Completed"}
+        assert sum(1 + int(task.name.partition(" and ")[2].partition(" more")[0] or 0) for task in tasks) == 4
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=200)
+        messages = [log.message for log in logs]
+        assert any(message.startswith("Slurm jobs: 1 running; ") for message in messages)
+        of_tasks = [log.message for log in logs if log.task_run_id is not None and log.name.startswith("mlfilter_core")]
+        assert any(": 14 documents" in message for message in of_tasks), of_tasks
+        artifacts = client.read_artifacts(limit=2, sort="CREATED_DESC")
+        rows = json.loads(str(next(artifact.data for artifact in artifacts if artifact.key == f"{flow_name}-files")))
+        assert sum(row["documents"] for row in rows) == 52
+    lines = (tmp_path / "out" / "annotated_data" / "en" / "shop.jsonl").read_text().splitlines()
+    assert len(lines) == 14
+    assert {"document_id", "text", "score_education", "score_toxicity"} <= json.loads(lines[0]).keys()
+    assert queue() == []
