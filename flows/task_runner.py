@@ -44,11 +44,11 @@ class WorkerLostError(MlfilterError):
 class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
     """Runs a task's function on a Dask worker, and all that Prefect does for it in the flow's process.
 
-    `DaskTaskRunner` runs Prefect's engine on the worker, beside the function. That costs 250 ms of CPU for
-    each task, carries the settings with their secrets to every worker, needs an API that every compute node
-    reaches, and leaves a task run Running for ever where its worker dies (PrefectHQ/prefect#17384). Here,
-    the engine runs in a thread that waits for the worker: states, retries and logs are those of the flow's
-    process, and a worker that dies is an error like any other.
+    `DaskTaskRunner` runs Prefect's engine on the worker, beside the function. That costs ten times the CPU
+    (benchmarks/orchestration.py), carries the settings with their secrets to every worker, needs an API that
+    every compute node reaches, and leaves a task run Running for ever where its worker dies
+    (PrefectHQ/prefect#17384). Here, the engine runs in a thread that waits for the worker: states, retries and
+    logs are those of the flow's process, and a worker that dies is an error like any other.
     """
 
     def __init__(self, logs: Path, **dask: Any) -> None:
@@ -60,6 +60,7 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         self._ui = APILogHandler()
         self._starts: Counter[str] = Counter()
         self._runs: dict[str, Future] = {}
+        self._is_ending = False
 
     def submit(
         self,
@@ -85,7 +86,8 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         return PrefectConcurrentFuture(task_run_id, engine)  # type: ignore[arg-type]
 
     def cancel(self) -> None:
-        """Ends the task runs that are under way, as Cancelled."""
+        """Ends the task runs that are under way, as Cancelled, and those that wait to be tried again."""
+        self._is_ending = True
         for future in list(self._runs.values()):
             future.cancel()
 
@@ -108,6 +110,8 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
             key = f"{function.__name__}-{uuid4().hex}"
             future = self.client.submit(run_on_worker, function, arguments, run, self._logs, key=key, pure=False)
             self._runs[run] = future
+            if self._is_ending:
+                future.cancel()
             try:
                 self._wait(future, run)
                 result: Result | MlfilterError = future.result()

@@ -156,3 +156,28 @@ def test_workers_share_the_cores_and_start_no_prefect_server(workers: LocalWorke
     assert {outcome.result for outcome in done.values()} == {str(max(1, n_cores() // 2))}
     commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
     assert len([command for command in commands if "prefect.server.api.server:create_app" in command]) == 1
+
+
+def test_a_run_that_ends_early_cancels_what_is_under_way_and_what_waits_to_be_tried_again(
+    tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    @task(retries=3, retry_delay_seconds=2)
+    def work(item: str, folder: Path) -> str:
+        note(folder, item)
+        if item == "again":
+            raise OSError(5, "Input/output error")
+        time.sleep(0.5 if item == "short" else 60)
+        return item
+
+    @flow(name="early", validate_parameters=False)
+    def run() -> None:
+        with local_workers(LocalSettings(workers=3), False, "auto", 100, tmp_path / "logs") as workers:
+            for outcome in fan_out(workers, work, Items(["again", "long", "short"]), {"folder": tmp_path / "runs"}):
+                assert outcome.item == "short"
+                raise ValueError("no more")
+
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="no more"):
+        run()
+    states = [run.state_type for run in client.read_task_runs(limit=3, sort="EXPECTED_START_TIME_DESC")]
+    assert sorted(map(str, states)) == ["StateType.CANCELLED", "StateType.CANCELLED", "StateType.COMPLETED"]
