@@ -47,7 +47,7 @@ def test_a_file_that_fails_does_not_stop_the_others(
     (corpus / "a" / "broken.jsonl").write_text('{"text": "fine"}\n[1]\n{"text": 3}\n')
     job = embed_job()
     with pytest.raises(FilesFailedError, match=r"1 of 4 files failed.*\n.*a/broken.jsonl: 2 of 3 lines are rejected"):
-        embed(job)
+        embed(job, {"files_per_task": 1})
     outputs = tmp_path / "out" / "embeddings"
     assert sorted(path.name for path in outputs.rglob("*.h5")) == ["x.h5", "x.h5", "y.h5"]
     states = {run.name: run.state_type for run in client.read_task_runs(limit=10, sort="EXPECTED_START_TIME_DESC")[:4]}
