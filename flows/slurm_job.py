@@ -150,7 +150,9 @@ def _seconds(time: str) -> int:
 def _prologue(settings: SlurmSettings, options: dict[str, str], n_threads: int, logs: Path) -> list[str]:
     """Returns the lines of the job's script before the worker starts."""
     environment = {**worker_environment(n_threads, logs / "dask"), **MEMORY_SETTINGS}
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    # sbatch gives a job all of the flow's variables, passwords of Prefect's server and database among them.
+    lines = ['unset "${!PREFECT_@}"']
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     if settings.randomize_start_duration:
         lines.append(f"sleep $((RANDOM % {settings.randomize_start_duration + 1}))")
     if settings.env_command:

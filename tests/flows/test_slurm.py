@@ -261,17 +261,21 @@ def look(item: str, seconds: float) -> dict[str, Any]:
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "threads": os.environ["OMP_NUM_THREADS"],
         "imports Prefect": "prefect" in sys.modules,
+        "knows Prefect": any(name.startswith("PREFECT_") for name in os.environ),
         "listening": listening,
     }
 
 
-def test_a_job_with_two_gpus_holds_two_workers_and_lets_in_nobody_without_the_run_s_key(tmp_path: Path) -> None:
+def test_a_job_with_two_gpus_holds_two_workers_and_lets_in_nobody_without_the_run_s_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = SlurmSettings(
         **{**SETTINGS, "partition": "gpu", "cpus_per_task": 4},
         sbatch_args={"gres": "gpu:2"},
         srun_args={"cpu_bind": "none"},
     )
     refused: dict[str, str] = {}
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "somebody:secret")
 
     @flow
     def run() -> list[dict[str, Any]]:
@@ -295,7 +299,7 @@ def test_a_job_with_two_gpus_holds_two_workers_and_lets_in_nobody_without_the_ru
     by_process = {result["process"]: result["gpu"] for result in seen}
     assert sorted(by_process.values()) == ["0", "1"]
     assert {result["threads"] for result in seen} == {"2"}
-    assert not any(result["imports Prefect"] for result in seen)
+    assert not any(result["imports Prefect"] or result["knows Prefect"] for result in seen)
     assert {address for result in seen for address in result["listening"]} <= {"127.0.0.1"}
     assert not (tmp_path / "logs" / "dask").exists()
     within(GONE_S, lambda: queue() == [])

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,20 @@ def test_workers_leave_before_the_time_limit(time: str, longest: int) -> None:
 
 def test_no_dashboard_of_a_worker_is_open_to_others() -> None:
     assert "--no-dashboard --dashboard-address 127.0.0.1:0 " in script()
+
+
+def test_a_job_forgets_the_passwords_of_the_flow(tmp_path: Path) -> None:
+    prologue = script().partition("\n\n")[2].splitlines()
+    before_the_worker = "\n".join([*(line for line in prologue if not line.startswith(("#", "/"))), "env"])
+    environment = {
+        "PREFECT_API_AUTH_STRING": "secret",
+        "PREFECT_API_URL": "http://127.0.0.1:4200/api",
+        "PATH": "/usr/bin",
+    }
+    line = ["bash", "-euc", before_the_worker]
+    seen = subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "OMP_NUM_THREADS=4" in seen
+    assert "PREFECT" not in seen
 
 
 @pytest.mark.parametrize(("worker", "job"), [("job-3", "job-3"), ("job-3-1", "job-3"), ("job-12-0", "job-12")])
