@@ -23,7 +23,8 @@ def logging_to(folder: Path, process: str, ui: logging.Handler) -> Iterator[None
     to_file = logging.FileHandler(folder / f"{process}.log", encoding="utf-8", delay=True)
     to_file.setFormatter(logging.Formatter(FORMAT))
     core = logging.getLogger(CORE)
-    core.setLevel(logging.INFO)
+    core.setLevel(logging.DEBUG)
+    ui.setLevel(logging.INFO)
     for name in LOGGERS:
         logging.getLogger(name).addHandler(to_file)
     core.addHandler(ui)

@@ -23,7 +23,7 @@ NOT_ALL = "the failed, the most rejected and the slowest; all are in files.jsonl
 TEXT_COLUMNS = ("file", "status")
 PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
 LOG_WIDTH = 200
-COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens", "out_of_memory")
+COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens", "out_of_memory", "resumed")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ class RunReport:
         """Returns what a person who wants the run to be faster should know."""
         embedded = [report for report in self.reports if isinstance(report, EmbedReport) and report.waited]
         remarks = [f"encoder: {encoder}" for encoder in sorted({report.encoder for report in embedded})]
+        n_resumed = sum(report.resumed for report in embedded)
+        if n_resumed:
+            remarks.append(f"{n_resumed} documents had been encoded by a run that was interrupted")
         n_out_of_memory = sum(report.out_of_memory for report in embedded)
         if n_out_of_memory:
             remarks.append(
@@ -150,7 +153,8 @@ def _row(report: EmbedReport | AnnotateReport) -> dict[str, Any]:
     seconds = facts.pop("seconds")
     output = facts.pop("output")
     facts.pop("rejected_by_reason", None)
-    speed = round(report.documents / seconds, 1) if seconds else ""
+    n_done = report.documents - facts.get("resumed", 0)
+    speed = round(n_done / seconds, 1) if seconds else ""
     return {"file": name, **facts, "seconds": round(seconds, 2), "documents/s": speed, "output": output}
 
 

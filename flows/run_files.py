@@ -15,6 +15,7 @@ from flows.fan_out import Outcome, Workers, fan_out
 from flows.report import FilesFailedError, RunReport, publish_report
 from flows.task_runner import WorkerLostError
 from mlfilter_core.annotate_file import AnnotateReport
+from mlfilter_core.claims import why_locks_are_local
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport
@@ -110,6 +111,13 @@ def check_job(job: EmbeddingJob | AnnotationJob) -> None:
     """
     check_writable(job.params.output_dir)
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
+    why_local = why_locks_are_local(job.params.output_dir)
+    if job.running_on_slurm and why_local:
+        get_run_logger().warning(
+            "locks in %s do not reach other machines: %s; start one run at a time on it",
+            job.params.output_dir,
+            why_local,
+        )
 
 
 def workers_of(job: EmbeddingJob | AnnotationJob) -> StartWorkers:

@@ -24,13 +24,13 @@ from prefect.task_engine import run_task_sync
 from prefect_dask import DaskTaskRunner
 
 from flows.failures import expected_errors_as_states
-from flows.worker import STARTED, TOPIC, run_on_worker
+from flows.worker import PROGRESSED, STARTED, TOPIC, last_words, run_on_worker
 from mlfilter_core.errors import MlfilterError
 
 Result = TypeVar("Result")
 
-# Executions of one task, with those that died with their worker, before it is given up. Dask counts deaths
-# alone; without this, a file that takes longer than a worker lives would be started again for ever.
+# Executions of one task that come no further, with those that died with their worker, before it is given up. Dask
+# counts deaths alone; without this, a file that never commits before its worker leaves would be started for ever.
 MAX_STARTS = 5
 # How often a thread that waits for a task looks whether it was started too often: a matter of minutes.
 LOOK_S = 5
@@ -58,7 +58,10 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         # Threads are made as tasks need them: as many as are in flight.
         self._engines = ThreadPoolExecutor(sys.maxsize)
         self._ui = APILogHandler()
+        # Of each task run: how often it was started without coming any further, and where last.
         self._starts: Counter[str] = Counter()
+        self._processes: dict[str, str] = {}
+        self._has_progressed: set[str] = set()
         self._runs: dict[str, Future] = {}
         self._is_ending = False
 
@@ -106,10 +109,30 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         def on_worker(*args: Any, **kwargs: Any) -> Result:
             arguments = inspect.signature(function).bind(*args, **kwargs).arguments
             run = _run_name()
+            try:
+                return self._executed(function, arguments, run)
+            except KilledWorker as error:
+                n, host = error.allowed_failures + 1, error.last_worker.host
+                return _ended(  # type: ignore[no-any-return]
+                    Crashed,
+                    f"its worker died while running it, {n} times, last on {host}; {self._last_words(run)}",
+                )
+            except CancelledError:
+                return _ended(Cancelled, "the run ended before it was done")  # type: ignore[no-any-return]
+            finally:
+                _forget_assets()
+                self._starts.pop(run, None)
+                self._processes.pop(run, None)
+
+        return on_worker
+
+    def _executed(self, function: Callable[..., Result], arguments: dict[str, Any], run: str) -> Result:
+        while True:
             # Dask groups tasks by what stands before the last dash.
             key = f"{function.__name__}-{uuid4().hex}"
             future = self.client.submit(run_on_worker, function, arguments, run, self._logs, key=key, pure=False)
             self._runs[run] = future
+            self._has_progressed.discard(run)
             if self._is_ending:
                 future.cancel()
             try:
@@ -118,24 +141,18 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
                 if isinstance(result, MlfilterError):
                     raise result
                 return result
-            except KilledWorker as error:
-                n, host = error.allowed_failures + 1, error.last_worker.host
-                return _ended(  # type: ignore[no-any-return]
-                    Crashed,
-                    f"its worker died while running it, {n} times, last on {host}; look at the end of the workers' "
-                    "logs and at the machine's memory",
-                )
-            except CancelledError:
-                return _ended(Cancelled, "the run ended before it was done")  # type: ignore[no-any-return]
+            except KilledWorker:  # after some deaths, however much was done between them
+                if run not in self._has_progressed:
+                    raise
             finally:
                 # A worker that dies takes the results it holds along, and Dask makes them again by running
                 # finished tasks once more, unless they are released (PrefectHQ/prefect#15442).
                 future.release()
-                _forget_assets()
                 del self._runs[run]
-                self._starts.pop(run, None)
 
-        return on_worker
+    def _last_words(self, run: str) -> str:
+        process = self._processes.get(run)
+        return last_words(self._logs, process) if process else "it had not begun; look at the workers' logs"
 
     def _wait(self, future: Future, run: str) -> None:
         done = threading.Event()
@@ -144,8 +161,9 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
             if self._starts[run] > MAX_STARTS:
                 future.cancel()
                 raise WorkerLostError(
-                    f"it was started {self._starts[run]} times, and each time its worker ended before it was done; "
-                    "give the jobs more time (slurm_settings.time), or split the file"
+                    f"it was started {self._starts[run]} times, and each time its worker ended before it came any "
+                    "further; give the jobs more time (slurm_settings.time), or commit more often "
+                    "(params.commit_documents)"
                 )
 
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
@@ -155,6 +173,12 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         if said["event"] == STARTED:
             if run in self._runs:
                 self._starts[run] += 1
+                self._processes[run] = said["process"]
+            return
+        if said["event"] == PROGRESSED:
+            if run in self._runs:
+                self._starts[run] = 0
+                self._has_progressed.add(run)
             return
         record = logging.LogRecord(said["name"], said["level"], "", 0, said["message"], None, None)
         record.created = said["time"]

@@ -1,5 +1,7 @@
 """What surrounds a task's function on a Dask worker. Imports no Prefect: workers have no use for its API."""
 
+import faulthandler
+import functools
 import logging
 import os
 import socket
@@ -11,6 +13,7 @@ from distributed import Worker, get_worker
 
 from flows.logs import logging_to
 from mlfilter_core.errors import MlfilterError
+from mlfilter_core.progress import heard_by
 
 Result = TypeVar("Result")
 
@@ -21,7 +24,11 @@ GPUS_VARIABLE = "MLFILTER_GPUS"
 # What workers tell the flow goes by this name.
 TOPIC = "mlfilter"
 STARTED = "started"
+PROGRESSED = "progressed"
 LOGGED = "logged"
+# How Python begins to say where it was when the process died.
+CRASH = "Fatal Python error"
+N_LAST_LINES = 12
 
 
 def dask_setup(worker: Worker) -> None:
@@ -52,12 +59,48 @@ def run_on_worker(
     """
     worker = get_worker()
     name = f"worker-{socket.gethostname()}-{os.getpid()}"
-    worker.log_event(TOPIC, {"event": STARTED, "run": run, "worker": name})
-    with logging_to(logs, name, _ToFlow(worker, run)):
+    worker.log_event(TOPIC, {"event": STARTED, "run": run, "process": name})
+    _say_last_words_to(logs / f"{name}.log")
+
+    def tell_flow(n_documents: int) -> None:
+        worker.log_event(TOPIC, {"event": PROGRESSED, "run": run, "documents": n_documents})
+
+    with logging_to(logs, name, _ToFlow(worker, run)), heard_by(tell_flow):
         try:
             return function(**arguments)
         except MlfilterError as error:  # raised, Dask would print it with its traceback
             return error
+
+
+def last_words(logs: Path, name: str) -> str:
+    """Returns how the log of a worker that died ends.
+
+    Args:
+        logs: Folder of the log files.
+        name: Of the worker, as in its `STARTED` event.
+    """
+    log = logs / f"{name}.log"
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return f"its log {log} is not to be read"
+    crash = next((i for i, line in enumerate(lines) if line.startswith(CRASH)), None)
+    if crash is not None:
+        return "\n".join([f"its log {log} ends with:", *lines[crash : crash + N_LAST_LINES]])
+    return "\n".join(
+        [
+            "it was killed from outside, as by the kernel where memory runs out: there is no error in its log "
+            f"{log}, which ends with:",
+            *lines[-N_LAST_LINES // 4 :],
+        ]
+    )
+
+
+@functools.cache
+def _say_last_words_to(log: Path) -> None:
+    """Has Python write where it was to the log, if the process dies of a segmentation fault or an abort."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    faulthandler.enable(open(log, "a"), all_threads=False)
 
 
 class _ToFlow(logging.Handler):

@@ -12,6 +12,7 @@ from mlfilter_core.annotate_file import (
     encoder_weights,
     finished_annotation,
 )
+from mlfilter_core.claims import claim
 from mlfilter_core.config import AnnotationPipelineParameters, Scoring
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embedding_store import EmbeddingFile
@@ -43,10 +44,14 @@ class AnnotateWork:
         return unless_overwritten(lambda: finished_annotation(file, self.request, read_content), self.params.overwrite)
 
     def run(self, file: CorpusFile) -> AnnotateReport:
-        """Scores one file, unless that was done before, by a task that was lost after it had finished, say."""
-        return self.finished(file, read_content=True) or annotate_file(
-            file, self.request, heads_of_process(self.params, self.request)
-        )
+        """Scores one file, unless that was done before, by a task that was lost after it had finished, say.
+
+        Another process that is at it is waited for.
+        """
+        with claim(self.request.output(file)):
+            return self.finished(file, read_content=True) or annotate_file(
+                file, self.request, heads_of_process(self.params, self.request)
+            )
 
 
 def annotate_work(params: AnnotationPipelineParameters, files: Iterable[CorpusFile]) -> AnnotateWork:

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfilter_core.committed import CommittedRows, Rows
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import DocumentSchema, Rejection
 from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
@@ -23,7 +24,7 @@ from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, READ_BYTES, SourceReader
 from mlfilter_core.publishing import publish
 from mlfilter_core.rejects import RejectsFile
 from mlfilter_core.stages import Stages
-from mlfilter_core.windows import Window, read_windows
+from mlfilter_core.windows import WINDOW_DOCUMENTS, Window, read_windows
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder import EncodedTexts, Encoder, TokenizedTexts
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
 # Names of an encoder, which may change; the digests beside them tell whether it is the same.
 MODEL_NAMES = ("model", "revision")
 
-# A window, its tokens, float32 (n_documents, dim), and how often memory ran out.
-_EncodedWindow: TypeAlias = tuple[Window, "TokenizedTexts", NDArray[np.float32], int]
+# What decides the last bits of an embedding, and is no part of what is asked for.
+TUNED = ("max_batch_tokens", "why_max_batch_tokens")
+
+_TokenizedWindow: TypeAlias = tuple[Window, "TokenizedTexts | Rows"]  # rows where an earlier run encoded it
+_EncodedWindow: TypeAlias = tuple[Window, Rows, bool]  # and whether an earlier run did
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +55,7 @@ class EmbedRequest:
         embedding_dtype: `float32` or `float16`, in the file.
         batch_size: Most documents in one forward pass; None leaves it to the number of their tokens.
         writer_batch_size: Rows written to HDF5 at a time.
+        commit_documents: Documents after which an interrupted file would go on.
         fail_on_bad_record: Whether the first bad line fails its file.
         max_rejected_fraction: Share of rejected lines above which a file fails.
         max_line_bytes: A longer line is rejected.
@@ -63,6 +68,7 @@ class EmbedRequest:
     embedding_dtype: str = "float32"
     batch_size: int | None = None
     writer_batch_size: int = 1024
+    commit_documents: int = WINDOW_DOCUMENTS
     fail_on_bad_record: bool = False
     max_rejected_fraction: float = 1.0
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
@@ -95,6 +101,7 @@ class EmbedReport:
         duplicate_ids: Documents whose id an earlier one has.
         tokens: Tokens encoded, special tokens included.
         out_of_memory: How often a batch did not fit in memory and was divided.
+        resumed: Documents that an earlier run had encoded before it was interrupted.
         rejected_by_reason: Lines for each reason.
         seconds: Wall time; 0 where skipped.
         waited: Seconds that each stage waited for another; empty where skipped.
@@ -113,6 +120,7 @@ class EmbedReport:
     tokens: int
     out_of_memory: int = 0
     rejected_by_reason: dict[str, int] = field(default_factory=dict)
+    resumed: int = 0
     seconds: float = 0.0
     waited: dict[str, float] = field(default_factory=dict)
     encoder: str = ""
@@ -121,7 +129,7 @@ class EmbedReport:
 def embed_file(
     source: CorpusFile, output: Path, rejects: Path, request: EmbedRequest, encoder: "Encoder"
 ) -> EmbedReport:
-    """Embeds one file. `output` appears complete or not at all.
+    """Embeds one file. `output` appears complete or not at all; interrupted, it goes on after its last commit.
 
     Args:
         source: The file.
@@ -136,8 +144,15 @@ def embed_file(
         OSError: Reading or writing failed.
     """
     started = time.monotonic()
+    made_by = {**_decisive(request.provenance()), **_decisive(encoder.provenance())}
+    made_by["window_documents"] = min(request.commit_documents, WINDOW_DOCUMENTS)
     # In this order the rejects appear first: a finished output always has them beside it.
-    with SourceReader(source.path) as reader, publish(output) as temporary, RejectsFile(rejects) as bad:
+    with (
+        SourceReader(source.path) as reader,
+        publish(output) as temporary,
+        RejectsFile(rejects) as bad,
+        CommittedRows(output, made_by, encoder.dim, request.embedding_dtype, request.commit_documents) as committed,
+    ):
         before = source.path.stat()
         counts = _Counts()
         with EmbeddingWriter(
@@ -150,7 +165,7 @@ def embed_file(
             index_keys=request.schema.index_keys,
             slice_rows=request.writer_batch_size,
         ) as writer:
-            waited = _embed_windows(reader, source, request, encoder, writer, bad, counts, output.parent)
+            waited = _embed_windows(reader, source, request, encoder, committed, writer, bad, counts, output.parent)
             after = source.path.stat()
             if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
                 raise SourceError(f"{source.path} changed while it was read; run again when it is complete")
@@ -166,18 +181,26 @@ def embed_file(
                         "sha256": reader.sha256,
                     },
                     request=request.provenance(),
-                    encoder=encoder.provenance(),
+                    encoder={**encoder.provenance(), "max_batch_tokens": counts.max_batch_tokens},
                     counts=summary,
                     versions=library_versions(),
                 )
             )
+    committed.remove()
     seconds = time.monotonic() - started
     report = EmbedReport(
-        source.relative, str(output), "embedded", **summary, seconds=seconds, waited=waited, encoder=str(encoder)
+        source.relative,
+        str(output),
+        "embedded",
+        **summary,
+        resumed=committed.n_taken,
+        seconds=seconds,
+        waited=waited,
+        encoder=str(encoder),
     )
     _log.info(
         "%s: %d documents, %d rejected, %d tokens in %.1f s (%.0f tokens/s)",
-        *(source.relative, report.documents, report.rejected, report.tokens, seconds, report.tokens / seconds),
+        *(source.relative, report.documents, report.rejected, report.tokens, seconds, counts.new_tokens / seconds),
     )
     if report.duplicate_ids:
         _log.warning("%s: %d documents have the id of an earlier one", source.relative, report.duplicate_ids)
@@ -244,16 +267,34 @@ def check_same_request(made: Mapping[str, Any], request: EmbedRequest, output: P
         )
 
 
+def _decisive(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in provenance.items() if key not in (*MODEL_NAMES, *TUNED)}
+
+
 class _Counts:
     """Running counts of one file."""
 
     def __init__(self) -> None:
+        self.new_tokens = 0
+        self.max_batch_tokens = 0
         self.documents = 0
         self.blank = 0
         self.truncated = 0
         self.tokens = 0
         self.out_of_memory = 0
         self.id_hashes: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+
+    def add(self, window: Window, rows: Rows, is_new: bool) -> None:
+        self.documents += len(window.documents)
+        self.blank += window.n_blank
+        n_tokens = int(rows.n_tokens.sum())
+        self.tokens += n_tokens
+        self.new_tokens += n_tokens if is_new else 0
+        self.truncated += int(rows.is_cut.sum())
+        self.out_of_memory += rows.out_of_memory
+        self.max_batch_tokens = rows.max_batch_tokens
+        ids = (hash(document.id) for document in window.documents)
+        self.id_hashes.append(np.fromiter(ids, np.int64, len(window.documents)))
 
     def summary(self, n_lines: int, bad: RejectsFile) -> dict[str, Any]:
         assert n_lines == self.documents + bad.n_rejected + self.blank, "a line is unaccounted for"
@@ -277,6 +318,7 @@ def _embed_windows(
     source: CorpusFile,
     request: EmbedRequest,
     encoder: "Encoder",
+    committed: CommittedRows,
     writer: EmbeddingWriter,
     bad: RejectsFile,
     counts: _Counts,
@@ -285,15 +327,20 @@ def _embed_windows(
     """Reads, tokenises, encodes and writes at the same time; returns the seconds that each waited."""
 
     def write(encoded: Iterator[_EncodedWindow]) -> None:
-        for window, tokens, embeddings, n_out_of_memory in encoded:
+        for window, rows, is_committed in encoded:
+            _check_finite(window, rows, request, source)
+            if not is_committed:
+                committed.add(window, rows)
             _reject(window.rejected, bad, source, request)
-            counts.blank += window.n_blank
-            counts.out_of_memory += n_out_of_memory
-            _write(window, tokens, embeddings, request, writer, source, counts)
+            if window.documents:
+                writer.append(window.documents, rows.embeddings, rows.n_tokens)
+            counts.add(window, rows, is_new=not is_committed)
 
     with Stages("reading", "tokenizing", "encoding", "writing") as stages:
-        windows = read_windows(reader, source, request.schema, request.max_line_bytes, scratch)
-        tokenized = stages.run(_tokenize(stages.run(windows), request, encoder))
+        windows = read_windows(
+            reader, source, request.schema, request.max_line_bytes, scratch, request.commit_documents
+        )
+        tokenized = stages.run(_tokenize(stages.run(windows), request, encoder, committed))
         # In this thread, where the encoder was loaded: OpenMP has a pool of threads for each thread that computes,
         # and with more of them than cores the cores no longer wait for each other without going to sleep.
         stages.hand_over(_encode(tokenized, request, encoder), write)
@@ -301,10 +348,14 @@ def _embed_windows(
 
 
 def _tokenize(
-    windows: Iterator[Window], request: EmbedRequest, encoder: "Encoder"
-) -> Iterator[tuple[Window, "TokenizedTexts"]]:
+    windows: Iterator[Window], request: EmbedRequest, encoder: "Encoder", committed: CommittedRows
+) -> Iterator[_TokenizedWindow]:
     too_long = f"more than params.max_length, {encoder.max_length} tokens, and truncation is off"
     for window in windows:
+        rows = committed.take(window)
+        if rows is not None:
+            yield window, rows
+            continue
         tokens = encoder.tokenize([document.text for document in window.documents])
         tokens = _drop(window, tokens, tokens.n_tokens == 0, "no_tokens", "the text has no token of this encoder")
         if not request.encoder.truncate:
@@ -313,39 +364,44 @@ def _tokenize(
 
 
 def _encode(
-    tokenized: Iterator[tuple[Window, "TokenizedTexts"]], request: EmbedRequest, encoder: "Encoder"
+    tokenized: Iterator[_TokenizedWindow], request: EmbedRequest, encoder: "Encoder"
 ) -> Iterator[_EncodedWindow]:
     n_ahead = int(encoder.device.type == "cuda")  # it has the next window before it while this one is waited for
     begun: deque[tuple[Window, TokenizedTexts, EncodedTexts]] = deque()
+    max_batch_tokens: int | None = None  # as in the window before, whoever encoded that
     for window, tokens in tokenized:
-        begun.append((window, tokens, encoder.encode(tokens, request.batch_size)))
+        if isinstance(tokens, Rows):
+            max_batch_tokens = tokens.max_batch_tokens
+            yield window, tokens, True
+            continue
+        texts = encoder.encode(tokens, request.batch_size, max_batch_tokens)
+        max_batch_tokens = texts.max_batch_tokens
+        begun.append((window, tokens, texts))
         if len(begun) > n_ahead:
-            yield _encoded(*begun.popleft(), encoder)
-    yield from (_encoded(*window, encoder) for window in begun)
+            yield _encoded(*begun.popleft(), request, encoder)
+    yield from (_encoded(*window, request, encoder) for window in begun)
 
 
-def _encoded(window: Window, tokens: "TokenizedTexts", texts: "EncodedTexts", encoder: "Encoder") -> _EncodedWindow:
+def _encoded(
+    window: Window, tokens: "TokenizedTexts", texts: "EncodedTexts", request: EmbedRequest, encoder: "Encoder"
+) -> _EncodedWindow:
     embeddings = texts.embeddings()
     if not texts.fits.all():
         detail = f"the memory of {encoder.device} does not suffice for this document alone"
         tokens = _drop(window, tokens, ~texts.fits, "out_of_memory", detail)
         embeddings = embeddings[texts.fits]
-    return window, tokens, embeddings, texts.n_out_of_memory
+    with np.errstate(over="ignore"):  # said by the check of what is written, with its place
+        stored = embeddings.astype(request.embedding_dtype, copy=False)
+    return window, Rows(stored, tokens.n_tokens, tokens.is_cut, texts.n_out_of_memory, texts.max_batch_tokens), False
 
 
 def _drop(
     window: Window, tokens: "TokenizedTexts", dropped: NDArray[np.bool_], reason: str, detail: str
 ) -> "TokenizedTexts":
-    """Moves documents to the rejected lines."""
     if not dropped.any():
         return tokens
-    for row in np.flatnonzero(dropped):
-        document = window.documents[row]
-        window.rejected.append((Rejection(document.line, document.offset, reason, detail), window.lines[row]))
-    kept = np.flatnonzero(~dropped)
-    window.documents = [window.documents[row] for row in kept]
-    window.lines = [window.lines[row] for row in kept]
-    return tokens.select(kept)
+    window.drop(np.flatnonzero(dropped).tolist(), reason, detail)
+    return tokens.select(np.flatnonzero(~dropped))
 
 
 def _reject(
@@ -367,31 +423,15 @@ def _reject(
                 bad.add_pieces(rejection, iter(functools.partial(content.read, READ_BYTES), b""))
 
 
-def _write(
-    window: Window,
-    tokens: "TokenizedTexts",
-    embeddings: NDArray[np.float32],
-    request: EmbedRequest,
-    writer: EmbeddingWriter,
-    source: CorpusFile,
-    counts: _Counts,
-) -> None:
-    documents = window.documents
-    with np.errstate(over="ignore"):  # said below, with its place
-        finite = np.isfinite(embeddings.astype(request.embedding_dtype, copy=False)).all(axis=1)
+def _check_finite(window: Window, rows: Rows, request: EmbedRequest, source: CorpusFile) -> None:
+    finite = np.isfinite(rows.embeddings).all(axis=1)
     if not finite.all():
-        document = documents[int(np.argmin(finite))]
+        document = window.documents[int(np.argmin(finite))]
         raise SourceError(
             f"{source.path}:{document.line}: the embedding of document {document.id} is not finite in "
             f"{request.encoder.model_dtype} stored as {request.embedding_dtype}; use model_dtype bfloat16 or "
             "float32, and embedding_dtype float32"
         )
-    if documents:
-        writer.append(documents, embeddings, tokens.n_tokens)
-    counts.documents += len(documents)
-    counts.tokens += int(tokens.n_tokens.sum())
-    counts.truncated += int(tokens.is_cut.sum())
-    counts.id_hashes.append(np.fromiter((hash(document.id) for document in documents), np.int64, len(documents)))
 
 
 def _check_rejected_fraction(source: CorpusFile, n_lines: int, bad: RejectsFile, allowed: float) -> None:

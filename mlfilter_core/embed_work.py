@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, finished_embedding_and_annotation
 from mlfilter_core.annotate_work import annotate_request, heads_of_process, load_heads
+from mlfilter_core.claims import claim
 from mlfilter_core.config import EmbeddingPipelineParameters
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
@@ -40,13 +41,17 @@ class EmbedWork:
         return self._finished(file, self.annotation, read_content)
 
     def run(self, file: CorpusFile) -> EmbedReport:
-        """Embeds one file, unless that was done before, by a task that was lost after it had finished, say."""
+        """Embeds one file, unless that was done before, by a task that was lost after it had finished, say.
+
+        Another process that is at it is waited for.
+        """
+        with claim(self._embeddings(file).path):
+            return self.finished(file, read_content=True) or self._embed(file)
+
+    def _embed(self, file: CorpusFile) -> EmbedReport:
         from mlfilter_core.heads import check_heads_fit
 
         params, request = self.params, self.request
-        finished = self.finished(file, read_content=True)
-        if finished is not None:
-            return finished
         embeddings, rejects = self._embeddings(file), file.output(params.rejected_output_dir, ".jsonl")
         encoder = _encoder(request.model, request.encoder, params.device, params.max_batch_tokens)
         if self.annotation is None or params.annotate_inline is None:
@@ -112,6 +117,7 @@ def _embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> Em
         embedding_dtype=params.embedding_dtype,
         batch_size=params.batch_size,
         writer_batch_size=params.writer_batch_size,
+        commit_documents=params.commit_documents,
         fail_on_bad_record=params.on_bad_record == "fail",
         max_rejected_fraction=params.max_rejected_fraction,
         max_line_bytes=params.max_line_bytes,

@@ -61,12 +61,16 @@ class EncodedTexts:
     Attributes:
         fits: bool (n_texts,), false where a text alone takes more memory than there is; its embedding is 0.
         n_out_of_memory: How often a batch did not fit and was divided.
+        max_batch_tokens: Most tokens in one forward pass, for the texts after these.
     """
 
-    def __init__(self, embeddings: torch.Tensor, fits: NDArray[np.bool_], n_out_of_memory: int) -> None:
+    def __init__(
+        self, embeddings: torch.Tensor, fits: NDArray[np.bool_], n_out_of_memory: int, max_batch_tokens: int
+    ) -> None:
         """Starts to copy float32 (n_texts, dim) from its device."""
         self.fits = fits
         self.n_out_of_memory = n_out_of_memory
+        self.max_batch_tokens = max_batch_tokens
         self._copied: torch.cuda.Event | None = None
         if embeddings.device.type == "cuda":
             on_host = torch.empty(embeddings.shape, pin_memory=True).copy_(embeddings, non_blocking=True)
@@ -148,7 +152,9 @@ class Encoder:
         return TokenizedTexts(input_ids, n_tokens, is_cut)
 
     @torch.inference_mode()
-    def encode(self, tokenized: TokenizedTexts, max_batch_documents: int | None = None) -> EncodedTexts:
+    def encode(
+        self, tokenized: TokenizedTexts, max_batch_documents: int | None = None, max_batch_tokens: int | None = None
+    ) -> EncodedTexts:
         """Runs the model.
 
         A batch that does not fit in memory is divided, and so are those after it.
@@ -156,14 +162,17 @@ class Encoder:
         Args:
             tokenized: From `tokenize`.
             max_batch_documents: Most documents in one forward pass; None sets no limit.
+            max_batch_tokens: Most tokens in one; None takes the encoder's own number. The last bits of an
+                embedding depend on it.
         """
         embeddings = torch.zeros((len(tokenized.input_ids), self.dim), device=self.device)
         fits = np.ones(len(embeddings), np.bool_)
         n_out_of_memory = 0
+        max_batch_tokens = max_batch_tokens or self.max_batch_tokens
         n_tokens = tokenized.n_tokens
         if self.settings.pad_to_max_length and self.max_length is not None:
             n_tokens = np.full_like(n_tokens, self.max_length)
-        batches = plan_batches(n_tokens, max_batch_documents, self.max_batch_tokens)
+        batches = plan_batches(n_tokens, max_batch_documents, max_batch_tokens)
         while batches:
             rows = batches[0]
             encoded = self._forward_if_it_fits([tokenized.input_ids[row] for row in rows])
@@ -175,13 +184,13 @@ class Encoder:
                 batches = batches[1:]
             else:
                 n_out_of_memory += 1
-                self.max_batch_tokens = len(rows) // 2 * int(n_tokens[rows].max())
+                max_batch_tokens = self.max_batch_tokens = len(rows) // 2 * int(n_tokens[rows].max())
                 self.why_max_batch_tokens = "halved, since memory ran out"
-                _log.warning("out of memory: batches of at most %d tokens from here on", self.max_batch_tokens)
+                _log.warning("out of memory: batches of at most %d tokens from here on", max_batch_tokens)
                 remaining = np.concatenate(batches)
-                planned = plan_batches(n_tokens[remaining], max_batch_documents, self.max_batch_tokens)
+                planned = plan_batches(n_tokens[remaining], max_batch_documents, max_batch_tokens)
                 batches = [remaining[batch] for batch in planned]
-        return EncodedTexts(embeddings, fits, n_out_of_memory)
+        return EncodedTexts(embeddings, fits, n_out_of_memory, max_batch_tokens)
 
     def _forward_if_it_fits(self, batch: list[NDArray[np.int32]]) -> torch.Tensor | None:
         try:

@@ -1,19 +1,21 @@
 """A file that appears complete or not at all."""
 
-import hashlib
 import os
-import socket
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from mlfilter_core.claims import LOCK_SUFFIX, hold, machine, machine_of_lock, remove_if_abandoned
 from mlfilter_core.errors import ConfigError, OutputConflictError
 
 Report = TypeVar("Report")
 
 TEMPORARY_SUFFIX = ".part"
+TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})\.([0-9]+)\.[0-9a-f]{8}\.part$")  # machine, process, random
+COMMITTED_SUFFIX = ".committed"  # of what is finished of a file that is not
 
 
 @contextmanager
@@ -29,28 +31,35 @@ def publish(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name holds 255 bytes at most, and a character up to four of them.
-    unique = f"{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    unique = f"{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     temporary = target.parent / f".{target.name[:40]}.{unique}{TEMPORARY_SUFFIX}"
-    temporary.touch(exist_ok=False)
-    try:
-        yield temporary
-        _fsync(temporary)
-        os.replace(temporary, target)
-        _fsync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as held:
+        hold(held)
+        try:
+            yield temporary
+            fsync(temporary)
+            os.replace(temporary, target)
+            fsync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Removes the temporary files below a folder that killed processes of this machine left.
+    """Removes the temporary files below a folder that killed processes left, never those of living ones.
+
+    What was committed of a file that is not finished stays.
 
     Returns:
         How many there were.
     """
-    machine, n_removed = _machine(), 0
-    for path in folder.rglob(f".*.{machine}.*.*{TEMPORARY_SUFFIX}"):
-        process = path.name.split(".")[-3]
-        if process.isdigit() and not _is_running(int(process)):
+    n_removed = 0
+    for path in folder.rglob(".*.*"):
+        if temporary := TEMPORARY_NAME.search(path.name):
+            n_removed += remove_if_abandoned(path, temporary[1], int(temporary[2]))
+        elif path.suffix == LOCK_SUFFIX:
+            made_on = machine_of_lock(path)
+            n_removed += made_on is not None and remove_if_abandoned(path, made_on, None)
+        elif path.suffix == COMMITTED_SUFFIX and _is_finished_since(path):
             path.unlink(missing_ok=True)
             n_removed += 1
     return n_removed
@@ -87,24 +96,17 @@ def check_writable(folder: Path, field: str = "params.output_dir") -> None:
         ) from error
 
 
-def _machine() -> str:
-    """Returns a name for what shares its process numbers: host and, in a container, process namespace."""
-    namespace = Path("/proc/self/ns/pid")
-    inode = namespace.stat().st_ino if namespace.exists() else 0
-    return hashlib.sha256(f"{socket.gethostname()} {inode}".encode()).hexdigest()[:8]
-
-
-def _is_running(process: int) -> bool:
+def _is_finished_since(committed: Path) -> bool:
+    """Tells whether the file that something was committed for has appeared after it."""
+    target = committed.with_name(committed.name.removesuffix(COMMITTED_SUFFIX)[1:])
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return target.stat().st_mtime_ns >= committed.stat().st_mtime_ns
+    except FileNotFoundError:
         return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Sees to it that a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

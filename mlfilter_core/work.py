@@ -1,5 +1,6 @@
 """A job's work on one file after another."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -8,6 +9,9 @@ from mlfilter_core.errors import FileError
 
 Report = TypeVar("Report")
 Report_co = TypeVar("Report_co", covariant=True)
+
+
+_log = logging.getLogger(__name__)
 
 
 class Work(Protocol[Report_co]):
@@ -46,6 +50,7 @@ def run_in_turn(work: Work[Report], files: Sequence[CorpusFile]) -> list[Report]
     """
     reports, failures = [], {}
     for file in files:
+        _log.debug("%s begins", file.relative)  # the last word of a process that dies of it
         try:
             reports.append(work.run(file))
         except FileError as error:

@@ -1,6 +1,7 @@
 """Real workers, really killed."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -16,8 +17,10 @@ from prefect.client.orchestration import SyncPrefectClient
 from flows.cluster import LocalWorkers, local_workers, n_cores
 from flows.failures import can_heal
 from flows.fan_out import Outcome, fan_out
+from flows.worker import last_words
 from mlfilter_core.config import LocalSettings
 from mlfilter_core.errors import SourceError
+from mlfilter_core.progress import tell_progress
 
 
 class Items(list[str]):
@@ -118,9 +121,52 @@ def test_items_that_kill_every_worker_are_marked_crashed_and_the_others_go_on(
     assert done["one"].result == "one"
     assert done["two"].result == "two"
     for item in poison:
-        assert "its worker died while running it, 4 times, last on 127.0.0.1; look at" in str(done[item].error)
+        assert "its worker died while running it, 4 times, last on 127.0.0.1; it was killed from" in str(
+            done[item].error
+        )
     states = [run.state_type for run in client.read_task_runs(limit=7, sort="EXPECTED_START_TIME_DESC")]
     assert (states.count("CRASHED"), states.count("COMPLETED")) == (len(poison), 2)
+
+
+def test_a_worker_that_crashes_leaves_its_last_words(workers: LocalWorkers, tmp_path: Path) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        import ctypes
+
+        ctypes.string_at(0)
+        return item
+
+    (outcome,) = outcomes(workers, work, ["one"], tmp_path / "runs").values()
+    message = str(outcome.error)
+    assert re.search(r"its log .*/worker-.*\.log ends with:\nFatal Python error: Segmentation fault\n", message), (
+        message
+    )
+    assert re.search(r'File ".*ctypes/__init__.py", line \d+ in string_at\n', message)
+
+
+def test_a_worker_that_was_killed_from_outside_says_what_it_was_at(tmp_path: Path) -> None:
+    (tmp_path / "worker-a-1.log").write_text("\n".join(f"line {i}" for i in range(30)))
+    assert last_words(tmp_path, "worker-a-1") == (
+        "it was killed from outside, as by the kernel where memory runs out: there is no error in its log "
+        f"{tmp_path}/worker-a-1.log, which ends with:\nline 27\nline 28\nline 29"
+    )
+    assert last_words(tmp_path, "worker-a-2") == f"its log {tmp_path}/worker-a-2.log is not to be read"
+
+
+def test_an_item_that_comes_further_each_time_is_not_given_up(
+    workers: LocalWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        if note(folder, item) < 10:
+            tell_progress(100)
+            time.sleep(0.2)  # until it is heard
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    done = outcomes(workers, work, ["long"], tmp_path / "runs")
+    assert done["long"].result == "long"
+    assert executions(tmp_path / "runs") == {"long": 10}
 
 
 def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(

@@ -11,7 +11,7 @@ def report(n_files: int, failures: dict[str, str] | None = None) -> RunReport:
     waited = {"reading": 1.5, "tokenizing": 1.0, "encoding": 0.25, "writing": 1.75}
     counts = (1003, 1000, 2, 1, 5, 0, 123_456, 3)
     files = [
-        EmbedReport(f"{i}.jsonl", f"{i}.h5", "embedded", *counts, {"not_json": 2}, 2.0, waited, "float32 on cpu")
+        EmbedReport(f"{i}.jsonl", f"{i}.h5", "embedded", *counts, {"not_json": 2}, 400, 2.0, waited, "float32 on cpu")
         for i in range(n_files)
     ]
     return RunReport("embed", Path("out"), Path("logs"), 10.0, files, failures or {})
@@ -30,6 +30,7 @@ def test_totals_are_the_sums_over_the_finished_files() -> None:
         "duplicate_ids": 0,
         "tokens": 370_368,
         "out_of_memory": 9,
+        "resumed": 1200,
         "seconds": 10.0,
     }
 
@@ -38,7 +39,7 @@ def test_the_printed_table_has_a_row_for_each_file_and_their_sum(capsys: pytest.
     print_report(report(2, {"bad.jsonl": "reason"}))
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert ["bad.jsonl", "failed"] in lines
-    assert ["1.jsonl", "embedded", "1,003", "1,000", "2", "5", "123,456", "2.0", "500.0"] in lines
+    assert ["1.jsonl", "embedded", "1,003", "1,000", "2", "5", "123,456", "2.0", "300.0"] in lines
     assert ["total", "2,006", "2,000", "4", "10", "246,912", "10.0"] in lines
     assert ["results:", "out"] in lines
 
@@ -49,6 +50,7 @@ def test_the_report_says_what_limited_the_run(capsys: pytest.CaptureFixture[str]
     waited = "reading 3.0, tokenizing 2.0, encoding 0.5, writing 3.5; encoding is the limit"
     assert f"seconds that each stage waited for another: {waited}\n" in shown
     assert shown.count("encoder: float32 on cpu\n") == 1
+    assert "800 documents had been encoded by a run that was interrupted\n" in shown
     assert "memory ran out 6 times, and batches were divided" in shown
 
 

@@ -28,6 +28,7 @@ from flows.fan_out import fan_out
 from flows.report import FilesFailedError
 from flows.slurm import SlurmError, slurm_workers
 from mlfilter_core.config import SlurmSettings
+from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.embedding_store import EmbeddingFile
 from tests.flows.test_deployments import prefect
 from tests.flows.test_fan_out import Items
@@ -194,6 +195,21 @@ def test_a_file_that_takes_longer_than_a_worker_lives_fails_with_the_reason(
     with pytest.raises(FilesFailedError, match=r"long.jsonl: it was started 2 times, and each time its worker ended"):
         embed(slurm_job({"long": 1500}, {"embedding_model": MINILM}, time="00:01:00"))
     assert queue() == []
+
+
+def test_a_file_that_takes_longer_than_a_worker_lives_is_finished_in_parts(
+    slurm_job: WriteSlurmJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_runner_module, "MAX_STARTS", 1)
+    monkeypatch.setattr(task_runner_module, "LOOK_S", 0.5)
+    monkeypatch.setattr(slurm_job_module, "MIN_LIFETIME_S", 12)
+    monkeypatch.setattr(slurm_job_module, "MIN_MARGIN_S", 48)
+    params = {"embedding_model": MINILM, "commit_documents": 100, "max_batch_tokens": 1024}
+    report = embed(slurm_job({"long": 3000}, params, time="00:01:00"))
+    assert n_rows(tmp_path / "out" / "embeddings") == {"long": 3000}
+    (row,) = report.reports
+    assert isinstance(row, EmbedReport)
+    assert 0 < row.resumed < 3000
 
 
 def test_jobs_that_no_file_is_left_for_are_given_back(slurm_job: WriteSlurmJob) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mlfilter_core import claims
+from mlfilter_core.claims import claim, hold
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.publishing import check_writable, publish, remove_leftovers
 
@@ -84,24 +86,53 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
             check_writable(folder)
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_stays(tmp_path: Path) -> None:
-    code = f"""
-import os, signal
+KILLED_WHILE_IT_PUBLISHES = """
+import os, signal, sys
 from pathlib import Path
-from mlfilter_core.publishing import publish, remove_leftovers
-with publish(Path({str(tmp_path / "a" / "x.h5")!r})):
+from mlfilter_core.claims import claim
+from mlfilter_core.publishing import publish
+with claim(Path(sys.argv[1])), publish(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    killed = subprocess.run([sys.executable, "-c", code], check=False)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_stays(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "x.h5"
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_PUBLISHES, target], check=False)
     assert killed.returncode == -signal.SIGKILL
-    (leftover,) = (tmp_path / "a").iterdir()
-    foreign = tmp_path / ".y.h5.0123abcd.999999999.89abcdef.part"  # of a process on another machine
-    foreign.touch()
-    with publish(tmp_path / "z.h5") as own:
-        assert remove_leftovers(tmp_path) == 1
-        assert not leftover.exists()
+    assert sorted(path.suffix for path in target.parent.iterdir()) == [".lock", ".part"]
+    with claim(tmp_path / "z.h5"), publish(tmp_path / "z.h5") as own:
+        assert remove_leftovers(tmp_path) == 2
+        assert list(target.parent.iterdir()) == []
         assert own.exists()
-        assert foreign.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["z.h5"]
+
+
+def test_what_a_process_on_another_machine_left_is_removed_only_where_its_lock_would_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = tmp_path / ".y.h5.0123abcd.999999999.89abcdef.part"
+    foreign.touch()
+    with open(foreign, "rb") as living:
+        hold(living)
+        assert remove_leftovers(tmp_path) == 0
+    monkeypatch.setattr(claims, "why_locks_are_local", lambda folder: "it is mounted with localflock")
+    assert remove_leftovers(tmp_path) == 0
+    monkeypatch.undo()
+    assert remove_leftovers(tmp_path) == 1
+
+
+def test_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
+    for name in (".a.part", ".b.lock", ".c.d.e.f.part", ".x.h5.committed", ".gitignore"):
+        (tmp_path / name).write_text("theirs")
+    assert remove_leftovers(tmp_path) == 0
+
+
+def test_what_was_committed_goes_once_its_file_is_there(tmp_path: Path) -> None:
+    (tmp_path / ".x.h5.committed").touch()
+    assert remove_leftovers(tmp_path) == 0
+    (tmp_path / "x.h5").touch()
+    assert remove_leftovers(tmp_path) == 1
 
 
 def test_a_folder_that_may_not_be_written_to_is_refused(unprivileged: Path) -> None:
