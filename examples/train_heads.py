@@ -9,6 +9,7 @@ the same heads.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, find_files
 from mlfilter_core.embedding_store import LABELS, EmbeddingFile
+from mlfilter_core.fingerprint import Fingerprint, differences, fingerprint
 
 Embeddings = NDArray[np.float32]
 RIDGE_PENALTY = 0.3  # the best of 0.03, 0.1, 0.3, 1 and 3 by leave-one-out error on the example corpus
@@ -31,13 +33,13 @@ def main() -> None:
     parser.add_argument("--embeddings", type=Path, default=Path("outputs/example/embeddings"))
     parser.add_argument("--output", type=Path, default=Path("examples/heads"))
     arguments = parser.parse_args()
-    embeddings, labels, encoder_weights_sha256 = read_labelled(arguments.embeddings)
+    embeddings, labels, encoder = read_labelled(arguments.embeddings)
     education, toxicity = labels.T
     arguments.output.mkdir(exist_ok=True)
     save_file(
         ridge(embeddings, education),
         arguments.output / "education.safetensors",
-        {"activation": "relu", "encoder_weights_sha256": encoder_weights_sha256},
+        {"activation": "relu", "encoder": json.dumps(encoder)},
     )
     torch.save(mlp(embeddings, toxicity).state_dict(), arguments.output / "toxicity.pt")
     unseen = leave_one_out(embeddings, education)
@@ -45,18 +47,17 @@ def main() -> None:
     print(f"{np.abs(unseen - education).mean():.2f}, correlation {np.corrcoef(unseen, education)[0, 1]:.2f}")
 
 
-def read_labelled(folder: Path) -> tuple[Embeddings, Embeddings, str]:
-    """Returns float32 (n, dim) embeddings, (n, 2) labels, and the digest of the encoder's weights."""
-    embeddings, labels, digests = [], [], set()
+def read_labelled(folder: Path) -> tuple[Embeddings, Embeddings, Fingerprint]:
+    """Returns float32 (n, dim) embeddings, (n, 2) labels, and the fingerprint of their encoder."""
+    embeddings, labels, encoders = [], [], []
     for path in find_files(folder, "**/*", EMBEDDING_SUFFIXES):
         with EmbeddingFile(path.path, "train") as file:
             rows = slice(0, file.n_rows)
             embeddings.append(file.embeddings(rows))
             labels.append(file.array(LABELS, rows))
-            assert file.provenance is not None
-            digests.add(file.provenance.request["weights_sha256"])
-    (digest,) = digests
-    return np.concatenate(embeddings), np.concatenate(labels), digest
+            encoders.append(fingerprint(file.provenance))
+    assert not any(differences(encoders[0], encoder) for encoder in encoders)
+    return np.concatenate(embeddings), np.concatenate(labels), encoders[0]
 
 
 def ridge(embeddings: Embeddings, labels: Embeddings) -> dict[str, torch.Tensor]:

@@ -58,7 +58,7 @@ def annotate(config: Path | AnnotationJob, overrides: Mapping[str, Any] = {}) ->
             "annotate",
             annotate_files,
             files,
-            work=annotate_work(params, files),
+            work=annotate_work(params),
             job=job,
             output_dir=params.annotated_output_dir,
             logs=logs,

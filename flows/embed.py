@@ -63,7 +63,7 @@ def embed(config: Path | EmbeddingJob, overrides: Mapping[str, Any] = {}) -> Run
             shard(files, job.local.ranks, job.local.tasks),
             work=work,
             job=job,
-            output_dir=params.embedding_output_dir if params.keep_embeddings else params.annotated_output_dir,
+            output_dir=params.results_dir,
             logs=logs,
             started=started,
         )

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -81,6 +80,12 @@ class RunReport:
         """Returns what a person who wants the run to be faster should know."""
         embedded = [report for report in self.reports if isinstance(report, EmbedReport) and report.waited]
         remarks = [f"encoder: {encoder}" for encoder in sorted({report.encoder for report in embedded})]
+        annotated = [report for report in self.reports if isinstance(report, AnnotateReport)]
+        mismatched = {item for report in annotated for item in report.mismatched_heads.items()}
+        remarks += [
+            f"head {name} was trained on the embeddings of another encoder: {differences}"
+            for name, differences in sorted(mismatched)
+        ]
         n_resumed = sum(report.resumed for report in embedded)
         if n_resumed:
             remarks.append(f"{n_resumed} documents had been encoded by a run that was interrupted")
@@ -111,16 +116,23 @@ class FilesFailedError(MlfilterError):
 
 def publish_report(report: RunReport) -> None:
     """Writes `files.jsonl` to the run's logs, and a table and a summary to the Prefect UI."""
-    report.logs.mkdir(parents=True, exist_ok=True)
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact  # a second, for who needs it
+
+    write_rows(report)
     rows = report.rows()
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    (report.logs / "files.jsonl").write_text("".join(lines), encoding="utf-8")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     telling = report.telling_rows(MAX_ARTIFACT_ROWS)
     shown = [{name: row.get(name, "") for name in columns} for row in telling]
     about = f"Files of {report.flow}" + (f": {NOT_ALL}" if len(telling) < len(rows) else "")
     create_table_artifact(shown, key=f"{report.flow}-files", description=about)
     create_markdown_artifact(_markdown(report), key=f"{report.flow}-summary")
+
+
+def write_rows(report: RunReport) -> None:
+    """Writes `files.jsonl`, one line for each file, to the run's logs."""
+    report.logs.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows()]
+    (report.logs / "files.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def print_report(report: RunReport) -> None:
@@ -153,6 +165,7 @@ def _row(report: EmbedReport | AnnotateReport) -> dict[str, Any]:
     seconds = facts.pop("seconds")
     output = facts.pop("output")
     facts.pop("rejected_by_reason", None)
+    facts.pop("mismatched_heads", None)
     n_done = report.documents - facts.get("resumed", 0)
     speed = round(n_done / seconds, 1) if seconds else ""
     return {"file": name, **facts, "seconds": round(seconds, 2), "documents/s": speed, "output": output}

@@ -4,9 +4,9 @@ import multiprocessing
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from flows.server import keep_prefect_home_in, prefect_api
+from flows.server import api_is_configured, keep_prefect_home_in, prefect_api
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job
@@ -14,8 +14,6 @@ from mlfilter_core.publishing import check_writable
 
 if TYPE_CHECKING:
     from flows.report import RunReport
-
-Result = TypeVar("Result")
 
 
 def run_embedding_pipeline(config_file_path: Path, overrides: dict[str, Any] | None = None) -> "RunReport":
@@ -34,12 +32,12 @@ def run_embedding_pipeline(config_file_path: Path, overrides: dict[str, Any] | N
     """
     job = load_job(config_file_path, EmbeddingJob, overrides)
 
-    def run() -> "RunReport":
+    def run() -> "list[RunReport]":
         from flows.embed import embed
 
-        return embed(config_file_path, overrides or {})
+        return [embed(config_file_path, overrides or {})]
 
-    return _with_api(job, run)
+    return _run(run, job)[0]
 
 
 def run_annotation_pipeline(config_file_path: Path, overrides: dict[str, Any] | None = None) -> "RunReport":
@@ -49,12 +47,12 @@ def run_annotation_pipeline(config_file_path: Path, overrides: dict[str, Any] | 
     """
     job = load_job(config_file_path, AnnotationJob, overrides)
 
-    def run() -> "RunReport":
+    def run() -> "list[RunReport]":
         from flows.annotate import annotate
 
-        return annotate(config_file_path, overrides or {})
+        return [annotate(config_file_path, overrides or {})]
 
-    return _with_api(job, run)
+    return _run(run, job)[0]
 
 
 def run_both_pipelines(
@@ -65,23 +63,30 @@ def run_both_pipelines(
 ) -> "list[RunReport]":
     """Embeds a corpus, then scores it; both job files are checked before anything starts."""
     job = load_job(embed_config, EmbeddingJob, embed_overrides)
-    load_job(annotate_config, AnnotationJob, annotate_overrides)
+    annotation_job = load_job(annotate_config, AnnotationJob, annotate_overrides)
 
     def run() -> "list[RunReport]":
         from flows.pipeline import pipeline
 
         return pipeline(embed_config, annotate_config, embed_overrides or {}, annotate_overrides or {})
 
-    return _with_api(job, run)
+    return _run(run, job, annotation_job)
 
 
-def _with_api(job: EmbeddingJob | AnnotationJob, run: Callable[[], Result]) -> Result:
+def _run(run: "Callable[[], list[RunReport]]", *jobs: EmbeddingJob | AnnotationJob) -> "list[RunReport]":
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports the script once more
         raise ConfigError('call this below `if __name__ == "__main__":`; workers import the script that starts them')
+    job = jobs[0]
     check_writable(job.params.output_dir)
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
     # Its database is for the processes of one machine: SQLite's log does not work across a network.
     folder = job.logging_dir / "prefect" / socket.gethostname()
     keep_prefect_home_in(folder)
+    if not api_is_configured():
+        from flows.finished import finished_before
+
+        reports = [report for job in jobs if (report := finished_before(job)) is not None]
+        if len(reports) == len(jobs):
+            return reports
     with prefect_api(folder):
         return run()

@@ -76,6 +76,7 @@ def run_files(
         "%d files: %d finished before, %d to do, %d in the way", len(files), len(reports), len(to_do), len(failures)
     )
     if to_do:
+        work.prepare(files)
         bundles = Bundles(to_do, job.files_per_task, log.info)
         with workers_of(job)(len(to_do), logs) as workers:
             for outcome in fan_out(workers, task, bundles, {"work": work}):

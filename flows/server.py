@@ -19,6 +19,13 @@ def keep_prefect_home_in(folder: Path) -> None:
         os.environ["PREFECT_HOME"] = str(folder.absolute())
 
 
+def api_is_configured() -> bool:
+    """Tells whether there is an API, by the environment or a Prefect profile."""
+    from prefect.settings import PREFECT_API_URL
+
+    return bool(PREFECT_API_URL.value())
+
+
 @contextmanager
 def prefect_api(folder: Path) -> Iterator[None]:
     """Provides an API to the flows called in the block.
@@ -39,7 +46,7 @@ def prefect_api(folder: Path) -> Iterator[None]:
         temporary_settings,
     )
 
-    if PREFECT_API_URL.value():
+    if api_is_configured():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embedding_store import DOCUMENT_ID, EmbeddingFile
 from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.file_identity import file_identity, is_same_file
+from mlfilter_core.fingerprint import fingerprint
 from mlfilter_core.output_values import OutputValues
 from mlfilter_core.publishing import publish
 
@@ -43,6 +44,7 @@ class AnnotateRequest:
         model_dtype: torch name of the heads' dtype.
         compression: Of the annotated files.
         source_dir: Where the sources lie now; None where they were embedded from.
+        allow_mismatched_head: Whether heads that were trained on another encoder may score.
     """
 
     output_dir: Path
@@ -54,6 +56,7 @@ class AnnotateRequest:
     model_dtype: str = "float32"
     compression: Compression = None
     source_dir: Path | None = None
+    allow_mismatched_head: bool = False
 
     def output(self, embeddings: CorpusFile) -> Path:
         return embeddings.output(self.output_dir, SUFFIXES[self.compression])
@@ -82,6 +85,7 @@ class AnnotateReport:
         status: `annotated` now, or `skipped` because it was finished.
         documents: Rows of the HDF5 file, which are the lines of the output.
         missing_values: Output keys that some document lacks, written as null, and how often.
+        mismatched_heads: Heads that were trained on another encoder, and what differs.
         seconds: Wall time; 0 where skipped.
     """
 
@@ -90,6 +94,7 @@ class AnnotateReport:
     status: Literal["annotated", "skipped"]
     documents: int
     missing_values: dict[str, int]
+    mismatched_heads: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -108,7 +113,7 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
         EmbeddingFileError: The file is not a file of embeddings.
         OSError: Reading or writing failed.
     """
-    from mlfilter_core.heads import check_heads_fit, score
+    from mlfilter_core.heads import check_heads_fit, find_mismatched_heads, score
 
     started = time.monotonic()
     output = request.output(embeddings)
@@ -118,7 +123,10 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
         OutputValues(file, request.output_keys, columns, request.source_dir) as values,
         publish(output) as temporary,
     ):
-        check_heads_fit(heads, file.dim, encoder_weights(file), str(embeddings.path))
+        check_heads_fit(heads, file.dim, str(embeddings.path))
+        mismatched = find_mismatched_heads(
+            heads, fingerprint(file.provenance), str(embeddings.path), request.allow_mismatched_head
+        )
         with open_annotations(temporary, request.compression) as sink:
             for rows in file.slices(request.batch_size):
                 scores = score(heads, file.embeddings(rows))
@@ -132,6 +140,7 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
             "output": file_identity(temporary),
             "documents": n_rows,
             "missing_values": values.missing_values,
+            "mismatched_heads": mismatched,
             # Of the embeddings, which may be removed.
             "source": dict(file.provenance.source) if file.provenance else None,
             "counts": dict(file.provenance.counts) if file.provenance else None,
@@ -141,7 +150,9 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
             provenance.write_bytes(orjson.dumps(made, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     seconds = time.monotonic() - started
     _log.info("%s: %d documents in %.1f s", embeddings.relative, n_rows, seconds)
-    return AnnotateReport(embeddings.relative, str(output), "annotated", n_rows, values.missing_values, seconds)
+    return AnnotateReport(
+        embeddings.relative, str(output), "annotated", n_rows, values.missing_values, mismatched, seconds
+    )
 
 
 def finished_annotation(
@@ -167,7 +178,10 @@ def finished_annotation(
         raise OutputConflictError(f"{output} was made from another version of {embeddings.path}; {REPLACE}")
     if are_same_embeddings is None:
         return None
-    return AnnotateReport(embeddings.relative, str(output), "skipped", made["documents"], made["missing_values"])
+    return AnnotateReport(
+        *(embeddings.relative, str(output), "skipped", made["documents"], made["missing_values"]),
+        made.get("mismatched_heads", {}),
+    )
 
 
 def read_annotation(embeddings: CorpusFile, request: AnnotateRequest, read_content: bool) -> dict[str, Any] | None:
@@ -196,11 +210,6 @@ def read_annotation(embeddings: CorpusFile, request: AnnotateRequest, read_conte
     if is_same_output is False:
         raise OutputConflictError(f"{output} was changed since it was annotated; {REPLACE}")
     return made if is_same_output else None
-
-
-def encoder_weights(file: EmbeddingFile) -> str | None:
-    """Returns the digest of the weights that made the embeddings; None where the file does not say."""
-    return file.provenance.request.get("weights_sha256") if file.provenance else None
 
 
 def _check_finite(scores: NDArray[np.float32], columns: list[str], file: EmbeddingFile, rows: slice) -> None:

@@ -1,6 +1,7 @@
 """An annotation job, applied to one file after another by a worker."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,18 +10,21 @@ from mlfilter_core.annotate_file import (
     AnnotateReport,
     AnnotateRequest,
     annotate_file,
-    encoder_weights,
     finished_annotation,
 )
 from mlfilter_core.claims import claim
 from mlfilter_core.config import AnnotationPipelineParameters, Scoring
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.errors import EmbeddingFileError
+from mlfilter_core.errors import ConfigError, EmbeddingFileError
+from mlfilter_core.fingerprint import Fingerprint, describe_differences, differences, fingerprint, name_of
+from mlfilter_core.head_files import head_digests
 from mlfilter_core.publishing import unless_overwritten
 
 if TYPE_CHECKING:
     from mlfilter_core.heads import Head
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,15 @@ class AnnotateWork:
         """
         return unless_overwritten(lambda: finished_annotation(file, self.request, read_content), self.params.overwrite)
 
+    def prepare(self, files: Sequence[CorpusFile]) -> None:
+        """Checks that the heads load, and fit every readable file of a run; the others fail by themselves.
+
+        Raises:
+            HeadError: A checkpoint is corrupted, holds code, or does not fit the embeddings.
+            ConfigError: Two files were made by different encoders.
+        """
+        _check_contract(load_heads(self.params), files, self.request)
+
     def run(self, file: CorpusFile) -> AnnotateReport:
         """Scores one file, unless that was done before, by a task that was lost after it had finished, say.
 
@@ -54,18 +67,14 @@ class AnnotateWork:
             )
 
 
-def annotate_work(params: AnnotationPipelineParameters, files: Iterable[CorpusFile]) -> AnnotateWork:
-    """Loads the heads, and checks that they fit every readable file; the others fail by themselves.
+def annotate_work(params: AnnotationPipelineParameters) -> AnnotateWork:
+    """Returns the work that the parameters ask for.
 
     Raises:
-        HeadError: A checkpoint is missing, corrupted, holds code, or does not fit the embeddings.
+        HeadError: A checkpoint is missing.
     """
-    heads = load_heads(params)
-    _check_heads(heads, files, params.hdf5_dataset_name)
-    return AnnotateWork(
-        params,
-        annotate_request(params, heads, params.annotated_output_dir, params.hdf5_dataset_name, params.source_dir),
-    )
+    group = params.hdf5_dataset_name
+    return AnnotateWork(params, annotate_request(params, params.annotated_output_dir, group, params.source_dir))
 
 
 def load_heads(params: Scoring) -> list["Head"]:
@@ -81,16 +90,18 @@ def load_heads(params: Scoring) -> list["Head"]:
 
     device, dtype = pick_device(params.device), getattr(torch, params.model_dtype)
     checkpoints = params.regression_head_checkpoints
-    return [load_head(name, Path(path).expanduser()).to(device, dtype) for name, path in checkpoints.items()]
+    return [load_head(name, Path(path)).to(device, dtype) for name, path in checkpoints.items()]
 
 
-def annotate_request(
-    params: Scoring, heads: list["Head"], output_dir: Path, group: str, source_dir: Path | None = None
-) -> AnnotateRequest:
-    """Returns what the parameters ask of every file."""
+def annotate_request(params: Scoring, output_dir: Path, group: str, source_dir: Path | None = None) -> AnnotateRequest:
+    """Returns what the parameters ask of every file.
+
+    Raises:
+        HeadError: A checkpoint is missing.
+    """
     return AnnotateRequest(
         output_dir=output_dir,
-        head_sha256={head.name: head.sha256 for head in heads},
+        head_sha256=head_digests(params.regression_head_checkpoints),
         output_keys=params.output_keys,
         score_prefix=params.score_prefix,
         group=group,
@@ -98,6 +109,7 @@ def annotate_request(
         model_dtype=params.model_dtype,
         compression=params.compression,
         source_dir=source_dir,
+        allow_mismatched_head=params.allow_mismatched_head,
     )
 
 
@@ -113,12 +125,27 @@ def heads_of_process(params: Scoring, request: AnnotateRequest) -> list["Head"]:
     return _heads_of_process[key]
 
 
-def _check_heads(heads: list["Head"], files: Iterable[CorpusFile], group: str) -> None:
-    from mlfilter_core.heads import check_heads_fit
+def _check_contract(heads: list["Head"], files: Iterable[CorpusFile], request: AnnotateRequest) -> None:
+    from mlfilter_core.heads import check_heads_fit, find_mismatched_heads
 
+    first: tuple[CorpusFile, Fingerprint] | None = None
+    said: set[str] = set()
     for file in files:
         try:
-            with EmbeddingFile(file.path, group) as embeddings:
-                check_heads_fit(heads, embeddings.dim, encoder_weights(embeddings), str(file.path))
-        except (EmbeddingFileError, OSError):
+            with EmbeddingFile(file.path, request.group) as embeddings:
+                dim, made_by = embeddings.dim, fingerprint(embeddings.provenance)
+        except (EmbeddingFileError, OSError):  # its task says so
             continue
+        if first is None and made_by:
+            first = file, made_by
+        if first is not None and differences(first[1], made_by):
+            raise ConfigError(
+                f"{first[0].path} and {file.path} were made by different encoders, {name_of(first[1])} and "
+                f"{name_of(made_by)}: they differ in {describe_differences(first[1], made_by)}. Scores of both would "
+                "not compare; set params.glob_pattern to the files of one of them"
+            )
+        check_heads_fit(heads, dim, str(file.path))
+        mismatched = find_mismatched_heads(heads, made_by, str(file.path), request.allow_mismatched_head)
+        for name in mismatched.keys() - said:
+            _log.warning("allow_mismatched_head: head %s was trained on other embeddings: %s", name, mismatched[name])
+            said.add(name)

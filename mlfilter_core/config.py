@@ -50,6 +50,9 @@ class Scoring(_Written):
     device: str = Field("cpu", description="Where the heads compute: cpu, cuda, mps or auto.")
     model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Heads' precision.")
     compression: Literal["gzip", "zstd"] | None = Field(None, description="Of the annotated files.")
+    allow_mismatched_head: bool = Field(
+        False, description="Score with a head that was trained on the embeddings of another encoder; it is recorded."
+    )
 
     @field_validator("regression_head_checkpoints")
     @classmethod
@@ -192,6 +195,11 @@ class EmbeddingPipelineParameters(_Written):
     def embedding_output_dir(self) -> Path:
         """Embeddings that do not stay lie apart from those that do, so that none of those is removed."""
         return self.output_dir / (self.embedding_dir if self.keep_embeddings else UNKEPT_DIR)
+
+    @property
+    def results_dir(self) -> Path:
+        """Where what stays lies."""
+        return self.embedding_output_dir if self.keep_embeddings else self.annotated_output_dir
 
     @property
     def rejected_output_dir(self) -> Path:

@@ -1,6 +1,7 @@
 """An embedding job, applied to one file after another by a worker."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +41,19 @@ class EmbedWork:
         """
         return self._finished(file, self.annotation, read_content)
 
+    def prepare(self, files: Sequence[CorpusFile]) -> None:
+        """Checks what can be checked of the heads of an annotation in the same pass before the encoder is loaded.
+
+        Raises:
+            HeadError: A checkpoint is corrupted, holds code, or was trained on another encoder.
+        """
+        if self.annotation is not None and self.params.annotate_inline is not None:
+            from mlfilter_core.heads import find_mismatched_heads
+
+            heads = load_heads(self.params.annotate_inline)
+            is_allowed = self.annotation.request.allow_mismatched_head
+            find_mismatched_heads(heads, self.request.model.provenance(), "what this job embeds", is_allowed)
+
     def run(self, file: CorpusFile) -> EmbedReport:
         """Embeds one file, unless that was done before, by a task that was lost after it had finished, say.
 
@@ -49,7 +63,7 @@ class EmbedWork:
             return self.finished(file, read_content=True) or self._embed(file)
 
     def _embed(self, file: CorpusFile) -> EmbedReport:
-        from mlfilter_core.heads import check_heads_fit
+        from mlfilter_core.heads import check_heads_fit, find_mismatched_heads
 
         params, request = self.params, self.request
         embeddings, rejects = self._embeddings(file), file.output(params.rejected_output_dir, ".jsonl")
@@ -57,7 +71,9 @@ class EmbedWork:
         if self.annotation is None or params.annotate_inline is None:
             return embed_file(file, embeddings.path, rejects, request, encoder)
         heads = heads_of_process(params.annotate_inline, self.annotation.request)
-        check_heads_fit(heads, encoder.dim, request.model.weights_sha256, request.model.model)
+        made_by = {**request.provenance(), **encoder.provenance()}
+        check_heads_fit(heads, encoder.dim, request.model.model)
+        find_mismatched_heads(heads, made_by, str(file.path), self.annotation.request.allow_mismatched_head)
         embedded = self._finished(file, None, read_content=True)
         embedded = embedded or embed_file(file, embeddings.path, rejects, request, encoder)
         return annotate_embedded(embedded, embeddings, self.annotation, heads)
@@ -79,24 +95,20 @@ class EmbedWork:
 
 
 def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
-    """Resolves the model, and checks the heads of an annotation in the same pass.
+    """Returns the work that the parameters ask for, the model found and fingerprinted.
 
     Raises:
-        ModelError: The model is not there, or holds code that the job does not allow.
-        HeadError: A checkpoint is missing, corrupted, or was trained on another encoder.
+        EncoderError: The model is not there.
+        HeadError: A checkpoint is missing.
     """
     request = _embed_request(params, resolve_model(params.embedding_model, params.model_revision))
-    return EmbedWork(params, request, _inline_annotation(params, request))
+    return EmbedWork(params, request, _inline_annotation(params))
 
 
-def _inline_annotation(params: EmbeddingPipelineParameters, request: EmbedRequest) -> InlineAnnotation | None:
+def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation | None:
     if params.annotate_inline is None:
         return None
-    from mlfilter_core.heads import check_heads_know_encoder
-
-    heads = load_heads(params.annotate_inline)
-    check_heads_know_encoder(heads, request.model.weights_sha256, request.model.model)
-    asked = annotate_request(params.annotate_inline, heads, params.annotated_output_dir, params.hdf5_dataset_name)
+    asked = annotate_request(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name)
     return InlineAnnotation(asked, params.keep_embeddings)
 
 

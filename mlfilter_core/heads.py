@@ -4,6 +4,7 @@ Knows nothing about files of embeddings. A checkpoint is read as tensors and pla
 in it is executed.
 """
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from safetensors.torch import load_file
 
 from mlfilter_core.errors import HeadError
 from mlfilter_core.file_identity import file_sha256
+from mlfilter_core.fingerprint import Fingerprint, describe_differences, differences, name_of
+from mlfilter_core.head_files import checkpoint_file
 from mlfilter_core.linear import linear
 
 _log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class Head:
         weights: float32 (n_out, n_in) of each layer.
         biases: float32 (n_out,) of each layer.
         activation: One of `ACTIVATIONS`, between the layers.
-        encoder_weights_sha256: Of the encoder it was trained on; None where the checkpoint does not say.
+        encoder: Fingerprint of the encoder it was trained on; empty where the checkpoint does not say.
     """
 
     name: str
@@ -48,7 +51,7 @@ class Head:
     weights: tuple[torch.Tensor, ...]
     biases: tuple[torch.Tensor, ...]
     activation: str
-    encoder_weights_sha256: str | None
+    encoder: Fingerprint
 
     @property
     def dim(self) -> int:
@@ -73,7 +76,7 @@ class Head:
             tuple(weight.to(device, dtype) for weight in self.weights),
             tuple(bias.to(device, dtype) for bias in self.biases),
             self.activation,
-            self.encoder_weights_sha256,
+            self.encoder,
         )
 
 
@@ -84,14 +87,13 @@ def load_head(name: str, checkpoint: Path) -> Head:
         name: What the job calls it.
         checkpoint: A PyTorch state dict (`.pt`, `.pth`, `.ckpt`, `.bin`), a `.safetensors` file, or a
             folder with `model.safetensors`. Safetensors metadata may name `activation` (relu, gelu,
-            tanh; ReLU otherwise) and `encoder_weights_sha256`.
+            tanh; ReLU otherwise), and as `encoder` the JSON of the fingerprint of the encoder that the head
+            was trained on, or as `encoder_weights_sha256` the digest of its weights alone.
 
     Raises:
         HeadError: The file is missing or corrupted, holds code, or is not a chain of linear layers.
     """
-    path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
-    if not path.is_file():
-        raise HeadError(f"head {name}: the checkpoint {path} does not exist; mend the path")
+    path = checkpoint_file(name, checkpoint)
     where = f"head {name}: {path}"
     try:
         tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
@@ -107,7 +109,7 @@ def load_head(name: str, checkpoint: Path) -> Head:
         raise HeadError(f"{where}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
     if len(weights) > 1 and "activation" not in metadata:
         _log.info("%s names no activation; ReLU is taken between its %d layers", where, len(weights))
-    return Head(name, file_sha256(path), weights, biases, activation, metadata.get("encoder_weights_sha256"))
+    return Head(name, file_sha256(path), weights, biases, activation, _trained_on(metadata, where))
 
 
 @torch.inference_mode()
@@ -125,17 +127,16 @@ def score(heads: list[Head], embeddings: NDArray[np.float32]) -> NDArray[np.floa
     return torch.cat([_apply(head, inputs) for head in heads], dim=1).float().cpu().numpy()
 
 
-def check_heads_fit(heads: list[Head], dim: int, encoder_weights_sha256: str | None, where: str) -> None:
-    """Checks that heads were made for embeddings like these.
+def check_heads_fit(heads: list[Head], dim: int, where: str) -> None:
+    """Checks that heads take embeddings of a width.
 
     Args:
         heads: The heads of a job.
         dim: Width of the embeddings.
-        encoder_weights_sha256: Of the encoder that made them; None where that is not known.
         where: The file of embeddings, for the message.
 
     Raises:
-        HeadError: A width differs, a head names another encoder, or two scores would have one name.
+        HeadError: A width differs, or two scores would have one name.
     """
     columns = [column for head in heads for column in head.columns("")]
     twice = next((column for column in columns if columns.count(column) > 1), None)
@@ -148,22 +149,31 @@ def check_heads_fit(heads: list[Head], dim: int, encoder_weights_sha256: str | N
                 f"head {head.name} takes embeddings of width {head.dim}, but those of {where} are {dim} wide; "
                 "use the head that was trained on this encoder's embeddings"
             )
-    check_heads_know_encoder(heads, encoder_weights_sha256, where)
 
 
-def check_heads_know_encoder(heads: list[Head], encoder_weights_sha256: str | None, where: str) -> None:
-    """Checks the part of `check_heads_fit` that needs no embeddings: that no head names another encoder.
+def find_mismatched_heads(heads: list[Head], made_by: Fingerprint, where: str, are_allowed: bool) -> dict[str, str]:
+    """Returns the heads that were trained on the embeddings of another encoder, and what differs, in words.
+
+    Args:
+        heads: The heads of a job.
+        made_by: Fingerprint of the encoder of the embeddings.
+        where: The file of embeddings, for the message.
+        are_allowed: Whether the job wants them all the same.
 
     Raises:
-        HeadError: One does.
+        HeadError: There are some, and they are not allowed.
     """
+    mismatched = {
+        head.name: describe_differences(head.encoder, made_by) for head in heads if differences(head.encoder, made_by)
+    }
     for head in heads:
-        trained_on = head.encoder_weights_sha256
-        if trained_on and encoder_weights_sha256 and trained_on != encoder_weights_sha256:
+        if head.name in mismatched and not are_allowed:
             raise HeadError(
-                f"head {head.name} was trained on the encoder with weights {trained_on[:12]}, but {where} was made "
-                f"with {encoder_weights_sha256[:12]}; use the head that was trained on this encoder's embeddings"
+                f"head {head.name} was trained on embeddings of {name_of(head.encoder)}, but {where} was made by "
+                f"{name_of(made_by)}; they differ in {mismatched[head.name]}. Use the head that was trained on this "
+                "encoder's embeddings, or set params.allow_mismatched_head: true"
             )
+    return mismatched
 
 
 def _apply(head: Head, hidden: torch.Tensor) -> torch.Tensor:
@@ -189,6 +199,19 @@ def _read_pickle(path: Path) -> Mapping[str, torch.Tensor]:
     if not isinstance(content, Mapping):
         raise TypeError(f"it holds a {type(content).__name__}, not a state dict")
     return content
+
+
+def _trained_on(metadata: Mapping[str, str], where: str) -> Fingerprint:
+    if "encoder" not in metadata:
+        weights = metadata.get("encoder_weights_sha256")
+        return {"weights_sha256": weights} if weights else {}
+    try:
+        encoder = json.loads(metadata["encoder"])
+    except ValueError as error:
+        raise HeadError(f"{where}: its metadata `encoder` is not JSON ({error}); save the head again") from error
+    if not isinstance(encoder, dict):
+        raise HeadError(f"{where}: its metadata `encoder` is not a JSON object; save the head again")
+    return encoder
 
 
 def _layers(

@@ -20,6 +20,13 @@ class Work(Protocol[Report_co]):
     def finished(self, file: CorpusFile, read_content: bool) -> Report_co | None:
         """Returns the report of a finished file, None for one to do."""
 
+    def prepare(self, files: Sequence[CorpusFile]) -> None:
+        """Checks, before the first file is done, what would be wrong with all of them.
+
+        Args:
+            files: All of the run, the finished ones as well.
+        """
+
     def run(self, file: CorpusFile) -> Report_co:
         """Does one file, and returns its report."""
 

@@ -4,13 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flows.annotate import annotate
 from flows.embed import embed
 from flows.pipeline import pipeline
-from flows.report import FilesFailedError
+from flows.report import FilesFailedError, print_report
 from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.errors import HeadError
+from mlfilter_core.errors import ConfigError, HeadError
+from tests.conftest import TINY_DIM
 from tests.flows.conftest import WriteJob, write_embeddings
 
 
@@ -105,3 +107,34 @@ def test_a_source_that_changed_fails_its_file_alone(
         annotate(annotate_job(output_keys=["*"]))
     assert (tmp_path / "out" / "annotated_data" / "b" / "y.jsonl").exists()
     assert not (tmp_path / "out" / "annotated_data" / "a" / "x.jsonl").exists()
+
+
+def test_embeddings_of_two_encoders_are_refused_before_the_first_file(
+    embed_job: WriteJob, annotate_job: WriteJob, tmp_path: Path
+) -> None:
+    embed(embed_job(glob_pattern="a/*"))
+    embed(embed_job(glob_pattern="b/*", prompt="query: "))
+    message = (
+        r"out/embeddings/a/x\.h5 and .*/out/embeddings/b/x\.h5 were made by different encoders, .*: they differ in "
+        r"prompt \('' and 'query: '\)\. Scores of both would not compare; set params.glob_pattern to the files of one"
+    )
+    with pytest.raises(ConfigError, match=message):
+        annotate(annotate_job())
+    annotate(annotate_job(glob_pattern="a/*"))
+    with pytest.raises(ConfigError, match=message):  # though those of one encoder are finished
+        annotate(annotate_job())
+    assert len(list((tmp_path / "out/annotated_data").rglob("*.jsonl"))) == 1
+
+
+def test_a_mismatched_head_is_recorded_in_the_run_s_report(
+    embed_job: WriteJob, annotate_job: WriteJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embed(embed_job())
+    weights = {"weight": torch.ones(1, TINY_DIM)}
+    save_file(weights, tmp_path / "other.safetensors", {"encoder": json.dumps({"pooling": "cls"})})
+    checkpoints = {"other": str(tmp_path / "other.safetensors")}
+    with pytest.raises(HeadError, match=r"head other was trained on embeddings of .*they differ in pooling"):
+        annotate(annotate_job(regression_head_checkpoints=checkpoints))
+    print_report(annotate(annotate_job(regression_head_checkpoints=checkpoints, allow_mismatched_head=True)))
+    remark = "head other was trained on the embeddings of another encoder: pooling ('cls' and 'mean')\n"
+    assert remark in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
 
+from flows.pipeline import pipeline
 from mlfilter_core.embedding_store import EmbeddingFile
 from tests.flows.conftest import WriteJob
 
@@ -48,6 +49,21 @@ def test_the_known_commands_embed_and_annotate(embed_job: WriteJob, annotate_job
     assert annotated.returncode == 0, annotated.stderr
     assert annotated.stdout.count('{"document_id":"a/x.jsonl-') == 3
     assert len(list((tmp_path / "out" / "annotated_data").rglob("*.jsonl"))) == 3
+
+
+def test_over_finished_files_nothing_is_started_and_the_table_is_shown(
+    embed_job: WriteJob, annotate_job: WriteJob, tmp_path: Path
+) -> None:
+    pipeline(embed_job(), annotate_job())
+    both = ["--embed-config", embed_job(), "--annotate-config", annotate_job()]
+    done = command("-X", "importtime", "flows/pipeline.py", *both, PREFECT_API_URL="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" skipped ") == 6
+    assert f"logs:    {tmp_path}/out/logs/annotate-finished-before\n" in done.stdout
+    assert len((tmp_path / "out/logs/embed-finished-before/files.jsonl").read_text().splitlines()) == 3
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert not imported.intersection({"torch", "transformers", "distributed"})
+    assert not list((tmp_path / "out").rglob("prefect.db"))
 
 
 def test_set_replaces_values_of_the_job_file(embed_job: WriteJob, tmp_path: Path) -> None:

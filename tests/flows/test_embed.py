@@ -271,7 +271,7 @@ def test_a_head_that_does_not_fit_stops_the_run_before_anything_is_embedded(
     weights = {"weight": torch.ones(1, 32), "bias": torch.ones(1)}
     save_file(weights, tmp_path / "other.safetensors", {"encoder_weights_sha256": "0" * 64})
     inline = {"regression_head_checkpoints": {"other": str(tmp_path / "other.safetensors")}}
-    with pytest.raises(HeadError, match="head other was trained on the encoder with weights 000000000000"):
+    with pytest.raises(HeadError, match="head other was trained on embeddings of an encoder with weights 000000000000"):
         embed(embed_job(annotate_inline=inline))
     assert not list((tmp_path / "out").rglob("*.h5"))
 

@@ -18,7 +18,6 @@ from mlfilter_core.annotate_file import (
     AnnotateReport,
     AnnotateRequest,
     annotate_file,
-    encoder_weights,
     finished_annotation,
 )
 from mlfilter_core.annotations import Compression
@@ -371,19 +370,30 @@ def test_a_head_that_does_not_fit_is_an_error_and_leaves_nothing(
     with pytest.raises(HeadError, match=r"head wide takes embeddings of width 33, but those of .*x\.h5 are 32 wide"):
         annotate_file(file, make_request(), [load_head("wide", tmp_path / "wide.pt")])
     with pytest.raises(
-        HeadError, match=r"head other was trained on the encoder with weights ffffffffffff, but .*x\.h5"
+        HeadError, match=r"head other was trained on embeddings of an encoder with weights ffffffffffff, but .*x\.h5"
     ):
         annotate_file(file, make_request(), [load_head("other", tmp_path / "other.safetensors")])
     assert written(tmp_path) == []
 
 
-def test_a_file_says_which_weights_made_its_embeddings(embed: Embed, tiny_files: ModelFiles, tmp_path: Path) -> None:
-    with EmbeddingFile(embed().path, "train") as file:
-        assert encoder_weights(file) == tiny_files.weights_sha256
-    with h5py.File(tmp_path / "foreign.h5", "w") as f:
-        f["train/embeddings"] = np.ones((1, 2))
-    with EmbeddingFile(tmp_path / "foreign.h5", "train") as file:
-        assert encoder_weights(file) is None
+def test_a_head_of_another_encoder_scores_where_that_is_asked_for_and_the_output_says_so(
+    embed: Embed, make_request: Callable[..., AnnotateRequest], tmp_path: Path
+) -> None:
+    trained_on = {"model": "org/other", "prompt": "query: ", "pooling": "mean"}
+    weights = {"weight": torch.ones(1, TINY_DIM)}
+    save_file(weights, tmp_path / "other.safetensors", {"encoder": json.dumps(trained_on)})
+    file, head = embed(), load_head("other", tmp_path / "other.safetensors")
+    with pytest.raises(
+        HeadError, match=r"embeddings of org/other, .* they differ in prompt \('query: ' and ''\)\. Use"
+    ):
+        annotate_file(file, make_request(), [head])
+    request = make_request(allow_mismatched_head=True)
+    report = annotate_file(file, request, [head])
+    assert report.mismatched_heads == {"other": "prompt ('query: ' and '')"}
+    again = finished_annotation(file, request)
+    assert again is not None
+    assert again.mismatched_heads == report.mismatched_heads
+    assert json.loads(request.provenance_file(file).read_text())["mismatched_heads"] == report.mismatched_heads
 
 
 def test_a_file_that_is_no_file_of_embeddings_is_an_error(annotate: Annotate, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import hashlib
 import itertools
+import json
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mlfilter_core.errors import HeadError
-from mlfilter_core.heads import Head, check_heads_fit, load_head, score
+from mlfilter_core.fingerprint import Fingerprint
+from mlfilter_core.heads import Head, check_heads_fit, find_mismatched_heads, load_head, score
 
 DIM = 6
 EMBEDDINGS = np.random.default_rng(0).standard_normal((5, DIM), np.float32)
@@ -218,34 +221,58 @@ def test_an_ordered_state_dict_is_a_state_dict(tmp_path: Path) -> None:
     assert load_head("x", save_pt(OrderedDict(weight=MATRIX, bias=ROW), tmp_path / "x.pt")).n_targets == 1
 
 
-def make_head(name: str, dim: int = DIM, n_targets: int = 1, encoder: str | None = None) -> Head:
-    return Head(name, "", (torch.ones(n_targets, dim),), (torch.zeros(n_targets),), "relu", encoder)
+def make_head(name: str, dim: int = DIM, n_targets: int = 1, encoder: Fingerprint | None = None) -> Head:
+    return Head(name, "", (torch.ones(n_targets, dim),), (torch.zeros(n_targets),), "relu", encoder or {})
 
 
 def test_a_head_of_another_width_does_not_fit() -> None:
     message = r"head b takes embeddings of width 7, but those of x\.h5 are 6 wide; use the head that was trained on"
     with pytest.raises(HeadError, match=message):
-        check_heads_fit([make_head("a"), make_head("b", 7)], DIM, None, "x.h5")
+        check_heads_fit([make_head("a"), make_head("b", 7)], DIM, "x.h5")
 
 
-def test_a_head_of_another_encoder_does_not_fit(tmp_path: Path) -> None:
+def test_a_head_of_another_encoder_is_refused_unless_that_is_wanted(tmp_path: Path) -> None:
+    encoder = {"model": "org/one", "revision": "0123456789abcdef", "weights_sha256": "a" * 64, "max_length": 512}
+    metadata = {"encoder": json.dumps(encoder)}
+    head = load_head("x", save_safetensors(mlp(DIM, 1).state_dict(), tmp_path / "x.safetensors", metadata))
+    other = {"model": "org/two", "weights_sha256": "b" * 64, "max_length": 256, "pooling": "mean"}
+    differences = "weights_sha256 (aaaaaaaaaaaa and bbbbbbbbbbbb), max_length (512 and 256)"
+    message = (
+        "head x was trained on embeddings of org/one at 0123456789ab, but x.h5 was made by org/two; they differ in "
+        f"{differences}. Use the head that was trained on this encoder's embeddings, or set "
+        "params.allow_mismatched_head: true"
+    )
+    with pytest.raises(HeadError, match=re.escape(message)):
+        find_mismatched_heads([head], other, "x.h5", are_allowed=False)
+    assert find_mismatched_heads([head], other, "x.h5", are_allowed=True) == {"x": differences}
+    assert find_mismatched_heads([head], {**encoder, "model": "/elsewhere"}, "x.h5", are_allowed=False) == {}
+
+
+def test_a_head_may_name_the_weights_of_its_encoder_alone(tmp_path: Path) -> None:
     metadata = {"encoder_weights_sha256": "a" * 64}
     head = load_head("x", save_safetensors(mlp(DIM, 1).state_dict(), tmp_path / "x.safetensors", metadata))
-    message = r"head x was trained on the encoder with weights aaaaaaaaaaaa, but x\.h5 was made with bbbbbbbbbbbb; use"
-    with pytest.raises(HeadError, match=message):
-        check_heads_fit([head], DIM, "b" * 64, "x.h5")
-    check_heads_fit([head], DIM, "a" * 64, "x.h5")
+    with pytest.raises(HeadError, match=r"trained on embeddings of an encoder with weights aaaaaaaaaaaa, but x\.h5"):
+        find_mismatched_heads([head], {"weights_sha256": "b" * 64, "prompt": ""}, "x.h5", are_allowed=False)
 
 
-@pytest.mark.parametrize(("trained_on", "made_with"), [(None, "b"), ("a", None), (None, None)])
-def test_an_encoder_that_is_not_known_is_not_compared(trained_on: str | None, made_with: str | None) -> None:
-    check_heads_fit([make_head("x", encoder=trained_on)], DIM, made_with, "x.h5")
+@pytest.mark.parametrize(("encoder", "message"), [("{", "is not JSON"), ("[]", "is not a JSON object")])
+def test_metadata_that_cannot_be_read_is_refused(tmp_path: Path, encoder: str, message: str) -> None:
+    path = save_safetensors(mlp(DIM, 1).state_dict(), tmp_path / "x.safetensors", {"encoder": encoder})
+    with pytest.raises(HeadError, match=f"its metadata `encoder` {message}"):
+        load_head("x", path)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "made_by"), [({}, {"prompt": "b"}), ({"prompt": "a"}, {}), ({"prompt": "a"}, {"pooling": "cls"})]
+)
+def test_what_is_not_known_of_an_encoder_is_not_compared(trained_on: Fingerprint, made_by: Fingerprint) -> None:
+    assert find_mismatched_heads([make_head("x", encoder=trained_on)], made_by, "x.h5", are_allowed=False) == {}
 
 
 def test_two_scores_of_one_name_are_refused() -> None:
     """A head `a` of two targets and a head `a_0` would both write `score_a_0`."""
     with pytest.raises(HeadError, match="two scores are both named a_0; rename one of the heads a, a_0"):
-        check_heads_fit([make_head("a", n_targets=2), make_head("a_0")], DIM, None, "x.h5")
+        check_heads_fit([make_head("a", n_targets=2), make_head("a_0")], DIM, "x.h5")
 
 
 class Named(nn.Module):
