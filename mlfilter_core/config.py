@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mlfilter_core.documents import DocumentSchema
+from mlfilter_core.errors import in_one_line
 from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES
 from mlfilter_core.windows import WINDOW_DOCUMENTS
 
@@ -30,8 +31,13 @@ class _Written(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _with_home(cls, value: Any) -> Any:
-        return value.expanduser() if isinstance(value, Path) else value
+    def _usable_strings(cls, value: Any) -> Any:
+        if any("\0" in str(part) for part in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError("holds a NUL character, which no file and no dataset can have in its name")
+        try:
+            return value.expanduser() if isinstance(value, Path) else value
+        except RuntimeError as error:  # ~nobody/x
+            raise ValueError(f"{in_one_line(error)} Write the path in full") from error
 
 
 class Scoring(_Written):

@@ -13,6 +13,8 @@ from mlfilter_core.errors import ConfigError
 
 SOURCE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
 EMBEDDING_SUFFIXES = (".h5", ".hdf5")
+LONGEST_OUTPUT_SUFFIX = ".jsonl.zst.json"
+MAX_NAME_BYTES = 255  # of Linux's file systems
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Co
 
     Raises:
         ConfigError: The folder or one below it is missing or unreadable, the pattern leaves it, nothing
-            matches, or two files would share one output name.
+            matches, two files would share one output name, or a name cannot be that of an output.
     """
     _check_folder(folder)
     if "**" in pattern:
@@ -79,6 +81,7 @@ def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Co
             f'no file below {folder} matches glob_pattern "{pattern}" and ends with '
             f'{" or ".join(suffixes)}; "**/*" matches files in every folder below it'
         )
+    _check_names(files)
     _check_output_names(files)
     return files
 
@@ -115,6 +118,24 @@ def _check_folders_below(folder: Path) -> None:
 
 def _suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
     return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+
+
+def _check_names(files: list[CorpusFile]) -> None:
+    """Names go into HDF5 files and reports, which are UTF-8; one too long for an output fails after the work."""
+    for file in files:
+        try:
+            n_bytes = len(f"{PurePosixPath(file.stem).name}{LONGEST_OUTPUT_SUFFIX}".encode())
+            str(file.path).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"the name of {str(file.path).encode(errors='surrogateescape')!r} is not UTF-8; rename it, with convmv "
+                "say, or narrow glob_pattern"
+            ) from None
+        if n_bytes > MAX_NAME_BYTES:
+            raise ConfigError(
+                f"the name of {file.path} is {n_bytes - MAX_NAME_BYTES} bytes too long for names of outputs, which may "
+                f"have {MAX_NAME_BYTES} bytes with {LONGEST_OUTPUT_SUFFIX}; rename it, or narrow glob_pattern"
+            )
 
 
 def _check_output_names(files: list[CorpusFile]) -> None:

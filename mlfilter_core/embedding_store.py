@@ -6,11 +6,13 @@ them.
 
 import functools
 import json
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import h5py
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfilter_core.documents import Document
-from mlfilter_core.errors import EmbeddingFileError
+from mlfilter_core.errors import EmbeddingFileError, in_one_line
 
 FORMAT_VERSION = 1
 EMBEDDINGS = "embeddings"
@@ -34,7 +36,20 @@ CHUNK_BYTES = 1 << 20
 CHUNK_ROWS = 4096
 MIN_CHUNK_ROWS = 32  # arbitrary: 48 kB of a small file at most, and no chunk for each row after a first long one
 UNIT_LENGTH_TOLERANCE = 5e-3  # float16 keeps three digits
+# What a file may claim to hold. All three are arbitrary, and far from what any encoder or tool writes: the widest
+# embeddings take 64 KiB, h5py makes chunks of 1 MiB, and embeddings hardly compress at all.
+MAX_ROW_BYTES = 1 << 20
+MAX_CHUNK_BYTES = 1 << 30
+MAX_EXPANSION, FREE_BYTES = 1000, 1 << 30
 _UTF8 = h5py.string_dtype("utf-8")
+# What the readers of a provenance rely on, and its type there.
+_PROVENANCE_VALUES: Mapping[str, Mapping[str, Any]] = {
+    "source": {"path": str, "folder": str, "bytes": int, "mtime_ns": int, "sha256": str},
+    "request": {"max_line_bytes": int, "id_key": (str, type(None))},
+    "encoder": {"is_normalized": bool},
+    "counts": dict.fromkeys(("lines", "documents", "rejected", "blank", "truncated", "duplicate_ids", "tokens"), int),
+    "versions": {},
+}
 
 
 @dataclass(frozen=True)
@@ -172,7 +187,8 @@ class EmbeddingFile:
     """A file of embeddings, open for reading. Use it as a context manager.
 
     Files of other tools are read too, as long as they hold `<group>/embeddings`; what they lack is
-    said by the error of what needs it.
+    said by the error of what needs it. Nothing outside the file is read: links are not followed, and
+    datasets whose rows lie in other files are refused.
 
     Attributes:
         path: The file.
@@ -185,21 +201,24 @@ class EmbeddingFile:
         """Opens and checks a file.
 
         Raises:
-            EmbeddingFileError: It is not HDF5, cut short, lacks the group or its embeddings, or its
-                datasets disagree on the number of rows.
+            EmbeddingFileError: It is not HDF5, cut short, lacks the group or its embeddings, leads to other
+                files, claims to hold more than it can, or its datasets disagree on the number of rows.
         """
         self.path = path
         self._file = _open(path)
         try:
-            self._group = self._find_group(group)
-            embeddings = self._group[EMBEDDINGS]
-            if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
-                raise self._error(f"embeddings are {embeddings.dtype} {embeddings.shape}, not float (n, dim)")
-            self.n_rows, self.dim = map(int, embeddings.shape)
-            self.provenance = self._read_provenance()
-            for name in self.names():
-                if len(self._group[name]) != self.n_rows:
-                    raise self._error(f"{name} has {len(self._group[name])} rows, embeddings {self.n_rows}")
+            with self._reading("its structure"):
+                self._group = self._find_group(group)
+                self._names = self._find_names()
+                embeddings = self._group[EMBEDDINGS]
+                if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or not embeddings.shape[1]:
+                    raise self._error(f"embeddings are {embeddings.dtype} {embeddings.shape}, not float (n, dim)")
+                self._check_is_written(self._dataset(EMBEDDINGS))
+                self.n_rows, self.dim = map(int, embeddings.shape)
+                self.provenance = self._read_provenance()
+                for name in self._names:
+                    if len(self._group[name]) != self.n_rows:
+                        raise self._error(f"{name} has {len(self._group[name])} rows, embeddings {self.n_rows}")
         except BaseException:
             self._file.close()
             raise
@@ -212,18 +231,11 @@ class EmbeddingFile:
 
     def names(self) -> list[str]:
         """Returns the names of the datasets with rows: `embeddings`, `document_id`, `index/<key>`, ..."""
-        names: list[str] = []
-
-        def visit(name: str, node: h5py.HLObject) -> None:
-            if isinstance(node, h5py.Dataset) and node.shape:  # a single value says something of the file
-                names.append(name)
-
-        self._group.visititems(visit)
-        return names
+        return list(self._names)
 
     def find(self, key: str) -> str | None:
         """Returns the name of the dataset that holds a key: itself, or that key of the index."""
-        own = set(self.names()) - {EMBEDDINGS}
+        own = set(self._names) - {EMBEDDINGS}
         return next((name for name in (key, f"{INDEX}/{key.replace('/', '_')}") if name in own), None)
 
     def slices(self, n_rows: int) -> Iterator[slice]:
@@ -233,24 +245,29 @@ class EmbeddingFile:
 
     def embeddings(self, rows: slice) -> NDArray[np.float32]:
         """Returns float32 (n, dim), whatever the precision in the file."""
-        return self._group[EMBEDDINGS][rows].astype(np.float32, copy=False)  # type: ignore[no-any-return]
+        return self.array(EMBEDDINGS, rows).astype(np.float32, copy=False)
 
     def column(self, name: str, rows: slice) -> list[str] | NDArray[Any]:
-        """Returns a dataset's values: strings as a list, others as an array in the precision of the file."""
-        dataset = self._group[name]
-        if h5py.check_string_dtype(dataset.dtype) is None:
-            return np.asarray(dataset[rows])
-        return list(dataset.asstr()[rows])
+        """Returns a dataset's values: strings as a list, others as an array in the precision of the file.
+
+        Raises:
+            EmbeddingFileError: A value cannot be read, or is no UTF-8.
+        """
+        if h5py.check_string_dtype(self._group[name].dtype) is None:
+            return self.array(name, rows)
+        with self._reading(self._place(name, rows)):
+            return list(self._dataset(name).asstr("utf-8")[rows])  # ASCII is UTF-8, and so is much that says ASCII
 
     def array(self, name: str, rows: slice) -> NDArray[Any]:
         """Returns a numeric dataset's values.
 
         Raises:
-            EmbeddingFileError: The file has no such dataset.
+            EmbeddingFileError: The file has no such dataset, or its values cannot be read.
         """
-        if name not in self._group:
+        if name not in self._names:
             raise self._error(f"no dataset {name}, which only files of the embedding pipeline have")
-        return np.asarray(self._group[name][rows])
+        with self._reading(self._place(name, rows)):
+            return np.asarray(self._dataset(name)[rows])
 
     def check_content(self) -> None:
         """Reads every embedding once.
@@ -271,31 +288,122 @@ class EmbeddingFile:
                 raise self._error(f"the embedding of row {rows.start + row} has length {lengths[row]}; embed it again")
 
     def _find_group(self, group: str) -> h5py.Group:
-        found = self._file.get(group)
-        if isinstance(found, h5py.Group) and isinstance(found.get(EMBEDDINGS), h5py.Dataset):
-            return found
-        groups = [name for name, node in self._file.items() if isinstance(node, h5py.Group) and EMBEDDINGS in node]
+        """Returns the group, by hard links alone: only they cannot lead out of the file."""
+        found: h5py.HLObject | None = self._file
+        for name in (*PurePosixPath("/", group).parts[1:], EMBEDDINGS):
+            parent = found
+            if isinstance(parent, h5py.Group):
+                self._check_link(parent, name)
+                found = parent.get(name)
+        if isinstance(parent, h5py.Group) and isinstance(found, h5py.Dataset):
+            return parent
+        groups = [name for name in self._file if _is_hard(self._file, name) and _holds_embeddings(self._file[name])]
         raise self._error(
             f'no group "{group}" with a dataset "{EMBEDDINGS}"; '
             + (f"set params.hdf5_dataset_name to {' or '.join(groups)}" if groups else "it is not a file of embeddings")
         )
 
+    def _find_names(self) -> list[str]:
+        names: list[str] = []
+        self._group.id.links.visit(lambda name: names.append(name.decode()))
+        for name in names:
+            self._check_link(self._group, name)
+        datasets = {name: node for name in names if isinstance(node := self._group[name], h5py.Dataset)}
+        for name, dataset in datasets.items():
+            if dataset.is_virtual or dataset.external:
+                raise self._error(f"the rows of {name} lie in other files, which are not read; copy them into this one")
+        return [
+            name for name, dataset in datasets.items() if dataset.shape
+        ]  # a single value says something of the file
+
+    def _check_link(self, group: h5py.Group, name: str) -> None:
+        if group.id.links.exists(name.encode()) and not _is_hard(group, name):
+            raise self._error(
+                f'"{group.name.rstrip("/")}/{name}" is a link, which may lead out of the file and is not followed; '
+                "copy what it stands for into the file"
+            )
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """Returns a dataset of which some rows fit in memory."""
+        dataset = self._group[name]
+        for what, shape, limit in (
+            ("row", dataset.shape[1:], MAX_ROW_BYTES),
+            ("chunk", dataset.chunks or (), MAX_CHUNK_BYTES),
+        ):
+            n_bytes = dataset.dtype.itemsize * math.prod(shape)
+            if n_bytes > limit:
+                raise self._error(
+                    f"a {what} of {name} has {n_bytes} bytes, more than {limit}; store it in smaller ones"
+                )
+        return dataset
+
+    def _check_is_written(self, embeddings: h5py.Dataset) -> None:
+        """Refuses rows that are in no chunk of the file, which HDF5 invents, as zeros."""
+        stored_bytes = embeddings.id.get_storage_size()
+        if embeddings.chunks:
+            shape = zip(embeddings.shape, embeddings.chunks, strict=True)
+            is_whole = embeddings.id.get_num_chunks() == math.prod(-(-length // chunk) for length, chunk in shape)
+        else:
+            is_whole = stored_bytes == embeddings.nbytes
+        if not is_whole:
+            raise self._error(f"not all of its {len(embeddings)} embeddings were written; embed its source again")
+        if embeddings.nbytes > FREE_BYTES + MAX_EXPANSION * stored_bytes:
+            raise self._error(
+                f"{stored_bytes} bytes would unpack to {embeddings.nbytes} bytes of embeddings, more than "
+                f"{MAX_EXPANSION} times as many, which embeddings never do; embed its source again"
+            )
+
     def _read_provenance(self) -> Provenance | None:
         attributes = self._group.attrs
         if "format_version" not in attributes:
             return None
-        if attributes["format_version"] != FORMAT_VERSION:
+        stated = attributes["format_version"]
+        stated = int(stated) if isinstance(stated, np.integer) else repr(stated)
+        if stated != FORMAT_VERSION:
             raise self._error(
-                f"format_version {attributes['format_version']}, but this release reads {FORMAT_VERSION}; "
-                "use the release that wrote it, or embed the source again"
+                f"format_version {stated}, but this release reads {FORMAT_VERSION}; use the release that wrote it, or "
+                "embed the source again"
             )
         try:
-            return Provenance(**{name: json.loads(attributes[name]) for name in Provenance.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._error(f"its provenance is incomplete ({error}); embed its source again") from error
+            made = {name: json.loads(attributes[name]) for name in Provenance.__dataclass_fields__}
+            for name, kinds in _PROVENANCE_VALUES.items():
+                if not isinstance(made[name], dict):
+                    raise TypeError(f"{name} is no object")
+                for key, kind in kinds.items():
+                    if not isinstance(made[name][key], kind):
+                        raise TypeError(f"{name}: {key} is {made[name][key]!r}")
+            return Provenance(**made)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise self._error(f"its provenance is incomplete ({in_one_line(error)}); embed its source again") from error
+
+    def _place(self, name: str, rows: slice) -> str:
+        start, stop, _ = rows.indices(self.n_rows)
+        return f"{name} in rows {start} to {stop - 1}"
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Says what is broken; h5py says it in some ten exceptions: KeyError, RuntimeError, UnicodeDecodeError, ..."""
+        try:
+            yield
+        except EmbeddingFileError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno:  # the file system's own word, not HDF5's
+                raise
+            raise self._error(f"{what} cannot be read ({in_one_line(error)}); embed its source again") from error
 
     def _error(self, message: str) -> EmbeddingFileError:
         return EmbeddingFileError(f"{self.path}: {message}")
+
+
+def _is_hard(group: h5py.Group, name: str) -> bool:
+    return bool(group.id.links.get_info(name.encode()).type == h5py.h5l.TYPE_HARD)
+
+
+def _holds_embeddings(node: h5py.HLObject) -> bool:
+    if not isinstance(node, h5py.Group) or not node.id.links.exists(EMBEDDINGS.encode()):
+        return False
+    return _is_hard(node, EMBEDDINGS) and isinstance(node[EMBEDDINGS], h5py.Dataset)
 
 
 @functools.cache

@@ -44,3 +44,8 @@ class AnnotationError(FileError):
 
 class OutputConflictError(FileError):
     """A finished output stands in the way, made from another source or by another request."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns what another library says is wrong, short enough for a message of ours."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -7,6 +7,7 @@ in it is executed.
 import json
 import logging
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise, permutations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mlfilter_core.errors import HeadError
+from mlfilter_core.errors import HeadError, in_one_line
 from mlfilter_core.file_identity import file_sha256
 from mlfilter_core.fingerprint import Fingerprint, describe_differences, differences, name_of
 from mlfilter_core.head_files import checkpoint_file
@@ -31,6 +32,8 @@ ACTIVATIONS = {"relu": torch.relu_, "gelu": torch.nn.functional.gelu, "tanh": to
 MAX_UNNUMBERED_LAYERS = 6  # whose 720 orders are tried in no time
 # Keys under which training code wraps the weights.
 WRAPPERS = ("state_dict", "model_state_dict")
+# What linear layers are trained in; others are quantised, need their scales, or would lose their imaginary part.
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,9 @@ def load_head(name: str, checkpoint: Path) -> Head:
     try:
         tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
     except Exception as error:  # torch and safetensors raise RuntimeError, UnpicklingError, KeyError, ...
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise HeadError(
-            f"{where} does not load as plain tensors ({reason}); nothing in it was executed. Save it again with "
-            "torch.save(head.state_dict(), path) or safetensors"
+            f"{where} does not load as plain tensors ({in_one_line(error)}); nothing in it was executed. Save it again "
+            "with torch.save(head.state_dict(), path) or safetensors"
         ) from error
     weights, biases = _layers(tensors, path.suffix != ".safetensors", where)
     activation = metadata.get("activation", "relu")
@@ -192,6 +194,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 
 
 def _read_pickle(path: Path) -> Mapping[str, torch.Tensor]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, as torch.save never does, and may unpack to any size")
     content = torch.load(path, map_location="cpu", weights_only=True)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -225,12 +231,14 @@ def _layers(
     for key, weight in layers.items():
         if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
             raise HeadError(f"{where}: {key} is not a matrix; only linear layers are supported")
+        _check_plain(weight, key, where)
     for key in _in_order(layers, is_saved_in_order, where):
         weight = remaining.pop(key)
         bias = remaining.pop(f"{key.removesuffix('weight')}bias", None)
         bias = torch.zeros(weight.shape[0]) if bias is None else bias
         if not isinstance(bias, torch.Tensor):
             raise HeadError(f"{where}: the bias of {key} is a {type(bias).__name__}, not a tensor")
+        _check_plain(bias, f"the bias of {key}", where)
         if bias.shape != weight.shape[:1]:
             raise HeadError(f"{where}: the bias of {key} has shape {tuple(bias.shape)}, not ({weight.shape[0]},)")
         if weights and weight.shape[1] != weights[-1].shape[0]:
@@ -246,6 +254,19 @@ def _layers(
     if not all(tensor.isfinite().all() for tensor in (*weights, *biases)):
         raise HeadError(f"{where}: a weight is NaN or infinite; the head's training diverged")
     return tuple(weights), tuple(biases)
+
+
+def _check_plain(tensor: torch.Tensor, what: str, where: str) -> None:
+    """Refuses what is no array of floats: it fails, changes its values or fills the memory when it is computed with."""
+    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+    if not is_dense or tensor.dtype not in DTYPES:
+        kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
+        raise HeadError(f"{where}: {what} is {kind}, not dense floats; save it as float32, on the CPU")
+    if not tensor.numel():
+        raise HeadError(f"{where}: {what} is empty, of shape {tuple(tensor.shape)}; save the weights of a trained head")
+    # A view may show one number as often as it likes.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise HeadError(f"{where}: {what} claims more values than the file holds; save a copy, tensor.contiguous()")
 
 
 def _in_order(layers: dict[str, torch.Tensor], is_saved_in_order: bool, where: str) -> list[str]:
@@ -273,4 +294,6 @@ def _fits(weights: list[torch.Tensor]) -> bool:
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+    """Numbers by their length, then their digits: int() refuses more than 4300 of these."""
+    parts = [part.lstrip("0") if part.isdigit() else part for part in re.split(r"(\d+)", key)]
+    return [(len(part), part) if i % 2 else (-1, part) for i, part in enumerate(parts)]

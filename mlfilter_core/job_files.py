@@ -1,6 +1,7 @@
 """A YAML job file to a job, with every problem in words."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -11,7 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
-from mlfilter_core.errors import ConfigError
+from mlfilter_core.errors import ConfigError, in_one_line
+
+# Of a job with all that its ${...} stand for. Arbitrary: some hundred times what is ever written.
+MAX_CHARACTERS = 1_000_000
+MAX_STEPS = 100  # from one ${...} to the next; Python's own limit of recursion allows fewer
+WORD = re.compile(r"[^\s.:,${}\[\]]+(?![^\s:,}\]])")  # the last in a path such as ${params.output_dir}
 
 Job = TypeVar("Job", EmbeddingJob, AnnotationJob)
 
@@ -39,6 +45,7 @@ def load_job(
             raise ConfigError(f'{name} must hold a mapping with a "params:" section')
         for field, value in (overrides or {}).items():
             OmegaConf.update(written, field, value, merge=False, force_add=True)
+        _check_length(written, name)
         content = OmegaConf.to_container(written, resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"the job file {name} does not exist") from None
@@ -46,6 +53,8 @@ def load_job(
         raise ConfigError(f"the job file {name} cannot be read: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{name} is not valid YAML: {error}") from error
+    except (LookupError, AttributeError, ValueError, RecursionError) as error:  # of `!!int ""`, 10,000 digits or levels
+        raise ConfigError(f"{name} is not valid YAML: {in_one_line(error)}") from error
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -71,6 +80,42 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {assignment}: the value is not valid YAML ({error})") from error
     return overrides
+
+
+def _check_length(job: DictConfig, name: str) -> None:
+    """Refuses values that stand for one another until they fill the memory, as ten lines of `${a}${a}` can.
+
+    The estimate is from above: each word of an interpolation may name any value, here or in another section.
+    """
+    values: dict[str, list[tuple[int, list[str]]]] = {}  # the length of each and the words in it, by its name
+
+    def collect(key: str, value: Any) -> tuple[int, list[str]]:
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if inner is None:
+            text = str(value)
+            found = len(text), WORD.findall(text) if "${" in text else []
+        else:
+            parts = [collect(str(part), content) for part, content in inner]
+            found = sum(length for length, _ in parts), [word for _, words in parts for word in words]
+        values.setdefault(key, []).append(found)
+        return found
+
+    collect("", OmegaConf.to_container(job))
+    lengths: dict[str, int] = {}
+    for _ in range(MAX_STEPS):
+        before, lengths = (
+            lengths,
+            {
+                key: max(length + sum(lengths.get(word, 0) for word in words) for length, words in found)
+                for key, found in values.items()
+            },
+        )
+        if lengths[""] > MAX_CHARACTERS:
+            raise ConfigError(
+                f"{name} holds more than {MAX_CHARACTERS} characters once each ${{...}} is replaced; shorten it"
+            )
+        if lengths == before:
+            return
 
 
 def _plain(job: BaseModel | Mapping[str, Any]) -> Any:

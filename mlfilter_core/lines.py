@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import re
+import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ SKIPPABLE_FRAME = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # pzstd begins its fi
 READ_BYTES = 1 << 20  # arbitrary: large enough that system calls do not show in a profile
 # A longer line is rejected. Arbitrary: a thousand times a long web page, and still small in memory.
 DEFAULT_MAX_LINE_BYTES = 64 << 20
+# A stream that unpacks to more than so many times its size is a bomb, of 100 GB of blank lines say, which would hold a
+# worker for hours. Web text is compressed 3 to 20 times, and gzip comes to 1030 at most; a small file may be of blanks.
+MAX_EXPANSION, FREE_BYTES = 200, 256 << 20
 # Errors of opening that trying again does not mend.
 LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -78,10 +82,14 @@ class SourceReader:
         self.n_lines = 0
         self._offset = 0
         try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode) and not path.is_dir():  # a pipe or a device may have no end
+                raise SourceError(f"{path} is no file but a pipe or a device; give a file")
             self._raw = _HashingReader(open(path, "rb", buffering=0))
         except LASTING_ERRORS as error:
             raise SourceError(f"{path} cannot be read ({error.strerror}); mend its path or its permissions") from error
         self._stream = _decompressed(self._raw)
+        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * status.st_size)  # of the source, decompressed
 
     def __enter__(self) -> "SourceReader":
         return self
@@ -104,7 +112,8 @@ class SourceReader:
         """Yields every line in order; the last one needs no line feed.
 
         Raises:
-            SourceError: The compressed stream is broken; names the line that it breaks off in.
+            SourceError: The compressed stream is broken, or unpacks to more than `MAX_EXPANSION` times its size
+                and `FREE_BYTES`; names the line that it breaks off in.
         """
         while content := self._read_piece(max_line_bytes + 1):
             self.n_lines += 1
@@ -124,6 +133,11 @@ class SourceReader:
             piece = b"" if piece.endswith(b"\n") else self._read_piece(READ_BYTES)
 
     def _read_piece(self, size: int) -> bytes:
+        if self._offset > self._max_bytes:
+            raise SourceError(
+                f"{self.path}:{self.n_lines + 1}: the compressed stream unpacks to more than {self._max_bytes} bytes, "
+                f"{MAX_EXPANSION} times its size, as web text never does; if its content is sound, give it decompressed"
+            )
         try:
             return self._stream.readline(size)
         except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:

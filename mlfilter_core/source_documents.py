@@ -1,7 +1,7 @@
 """The source documents of a file of embeddings, joined to its rows by their offsets."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,10 @@ class SourceDocuments:
             )
         self._recorded = file.provenance.source
         self._max_line_bytes = file.provenance.request["max_line_bytes"]
-        self.path = Path(source_dir or self._recorded["folder"]) / self._recorded["path"]
+        relative = PurePosixPath(self._recorded["path"])
+        if relative.is_absolute() or ".." in relative.parts:
+            raise SourceError(f"{file.path} names a source outside its folder, {relative}; embed its source again")
+        self.path = Path(source_dir or self._recorded["folder"]) / relative
         self._embeddings = file.path
         try:
             n_bytes = self.path.stat().st_size

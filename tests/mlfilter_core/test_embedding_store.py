@@ -15,15 +15,16 @@ from mlfilter_core.errors import EmbeddingFileError
 
 ALL = slice(None)
 INDEX_KEYS = ("url", "meta/lang")
+OTHER_COUNTS = ("lines", "rejected", "blank", "truncated", "duplicate_ids", "tokens")
 Write = Callable[..., Path]
 
 
 def provenance(n_documents: int, is_normalized: bool = False) -> Provenance:
     return Provenance(
-        source={"path": "ä.jsonl", "bytes": 3},
-        request={"text_keys": ["text"], "id_key": None},
+        source={"path": "ä.jsonl", "folder": "/corpus", "bytes": 3, "mtime_ns": 4, "sha256": "a" * 64},
+        request={"text_keys": ["text"], "id_key": None, "max_line_bytes": 5},
         encoder={"is_normalized": is_normalized},
-        counts={"documents": n_documents},
+        counts={"documents": n_documents, **dict.fromkeys(OTHER_COUNTS, 0)},
         versions=library_versions(),
     )
 
@@ -249,7 +250,7 @@ def test_sound_content_passes_its_check(write: Write) -> None:
 def test_a_row_count_that_the_file_does_not_state_is_found(write: Write) -> None:
     path = write(10)
     with h5py.File(path, "a") as f:
-        f["train"].attrs["counts"] = json.dumps({"documents": 11})
+        f["train"].attrs["counts"] = json.dumps({**dict.fromkeys(OTHER_COUNTS, 0), "documents": 11})
     with EmbeddingFile(path, "train") as file:
         with pytest.raises(EmbeddingFileError, match=r"it states 11 documents and holds 10 rows"):
             file.check_content()
