@@ -12,14 +12,13 @@ from mlfilter_core.annotate_file import (
     annotate_file,
     finished_annotation,
 )
-from mlfilter_core.claims import claim
 from mlfilter_core.config import AnnotationPipelineParameters, Scoring
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.errors import ConfigError, EmbeddingFileError
 from mlfilter_core.fingerprint import Fingerprint, describe_differences, differences, fingerprint, name_of
 from mlfilter_core.head_files import head_digests
-from mlfilter_core.publishing import unless_overwritten
+from mlfilter_core.publishing import claim_outputs, unless_overwritten
 
 if TYPE_CHECKING:
     from mlfilter_core.heads import Head
@@ -61,7 +60,7 @@ class AnnotateWork:
 
         Another process that is at it is waited for.
         """
-        with claim(self.request.output(file)):
+        with claim_outputs(self.request.output(file), self.request.provenance_file(file)):
             return self.finished(file, read_content=True) or annotate_file(
                 file, self.request, heads_of_process(self.params, self.request)
             )

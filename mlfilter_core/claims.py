@@ -25,22 +25,26 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def claim(target: Path) -> Iterator[None]:
+def claim(target: Path) -> Iterator[bool]:
     """Makes this process the only one that writes a file; waits while another does.
 
     Where the file system has no locks, it makes no difference.
 
     Args:
         target: The file, which need not exist; missing folders are made.
+
+    Yields:
+        Whether the process that claimed it before died meanwhile.
     """
     lock = hidden_name(target, LOCK_SUFFIX)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle = _taken(lock, target)
     try:
+        has_died = handle.tell() > 0  # at the end of what the last one wrote
         handle.truncate(0)
         handle.write(f"{machine()} process {os.getpid()} on {socket.gethostname()}")
         handle.flush()
-        yield
+        yield has_died
     finally:
         lock.unlink(missing_ok=True)  # while it is held: nobody takes a name that is gone for a claim
         handle.close()

@@ -3,17 +3,17 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, finished_embedding_and_annotation
 from mlfilter_core.annotate_work import annotate_request, heads_of_process, load_heads
-from mlfilter_core.claims import claim
 from mlfilter_core.config import EmbeddingPipelineParameters
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.model_files import ModelFiles, resolve_model
-from mlfilter_core.publishing import unless_overwritten
+from mlfilter_core.publishing import claim_outputs, unless_overwritten
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder import Encoder
@@ -59,14 +59,17 @@ class EmbedWork:
 
         Another process that is at it is waited for.
         """
-        with claim(self._embeddings(file).path):
+        outputs = [self._embeddings(file).path, self._rejects(file)]
+        if self.annotation is not None:
+            outputs.append(self.annotation.request.output(file))
+        with claim_outputs(*outputs):
             return self.finished(file, read_content=True) or self._embed(file)
 
     def _embed(self, file: CorpusFile) -> EmbedReport:
         from mlfilter_core.heads import check_heads_fit, find_mismatched_heads
 
         params, request = self.params, self.request
-        embeddings, rejects = self._embeddings(file), file.output(params.rejected_output_dir, ".jsonl")
+        embeddings, rejects = self._embeddings(file), self._rejects(file)
         encoder = _encoder(request.model, request.encoder, params.device, params.max_batch_tokens)
         if self.annotation is None or params.annotate_inline is None:
             return embed_file(file, embeddings.path, rejects, request, encoder)
@@ -89,6 +92,9 @@ class EmbedWork:
             return finished_embedding_and_annotation(file, embeddings, self.request, annotation, read_content)
 
         return unless_overwritten(finished, self.params.overwrite)
+
+    def _rejects(self, file: CorpusFile) -> Path:
+        return file.output(self.params.rejected_output_dir, ".jsonl")
 
     def _embeddings(self, file: CorpusFile) -> CorpusFile:
         return CorpusFile(f"{file.stem}.h5", file.stem, self.params.embedding_output_dir)

@@ -1,14 +1,15 @@
 """A file that appears complete or not at all."""
 
+import glob
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from mlfilter_core.claims import LOCK_SUFFIX, hold, machine, machine_of_lock, remove_if_abandoned
+from mlfilter_core.claims import LOCK_SUFFIX, claim, hidden_name, hold, machine, machine_of_lock, remove_if_abandoned
 from mlfilter_core.errors import ConfigError, OutputConflictError
 
 Report = TypeVar("Report")
@@ -32,7 +33,7 @@ def publish(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name holds 255 bytes at most, and a character up to four of them.
     unique = f"{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    temporary = target.parent / f".{target.name[:40]}.{unique}{TEMPORARY_SUFFIX}"
+    temporary = target.parent / f"{_temporary_prefix(target)}{unique}{TEMPORARY_SUFFIX}"
     with open(temporary, "xb") as held:
         hold(held)
         try:
@@ -44,6 +45,20 @@ def publish(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def claim_outputs(*outputs: Path) -> Iterator[None]:
+    """Makes this process the only one that writes some files, which are told by the first of them.
+
+    What a process left there that died in the middle is removed: a run of days loses many.
+    """
+    with claim(outputs[0]) as has_died:
+        if has_died:
+            for output in outputs:
+                _remove(output.parent.glob(f"{glob.escape(_temporary_prefix(output))}*{TEMPORARY_SUFFIX}"))
+                _remove([hidden_name(output, COMMITTED_SUFFIX)])
+        yield
+
+
 def remove_leftovers(folder: Path) -> int:
     """Removes the temporary files below a folder that killed processes left, never those of living ones.
 
@@ -52,17 +67,7 @@ def remove_leftovers(folder: Path) -> int:
     Returns:
         How many there were.
     """
-    n_removed = 0
-    for path in folder.rglob(".*.*"):
-        if temporary := TEMPORARY_NAME.search(path.name):
-            n_removed += remove_if_abandoned(path, temporary[1], int(temporary[2]))
-        elif path.suffix == LOCK_SUFFIX:
-            made_on = machine_of_lock(path)
-            n_removed += made_on is not None and remove_if_abandoned(path, made_on, None)
-        elif path.suffix == COMMITTED_SUFFIX and _is_finished_since(path):
-            path.unlink(missing_ok=True)
-            n_removed += 1
-    return n_removed
+    return _remove(folder.rglob(".*.*"))
 
 
 def unless_overwritten(finished: Callable[[], Report | None], overwrite: bool) -> Report | None:
@@ -96,11 +101,29 @@ def check_writable(folder: Path, field: str = "params.output_dir") -> None:
         ) from error
 
 
+def _temporary_prefix(target: Path) -> str:
+    return f".{target.name[:40]}."
+
+
+def _remove(paths: Iterable[Path]) -> int:
+    n_removed = 0
+    for path in paths:
+        if temporary := TEMPORARY_NAME.search(path.name):
+            n_removed += remove_if_abandoned(path, temporary[1], int(temporary[2]))
+        elif path.suffix == LOCK_SUFFIX:
+            made_on = machine_of_lock(path)
+            n_removed += made_on is not None and remove_if_abandoned(path, made_on, None)
+        elif path.suffix == COMMITTED_SUFFIX and _is_finished_since(path):
+            path.unlink(missing_ok=True)
+            n_removed += 1
+    return n_removed
+
+
 def _is_finished_since(committed: Path) -> bool:
     """Tells whether the file that something was committed for has appeared after it."""
     target = committed.with_name(committed.name.removesuffix(COMMITTED_SUFFIX)[1:])
     try:
-        return target.stat().st_mtime_ns >= committed.stat().st_mtime_ns
+        return committed.exists() and target.stat().st_mtime_ns >= committed.stat().st_mtime_ns
     except FileNotFoundError:
         return False
 

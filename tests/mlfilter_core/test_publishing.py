@@ -10,7 +10,7 @@ import pytest
 from mlfilter_core import claims
 from mlfilter_core.claims import claim, hold
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.publishing import check_writable, publish, remove_leftovers
+from mlfilter_core.publishing import check_writable, claim_outputs, publish, remove_leftovers
 
 
 def test_nothing_is_visible_before_the_end(tmp_path: Path) -> None:
@@ -126,6 +126,18 @@ def test_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
     for name in (".a.part", ".b.lock", ".c.d.e.f.part", ".x.h5.committed", ".gitignore"):
         (tmp_path / name).write_text("theirs")
     assert remove_leftovers(tmp_path) == 0
+
+
+def test_who_claims_a_file_removes_what_the_last_one_left_of_it_when_it_died(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "x.h5"
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_PUBLISHES, target], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    target.touch()
+    for committed in (tmp_path / "a/.x.h5.committed", tmp_path / "a/.y.h5.committed"):
+        committed.touch()
+        os.utime(committed, (0, 0))
+    with claim_outputs(target, tmp_path / "rejected/x.jsonl"):
+        assert sorted(path.name for path in target.parent.iterdir()) == [".x.h5.lock", ".y.h5.committed", "x.h5"]
 
 
 def test_what_was_committed_goes_once_its_file_is_there(tmp_path: Path) -> None:

@@ -1,0 +1,224 @@
+"""kill -9 of workers at random moments: every row is there once, in order, as if nothing had happened."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import psutil
+import pytest
+import torch
+import yaml
+
+from flows import embed as embed_module
+from flows import task_runner as task_runner_module
+from flows.annotate import annotate
+from flows.embed import embed
+from flows.report import RunReport
+from flows.server import prefect_api
+from mlfilter_core import embed_work as embed_work_module
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.embed_file import EmbedReport
+from mlfilter_core.embed_work import EmbedWork, embed_work
+from mlfilter_core.encoder import EncodedTexts, TokenizedTexts
+from tests.conftest import TINY_DIM
+from tests.faults.campaign import SEED, amount, record
+from tests.flows.conftest import write_embeddings
+from tests.mlfilter_core.test_committed import content
+
+N_FILES = 20
+DOCUMENTS = 400  # of a file to embed
+WINDOW = 32
+ROWS = 30_000  # of a file to annotate
+MOST_S = 1.5  # from the beginning of a file to the kill
+
+
+@pytest.fixture(scope="module", autouse=True)
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with prefect_api(tmp_path_factory.mktemp("prefect")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A file whose worker is killed by somebody else over and over is not at fault; and workers start in no time."""
+    monkeypatch.setattr(task_runner_module, "MAX_STARTS", 1000)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["distributed.worker", "mlfilter_core.encoder"])
+    settings = {
+        "distributed.scheduler.allowed-failures": 1000,
+        "distributed.worker.multiprocessing-method": "forkserver",
+    }
+    with dask.config.set(settings):
+        yield
+
+
+class CountingWork(EmbedWork):
+    """Notes how many documents are encoded, in a file that outlives the workers."""
+
+    def run(self, file: CorpusFile) -> EmbedReport:
+        encoder = embed_work_module._encoder(
+            *(self.request.model, self.request.encoder, self.params.device, self.params.max_batch_tokens)
+        )
+        if "encode" not in vars(encoder):
+            encode, log = encoder.encode, self.params.output_dir / "encoded"
+
+            def noted(tokens: TokenizedTexts, *limits: Any) -> EncodedTexts:
+                encoded = encode(tokens, *limits)
+                with open(log, "a") as notes:
+                    notes.write(f"{len(tokens.input_ids)}\n")
+                return encoded
+
+            encoder.encode = noted  # type: ignore[method-assign]
+        return super().run(file)
+
+
+class Killer:
+    """Kills workers while a run lasts, at most as often as asked; a worker is killed once it has begun a file."""
+
+    def __init__(self, seed: int, n_kills: int) -> None:
+        self.n_killed = 0
+        self._random = random.Random(seed)
+        self._n_kills = n_kills
+
+    @contextmanager
+    def at_work(self, logs: Path) -> Iterator[None]:
+        done = threading.Event()
+        thread = threading.Thread(target=self._kill, args=(logs, done))
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _kill(self, logs: Path, done: threading.Event) -> None:
+        while self.n_killed < self._n_kills and not done.wait(0.02):
+            begun = workers_at_work(logs)
+            if not begun:
+                continue
+            worker = self._random.choice(begun)
+            if not done.wait(self._random.uniform(0, MOST_S)) and worker.is_running():
+                worker.send_signal(signal.SIGKILL)
+                self.n_killed += 1
+
+
+def workers_at_work(logs: Path) -> list[psutil.Process]:
+    """Returns the workers that have begun a file."""
+    begun = {path.stem.rpartition("-")[2] for path in logs.rglob("worker-*.log") if "begins" in path.read_text()}
+    return [child for child in psutil.Process().children(recursive=True) if str(child.pid) in begun]
+
+
+def written(folder: Path, name: str, params: dict[str, Any]) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"params": params, "local_settings": {"workers": 2}, "files_per_task": 1}))
+    return path
+
+
+def with_kills(
+    n_kills: int, folder: Path, run: Callable[[Path], RunReport], check: Callable[[Path], None]
+) -> tuple[int, int, list[RunReport]]:
+    """Does a run again and again, each time into a new folder, until there were enough kills.
+
+    Returns:
+        How many kills and how many runs there were, and the runs' reports.
+    """
+    reports: list[RunReport] = []
+    n_killed = 0
+    while n_killed < n_kills:
+        killer = Killer(SEED * 1000 + len(reports), n_kills - n_killed)
+        output = folder / f"run{len(reports)}"
+        output.mkdir()
+        with killer.at_work(output / "logs"):
+            reports.append(run(output))
+        assert killer.n_killed, "the run was over before the first kill"
+        n_killed += killer.n_killed
+        check(output)
+        assert not [path for path in output.rglob(".*") if path.suffix in (".part", ".lock", ".committed")]
+        shutil.rmtree(output)
+    return n_killed, len(reports), reports
+
+
+@pytest.mark.timeout(3600)
+def test_workers_killed_while_they_embed(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_module, "embed_work", lambda params: CountingWork(**vars(embed_work(params))))
+    (tmp_path / "corpus").mkdir()
+    words = random.Random(SEED)
+    for i in range(N_FILES):
+        records = [{"id": f"{i}-{k}", "text": "ba be bi " * words.randrange(1, 20)} for k in range(DOCUMENTS)]
+        lines = [json.dumps(record) for record in records]
+        lines.insert(DOCUMENTS // 2, "{broken")
+        (tmp_path / "corpus" / f"{i:02}.jsonl").write_text("\n".join(lines))
+
+    def run(output: Path) -> RunReport:
+        params = {"input_dir": str(tmp_path / "corpus"), "output_dir": str(output), "text_field": "text",
+                  "embedding_model": str(tiny_model), "max_batch_tokens": 128,
+                  "commit_documents": WINDOW}  # fmt: skip
+        return embed(written(output, "embed", params))
+
+    def contents(output: Path) -> dict[str, Any]:
+        found = {}
+        for path in sorted((output / "embeddings").rglob("*.h5")):
+            shutil.copy(output / "rejected" / f"{path.stem}.jsonl", path.parent / "rejected.jsonl")
+            found[path.name] = content(path)
+        return found
+
+    (tmp_path / "undisturbed").mkdir()
+    run(tmp_path / "undisturbed")
+    expected = contents(tmp_path / "undisturbed")
+    n_encoded: list[int] = []
+
+    def check(output: Path) -> None:
+        assert contents(output) == expected
+        n_encoded.append(sum(map(int, (output / "encoded").read_text().split())))
+
+    n_killed, n_runs, reports = with_kills(amount(20, 200), tmp_path, run, check)
+    n_documents = n_runs * N_FILES * DOCUMENTS
+    assert sum(report.n_documents for report in reports) == n_documents
+    n_again = sum(n_encoded) - n_documents
+    assert 0 <= n_again <= n_killed * 3 * WINDOW  # what a worker has in its hands
+    record(
+        "kills_embedding",
+        **{"kills": n_killed, "runs": n_runs, "files": n_runs * N_FILES, "documents": n_documents},
+        **{"documents_lost": 0, "documents_encoded_again": n_again, "window_documents": WINDOW, "seed": SEED},
+    )
+
+
+@pytest.mark.timeout(3600)
+def test_workers_killed_while_they_annotate(tmp_path: Path) -> None:
+    for i in range(N_FILES):
+        write_embeddings(tmp_path / "embeddings" / f"{i:02}.h5", ROWS + i)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        torch.save(torch.nn.Linear(TINY_DIM, 1).state_dict(), tmp_path / "head.pt")
+
+    def run(output: Path) -> RunReport:
+        params = {"embeddings_directory": str(tmp_path / "embeddings"), "output_dir": str(output), "batch_size": 256,
+                  "regression_head_checkpoints": {"edu": str(tmp_path / "head.pt")}}  # fmt: skip
+        return annotate(written(output, "annotate", params))
+
+    def contents(output: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted((output / "annotated_data").glob("*.jsonl"))}
+
+    (tmp_path / "undisturbed").mkdir()
+    run(tmp_path / "undisturbed")
+    expected = contents(tmp_path / "undisturbed")
+    assert len(expected) == N_FILES
+
+    def check(output: Path) -> None:
+        assert contents(output) == expected
+
+    n_killed, n_runs, reports = with_kills(amount(10, 100), tmp_path, run, check)
+    n_documents = sum(report.n_documents for report in reports)
+    assert n_documents == n_runs * sum(ROWS + i for i in range(N_FILES))
+    record(
+        "kills_annotation",
+        **{"kills": n_killed, "runs": n_runs, "files": n_runs * N_FILES, "documents": n_documents},
+        **{"documents_lost": 0, "seed": SEED},
+    )
