@@ -28,6 +28,7 @@ from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.embed_work import EmbedWork, embed_work
 from mlfilter_core.job_files import load_job
+from mlfilter_core.model_files import code_elsewhere
 from mlfilter_core.publishing import remove_leftovers
 from mlfilter_core.work import run_in_turn
 
@@ -56,7 +57,9 @@ def embed(config: Path | EmbeddingJob, overrides: Mapping[str, Any] = {}) -> Run
         files = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
         work = embed_work(params)
         if params.trust_remote_code:
-            get_run_logger().warning("trust_remote_code: code that %s ships is run", params.embedding_model)
+            others = ", ".join(code_elsewhere(work.request.model.folder))
+            elsewhere = f", and code of {others}, which it takes from there" if others else ""
+            get_run_logger().warning("trust_remote_code: code of %s is run%s", params.embedding_model, elsewhere)
         return run_files(
             "embed",
             embed_files,

@@ -4,9 +4,11 @@ Knows nothing about files. Models, their pooling, dense layers, normalisation an
 by sentence-transformers; the loop around them is ours.
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,6 +130,7 @@ class Encoder:
         return (
             f"{made['compute_dtype']} on {self.device}, {made['attention']} attention, batches of at most "
             f"{self.max_batch_tokens} tokens ({self.why_max_batch_tokens})"
+            + (", with code that the model ships (trust_remote_code)" if self.settings.trust_remote_code else "")
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -337,6 +340,8 @@ def load_encoder(
     chosen = pick_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()
+    if not settings.trust_remote_code:
+        _check_activations(files.folder)
     try:
         model = SentenceTransformer(
             str(files.folder),
@@ -367,6 +372,18 @@ def load_encoder(
         *(files.model, encoder.dim, encoder.pooling, encoder.max_length, encoder),
     )
     return encoder
+
+
+def _check_activations(folder: Path) -> None:
+    """Refuses a dense layer whose activation is code: sentence-transformers would take Tanh instead, with a warning."""
+    for path in sorted(folder.glob("*/config.json")):
+        own = json.loads(path.read_text(encoding="utf-8"))
+        activation = own.get("activation_function", "torch.") if isinstance(own, dict) else "torch."
+        if not str(activation).startswith("torch."):
+            raise EncoderError(
+                f"embedding_model: {path} names {activation} as activation, which is not of PyTorch; read that code, "
+                "and set params.trust_remote_code: true to run it"
+            )
 
 
 def _with_pad_token(tokenizer: Any) -> Any:

@@ -6,6 +6,7 @@ workers load the folder that it found.
 
 import hashlib
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def resolve_model(model: str, revision: str | None = None) -> ModelFiles:
     if revision is not None:
         raise EncoderError(f"model_revision {revision!r} goes with a hub id; {model} is a local folder")
     return _fingerprint(model, folder, None)
+
+
+def code_elsewhere(folder: Path) -> list[str]:
+    """Returns the other repositories that a model's configuration takes code from, with `trust_remote_code`."""
+    found: set[str] = set()
+    for path in folder.rglob("*.json"):
+        try:
+            own = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        classes = own.get("auto_map") if isinstance(own, dict) else None
+        for reference in classes.values() if isinstance(classes, dict) else ():
+            for part in reference if isinstance(reference, list) else [reference]:
+                if isinstance(part, str) and "--" in part:
+                    found.add(part.partition("--")[0])
+    return sorted(found)
 
 
 def _package_folder(model: str) -> Path:
