@@ -115,6 +115,39 @@ def inspect_command(
     _run(inspect)
 
 
+@app.command("verify")
+def verify_command(
+    output_dir: Annotated[Path, typer.Argument(help="The output_dir of a job.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Check metadata alone; read no content.")] = False,
+    source_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the source files now, if not where they were embedded from.", metavar="DIR"),
+    ] = None,
+    hdf5_dataset_name: Annotated[str, typer.Option(help="Group inside each HDF5 file.")] = "train",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read files at the same time. Default: one for each core.")
+    ] = None,
+) -> None:
+    """Prove that outputs add up: source lines, embeddings, rejected and annotated lines."""
+    from mlfilter_core.findings import FileCheck
+    from mlfilter_core.verify import verify
+    from mlfilter_core.verify_embeddings import VerifyRequest
+
+    def print_problems(check: FileCheck) -> None:
+        for problem in check.problems:
+            print(f"{check.path}: {problem}", flush=True)
+
+    def prove() -> list["RunReport"]:
+        request = VerifyRequest(output_dir, hdf5_dataset_name, source_dir, read_content=not quick)
+        verification = verify(request, workers, print_problems)
+        print(verification.summary())
+        if not verification.is_right:
+            raise typer.Exit(1)
+        return []
+
+    _run(prove)
+
+
 def main() -> None:
     """Entry point of `ml_filter`."""
     app()

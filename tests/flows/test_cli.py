@@ -114,6 +114,33 @@ def test_inspect_tells_what_a_file_holds(embed_job: WriteJob, tmp_path: Path) ->
     assert refused.stderr.startswith(f"error: {job} is not an HDF5 file")
 
 
+def test_verify_proves_that_outputs_add_up_or_names_the_file_that_is_not_right(
+    embed_job: WriteJob, annotate_job: WriteJob, corpus: Path, tmp_path: Path
+) -> None:
+    with open(corpus / "b" / "y.jsonl", "a") as source:
+        source.write("\n{broken\n")
+    assert command("flows/embed.py", "--config", embed_job()).returncode == 0
+    assert command("flows/annotate.py", "--config", annotate_job()).returncode == 0
+    proved = ml_filter("verify", tmp_path / "out", "--workers", "2")
+    assert proved.returncode == 0, proved.stdout + proved.stderr
+    assert proved.stdout.startswith(
+        "3 files of embeddings, 3 annotated files: all right\n"
+        "23 lines = 21 documents + 1 rejected + 1 blank; 21 annotated lines\nread "
+    )
+    assert ml_filter("verify", tmp_path / "out", "--quick").returncode == 0
+    (tmp_path / "out" / "rejected" / "b" / "y.jsonl").unlink()
+    corpus.rename(tmp_path / "moved")
+    refuted = ml_filter("verify", tmp_path / "out", "--quick", "--source-dir", tmp_path / "moved")
+    assert refuted.returncode == 1
+    assert refuted.stdout.startswith(
+        "embeddings/b/y.h5: it states 1 rejected lines, and rejected/b/y.jsonl is missing; embed it again\n"
+        "3 files of embeddings, 3 annotated files: 1 not right\n"
+    )
+    nothing = ml_filter("verify", tmp_path / "moved")
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert nothing.stderr.startswith(f"error: nothing to verify in {tmp_path}/moved; give the output_dir of a job")
+
+
 def test_without_an_api_a_run_has_its_own_and_writes_nothing_elsewhere(embed_job: WriteJob, tmp_path: Path) -> None:
     home, temporary = tmp_path / "home", tmp_path / "temporary"
     home.mkdir()

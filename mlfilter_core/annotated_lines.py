@@ -1,0 +1,122 @@
+"""The lines of an annotated file: that each is what its request asks for.
+
+Knows nothing about embeddings or sources but the ids that they give.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from typing import Any
+
+import orjson
+
+from mlfilter_core.embedding_store import DOCUMENT_ID
+from mlfilter_core.errors import AnnotationError, SourceError
+from mlfilter_core.findings import Findings
+from mlfilter_core.lines import Line, OverlongLine, SourceReader
+from mlfilter_core.output_values import WHOLE_DOCUMENT
+
+# A line may hold a whole document, in which JSON takes up to six bytes for one. Arbitrary: 16 of the longest.
+MAX_LINE_BYTES = 1 << 30
+AGAIN = "annotate it again"
+
+
+def check_annotated_lines(
+    reader: SourceReader, request: Mapping[str, Any], ids: Iterator[bytes] | None, findings: Findings
+) -> int:
+    """Reads an annotated file: every line must be an object with every score, and with the id that is due.
+
+    Args:
+        reader: Of the file; exhausted afterwards.
+        request: What was asked of it, from its provenance.
+        ids: The ids of the documents in order, as UTF-8; as many are taken as there are lines. None compares none.
+        findings: Takes the problems.
+
+    Returns:
+        The number of lines.
+    """
+    keys: list[str] = request["output_keys"]
+    expected_keys = [key for key in keys if key != WHOLE_DOCUMENT]
+    has_ids = ids is not None and has_stored_ids(keys)
+    columns: list[str] = []
+    for line in _lines(reader):
+        document_id = next(ids, None) if ids is not None else None
+        record = _record(line)
+        if record is None:
+            findings.add("json", f"line {line.number} is no JSON object; {AGAIN}")
+            continue
+        columns = columns or score_columns(record, [request["score_prefix"] + head for head in request["heads"]])
+        for column in columns:
+            score = record.get(column)
+            if type(score) is not float or not isfinite(score):
+                _check_score(record, column, line.number, findings)
+        for key in expected_keys:
+            if key not in record:
+                findings.add(key, f'line {line.number} has no "{key}"; {AGAIN}')
+        if has_ids and document_id is not None:
+            _check_id(record, document_id, line.number, findings)
+    return reader.n_lines
+
+
+def has_stored_ids(output_keys: list[str]) -> bool:
+    """Tells whether `document_id` is the stored one: where the whole document comes later, its own would win."""
+    if DOCUMENT_ID not in output_keys:
+        return False
+    return WHOLE_DOCUMENT not in output_keys[output_keys.index(DOCUMENT_ID) :]
+
+
+def score_columns(record: Mapping[str, Any], names: list[str]) -> list[str]:
+    """Returns the names of the scores, which are the last keys of every record.
+
+    Example: with the heads `score_a` and `score_b` and the keys `id, score_a, score_b_0, score_b_1`, the last three.
+
+    Args:
+        record: Of one line.
+        names: Of the heads, with the prefix; how many targets each has is not recorded anywhere else.
+    """
+    keys, columns = list(record), list[str]()
+    for name in reversed(names):
+        last = keys[-1] if keys else ""
+        number = last.removeprefix(f"{name}_")
+        has_several = last != name and number != last and number.isdecimal() and int(number) < len(keys)
+        own = [f"{name}_{i}" for i in range(int(number) + 1)] if has_several else [name]
+        del keys[-len(own) :]
+        columns = own + columns
+    return columns
+
+
+def _lines(reader: SourceReader) -> Iterator[Line | OverlongLine]:
+    try:
+        yield from reader.lines(MAX_LINE_BYTES)
+    except SourceError as error:
+        where = f"{reader.path}: line {reader.n_lines + 1}"
+        raise AnnotationError(f"{where}: the compressed stream breaks off; {AGAIN}") from error
+
+
+def _record(line: Line | OverlongLine) -> dict[str, Any] | None:
+    if isinstance(line, OverlongLine):
+        return None
+    try:
+        record = orjson.loads(line.content)
+    except orjson.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _check_score(record: dict[str, Any], column: str, number: int, findings: Findings) -> None:
+    score = record.get(column)
+    if column not in record:
+        findings.add(column, f"line {number} has no {column}; {AGAIN}")
+    elif isinstance(score, bool) or not isinstance(score, int):
+        findings.add(column, f"line {number}: {column} is {_json(score)}, not a finite number; {AGAIN}")
+
+
+def _check_id(record: dict[str, Any], document_id: bytes, number: int, findings: Findings) -> None:
+    found = record.get(DOCUMENT_ID)
+    if not isinstance(found, str) or found.encode() != document_id:
+        due = document_id.decode(errors="replace")
+        message = f"line {number}: {DOCUMENT_ID} is {_json(found)}, row {number - 1} has {_json(due)}; {AGAIN}"
+        findings.add("ids", message)
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()[:60]

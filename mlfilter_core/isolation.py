@@ -1,0 +1,122 @@
+"""A function applied to many items in processes, any of which may die or never return.
+
+A library in C, such as HDF5, may do either over a broken file, and no exception tells of it.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# So many items for each process are under way or done before their turn: one that takes long holds few others up.
+ITEMS_AHEAD = 64
+# The pool hands each process an item, and has one more at hand; any of them may have broken it.
+SUSPECTS_BEYOND_PROCESSES = 2
+
+
+def in_processes(
+    function: Callable[[Item], Result],
+    items: Iterable[tuple[Item, float]],
+    n_processes: int,
+    died: Callable[[Item], Result],
+) -> Iterator[Result]:
+    """Yields the results in the order of the items.
+
+    Args:
+        function: Of the top level of a module; what it raises is raised here.
+        items: Each to be pickled, and the seconds after which its process is ended; few are asked for ahead.
+        n_processes: That work at the same time.
+        died: Makes the result of an item whose process died or was ended, twice.
+    """
+    left = iter(items)
+    waiting: deque[_Waiting[Item, Result]] = deque()
+    pool = _pool(n_processes)
+    try:
+        while True:
+            for item, limit_s in islice(left, n_processes * ITEMS_AHEAD - len(waiting)):
+                waiting.append(_Waiting(item, limit_s, _submit(pool, function, item, limit_s)))
+            if not waiting:
+                return
+            try:
+                result = waiting[0].future.result()
+            except BrokenProcessPool:
+                pool.shutdown()
+                pool = _pool(n_processes)
+                n_suspects = n_processes + SUSPECTS_BEYOND_PROCESSES
+                waiting = deque(_retried(function, waiting, n_suspects, pool, died))
+            else:
+                waiting.popleft()
+                yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    limit_s: float
+    future: "Future[Result]"
+
+
+def _retried(
+    function: Callable[[Item], Result],
+    waiting: Iterable[_Waiting[Item, Result]],
+    n_suspects: int,
+    pool: ProcessPoolExecutor,
+    died: Callable[[Item], Result],
+) -> Iterator[_Waiting[Item, Result]]:
+    """Yields the items with new futures: what was under way is done now, each item in a process of its own."""
+    for one in waiting:
+        if not isinstance(one.future.exception(), BrokenProcessPool):
+            yield one
+        elif n_suspects > 0:
+            n_suspects -= 1
+            yield replace(one, future=_alone(function, one, died))
+        else:
+            yield replace(one, future=_submit(pool, function, one.item, one.limit_s))
+
+
+def _alone(
+    function: Callable[[Item], Result], one: _Waiting[Item, Result], died: Callable[[Item], Result]
+) -> "Future[Result]":
+    with _pool(1) as pool:
+        done = _submit(pool, function, one.item, one.limit_s)
+    if isinstance(done.exception(), BrokenProcessPool):
+        done = Future()
+        done.set_result(died(one.item))
+    return done
+
+
+def _submit(
+    pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item, limit_s: float
+) -> "Future[Result]":
+    try:
+        return pool.submit(_within, function, item, limit_s)
+    except BrokenProcessPool as error:
+        broken: Future[Result] = Future()
+        broken.set_exception(error)
+        return broken
+
+
+def _within(function: Callable[[Item], Result], item: Item, limit_s: float) -> Result:
+    """Calls the function, and ends this process if that takes too long; it needs no interpreter lock to do so."""
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(limit_s, exit=True, file=nowhere)
+        try:
+            return function(item)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _pool(n_processes: int) -> ProcessPoolExecutor:
+    # A forked process would share the threads' locks of this one, in whatever state they are.
+    return ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn"))

@@ -1,0 +1,93 @@
+"""The lines of a rejects file, read back.
+
+`mlfilter_core.rejects` writes them.
+"""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import orjson
+
+from mlfilter_core.errors import SourceError
+from mlfilter_core.lines import OverlongLine, SourceReader
+
+WHOLE_BYTES = 1 << 20  # a longer line with raw_base64 is decoded in pieces; arbitrary
+RAW_BASE64 = b',"raw_base64":"'  # nowhere in the facts before it, where quotation marks have backslashes
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedLine:
+    """One rejected line of a source.
+
+    Attributes:
+        line: 1-based line of the source.
+        offset: Byte offset of that line in the decompressed source.
+        reason: Why it was rejected, in a word.
+        pieces: Its bytes without the line feed; to be read before the next line is asked for.
+    """
+
+    line: int
+    offset: int
+    reason: str
+    pieces: Iterator[bytes]
+
+
+def read_rejected_lines(reader: SourceReader) -> Iterator[RejectedLine]:
+    """Yields the rejected lines in the order of the file.
+
+    A line that was too long for the embedding does not stand in memory here either.
+
+    Args:
+        reader: Of the rejects file.
+
+    Raises:
+        SourceError: A line is not one of a rejects file; also while its `pieces` are read.
+    """
+    for line in reader.lines(WHOLE_BYTES):
+        where = f"{reader.path}:{line.number}"
+        try:
+            if isinstance(line, OverlongLine):
+                rejected = _from_pieces(line.pieces, where)
+            else:
+                rejected = _from_record(orjson.loads(line.content))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _broken(where, error) from error
+        yield rejected
+
+
+def _from_record(record: Any) -> RejectedLine:
+    raw = record["raw"].encode() if "raw" in record else base64.b64decode(record["raw_base64"], validate=True)
+    return RejectedLine(record["line"], record["offset"], record["reason"], iter([raw]))
+
+
+def _from_pieces(pieces: Iterator[bytes], where: str) -> RejectedLine:
+    head = b""
+    for piece in pieces:
+        head += piece
+        facts, found, raw = head.partition(RAW_BASE64)
+        if found:
+            record = orjson.loads(facts + b"}")
+            decoded = _decoded(chain([raw], pieces), where)
+            return RejectedLine(record["line"], record["offset"], record["reason"], decoded)
+    return _from_record(orjson.loads(head))  # it stood in memory when it was embedded, too
+
+
+def _decoded(pieces: Iterator[bytes], where: str) -> Iterator[bytes]:
+    unread = b""
+    for piece in pieces:
+        unread += piece
+        whole = len(unread) // 4 * 4  # four characters stand for three bytes, up to the "} at the end
+        try:
+            yield base64.b64decode(unread[:whole], validate=True)
+        except ValueError as error:
+            raise _broken(where, error) from error
+        unread = unread[whole:]
+    if unread != b'"}':
+        raise _broken(where, 'it does not end with "}')
+
+
+def _broken(where: str, why: object) -> SourceError:
+    return SourceError(f"{where}: no line of a rejects file ({why}); embed the source again")

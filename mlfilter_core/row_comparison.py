@@ -1,0 +1,100 @@
+"""The rows of a file of embeddings, beside the documents that they stand for.
+
+Knows nothing about the embeddings themselves.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.documents import Document, DocumentSchema
+from mlfilter_core.embedding_store import (
+    DOCUMENT_ID,
+    INDEX,
+    LABELS,
+    SOURCE_LINE,
+    SOURCE_OFFSET,
+    EmbeddingFile,
+    Provenance,
+)
+from mlfilter_core.findings import Findings
+from mlfilter_core.source_account import AGAIN, schema_of
+
+N_SHOWN_CHARACTERS = 60
+
+
+class RowComparison:
+    """Compares the rows of a file with the documents of its source, both in order.
+
+    Memory does not depend on the number of rows, but for eight bytes each.
+    """
+
+    def __init__(self, file: EmbeddingFile, made: Provenance, findings: Findings) -> None:
+        self._file = file
+        self._counts = made.counts
+        self._schema = schema_of(made.request)
+        self._findings = findings
+        self._n_documents = 0
+        self._are_in_order = True
+        self._id_hashes: list[NDArray[np.int64]] = []
+
+    def compare(self, documents: Sequence[Document]) -> None:
+        """Compares the next rows with the next documents."""
+        rows = slice(self._n_documents, min(self._n_documents + len(documents), self._file.n_rows))
+        self._n_documents += len(documents)
+        # Eight bytes a document instead of its id, as when it was embedded.
+        self._id_hashes.append(np.fromiter((hash(document.id) for document in documents), np.int64, len(documents)))
+        documents = documents[: max(0, rows.stop - rows.start)]
+        for name, expected in _expected_columns(documents, self._schema).items():
+            if self._are_in_order and documents:
+                # Strings stay the bytes that they are in the file: to decode them would take longer than to read them.
+                stored = self._file.array(name, rows).tolist()
+                if stored != expected:
+                    self._add_differences(name, stored, expected, documents, rows.start)
+
+    def check_complete(self) -> None:
+        """Checks, after the last document, what only then is known."""
+        if self._n_documents != self._file.n_rows:
+            there = f"{self._n_documents:,} documents are in the source and not rejected"
+            self._findings.add("documents", f"{there}, and there are {self._file.n_rows:,} rows; {AGAIN}")
+        hashes = np.concatenate(self._id_hashes)
+        n_duplicates = len(hashes) - len(np.unique(hashes))
+        if self._n_documents == self._file.n_rows and n_duplicates != self._counts["duplicate_ids"]:
+            stated = f"it states {self._counts['duplicate_ids']:,} ids that an earlier document has"
+            self._findings.add("duplicate_ids", f"{stated}, and there are {n_duplicates:,}; {AGAIN}")
+
+    def _add_differences(
+        self, name: str, stored: list[Any], expected: list[Any], documents: Sequence[Document], start: int
+    ) -> None:
+        for i, (found, given) in enumerate(zip(stored, expected, strict=True)):
+            if found != given:
+                where = f"row {start + i}: {name} is {_shown(found)}"
+                self._findings.add(
+                    name, f"{where}, line {documents[i].line} of the source gives {_shown(given)}; {AGAIN}"
+                )
+                if name == SOURCE_LINE:  # from here on rows and documents may be shifted, and all would differ
+                    self._are_in_order = False
+                    return
+
+
+def _expected_columns(documents: Sequence[Document], schema: DocumentSchema) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        SOURCE_LINE: [document.line for document in documents],
+        SOURCE_OFFSET: [document.offset for document in documents],
+        DOCUMENT_ID: [document.id.encode() for document in documents],
+    }
+    for i, key in enumerate(schema.index_keys):
+        columns[f"{INDEX}/{key.replace('/', '_')}"] = [document.index[i].encode() for document in documents]
+    if schema.n_labels:
+        labels = np.array([document.labels for document in documents], schema.label_dtype)
+        columns[LABELS] = (labels.reshape(-1) if schema.n_labels == 1 else labels).tolist()
+    return columns
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    text = value.decode(errors="replace")
+    return f'"{text[:N_SHOWN_CHARACTERS]}..."' if len(text) > N_SHOWN_CHARACTERS else f'"{text}"'

@@ -1,0 +1,77 @@
+"""Real outputs of both pipelines, made by the tiny encoder."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded
+from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
+from mlfilter_core.documents import DocumentSchema
+from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file
+from mlfilter_core.encoder import Encoder
+from mlfilter_core.heads import Head, load_head
+from mlfilter_core.model_files import ModelFiles
+from tests.conftest import TINY_DIM, WriteLines
+
+
+@dataclasses.dataclass
+class Outputs:
+    """An output folder, filled as jobs fill it."""
+
+    corpus: Path
+    folder: Path
+    write_lines: WriteLines
+    heads: list[Head]
+    request: EmbedRequest
+    encoder: Encoder
+
+    def embed(
+        self,
+        name: str,
+        records: Iterable[Any] | None,
+        embedding_dir: str = "embeddings",
+        rejected_dir: str = "rejected",
+        encoder: Encoder | None = None,
+        **changes: Any,
+    ) -> tuple[CorpusFile, EmbedReport]:
+        """Writes a source, or leaves it for None, and embeds it; keywords change the request."""
+        if records is not None:
+            self.write_lines(f"corpus/{name}", records)
+        (source,) = find_files(self.corpus, name, SOURCE_SUFFIXES)
+        encoder = encoder or self.encoder
+        request = dataclasses.replace(self.request, encoder=encoder.settings, **changes)
+        rejects = source.output(self.folder / rejected_dir, ".jsonl")
+        file = CorpusFile(f"{source.stem}.h5", source.stem, self.folder / embedding_dir)
+        return file, embed_file(source, file.path, rejects, request, encoder)
+
+    def annotate_request(self, **changes: Any) -> AnnotateRequest:
+        sha256 = {head.name: head.sha256 for head in self.heads}
+        return dataclasses.replace(AnnotateRequest(self.folder / "annotated_data", sha256), **changes)
+
+    def annotate(self, file: CorpusFile, **changes: Any) -> None:
+        """Scores a file with a linear head of one target and an MLP of two; keywords change the request."""
+        annotate_file(file, self.annotate_request(**changes), self.heads)
+
+    def embed_and_annotate(self, name: str, records: Iterable[Any], **changes: Any) -> None:
+        """Leaves no embeddings, as a job with `keep_embeddings: false`."""
+        file, report = self.embed(name, records, embedding_dir=".embeddings", **changes)
+        annotate_embedded(report, file, InlineAnnotation(self.annotate_request(), keep_embeddings=False), self.heads)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, write_lines: WriteLines, tiny_files: ModelFiles, tiny_encoder: Encoder) -> Outputs:
+    """Sources go to corpus/, outputs to out/; lines above 2048 bytes are rejected."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(TINY_DIM, 1)
+        mlp = torch.nn.Sequential(torch.nn.Linear(TINY_DIM, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    torch.save(linear.state_dict(), tmp_path / "linear.pt")
+    torch.save(mlp.state_dict(), tmp_path / "mlp.pt")
+    heads = [load_head("quality", tmp_path / "linear.pt"), load_head("topics", tmp_path / "mlp.pt")]
+    request = EmbedRequest(tiny_files, tiny_encoder.settings, DocumentSchema(("text",)), max_line_bytes=2048)
+    return Outputs(tmp_path / "corpus", tmp_path / "out", write_lines, heads, request, tiny_encoder)
