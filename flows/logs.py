@@ -1,8 +1,9 @@
 """Log files of a run, and the core's log lines for the Prefect UI."""
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -20,7 +21,7 @@ def logging_to(folder: Path, process: str, ui: logging.Handler) -> Iterator[None
         ui: Takes the core's lines to the UI; Prefect's own loggers have such a handler.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(folder / f"{process}.log", encoding="utf-8", delay=True)
+    to_file = _LogFile(folder / f"{process}.log", encoding="utf-8", delay=True)
     to_file.setFormatter(logging.Formatter(FORMAT))
     core = logging.getLogger(CORE)
     core.setLevel(logging.DEBUG)
@@ -35,3 +36,27 @@ def logging_to(folder: Path, process: str, ui: logging.Handler) -> Iterator[None
             logging.getLogger(name).removeHandler(to_file)
         core.removeHandler(ui)
         to_file.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that no work is lost for: where it cannot be written, as on a full disk, stderr says so, once."""
+
+    _is_silent = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # from opening the file, which the logging module leaves to its caller
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the logging module's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_silent:
+            self._is_silent = True
+            print(f"{self.baseFilename} cannot be written ({error}); lines of the log are lost", file=sys.stderr)
+
+    def close(self) -> None:
+        with suppress(OSError):  # of lines that were lost before
+            super().close()

@@ -14,6 +14,7 @@ from rich.table import Table
 from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.errors import MlfilterError
+from mlfilter_core.publishing import publish
 
 # The UI loads a table artifact whole; the full table is in files.jsonl.
 MAX_ARTIFACT_ROWS = 1000
@@ -22,6 +23,7 @@ NOT_ALL = "the failed, the most rejected and the slowest; all are in files.jsonl
 TEXT_COLUMNS = ("file", "status")
 PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
 LOG_WIDTH = 200
+ROWS = "files.jsonl"
 COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens", "out_of_memory", "resumed")
 
 
@@ -114,8 +116,25 @@ class FilesFailedError(MlfilterError):
         )
 
 
+class ReportError(MlfilterError):
+    """The list of a run's files cannot be written; what the run did is done."""
+
+    def __init__(self, report: RunReport, error: OSError) -> None:
+        self.report = report
+        failed = "".join(f"\n  {name}: {reason}" for name, reason in list(report.failures.items())[:MAX_PRINTED_ROWS])
+        super().__init__(
+            f"{report.logs / ROWS} cannot be written ({error.strerror or error}); {len(report.reports)} files are "
+            f"finished, {len(report.failures)} failed. Make room, and run again: finished files are left as they are"
+            + failed
+        )
+
+
 def publish_report(report: RunReport) -> None:
-    """Writes `files.jsonl` to the run's logs, and a table and a summary to the Prefect UI."""
+    """Writes `files.jsonl` to the run's logs, and a table and a summary to the Prefect UI.
+
+    Raises:
+        ReportError: The first cannot be written.
+    """
     from prefect.artifacts import create_markdown_artifact, create_table_artifact  # a second, for who needs it
 
     write_rows(report)
@@ -129,10 +148,17 @@ def publish_report(report: RunReport) -> None:
 
 
 def write_rows(report: RunReport) -> None:
-    """Writes `files.jsonl`, one line for each file, to the run's logs."""
-    report.logs.mkdir(parents=True, exist_ok=True)
+    """Writes `files.jsonl`, one line for each file, to the run's logs.
+
+    Raises:
+        ReportError: It cannot be written.
+    """
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows()]
-    (report.logs / "files.jsonl").write_text("".join(lines), encoding="utf-8")
+    try:
+        with publish(report.logs / ROWS) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise ReportError(report, error) from error
 
 
 def print_report(report: RunReport) -> None:

@@ -82,7 +82,7 @@ def run_files(
             for outcome in fan_out(workers, task, bundles, {"work": work}):
                 if isinstance(outcome.error, JobError):
                     raise outcome.error
-                if isinstance(outcome.error, WorkerLostError) and len(outcome.item) > 1:
+                if isinstance(outcome.error, WorkerLostError | OSError) and len(outcome.item) > 1:
                     log.warning("%s; %d files are tried again, one by one", outcome.error, len(outcome.item))
                     bundles.part(outcome.item)
                     continue

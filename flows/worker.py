@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,7 +61,8 @@ def run_on_worker(
     worker = get_worker()
     name = f"worker-{socket.gethostname()}-{os.getpid()}"
     worker.log_event(TOPIC, {"event": STARTED, "run": run, "process": name})
-    _say_last_words_to(logs / f"{name}.log")
+    with suppress(OSError):  # on a full disk: no work is lost for a log
+        _say_last_words_to(logs / f"{name}.log")
 
     def tell_flow(n_documents: int) -> None:
         worker.log_event(TOPIC, {"event": PROGRESSED, "run": run, "documents": n_documents})

@@ -19,7 +19,7 @@ from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.file_identity import file_identity, is_same_file
 from mlfilter_core.fingerprint import fingerprint
 from mlfilter_core.output_values import OutputValues
-from mlfilter_core.publishing import publish
+from mlfilter_core.publishing import open_new, publish
 
 if TYPE_CHECKING:
     from mlfilter_core.heads import Head
@@ -146,8 +146,8 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
             "counts": dict(file.provenance.counts) if file.provenance else None,
         }
         # It appears first: an annotated file without it, or of another size or time, is not ours to replace.
-        with publish(request.provenance_file(embeddings)) as provenance:
-            provenance.write_bytes(orjson.dumps(made, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        with publish(request.provenance_file(embeddings)) as provenance, open_new(provenance) as facts:
+            facts.write(orjson.dumps(made, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     seconds = time.monotonic() - started
     _log.info("%s: %d documents in %.1f s", embeddings.relative, n_rows, seconds)
     return AnnotateReport(

@@ -8,6 +8,7 @@ from typing import IO, Any, Literal, cast
 
 import orjson
 
+from mlfilter_core.publishing import open_new
 from mlfilter_core.zstd import zstd
 
 Compression = Literal["gzip", "zstd"] | None
@@ -20,7 +21,7 @@ WRITE_BYTES = 1 << 20  # arbitrary: large enough that writing does not show in a
 @contextmanager
 def open_annotations(path: Path, compression: Compression) -> Iterator[IO[bytes]]:
     """Opens a new annotated file for `write_records`. The same records give the same bytes under any name."""
-    with open(path, "wb") as on_disk:
+    with open_new(path) as on_disk:
         if compression == "gzip":
             with gzip.GzipFile("", "wb", GZIP_LEVEL, on_disk, mtime=0) as file:
                 yield cast(IO[bytes], file)

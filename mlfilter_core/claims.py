@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -42,11 +42,12 @@ def claim(target: Path) -> Iterator[bool]:
     try:
         has_died = handle.tell() > 0  # at the end of what the last one wrote
         handle.truncate(0)
-        handle.write(f"{machine()} process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+        with suppress(OSError):  # on a full disk: a word for those who wait, and for `remove_leftovers`
+            os.write(handle.fileno(), f"{machine()} process {os.getpid()} on {socket.gethostname()}".encode())
         yield has_died
     finally:
-        lock.unlink(missing_ok=True)  # while it is held: nobody takes a name that is gone for a claim
+        with suppress(OSError):  # in a folder that became read-only; a lock that nobody holds is in nobody's way
+            lock.unlink()  # while it is held: nobody takes a name that is gone for a claim
         handle.close()
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mlfilter_core.claims import hidden_name
 from mlfilter_core.documents import Rejection
 from mlfilter_core.progress import tell_progress
-from mlfilter_core.publishing import COMMITTED_SUFFIX, fsync
+from mlfilter_core.publishing import COMMITTED_SUFFIX, fsync, naming
 from mlfilter_core.windows import Window
 
 MAGIC = b"mlfilter committed 1\n"
@@ -131,7 +131,8 @@ class CommittedRows:
         tell_progress(len(window.documents))
         self._n_uncommitted += len(window.documents)
         if self._n_uncommitted >= self._commit_documents:
-            os.fdatasync(self._file.fileno())
+            with naming(self._path):
+                os.fdatasync(self._file.fileno())
             self._n_uncommitted = 0
 
     def remove(self) -> None:
@@ -175,8 +176,9 @@ class CommittedRows:
         record = memoryview(
             before + PREFIX.pack(len(encoded), len(arrays), _digest(encoded, arrays)) + encoded + arrays
         )
-        while record:
-            record = record[self._file.write(record) :]
+        with naming(self._path):
+            while record:
+                record = record[self._file.write(record) :]
 
     def _rows(self, facts: Mapping[str, Any], arrays: bytes, n: int) -> Rows:
         n_embeddings = n * self._dim * self._dtype.itemsize

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import DocumentSchema, Rejection
 from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
 from mlfilter_core.errors import EmbeddingFileError, OutputConflictError, SourceError
-from mlfilter_core.file_identity import is_same_file
+from mlfilter_core.file_identity import file_sha256, is_same_file
 from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, READ_BYTES, SourceReader
 from mlfilter_core.publishing import publish
 from mlfilter_core.rejects import RejectsFile
@@ -146,6 +147,7 @@ def embed_file(
     started = time.monotonic()
     made_by = {**_decisive(request.provenance()), **_decisive(encoder.provenance())}
     made_by["window_documents"] = min(request.commit_documents, WINDOW_DOCUMENTS)
+    before = _status(source.path)
     # In this order the rejects appear first: a finished output always has them beside it.
     with (
         SourceReader(source.path) as reader,
@@ -153,7 +155,6 @@ def embed_file(
         RejectsFile(rejects) as bad,
         CommittedRows(output, made_by, encoder.dim, request.embedding_dtype, request.commit_documents) as committed,
     ):
-        before = source.path.stat()
         counts = _Counts()
         with EmbeddingWriter(
             temporary,
@@ -166,9 +167,7 @@ def embed_file(
             slice_rows=request.writer_batch_size,
         ) as writer:
             waited = _embed_windows(reader, source, request, encoder, committed, writer, bad, counts, output.parent)
-            after = source.path.stat()
-            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-                raise SourceError(f"{source.path} changed while it was read; run again when it is complete")
+            source_status = _check_unchanged(source.path, before, reader)
             _check_rejected_fraction(source, reader.n_lines, bad, request.max_rejected_fraction)
             summary = counts.summary(reader.n_lines, bad)
             writer.finish(
@@ -177,7 +176,7 @@ def embed_file(
                         "path": source.relative,
                         "folder": str(source.folder),
                         "bytes": reader.n_bytes,
-                        "mtime_ns": before.st_mtime_ns,
+                        "mtime_ns": source_status.st_mtime_ns,
                         "sha256": reader.sha256,
                     },
                     request=request.provenance(),
@@ -402,6 +401,43 @@ def _drop(
         return tokens
     window.drop(np.flatnonzero(dropped).tolist(), reason, detail)
     return tokens.select(np.flatnonzero(~dropped))
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Returns what tells whether a file changes; None where it is not to be had, of which its reader says more."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _check_unchanged(path: Path, before: os.stat_result | None, reader: SourceReader) -> os.stat_result:
+    """Checks that a name stands for the bytes that were read; returns what it says of itself now.
+
+    A file that was replaced by one of the same size and time, or changed and given its old time again, is told by its
+    inode or by the time of its last change of any kind. Where only these differ, as after `chmod`, the content decides.
+
+    Args:
+        path: The source.
+        before: Of it, from before it was opened.
+        reader: At its end.
+    """
+    try:
+        after = path.stat()
+        is_same = (
+            before is not None
+            and (after.st_size, after.st_size, after.st_mtime_ns)
+            == (reader.n_bytes, before.st_size, before.st_mtime_ns)
+            and (
+                (after.st_dev, after.st_ino, after.st_ctime_ns) == (before.st_dev, before.st_ino, before.st_ctime_ns)
+                or file_sha256(path) == reader.sha256
+            )
+        )
+    except FileNotFoundError:
+        raise SourceError(f"{path} was removed while it was read; run again when it is back") from None
+    if not is_same:
+        raise SourceError(f"{path} changed while it was read; run again when it is complete")
+    return after
 
 
 def _reject(

@@ -5,8 +5,10 @@ them.
 """
 
 import functools
+import io
 import json
 import math
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from mlfilter_core.documents import Document
 from mlfilter_core.errors import EmbeddingFileError, in_one_line
+from mlfilter_core.publishing import naming
 
 FORMAT_VERSION = 1
 EMBEDDINGS = "embeddings"
@@ -74,7 +77,8 @@ class Provenance:
 class EmbeddingWriter:
     """Writes one new HDF5 file. Use it as a context manager; `finish` makes the file valid.
 
-    Memory does not depend on the number of rows.
+    Memory does not depend on the number of rows. Where writing fails, as on a full disk, `append`, `finish` or leaving
+    the block raises an OSError with the system's reason and the file's name.
     """
 
     def __init__(
@@ -101,7 +105,8 @@ class EmbeddingWriter:
             index_keys: Names of the values that each document brings.
             slice_rows: Rows written at a time.
         """
-        self._file = h5py.File(path, "w", locking=False)
+        self._disk = _Disk(path)
+        self._file = h5py.File(self._disk, "w", locking=False)
         self._group = self._file.create_group(group)
         self._dim = dim
         self._embedding_dtype = np.dtype(embedding_dtype)
@@ -114,8 +119,13 @@ class EmbeddingWriter:
     def __enter__(self) -> "EmbeddingWriter":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._file.close()
+    def __exit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._disk.close()
+        if error is None:
+            self._disk.check()
 
     def append(
         self, documents: Sequence[Document], embeddings: NDArray[np.float32], n_tokens: NDArray[np.int32]
@@ -141,6 +151,7 @@ class EmbeddingWriter:
         attributes["format_version"] = FORMAT_VERSION
         for name in Provenance.__dataclass_fields__:
             attributes[name] = json.dumps(dict(getattr(provenance, name)), sort_keys=True)
+        self._disk.check()
 
     def _create_datasets(self, n_first: int) -> None:
         """Creates empty datasets whose chunks are no larger than a small file's content."""
@@ -180,7 +191,81 @@ class EmbeddingWriter:
             dataset = self._group[name]
             dataset.resize(end, axis=0)
             dataset[self._n_rows : end] = values
+        self._disk.check()
         self._n_rows = end
+
+
+class _Disk(io.RawIOBase):
+    """The file that HDF5 writes to, whose failures reach its user and not HDF5.
+
+    HDF5 drops what it could not write of a dataset that is closed, without an error, and dies of a segmentation fault
+    when a file on a full disk is closed (HDF5 2.0; with h5py's own driver that was a worker's death). From the first
+    failure on, what it writes is kept in memory: no more than its caches hold, as the writer stops.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = open(path, "w+b", buffering=0)
+        self._position = 0
+        self._error: OSError | None = None
+        self._unwritten: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        """Raises what went wrong, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            on_disk = os.fstat(self._file.fileno()).st_size
+            offset += max([on_disk, *(start + len(piece) for start, piece in self._unwritten)])
+        self._position = offset + (self._position if whence == os.SEEK_CUR else 0)
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fills the whole of it, with zeros where nothing was written."""
+        begin, end = self._position, self._position + len(buffer)
+        content = bytearray(len(buffer))
+        with self._keeping_error():
+            on_disk = os.pread(self._file.fileno(), len(buffer), begin)
+            content[: len(on_disk)] = on_disk
+        for start, piece in self._unwritten:
+            first, last = max(start, begin), min(start + len(piece), end)
+            if first < last:
+                content[first - begin : last - begin] = piece[first - start : last - start]
+        buffer[:] = content
+        self._position = end
+        return len(buffer)
+
+    def write(self, content: memoryview) -> int:  # type: ignore[override]
+        left = memoryview(content)
+        with self._keeping_error():
+            while left and self._error is None:
+                n_bytes = os.pwrite(self._file.fileno(), left, self._position)
+                self._position += n_bytes
+                left = left[n_bytes:]
+        if left:
+            self._unwritten.append((self._position, bytes(left)))
+            self._position += len(left)
+        return len(content)
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._keeping_error():
+            self._file.truncate(size)
+        return size or 0
+
+    def close(self) -> None:
+        with self._keeping_error():
+            self._file.close()
+        super().close()
+
+    @contextmanager
+    def _keeping_error(self) -> Iterator[None]:
+        try:
+            with naming(self._path):
+                yield
+        except OSError as error:
+            self._error = self._error or error
 
 
 class EmbeddingFile:

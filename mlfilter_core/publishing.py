@@ -1,16 +1,20 @@
 """A file that appears complete or not at all."""
 
 import glob
+import io
 import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from mlfilter_core.claims import LOCK_SUFFIX, claim, hidden_name, hold, machine, machine_of_lock, remove_if_abandoned
 from mlfilter_core.errors import ConfigError, OutputConflictError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 Report = TypeVar("Report")
 
@@ -29,20 +33,51 @@ def publish(target: Path) -> Iterator[Path]:
 
     Yields:
         An existing, empty file with a unique name: `.<name>.<machine>.<process>.<random>.part`.
+
+    Raises:
+        OSError: As the block does; one that names the temporary file names `target` instead.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name holds 255 bytes at most, and a character up to four of them.
     unique = f"{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     temporary = target.parent / f"{_temporary_prefix(target)}{unique}{TEMPORARY_SUFFIX}"
-    with open(temporary, "xb") as held:
-        hold(held)
-        try:
-            yield temporary
-            fsync(temporary)
-            os.replace(temporary, target)
-            fsync(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    try:
+        with open(temporary, "xb") as held:
+            hold(held)
+            try:
+                yield temporary
+                fsync(temporary)
+                os.replace(temporary, target)
+                fsync(target.parent)
+            finally:
+                with suppress(OSError):  # in a folder that became read-only: what went wrong first is what counts
+                    temporary.unlink()
+    except OSError as error:
+        if error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an error of writing to an open file say which file that is; the system's own does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Opens a file for writing, empty, whose errors name it."""
+    return io.BufferedWriter(_NamedFile(path, "wb"))
+
+
+class _NamedFile(io.FileIO):
+    def write(self, content: "ReadableBuffer", /) -> int:
+        with naming(Path(os.fsdecode(self.name))):
+            return super().write(content)
 
 
 @contextmanager
@@ -132,6 +167,7 @@ def fsync(path: Path) -> None:
     """Sees to it that a file's content, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)

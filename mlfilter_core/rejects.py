@@ -14,7 +14,7 @@ from typing import IO
 import orjson
 
 from mlfilter_core.documents import Rejection
-from mlfilter_core.publishing import publish
+from mlfilter_core.publishing import open_new, publish
 
 BASE64_BYTES = 3 << 18  # a multiple of 3, so that the encoded pieces can stand one after another
 
@@ -77,7 +77,7 @@ class RejectsFile:
         self.by_reason[rejection.reason] += 1
         if self._file is None:
             self.first = f"line {rejection.line}: {rejection.detail}"
-            self._file = self._stack.enter_context(open(self._stack.enter_context(publish(self._path)), "wb"))
+            self._file = self._stack.enter_context(open_new(self._stack.enter_context(publish(self._path))))
         return self._file
 
 

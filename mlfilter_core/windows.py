@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -10,6 +11,7 @@ from typing import IO
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import Document, DocumentSchema, Rejection, parse_document
 from mlfilter_core.lines import OverlongLine, SourceReader
+from mlfilter_core.publishing import naming
 
 # Documents are sorted by length within a window, and a window stands in memory. Measured with MiniLM on
 # the CPU: beyond a few thousand documents sorting wastes no less. The bytes bound windows of long texts.
@@ -119,6 +121,14 @@ def _sha256(lines: list[bytes]) -> str:
 
 def _kept(line: OverlongLine, scratch: Path) -> IO[bytes]:
     file = tempfile.TemporaryFile(dir=scratch)
-    file.writelines(line.pieces)
-    file.seek(0)
+    try:
+        for piece in line.pieces:
+            with naming(scratch):
+                file.write(piece)
+        with naming(scratch):
+            file.seek(0)  # writes what is buffered
+    except BaseException:
+        with suppress(OSError):  # what is buffered cannot be written now either
+            file.close()
+        raise
     return file

@@ -1,59 +1,65 @@
-"""What these tests share: files found, embedded and annotated as a job does it, and what is left of it."""
+"""Disks that get full, and the Prefect server and the job files of the flows' tests."""
 
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
-from mlfilter_core.annotate_file import AnnotateReport, AnnotateRequest, annotate_file, finished_annotation
-from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES, find_files
-from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file
-from mlfilter_core.encoder import Encoder
-from mlfilter_core.heads import Head, load_head
-from mlfilter_core.model_files import ModelFiles
-from tests.conftest import TINY_DIM
+from tests.flows.conftest import annotate_job as annotate_job
+from tests.flows.conftest import api as api
+from tests.flows.conftest import client as client
+from tests.flows.conftest import corpus as corpus
+from tests.flows.conftest import embed_job as embed_job
+from tests.flows.conftest import heads as heads
 
-MAX_LINE_BYTES = 4096
-Embed = Callable[[Path], EmbedReport]
-Annotate = Callable[..., AnnotateReport]
+PAGE = 4096  # in which a tmpfs counts
 
 
-@pytest.fixture
-def embed(tiny_files: ModelFiles, tiny_encoder: Encoder, tmp_path: Path) -> Embed:
-    """Finds the one source in a folder and embeds it to out/embeddings."""
-    schema = DocumentSchema(("text",), index_keys=("text",))
-    request = EmbedRequest(tiny_files, tiny_encoder.settings, schema, max_line_bytes=MAX_LINE_BYTES)
+@dataclass(frozen=True)
+class Disk:
+    """A small file system of its own, at a folder."""
 
-    def run(folder: Path) -> EmbedReport:
-        (source,) = find_files(folder, "**/*", SOURCE_SUFFIXES)
-        output, rejects = source.output(tmp_path / "out/embeddings", ".h5"), tmp_path / "out/rejected.jsonl"
-        return embed_file(source, output, rejects, request, tiny_encoder)
+    folder: Path
 
-    return run
+    def remount(self, options: str) -> None:
+        """Changes it while it is in use: `size=1m`, `ro`, `rw`."""
+        subprocess.run(["mount", "-o", f"remount,{options}", self.folder], check=True)
 
+    def fill(self, n_free: int) -> None:
+        """Leaves so many bytes free, in whole pages."""
+        self.free()
+        status = os.statvfs(self.folder)
+        with open(self.folder / "ballast", "wb") as ballast:
+            n_bytes = (status.f_bavail - n_free // PAGE) * status.f_frsize
+            if n_bytes > 0:
+                os.posix_fallocate(ballast.fileno(), 0, n_bytes)
 
-@pytest.fixture
-def heads(tmp_path: Path) -> list[Head]:
-    torch.save({"weight": torch.ones(1, TINY_DIM)}, tmp_path / "head.pt")
-    return [load_head("quality", tmp_path / "head.pt")]
+    def free(self) -> None:
+        (self.folder / "ballast").unlink(missing_ok=True)
 
 
 @pytest.fixture
-def annotate(tmp_path: Path, heads: list[Head]) -> Annotate:
-    """Finds the one file of embeddings in a folder and annotates it to out/annotated_data."""
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A tmpfs of 8 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a disk of its own cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield Disk(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
-    def run(folder: Path, *output_keys: str, source_dir: Path | None = None) -> AnnotateReport:
-        (file,) = find_files(folder, "**/*", EMBEDDING_SUFFIXES)
-        sha256 = {head.name: head.sha256 for head in heads}
-        request = AnnotateRequest(tmp_path / "out/annotated_data", sha256, output_keys, source_dir=source_dir)
-        assert finished_annotation(file, request) is None
-        return annotate_file(file, request, heads)
 
-    return run
+def names_below(folder: Path) -> set[str]:
+    """Returns the files below a folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def outputs(tmp_path: Path) -> list[str]:
-    """Names of what was written, with what was left half written."""
-    return [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+WriteJob = Callable[..., Path]

@@ -21,7 +21,7 @@ from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.errors import ConfigError, SourceError
 from mlfilter_core.lines import FREE_BYTES, MAX_EXPANSION, OverlongLine, SourceReader
 from mlfilter_core.zstd import zstd
-from tests.faults.conftest import MAX_LINE_BYTES, Annotate, Embed, outputs
+from tests.faults.hostile.conftest import MAX_LINE_BYTES, Annotate, Embed, outputs
 
 ALL = slice(None)
 LINE = b'{"text": "ba be"}'

@@ -18,7 +18,7 @@ import pytest
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, EmbeddingFileError, SourceError
 from tests.conftest import TINY_DIM
-from tests.faults.conftest import MAX_LINE_BYTES, Annotate, outputs
+from tests.faults.hostile.conftest import MAX_LINE_BYTES, Annotate, outputs
 
 FLOATS = np.ones((3, TINY_DIM), np.float32)
 MADE: dict[str, dict[str, Any]] = {
