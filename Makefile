@@ -1,4 +1,5 @@
 # make demo: embed and score the example corpus.  make test: format, lint, types, tests.
+# make faults: the fault tests at length, an hour or two, with their figures in benchmarks/results/faults.json.
 # make slurm-up, slurm-down: a Slurm of one node on this machine, as the tests use it.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +7,7 @@ BIN := .venv/bin
 LOCK := requirements.lock
 STAMP := .venv/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: demo test slurm-up slurm-down lock clean
+.PHONY: demo test faults slurm-up slurm-down lock clean
 
 demo: $(STAMP)
 	$(BIN)/python flows/pipeline.py --embed-config deployments/local/embed.yaml --annotate-config deployments/local/annotate.yaml
@@ -16,6 +17,9 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+faults: $(STAMP)
+	MLFILTER_FAULTS=long MLFILTER_FAULTS_RESULT=benchmarks/results/faults.json $(BIN)/pytest --timeout 7200 tests/faults
 
 slurm-up slurm-down:
 	$(PYTHON) tests/slurm/cluster.py $(@:slurm-%=%)
