@@ -1,0 +1,400 @@
+"""Coverage-guided fuzzing of what reads the files of others.
+
+    python -m tests.faults.fuzz <target> --inputs 100000 --seed 1
+
+Each input must end well or in an `MlfilterError`. Another exception, a wrong count, more than `TIMEOUT_S` or more than
+`MEMORY_MB` is a crash: its input is written to a file, and the exit status is 1. The last line of the output is JSON.
+
+libFuzzer runs in a process of its own, in rounds, each of which goes on from the inputs that the ones before found
+interesting. An input that ends its process ends the round. If it died, hung or filled the memory in libhdf5, which no
+Python can catch, it is counted apart, as contained: a worker that dies of a file is replaced, and the file given up
+after some tries. A hang holds the interpreter's lock, so that it looks like a worker that is gone.
+"""
+
+import argparse
+import faulthandler
+import functools
+import gzip
+import hashlib
+import importlib
+import io
+import json
+import mmap
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr, suppress
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 10  # of one input; the slowest takes 1 s where all cores are busy
+MEMORY_MB = 3000  # of the process; torch alone takes 300
+MAX_INPUT_BYTES = 1 << 15  # the longest seed, a file of embeddings as we write it, has 29 kB
+ROUND_INPUTS = 10_000  # a process that reads broken HDF5 files by the ten thousand grows
+INNERMOST_CALL = re.compile(r'most recent call first\):\s+File "([^"]+)"')  # as faulthandler writes it
+# What libFuzzer prefixes to the input that ended a round.
+DEATHS = ("crash-", "timeout-", "oom-", "leak-")
+
+
+class Target:
+    """What is fuzzed: `modules` are instrumented, `try_input` is called with each input, `seeds` are sound ones."""
+
+    modules: tuple[str, ...]
+    library = ""  # in which a process may die or hang: written in C, and not mended here
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def seeds(self) -> list[bytes]:
+        raise NotImplementedError
+
+    def try_input(self, content: bytes) -> None:
+        raise NotImplementedError
+
+
+class Reader(Target):
+    """The first byte chooses how the rest is stored: as it is, compressed, or compressed and cut."""
+
+    modules = ("mlfilter_core.lines", "mlfilter_core.documents", "mlfilter_core.windows")
+    max_line_bytes = 100
+
+    def seeds(self) -> list[bytes]:
+        from mlfilter_core.zstd import zstd
+
+        lines = (
+            b'{"text": "ba", "id": 3, "label": 1.5, "meta": {"url": null}}\n\n[1e5, "\\ud83d\\ude00"]\n' + b"x" * 150
+        )
+        return [
+            *(bytes([kind]) + lines for kind in range(5)),
+            b"\0" + gzip.compress(lines) + gzip.compress(b"\n{}"),
+            b"\0" + zstd.compress(lines) + b"\x50\x2a\x4d\x18\x01\x00\x00\x00x" + zstd.compress(b"\n{}"),
+        ]
+
+    def try_input(self, content: bytes) -> None:
+        from mlfilter_core.corpus import CorpusFile
+        from mlfilter_core.documents import DocumentSchema
+        from mlfilter_core.lines import SourceReader
+        from mlfilter_core.windows import read_windows
+
+        kind, content = content[:1], content[1:]
+        stored = content if kind in (b"", b"\0") else self._compressed(kind[0], content)
+        source = CorpusFile("x.jsonl", "x", self.folder)
+        source.path.write_bytes(stored)
+        schema = DocumentSchema(("text",), index_keys=("meta.url",), label_keys=None, label_dtype="int8")
+        n_lines = 0
+        with SourceReader(source.path) as reader:
+            for window in read_windows(reader, source, schema, self.max_line_bytes, self.folder):
+                for _, kept in window.rejected:
+                    if not isinstance(kept, bytes):
+                        kept.close()
+                n_lines += len(window.documents) + len(window.rejected) + window.n_blank
+            assert n_lines == reader.n_lines
+            assert reader.n_bytes == len(stored)
+
+    def _compressed(self, kind: int, content: bytes) -> bytes:
+        from mlfilter_core.zstd import zstd
+
+        stored = gzip.compress(content, 1, mtime=0) if kind % 2 else zstd.compress(content)
+        return stored if kind < 128 else stored[: len(stored) * (kind - 127) // 128]
+
+
+class Config(Target):
+    """The first byte chooses the kind of job."""
+
+    modules = ("mlfilter_core.job_files", "mlfilter_core.config", "yaml")
+
+    def seeds(self) -> list[bytes]:
+        jobs = sorted((Path(__file__).parents[2] / "deployments").rglob("*.yaml"))
+        assert jobs, "the example jobs are gone, so that this target starts from nothing"
+        made = b"a: &a [1, 2.5e3, ~, true, 0x1f, 12:30:45]\nb: {<<: {c: *a}, d: ${a}}\n? !!binary aGk=\n: |\n  text\n"
+        return [bytes([kind]) + content for kind in range(2) for content in (made, *(job.read_bytes() for job in jobs))]
+
+    def try_input(self, content: bytes) -> None:
+        from mlfilter_core.config import AnnotationJob, EmbeddingJob
+        from mlfilter_core.job_files import load_job
+
+        (self.folder / "job.yaml").write_bytes(content[1:])
+        if content[:1] < b"\x01":
+            load_job(self.folder / "job.yaml", EmbeddingJob)
+        else:
+            load_job(self.folder / "job.yaml", AnnotationJob)
+
+
+class Embeddings(Target):
+    """Bytes as an HDF5 file."""
+
+    modules = ("mlfilter_core.embedding_store",)
+    library = "/h5py/"
+
+    def seeds(self) -> list[bytes]:
+        import h5py
+        import numpy as np
+
+        from mlfilter_core.documents import Document
+        from mlfilter_core.embedding_store import EmbeddingWriter, Provenance
+
+        def file(write: Callable[[Any], Any], **settings: Any) -> bytes:
+            content = io.BytesIO()
+            with h5py.File(content, "w", **settings) as opened:
+                write(opened)
+            return content.getvalue()
+
+        rows = np.eye(3, 4, dtype=np.float32)
+        settings: dict[str, Any] = {"dim": 4, "embedding_dtype": "float32", "n_labels": 1, "label_dtype": "int8"}
+        with EmbeddingWriter(self.folder / "x.h5", "train", index_keys=["url"], slice_rows=2, **settings) as writer:
+            documents = [Document(i, i, f"id {i}", "text", ("url",), (i,)) for i in range(3)]
+            writer.append(documents, rows, np.ones(3, np.int32))
+            counts = dict.fromkeys(
+                ("lines", "documents", "rejected", "blank", "truncated", "duplicate_ids", "tokens"), 3
+            )
+            source = {"path": "x", "folder": "/", "bytes": 1, "mtime_ns": 1, "sha256": "a"}
+            request = {"max_line_bytes": 1, "id_key": None}
+            writer.finish(Provenance(source, request, {"is_normalized": True}, counts, {}))
+        return [
+            (self.folder / "x.h5").read_bytes(),
+            file(lambda opened: opened.create_dataset("train/embeddings", data=rows)),
+            file(lambda opened: opened.create_dataset("train/embeddings", data=rows), libver="latest"),
+            file(
+                lambda opened: opened.create_dataset("train/embeddings", data=rows, chunks=(1, 4), compression="gzip")
+            ),
+            file(lambda opened: opened.create_dataset("train/embeddings", data=rows, chunks=(2, 2), fletcher32=True)),
+        ]
+
+    def try_input(self, content: bytes) -> None:
+        from mlfilter_core.embedding_store import EmbeddingFile
+
+        (self.folder / "x.h5").write_bytes(content)
+        with EmbeddingFile(self.folder / "x.h5", "train") as file:
+            for rows in file.slices(2048):
+                assert file.embeddings(rows).shape == (rows.stop - rows.start, file.dim)
+                for name in file.names():
+                    assert len(file.column(name, rows)) == rows.stop - rows.start
+            file.check_content()
+
+
+class Checkpoint(Target):
+    """The first byte chooses the format: safetensors, a `.pt` file as it is, or the pickle in a sound one."""
+
+    modules = ("mlfilter_core.heads",)
+
+    def seeds(self) -> list[bytes]:
+        import torch
+        from safetensors.torch import save
+
+        state = {"0.weight": torch.ones(2, 3), "0.bias": torch.ones(2), "2.weight": torch.ones(1, 2)}
+        legacy, in_zip = io.BytesIO(), io.BytesIO()
+        torch.save(state, legacy, _use_new_zipfile_serialization=False)
+        torch.save({"state_dict": state, "epoch": 3}, in_zip)
+        in_zip.seek(0)
+        pickled = torch._C.PyTorchFileReader(in_zip).get_record("data.pkl")
+        files = [save(state, {"activation": "gelu"}), legacy.getvalue(), in_zip.getvalue(), pickled]
+        return [bytes([min(i, 1) if i < 3 else 2]) + content for i, content in enumerate(files)]
+
+    def try_input(self, content: bytes) -> None:
+        from mlfilter_core.heads import load_head
+
+        kind, content = content[:1], content[1:]
+        path = self.folder / ("x.safetensors" if kind == b"\0" else "x.pt")
+        path.write_bytes(content if kind < b"\x02" else in_archive(content))
+        load_head("x", path)
+
+
+def in_archive(pickled: bytes) -> bytes:
+    """As torch.save stores a state dict, with the checksums that mutated bytes would not have."""
+    import zipfile
+
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, record in {"data.pkl": pickled, "byteorder": b"little", "version": b"3\n"}.items():
+            archive.writestr(f"x/{name}", record)
+        for i in range(3):
+            archive.writestr(f"x/data/{i}", struct.pack("<6f", *range(6)))
+    return content.getvalue()
+
+
+class Sham(Target):
+    """What must be found: it proves that the others are looked at."""
+
+    modules = ()
+
+    def seeds(self) -> list[bytes]:
+        return [b"sound", b"raise", b"die"]
+
+    def try_input(self, content: bytes) -> None:
+        if content == b"raise":
+            raise KeyError("not an expected error")
+        if content == b"die":
+            os.abort()
+
+
+TARGETS: dict[str, type[Target]] = {
+    "reader": Reader,
+    "config": Config,
+    "embeddings": Embeddings,
+    "checkpoint": Checkpoint,
+    "sham": Sham,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--crashes", type=Path, help="folder of the inputs that crash; default: a temporary one")
+    parser.add_argument("--round", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--again", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.again:
+        return try_again(args.target, args.again)
+    if args.round:
+        fuzz(args.target, args.round, args.inputs, args.seed)
+    crashes = args.crashes or Path(tempfile.mkdtemp(prefix=f"fuzz-{args.target}-"))
+    return run_rounds(args.target, args.inputs, args.seed, crashes)
+
+
+def run_rounds(name: str, n_inputs: int, seed: int, crashes: Path) -> int:
+    """Tries so many inputs, reports, and returns the exit status."""
+    crashes.mkdir(parents=True, exist_ok=True)
+    covered: list[str] = []
+    n_tried = n_well = contained = 0
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / "corpus").mkdir()
+        while n_tried < n_inputs:
+            (work / "tried").write_bytes(bytes(16))
+            command = [sys.executable, "-m", "tests.faults.fuzz", name, "--round", folder, "--seed", str(seed)]
+            command += ["--inputs", str(min(ROUND_INPUTS, n_inputs - n_tried))]
+            with open(work / "log", "wb") as log:
+                status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+            n_tried_now = int.from_bytes((work / "tried").read_bytes()[:8], "little")
+            n_tried, seed = n_tried + n_tried_now, seed + 1
+            covered = re.findall(r"cov: (\d+)", (work / "log").read_text(errors="replace"))[-1:] or covered
+            n_well += int.from_bytes((work / "tried").read_bytes()[8:], "little")
+            deaths = [path for path in work.iterdir() if path.name.startswith(DEATHS)]
+            for death in deaths:
+                is_contained = dies_in_library(name, death, (work / "log").read_text(errors="replace"))
+                contained += is_contained
+                (crashes / f"{'contained-' if is_contained else ''}{death.name}").write_bytes(death.read_bytes())
+                for seen in (work / "corpus").iterdir():
+                    if seen.read_bytes() == death.read_bytes():  # it would end each of the next rounds too
+                        seen.unlink()
+                death.unlink()
+            if status and not deaths:  # a mistake of ours, not of what is fuzzed
+                print((work / "log").read_text(errors="replace"), file=sys.stderr)
+                return 1
+        for path in (work / "failed").iterdir() if (work / "failed").exists() else ():
+            (crashes / path.name).write_bytes(path.read_bytes())
+    found = sorted(path.name for path in crashes.iterdir() if not path.name.startswith("contained-"))
+    found = [name for name in found if not name.endswith(".txt")]
+    report = {"target": name, "inputs": n_tried, "sound": n_well, "crashes": len(found), "contained": contained}
+    report |= {"covered": int((covered or ["0"])[0]), "folder": str(crashes), "files": found[:20]}
+    print(json.dumps(report))
+    return 1 if found else 0
+
+
+def dies_in_library(name: str, death: Path, last_words: str) -> bool:
+    """Tells whether a process ended in the library of its target, by its last words, else by trying it again."""
+    command = [sys.executable, "-m", "tests.faults.fuzz", name, "--again", str(death)]
+    if not (calls := INNERMOST_CALL.findall(last_words)):  # it hung, or its memory ran out
+        last_words = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
+        calls = INNERMOST_CALL.findall(last_words)
+    n_in_library = sum(TARGETS[name].library in call for call in calls)
+    return bool(TARGETS[name].library) and 2 * n_in_library > len(calls)
+
+
+def try_again(name: str, content: Path) -> int:
+    """Tries one input, and writes again and again where it is, from outside of Python."""
+    from mlfilter_core.errors import MlfilterError
+
+    for module in TARGETS[name].modules:  # which takes longer than most inputs
+        importlib.import_module(module)
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(0.05, repeat=True)
+    signal.alarm(TIMEOUT_S)
+    with tempfile.TemporaryDirectory() as folder, suppress(MlfilterError):
+        TARGETS[name](Path(folder)).try_input(content.read_bytes())
+    return 0
+
+
+def mutate(content: bytes, max_bytes: int, seed: int, sound: list[bytes]) -> bytes:
+    """Changes an input as libFuzzer does, or in place, or a sound one in place.
+
+    Formats that are full of offsets are broken at once when bytes come or go. Most inputs that libFuzzer keeps are
+    broken too, as each way of being broken is new to it.
+    """
+    import atheris
+
+    rng = random.Random(seed)
+    way = rng.random()
+    if way < 0.3:
+        return bytes(atheris.Mutate(content, max_bytes))
+    mutated = bytearray(content if content and way < 0.6 else rng.choice(sound))
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        start = rng.randrange(len(mutated))
+        end = min(start + rng.choice((1, 1, 1, 2, 4, 8)), len(mutated))
+        elsewhere = rng.randrange(len(mutated))
+        replacement = rng.choice((rng.randbytes(8), bytes(8), b"\xff" * 8, b"\x7f" * 8, mutated[elsewhere:] + bytes(8)))
+        mutated[start:end] = replacement[: end - start]
+    return bytes(mutated)
+
+
+def fuzz(name: str, work: Path, n_inputs: int, seed: int) -> None:
+    """Is one round, and ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=list(TARGETS[name].modules), enable_loader_override=False):
+        for module in TARGETS[name].modules:
+            importlib.import_module(module)
+    from mlfilter_core.errors import MlfilterError
+
+    folder = Path(tempfile.mkdtemp(dir=work))
+    target = TARGETS[name](folder)
+    sound = target.seeds()
+    is_first = not any((work / "corpus").iterdir())
+    for seed_input in sound if is_first else ():
+        (work / "corpus" / hashlib.sha1(seed_input).hexdigest()).write_bytes(seed_input)
+    (work / "failed").mkdir(exist_ok=True)
+    counts = memoryview(mmap.mmap(os.open(work / "tried", os.O_RDWR), 16)).cast("Q")  # they stay when the process dies
+
+    def try_input(content: bytes) -> None:
+        if not counts[0]:
+            faulthandler.enable(2)  # over libFuzzer's own handlers, which it calls in turn
+        counts[0] += 1
+        try:
+            with redirect_stderr(None):
+                target.try_input(content)
+            counts[1] += 1
+        except MlfilterError:
+            pass
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            kind = f"{type(error).__name__}-{Path(place.filename).stem}-{place.lineno}"
+            if not (work / "failed" / kind).exists():  # one of each is enough
+                (work / "failed" / kind).write_bytes(content)
+                (work / "failed" / f"{kind}.txt").write_text(traceback.format_exc())
+
+    flags = {
+        "runs": n_inputs,
+        "seed": seed,
+        "max_len": MAX_INPUT_BYTES,
+        "len_control": 0,
+        "timeout": TIMEOUT_S,
+        "rss_limit_mb": MEMORY_MB,
+        "artifact_prefix": f"{work}/",
+        "print_final_stats": 1,
+    }
+    arguments = [sys.argv[0], *(f"-{flag}={value}" for flag, value in flags.items()), str(work / "corpus")]
+    atheris.Setup(arguments, try_input, custom_mutator=functools.partial(mutate, sound=sound))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
