@@ -172,7 +172,7 @@ def slurm_workers(
         )
         longest_s, _ = lifetime_s(job.options["time"])
         get_run_logger().info(
-            "Slurm jobs of at most %s: workers leave them after %d minutes, and the next go on with the files under way",
+            "Slurm jobs of at most %s: workers leave after %d minutes, and the next go on with the files under way",
             job.options["time"],
             longest_s // 60,
         )
