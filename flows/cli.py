@@ -129,9 +129,9 @@ def verify_command(
     ] = None,
 ) -> None:
     """Prove that outputs add up: source lines, embeddings, rejected and annotated lines."""
-    from mlfilter_core.findings import FileCheck
-    from mlfilter_core.verify import verify
-    from mlfilter_core.verify_embeddings import VerifyRequest
+    from mlfilter_core.verification.embeddings import VerifyRequest
+    from mlfilter_core.verification.findings import FileCheck
+    from mlfilter_core.verification.verify import verify
 
     def print_problems(check: FileCheck) -> None:
         for problem in check.problems:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.documents import Document, DocumentSchema, Rejection, parse_document
-from mlfilter_core.findings import Findings
 from mlfilter_core.lines import Line, OverlongLine, SourceReader
-from mlfilter_core.rejected_lines import RejectedLine
+from mlfilter_core.verification.findings import Findings
+from mlfilter_core.verification.rejected_lines import RejectedLine
 
 # Only the encoder knows these; the lines themselves are documents.
 ENCODER_REASONS = frozenset({"no_tokens", "too_many_tokens", "out_of_memory"})

@@ -2,8 +2,8 @@
 
 import os
 
-from mlfilter_core.findings import FileCheck
-from mlfilter_core.verify_embeddings import VerifyRequest, check_embeddings
+from mlfilter_core.verification.embeddings import VerifyRequest, check_embeddings
+from mlfilter_core.verification.findings import FileCheck
 
 
 def die_over_b(relative: str, request: VerifyRequest) -> FileCheck:

@@ -7,8 +7,8 @@ import pytest
 from mlfilter_core.documents import Rejection
 from mlfilter_core.errors import SourceError
 from mlfilter_core.lines import SourceReader
-from mlfilter_core.rejected_lines import WHOLE_BYTES, read_rejected_lines
 from mlfilter_core.rejects import BASE64_BYTES, RejectsFile
+from mlfilter_core.verification.rejected_lines import WHOLE_BYTES, read_rejected_lines
 
 Write = Callable[..., Path]
 

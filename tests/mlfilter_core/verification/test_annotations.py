@@ -9,14 +9,13 @@ import numpy as np
 import orjson
 import pytest
 
-from mlfilter_core.annotated_lines import has_stored_ids, score_columns
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.encoder import load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.file_identity import file_identity
-from mlfilter_core.findings import FileCheck, LineCounts
 from mlfilter_core.model_files import ModelFiles
-from mlfilter_core.verify_annotations import (
+from mlfilter_core.verification.annotated_lines import has_stored_ids, score_columns
+from mlfilter_core.verification.annotations import (
     NO_EMBEDDINGS,
     NO_REJECTS,
     NO_SOURCE,
@@ -24,10 +23,11 @@ from mlfilter_core.verify_annotations import (
     check_annotations,
     provenance_of,
 )
-from mlfilter_core.verify_embeddings import VerifyRequest
+from mlfilter_core.verification.embeddings import VerifyRequest
+from mlfilter_core.verification.findings import FileCheck, LineCounts
 from mlfilter_core.zstd import zstd
 from tests.conftest import TINY_DIM
-from tests.mlfilter_core.conftest import Outputs
+from tests.mlfilter_core.verification.conftest import Outputs
 
 FILE = "annotated_data/a/x.jsonl"
 NEAR = Surroundings(("embeddings/a/x.h5",))

@@ -14,11 +14,11 @@ from mlfilter_core.annotations import SUFFIXES
 from mlfilter_core.config import ANNOTATED_DIR, UNKEPT_DIR
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.findings import FileCheck, LineCounts
-from mlfilter_core.isolation import in_processes
 from mlfilter_core.publishing import COMMITTED_SUFFIX, TEMPORARY_SUFFIX
-from mlfilter_core.verify_annotations import Surroundings, check_annotations
-from mlfilter_core.verify_embeddings import REJECTED_DIR, VerifyRequest, check_embeddings, without_suffix
+from mlfilter_core.verification.annotations import Surroundings, check_annotations
+from mlfilter_core.verification.embeddings import REJECTED_DIR, VerifyRequest, check_embeddings, without_suffix
+from mlfilter_core.verification.findings import FileCheck, LineCounts
+from mlfilter_core.verification.isolation import in_processes
 
 LOGS_DIR = "logs"
 # Of hidden files beside an output that is not finished; a lock alone says nothing of that.

@@ -18,11 +18,11 @@ from mlfilter_core.embedding_store import (
     EmbeddingFile,
     Provenance,
 )
-from mlfilter_core.findings import FileCheck, Findings, LineCounts
 from mlfilter_core.lines import SourceReader
-from mlfilter_core.rejected_lines import read_rejected_lines
-from mlfilter_core.row_comparison import RowComparison
-from mlfilter_core.source_account import AGAIN, SourceAccount, count_by_reason, find_source
+from mlfilter_core.verification.findings import FileCheck, Findings, LineCounts
+from mlfilter_core.verification.rejected_lines import read_rejected_lines
+from mlfilter_core.verification.row_comparison import RowComparison
+from mlfilter_core.verification.source_account import AGAIN, SourceAccount, count_by_reason, find_source
 
 REJECTED_DIR = "rejected"
 

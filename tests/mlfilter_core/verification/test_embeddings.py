@@ -13,11 +13,11 @@ import pytest
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.encoder import load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
-from mlfilter_core.findings import FileCheck, LineCounts
 from mlfilter_core.model_files import ModelFiles
-from mlfilter_core.verify_embeddings import VerifyRequest, check_embeddings, rejects_of
+from mlfilter_core.verification.embeddings import VerifyRequest, check_embeddings, rejects_of
+from mlfilter_core.verification.findings import FileCheck, LineCounts
 from tests.conftest import COMPRESS, limit_memory
-from tests.mlfilter_core.conftest import Outputs
+from tests.mlfilter_core.verification.conftest import Outputs
 
 FILE = "embeddings/a/x.h5"
 REJECTS = "rejected/a/x.jsonl"
@@ -74,7 +74,7 @@ def test_an_untouched_file_is_right(outputs: Outputs, suffix: str, read_content:
 def test_files_of_every_kind_of_request_are_right(
     outputs: Outputs, records: list[Any], changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlfilter_core.source_account.BATCH_DOCUMENTS", 8)
+    monkeypatch.setattr("mlfilter_core.verification.source_account.BATCH_DOCUMENTS", 8)
     outputs.embed("a/x.jsonl", records, **changes)
     assert check(outputs).problems == ()
 

@@ -19,8 +19,8 @@ from mlfilter_core.embedding_store import (
     EmbeddingFile,
     Provenance,
 )
-from mlfilter_core.findings import Findings
-from mlfilter_core.source_account import AGAIN, schema_of
+from mlfilter_core.verification.findings import Findings
+from mlfilter_core.verification.source_account import AGAIN, schema_of
 
 N_SHOWN_CHARACTERS = 60
 

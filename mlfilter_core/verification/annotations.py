@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.annotate_file import PROVENANCE_FOLDER
-from mlfilter_core.annotated_lines import AGAIN, check_annotated_lines
 from mlfilter_core.config import ANNOTATED_DIR
 from mlfilter_core.embedding_store import CHUNK_ROWS, DOCUMENT_ID, EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.file_identity import is_same_file
-from mlfilter_core.findings import FileCheck, Findings, LineCounts
 from mlfilter_core.lines import SourceReader
-from mlfilter_core.rejected_lines import read_rejected_lines
-from mlfilter_core.source_account import ENCODER_REASONS, SourceAccount, find_source
-from mlfilter_core.verify_embeddings import VerifyRequest, check_counted, check_counts
+from mlfilter_core.verification.annotated_lines import AGAIN, check_annotated_lines
+from mlfilter_core.verification.embeddings import VerifyRequest, check_counted, check_counts
+from mlfilter_core.verification.findings import FileCheck, Findings, LineCounts
+from mlfilter_core.verification.rejected_lines import read_rejected_lines
+from mlfilter_core.verification.source_account import ENCODER_REASONS, SourceAccount, find_source
 
 NO_EMBEDDINGS = "against their embeddings, which are not in this folder"
 NO_SOURCE = "against their sources: another tool made the embeddings"

@@ -11,9 +11,9 @@ import orjson
 
 from mlfilter_core.embedding_store import DOCUMENT_ID
 from mlfilter_core.errors import AnnotationError, SourceError
-from mlfilter_core.findings import Findings
 from mlfilter_core.lines import Line, OverlongLine, SourceReader
 from mlfilter_core.output_values import WHOLE_DOCUMENT
+from mlfilter_core.verification.findings import Findings
 
 # A line may hold a whole document, in which JSON takes up to six bytes for one. Arbitrary: 16 of the longest.
 MAX_LINE_BYTES = 1 << 30

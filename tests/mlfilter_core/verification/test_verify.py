@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.findings import FileCheck, LineCounts
-from mlfilter_core.verify import Verification, find_outputs, verify
-from mlfilter_core.verify_annotations import NO_EMBEDDINGS, provenance_of
-from mlfilter_core.verify_embeddings import VerifyRequest
-from tests.mlfilter_core.conftest import Outputs
-from tests.mlfilter_core.deadly import die_over_b
+from mlfilter_core.verification.annotations import NO_EMBEDDINGS, provenance_of
+from mlfilter_core.verification.embeddings import VerifyRequest
+from mlfilter_core.verification.findings import FileCheck, LineCounts
+from mlfilter_core.verification.verify import Verification, find_outputs, verify
+from tests.mlfilter_core.verification.conftest import Outputs
+from tests.mlfilter_core.verification.deadly import die_over_b
 
 RECORDS: list[Any] = [{"id": "a", "text": "one"}, b"{broken", {"id": "b", "text": "two"}, b"", {"text": "three"}]
 
@@ -145,7 +145,7 @@ def test_a_folder_that_may_not_be_read_is_an_error(unprivileged: Path) -> None:
 def test_a_file_that_kills_its_reader_is_named_and_the_others_are_checked(
     filled: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlfilter_core.verify.check_embeddings", die_over_b)
+    monkeypatch.setattr("mlfilter_core.verification.verify.check_embeddings", die_over_b)
     found = run(filled, n_workers=2)
     assert len(found.folder.embeddings) == 6
     assert problems(found) == {
@@ -158,7 +158,7 @@ def test_a_file_that_kills_its_reader_is_named_and_the_others_are_checked(
 
 def test_broken_bytes_anywhere_do_not_end_the_verification(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of such files, libhdf5 reads most, raises many errors, loops over some and dies over a few."""
-    monkeypatch.setattr("mlfilter_core.verify.FILE_S", 5.0)
+    monkeypatch.setattr("mlfilter_core.verification.verify.FILE_S", 5.0)
     chance = random.Random(0)
     file, _ = outputs.embed("x.jsonl", RECORDS)
     content = file.path.read_bytes()
@@ -173,7 +173,7 @@ def test_broken_bytes_anywhere_do_not_end_the_verification(outputs: Outputs, mon
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, mlfilter_core.verify\n"
+        "import sys, mlfilter_core.verification.verify\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'prefect', 'dask', 'distributed', 'safetensors'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
