@@ -1,8 +1,11 @@
 """What a run did: tables for the terminal, artifacts for the Prefect UI, a line for each file on disk."""
 
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from flows.server import ApiLostError, is_of_api
 from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.errors import MlfilterError
@@ -24,6 +28,8 @@ TEXT_COLUMNS = ("file", "status")
 PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
 LOG_WIDTH = 200
 ROWS = "files.jsonl"
+
+_log = logging.getLogger(__name__)
 COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens", "out_of_memory", "resumed")
 
 
@@ -129,8 +135,23 @@ class ReportError(MlfilterError):
         )
 
 
+# Of `keeping_reports`: Prefect loses what a flow returns where it cannot tell its API.
+_kept: ContextVar[list[RunReport] | None] = ContextVar("reports", default=None)
+
+
+@contextmanager
+def keeping_reports() -> Iterator[list[RunReport]]:
+    """Gives a list, to which the report of each run in the block is added, whatever becomes of its flow."""
+    reports: list[RunReport] = []
+    token = _kept.set(reports)
+    try:
+        yield reports
+    finally:
+        _kept.reset(token)
+
+
 def publish_report(report: RunReport) -> None:
-    """Writes `files.jsonl` to the run's logs, and a table and a summary to the Prefect UI.
+    """Writes `files.jsonl` to the run's logs, and a table and a summary to the Prefect UI, if it answers.
 
     Raises:
         ReportError: The first cannot be written.
@@ -138,13 +159,20 @@ def publish_report(report: RunReport) -> None:
     from prefect.artifacts import create_markdown_artifact, create_table_artifact  # a second, for who needs it
 
     write_rows(report)
+    if (kept := _kept.get()) is not None:
+        kept.append(report)
     rows = report.rows()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     telling = report.telling_rows(MAX_ARTIFACT_ROWS)
     shown = [{name: row.get(name, "") for name in columns} for row in telling]
     about = f"Files of {report.flow}" + (f": {NOT_ALL}" if len(telling) < len(rows) else "")
-    create_table_artifact(shown, key=f"{report.flow}-files", description=about)
-    create_markdown_artifact(_markdown(report), key=f"{report.flow}-summary")
+    try:
+        create_table_artifact(shown, key=f"{report.flow}-files", description=about)
+        create_markdown_artifact(_markdown(report), key=f"{report.flow}-summary")
+    except Exception as error:
+        if not is_of_api(error):
+            raise
+        _log.warning("the Prefect UI lacks the table and the summary of this run: %s", ApiLostError(error))
 
 
 def write_rows(report: RunReport) -> None:

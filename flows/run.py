@@ -2,11 +2,12 @@
 
 import multiprocessing
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.server import api_is_configured, keep_prefect_home_in, prefect_api
+from flows.server import ApiLostError, api_is_configured, is_of_api, keep_prefect_home_in, prefect_api
 from mlfilter_core.config import AnnotationJob, EmbeddingJob
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job
@@ -89,4 +90,29 @@ def _run(run: "Callable[[], list[RunReport]]", *jobs: EmbeddingJob | AnnotationJ
         if len(reports) == len(jobs):
             return reports
     with prefect_api(folder):
-        return run()
+        return _outliving_api(run, len(jobs))
+
+
+def _outliving_api(run: "Callable[[], list[RunReport]]", n_jobs: int) -> "list[RunReport]":
+    """Returns the reports of what was done, also where Prefect loses its API before it can tell it.
+
+    Raises:
+        FilesFailedError: Some files failed; the others are finished.
+        ApiLostError: The API was lost before all was done.
+    """
+    from flows.report import FilesFailedError, keeping_reports
+
+    with keeping_reports() as reports:
+        try:
+            return run()
+        except Exception as error:
+            if not is_of_api(error):
+                raise
+            lost = ApiLostError(error)
+    failed = next((report for report in reports if report.failures), None)
+    if failed is None and len(reports) < n_jobs:
+        raise lost
+    print(f"warning: {lost}", file=sys.stderr)
+    if failed is not None:
+        raise FilesFailedError(failed)
+    return reports

