@@ -1,4 +1,4 @@
-"""Disks that get full, and the Prefect server and the job files of the flows' tests."""
+"""Disks that get full, flows in processes of their own, and the Prefect server and job files of the flows' tests."""
 
 import json
 import os

@@ -209,13 +209,12 @@ def test_a_run_on_a_full_disk_fails_at_once_with_the_reason_and_a_rerun_does_the
     assert {name for name in names_below(disk.folder) if name.endswith((".part", ".lock", ".committed"))} == set()
 
 
-@pytest.mark.parametrize("files_per_task", [1, 3])
 def test_a_log_that_cannot_be_written_costs_no_work(
-    embed_job: WriteJob, disk: Disk, tmp_path: Path, capfd: pytest.CaptureFixture[str], files_per_task: int
+    embed_job: WriteJob, disk: Disk, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     disk.fill(0)
     job = embed_job()
-    settings = {"local_settings.logging_dir": str(disk.folder), "files_per_task": files_per_task}
+    settings = {"local_settings.logging_dir": str(disk.folder), "files_per_task": 3}
     lost = r"files.jsonl cannot be written \(No space left on device\); 3 files are finished, 0 failed. Make room"
     with pytest.raises(ReportError, match=lost):
         embed(job, settings)
