@@ -30,7 +30,8 @@ from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
 from mlfilter_core.embed_work import embed_work
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.job_files import load_job
-from tests.faults.conftest import END_S, IS_LONG, MINILM, Run, WriteJob, leftovers, statuses, within, write_corpus
+from tests.faults.campaign import IS_LONG
+from tests.faults.conftest import END_S, MINILM, Run, WriteJob, leftovers, statuses, within, write_corpus
 from tests.flows.conftest import write_embeddings
 
 # A worker whose flow is gone ends at once; the guard that speaks for the flow some seconds later.
