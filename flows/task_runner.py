@@ -58,9 +58,8 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         # Threads are made as tasks need them: as many as are in flight.
         self._engines = ThreadPoolExecutor(sys.maxsize)
         self._ui = APILogHandler()
-        # Of each task run: how often it was started without coming any further, and where last.
+        # Of each task run: how often it was started without coming any further.
         self._starts: Counter[str] = Counter()
-        self._processes: dict[str, str] = {}
         self._has_progressed: set[str] = set()
         self._runs: dict[str, Future] = {}
         self._is_ending = False
@@ -115,14 +114,13 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
                 n, host = error.allowed_failures + 1, error.last_worker.host
                 return _ended(  # type: ignore[no-any-return]
                     Crashed,
-                    f"its worker died while running it, {n} times, last on {host}; {self._last_words(run)}",
+                    f"its worker died while running it, {n} times, last on {host}; {last_words(self._logs, run)}",
                 )
             except CancelledError:
                 return _ended(Cancelled, "the run ended before it was done")  # type: ignore[no-any-return]
             finally:
                 _forget_assets()
                 self._starts.pop(run, None)
-                self._processes.pop(run, None)
 
         return on_worker
 
@@ -150,10 +148,6 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
                 future.release()
                 del self._runs[run]
 
-    def _last_words(self, run: str) -> str:
-        process = self._processes.get(run)
-        return last_words(self._logs, process) if process else "it had not begun; look at the workers' logs"
-
     def _wait(self, future: Future, run: str) -> None:
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
@@ -173,7 +167,6 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         if said["event"] == STARTED:
             if run in self._runs:
                 self._starts[run] += 1
-                self._processes[run] = said["process"]
             return
         if said["event"] == PROGRESSED:
             if run in self._runs:

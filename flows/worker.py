@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from distributed import Worker, get_worker
 
-from flows.logs import logging_to
+from flows.logs import CORE, logging_to
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.progress import heard_by
 
@@ -27,6 +27,7 @@ TOPIC = "mlfilter"
 STARTED = "started"
 PROGRESSED = "progressed"
 LOGGED = "logged"
+BEGINS = "task run %s begins"
 # How Python begins to say where it was when the process died.
 CRASH = "Fatal Python error"
 N_LAST_LINES = 12
@@ -60,7 +61,7 @@ def run_on_worker(
     """
     worker = get_worker()
     name = f"worker-{socket.gethostname()}-{os.getpid()}"
-    worker.log_event(TOPIC, {"event": STARTED, "run": run, "process": name})
+    worker.log_event(TOPIC, {"event": STARTED, "run": run})
     with suppress(OSError):  # on a full disk: no work is lost for a log
         _say_last_words_to(logs / f"{name}.log")
 
@@ -68,32 +69,34 @@ def run_on_worker(
         worker.log_event(TOPIC, {"event": PROGRESSED, "run": run, "documents": n_documents})
 
     with logging_to(logs, name, _ToFlow(worker, run)), heard_by(tell_flow):
+        logging.getLogger(CORE).debug(BEGINS, run)  # on disk at once; the event would die with a worker that dies now
         try:
             return function(**arguments)
         except MlfilterError as error:  # raised, Dask would print it with its traceback
             return error
 
 
-def last_words(logs: Path, name: str) -> str:
-    """Returns how the log of a worker that died ends.
+def last_words(logs: Path, run: str) -> str:
+    """Returns how the log of the worker ends that was the last to begin a task run, and died.
 
     Args:
         logs: Folder of the log files.
-        name: Of the worker, as in its `STARTED` event.
+        run: What the flow calls the task run.
     """
-    log = logs / f"{name}.log"
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return f"its log {log} is not to be read"
-    crash = next((i for i, line in enumerate(lines) if line.startswith(CRASH)), None)
+    begun = [log for log in logs.glob("worker-*.log") if BEGINS % run in log.read_text("utf-8", "replace")]
+    if not begun:
+        return "it had not begun; look at the workers' logs"
+    log = max(begun, key=lambda path: path.stat().st_mtime_ns)
+    _, _, lines = log.read_text("utf-8", "replace").rpartition(BEGINS % run)
+    said = lines.splitlines()[1:]
+    crash = next((i for i, line in enumerate(said) if line.startswith(CRASH)), None)
     if crash is not None:
-        return "\n".join([f"its log {log} ends with:", *lines[crash : crash + N_LAST_LINES]])
+        return "\n".join([f"its log {log} ends with:", *said[crash : crash + N_LAST_LINES]])
     return "\n".join(
         [
-            "it was killed from outside, as by the kernel where memory runs out: there is no error in its log "
-            f"{log}, which ends with:",
-            *lines[-N_LAST_LINES // 4 :],
+            f"it was killed from outside, as by the kernel where memory runs out: there is no error in its log {log}, "
+            "which ends with:",
+            *said[-N_LAST_LINES // 4 :],
         ]
     )
 

@@ -201,6 +201,8 @@ def embed_file(
         "%s: %d documents, %d rejected, %d tokens in %.1f s (%.0f tokens/s)",
         *(source.relative, report.documents, report.rejected, report.tokens, seconds, counts.new_tokens / seconds),
     )
+    if report.resumed:
+        _log.info("%s: went on after %d documents of an earlier run", source.relative, report.resumed)
     if report.duplicate_ids:
         _log.warning("%s: %d documents have the id of an earlier one", source.relative, report.duplicate_ids)
     return report

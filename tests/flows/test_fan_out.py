@@ -145,12 +145,14 @@ def test_a_worker_that_crashes_leaves_its_last_words(workers: LocalWorkers, tmp_
 
 
 def test_a_worker_that_was_killed_from_outside_says_what_it_was_at(tmp_path: Path) -> None:
-    (tmp_path / "worker-a-1.log").write_text("\n".join(f"line {i}" for i in range(30)))
-    assert last_words(tmp_path, "worker-a-1") == (
+    for n, run in ((1, "a/b"), (2, "a/c")):
+        lines = ["task run a/b begins", "old", f"task run {run} begins", *(f"line {i}" for i in range(30 * n))]
+        (tmp_path / f"worker-a-{n}.log").write_text("\n".join(lines))
+    assert last_words(tmp_path, "a/c") == (
         "it was killed from outside, as by the kernel where memory runs out: there is no error in its log "
-        f"{tmp_path}/worker-a-1.log, which ends with:\nline 27\nline 28\nline 29"
+        f"{tmp_path}/worker-a-2.log, which ends with:\nline 57\nline 58\nline 59"
     )
-    assert last_words(tmp_path, "worker-a-2") == f"its log {tmp_path}/worker-a-2.log is not to be read"
+    assert last_words(tmp_path, "a/d") == "it had not begun; look at the workers' logs"
 
 
 def test_an_item_that_comes_further_each_time_is_not_given_up(

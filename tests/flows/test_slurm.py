@@ -28,7 +28,6 @@ from flows.fan_out import fan_out
 from flows.report import FilesFailedError
 from flows.slurm import SlurmError, slurm_workers
 from mlfilter_core.config import SlurmSettings
-from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.embedding_store import EmbeddingFile
 from tests.flows.test_deployments import prefect
 from tests.flows.test_fan_out import Items
@@ -160,14 +159,21 @@ slurm_settings:
     assert not (report.logs / "dask").exists()  # the run's key among it
 
 
-def test_a_job_that_is_cancelled_in_the_middle_of_a_file_is_replaced(slurm_job: WriteSlurmJob, tmp_path: Path) -> None:
-    running = start(slurm_job({"a": 5, "b": 400}, {"embedding_model": MINILM}))
-    (job_id,) = within(60, lambda: queue() if is_embedding(tmp_path / "out") and n_rows(tmp_path / "out") else [])
+def test_a_job_that_is_cancelled_in_the_middle_of_a_file_is_replaced_and_the_next_goes_on_within_it(
+    slurm_job: WriteSlurmJob, tmp_path: Path
+) -> None:
+    committed = tmp_path / "out/embeddings/.b.h5.committed"
+    running = start(slurm_job({"a": 5, "b": 400}, {"embedding_model": MINILM, "commit_documents": 20}))
+    (job_id,) = within(60, lambda: queue() if committed.exists() and committed.stat().st_size > 60 * 384 * 4 else [])
     subprocess.run(["scancel", job_id], check=True)
     output, _ = running.communicate(timeout=120)
     assert running.returncode == 0, output
     assert f"Slurm job {job_id} ended (CANCELLED" in output
     assert n_rows(tmp_path / "out" / "embeddings") == {"a": 5, "b": 400}
+    logged = "".join(path.read_text() for path in (tmp_path / "out/logs").glob("*/worker-*.log"))
+    went_on = re.search(r"b.jsonl: went on after (\d+) documents of an earlier run", logged)
+    assert went_on is not None, logged
+    assert int(went_on[1]) >= 40
     assert queue() == []
 
 
@@ -195,21 +201,6 @@ def test_a_file_that_takes_longer_than_a_worker_lives_fails_with_the_reason(
     with pytest.raises(FilesFailedError, match=r"long.jsonl: it was started 2 times, and each time its worker ended"):
         embed(slurm_job({"long": 1500}, {"embedding_model": MINILM}, time="00:01:00"))
     assert queue() == []
-
-
-def test_a_file_that_takes_longer_than_a_worker_lives_is_finished_in_parts(
-    slurm_job: WriteSlurmJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(task_runner_module, "MAX_STARTS", 1)
-    monkeypatch.setattr(task_runner_module, "LOOK_S", 0.5)
-    monkeypatch.setattr(slurm_job_module, "MIN_LIFETIME_S", 12)
-    monkeypatch.setattr(slurm_job_module, "MIN_MARGIN_S", 48)
-    params = {"embedding_model": MINILM, "commit_documents": 100, "max_batch_tokens": 1024}
-    report = embed(slurm_job({"long": 3000}, params, time="00:01:00"))
-    assert n_rows(tmp_path / "out" / "embeddings") == {"long": 3000}
-    (row,) = report.reports
-    assert isinstance(row, EmbedReport)
-    assert 0 < row.resumed < 3000
 
 
 def test_jobs_that_no_file_is_left_for_are_given_back(slurm_job: WriteSlurmJob) -> None:
