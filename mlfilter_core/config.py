@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.errors import in_one_line
 from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES
-from mlfilter_core.windows import WINDOW_DOCUMENTS
+from mlfilter_core.windows import DEFAULT_COMMIT_DOCUMENTS
 
 HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 DEFAULT_EMBEDDING_DIR = "embeddings"
@@ -111,10 +111,10 @@ class EmbeddingPipelineParameters(_Written):
     )
     writer_batch_size: int = Field(1024, ge=1, description="Documents written to HDF5 at a time.")
     commit_documents: int = Field(
-        WINDOW_DOCUMENTS,
+        DEFAULT_COMMIT_DOCUMENTS,
         ge=1,
-        description="Documents after which an interrupted file goes on instead of starting again; fewer than the "
-        "default are sorted in smaller windows, which is slower.",
+        description="Documents after which what is encoded is flushed to disk, to outlive the machine; it outlives its "
+        "process every 4096. Fewer than these are sorted in smaller windows, which is slower.",
     )
     max_length: int | None = Field(
         None, ge=3, description="Most tokens of a document; longer ones are cut. Unset: the model's own maximum."

@@ -25,7 +25,7 @@ from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, READ_BYTES, SourceReader
 from mlfilter_core.publishing import publish
 from mlfilter_core.rejects import RejectsFile
 from mlfilter_core.stages import Stages
-from mlfilter_core.windows import WINDOW_DOCUMENTS, Window, read_windows
+from mlfilter_core.windows import DEFAULT_COMMIT_DOCUMENTS, WINDOW_DOCUMENTS, Window, read_windows
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder import EncodedTexts, Encoder, TokenizedTexts
@@ -56,7 +56,7 @@ class EmbedRequest:
         embedding_dtype: `float32` or `float16`, in the file.
         batch_size: Most documents in one forward pass; None leaves it to the number of their tokens.
         writer_batch_size: Rows written to HDF5 at a time.
-        commit_documents: Documents after which an interrupted file would go on.
+        commit_documents: Documents after which what is encoded outlives the machine.
         fail_on_bad_record: Whether the first bad line fails its file.
         max_rejected_fraction: Share of rejected lines above which a file fails.
         max_line_bytes: A longer line is rejected.
@@ -69,7 +69,7 @@ class EmbedRequest:
     embedding_dtype: str = "float32"
     batch_size: int | None = None
     writer_batch_size: int = 1024
-    commit_documents: int = WINDOW_DOCUMENTS
+    commit_documents: int = DEFAULT_COMMIT_DOCUMENTS
     fail_on_bad_record: bool = False
     max_rejected_fraction: float = 1.0
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES

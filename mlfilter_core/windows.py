@@ -18,6 +18,8 @@ from mlfilter_core.publishing import naming
 # A killed run encodes some windows again: minutes of work on two cores, seconds on a GPU.
 WINDOW_DOCUMENTS = 4096
 WINDOW_BYTES = 32 << 20
+# Arbitrary: a flush takes tens of milliseconds on a disk, and more on a shared file system, beside the encoding.
+DEFAULT_COMMIT_DOCUMENTS = 4 * WINDOW_DOCUMENTS
 
 
 @dataclass
