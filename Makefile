@@ -31,9 +31,10 @@ $(STAMP): $(LOCK) pyproject.toml
 	rm -f .venv/.installed-*
 	touch $@
 
+HAS_ATHERIS := python_version < "3.14" and sys_platform == "linux" and platform_machine == "x86_64"
 # Writes the versions that are installed now to the lock, once the tests pass with them.
 lock:
-	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > $(LOCK)
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//; s/^atheris.*/&; $(HAS_ATHERIS)/' > $(LOCK)
 
 clean:
 	rm -rf .venv outputs

@@ -23,9 +23,9 @@ from flows.logs import logging_to
 from flows.report import RunReport
 from flows.run_files import check_job, named_by_file, run_files
 from mlfilter_core.annotate_file import AnnotateReport
-from mlfilter_core.annotate_work import AnnotateWork, annotate_work, load_heads
+from mlfilter_core.annotate_work import AnnotateWork, annotation_workload, load_heads
 from mlfilter_core.config import AnnotationJob
-from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, shard
+from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import remove_leftovers
 from mlfilter_core.work import run_in_turn
@@ -47,23 +47,11 @@ def annotate(config: Path | AnnotationJob, overrides: Mapping[str, Any] = {}) ->
     """
     started = time.monotonic()
     job = load_job(config, AnnotationJob, overrides)
-    params = job.params
     check_job(job)
-    remove_leftovers(params.output_dir)
+    remove_leftovers(job.params.output_dir)
     logs = job.logging_dir / f"annotate-{flow_run.get_name()}"
     with logging_to(logs, "flow", APILogHandler()):
-        files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
-        files = shard(files, job.local.ranks, job.local.tasks)
-        return run_files(
-            "annotate",
-            annotate_files,
-            files,
-            work=annotate_work(params),
-            job=job,
-            output_dir=params.annotated_output_dir,
-            logs=logs,
-            started=started,
-        )
+        return run_files(annotate_files, annotation_workload(job), job=job, logs=logs, started=started)
 
 
 @task(

@@ -4,9 +4,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_file import EmbedReport
+from mlfilter_core.work import FileReport
 
 Bundle = tuple[CorpusFile, ...]
 
@@ -51,7 +50,7 @@ class Bundles:
             self._n_last = n
         return tuple(bundle)
 
-    def learn(self, file: CorpusFile, report: EmbedReport | AnnotateReport) -> None:
+    def learn(self, file: CorpusFile, report: FileReport) -> None:
         """Takes note of how long a file took, if something was done."""
         if report.status != "skipped":
             self._seconds += report.seconds

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
@@ -24,11 +24,10 @@ from flows.logs import logging_to
 from flows.report import RunReport
 from flows.run_files import check_job, named_by_file, run_files
 from mlfilter_core.config import EmbeddingJob
-from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
+from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport
-from mlfilter_core.embed_work import EmbedWork, embed_work
+from mlfilter_core.embed_work import EmbedWork, embedding_workload
 from mlfilter_core.job_files import load_job
-from mlfilter_core.model_files import code_elsewhere
 from mlfilter_core.publishing import remove_leftovers
 from mlfilter_core.work import run_in_turn
 
@@ -49,27 +48,11 @@ def embed(config: Path | EmbeddingJob, overrides: Mapping[str, Any] = {}) -> Run
     """
     started = time.monotonic()
     job = load_job(config, EmbeddingJob, overrides)
-    params = job.params
     check_job(job)
-    remove_leftovers(params.output_dir)
+    remove_leftovers(job.params.output_dir)
     logs = job.logging_dir / f"embed-{flow_run.get_name()}"
     with logging_to(logs, "flow", APILogHandler()):
-        files = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
-        work = embed_work(params)
-        if params.trust_remote_code:
-            others = ", ".join(code_elsewhere(work.request.model.folder))
-            elsewhere = f", and code of {others}, which it takes from there" if others else ""
-            get_run_logger().warning("trust_remote_code: code of %s is run%s", params.embedding_model, elsewhere)
-        return run_files(
-            "embed",
-            embed_files,
-            shard(files, job.local.ranks, job.local.tasks),
-            work=work,
-            job=job,
-            output_dir=params.results_dir,
-            logs=logs,
-            started=started,
-        )
+        return run_files(embed_files, embedding_workload(job), job=job, logs=logs, started=started)
 
 
 @task(

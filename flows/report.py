@@ -19,6 +19,7 @@ from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.publishing import publish
+from mlfilter_core.work import FileReport
 
 # The UI loads a table artifact whole; the full table is in files.jsonl.
 MAX_ARTIFACT_ROWS = 1000
@@ -28,9 +29,9 @@ TEXT_COLUMNS = ("file", "status")
 PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
 LOG_WIDTH = 200
 ROWS = "files.jsonl"
+COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens", "out_of_memory", "resumed")
 
 _log = logging.getLogger(__name__)
-COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens", "out_of_memory", "resumed")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class RunReport:
     output_dir: Path
     logs: Path
     seconds: float
-    reports: Sequence[EmbedReport | AnnotateReport]
+    reports: Sequence[FileReport]
     failures: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -213,9 +214,9 @@ def print_report(report: RunReport) -> None:
         console.print(remark, highlight=False, soft_wrap=True, markup=False)
 
 
-def _row(report: EmbedReport | AnnotateReport) -> dict[str, Any]:
+def _row(report: FileReport) -> dict[str, Any]:
     facts = asdict(report)
-    name = facts.pop("source", None) or facts.pop("embeddings")
+    name = facts.pop(next(iter(facts)))
     seconds = facts.pop("seconds")
     output = facts.pop("output")
     facts.pop("rejected_by_reason", None)

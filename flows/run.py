@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.server import ApiLostError, api_is_configured, is_of_api, keep_prefect_home_in, prefect_api
-from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.config import AnnotationJob, EmbeddingJob, Job
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import check_writable
@@ -74,7 +74,7 @@ def run_both_pipelines(
     return _run(run, job, annotation_job)
 
 
-def _run(run: "Callable[[], list[RunReport]]", *jobs: EmbeddingJob | AnnotationJob) -> "list[RunReport]":
+def _run(run: "Callable[[], list[RunReport]]", *jobs: Job) -> "list[RunReport]":
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports the script once more
         raise ConfigError('call this below `if __name__ == "__main__":`; workers import the script that starts them')
     job = jobs[0]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect import Task, get_run_logger
 
@@ -14,27 +14,21 @@ from flows.cluster import local_workers
 from flows.fan_out import Outcome, Workers, fan_out
 from flows.report import FilesFailedError, RunReport, publish_report
 from flows.task_runner import WorkerLostError
-from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.claims import why_locks_are_local
-from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.config import Job
 from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.errors import FileError, JobError, MlfilterError
 from mlfilter_core.publishing import check_writable
-from mlfilter_core.work import SomeFilesFailedError, Work
+from mlfilter_core.work import Report, SomeFilesFailedError, Workload
 
-Report = TypeVar("Report", EmbedReport, AnnotateReport)
 StartWorkers = Callable[[int, Path], AbstractContextManager[Workers]]
 
 
 def run_files(
-    flow: str,
     task: Task[Any, list[Report]],
-    files: list[CorpusFile],
+    workload: Workload[Report],
     *,
-    work: Work[Report],
-    job: EmbeddingJob | AnnotationJob,
-    output_dir: Path,
+    job: Job,
     logs: Path,
     started: float,
 ) -> RunReport:
@@ -43,12 +37,9 @@ def run_files(
     A file that fails does not stop the others.
 
     Args:
-        flow: Name of the flow, for the report.
         task: Takes files and the work, returns the reports in the order of the files.
-        files: All files of the run.
-        work: The task's other parameter; also tells which files are finished.
+        workload: All files of the run; its work also tells which are finished.
         job: Says which workers are started, where there is something to do.
-        output_dir: Where the outputs lie, for the report.
         logs: Folder of the run's logs.
         started: `time.monotonic()` at the start of the run.
 
@@ -57,6 +48,7 @@ def run_files(
         FilesFailedError: Some files failed; the others are finished.
     """
     log = get_run_logger()
+    files, work = workload.files, workload.work
     reports: dict[str, Report] = {}
     failures: dict[str, str] = {}
     to_do: list[CorpusFile] = []
@@ -97,14 +89,14 @@ def run_files(
                         bundles.learn(file, result)
                         log.info("%s (%d of %d files)", file.relative, len(reports) + len(failures), len(files))
     ordered = [reports[file.relative] for file in files if file.relative in reports]
-    run = RunReport(flow, output_dir, logs, time.monotonic() - started, ordered, failures)
+    run = RunReport(workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures)
     publish_report(run)
     if failures:
         raise FilesFailedError(run)
     return run
 
 
-def check_job(job: EmbeddingJob | AnnotationJob) -> None:
+def check_job(job: Job) -> None:
     """Checks, before any work, that a job can write here.
 
     Raises:
@@ -121,13 +113,13 @@ def check_job(job: EmbeddingJob | AnnotationJob) -> None:
         )
 
 
-def workers_of(job: EmbeddingJob | AnnotationJob) -> StartWorkers:
+def workers_of(job: Job) -> StartWorkers:
     """Returns what starts the workers that a job asks for."""
     if job.running_on_slurm:
         from flows.slurm import slurm_workers  # dask_jobqueue writes to the user's home when it is imported
 
-        return functools.partial(slurm_workers, job.slurm, job.one_per_core, job.params.device)
-    return functools.partial(local_workers, job.local, job.one_per_core, job.params.device)
+        return functools.partial(slurm_workers, job.slurm, job.one_per_core, job.device)
+    return functools.partial(local_workers, job.local, job.one_per_core, job.device)
 
 
 def named_by_file(flow: str) -> Any:

@@ -12,13 +12,14 @@ from mlfilter_core.annotate_file import (
     annotate_file,
     finished_annotation,
 )
-from mlfilter_core.config import AnnotationPipelineParameters, Scoring
-from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.config import AnnotationJob, AnnotationPipelineParameters, Scoring
+from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.errors import ConfigError, EmbeddingFileError
 from mlfilter_core.fingerprint import Fingerprint, describe_differences, differences, fingerprint, name_of
 from mlfilter_core.head_files import head_digests
 from mlfilter_core.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.work import Workload
 
 if TYPE_CHECKING:
     from mlfilter_core.heads import Head
@@ -64,6 +65,19 @@ class AnnotateWork:
             return self.finished(file, read_content=True) or annotate_file(
                 file, self.request, heads_of_process(self.params, self.request)
             )
+
+
+def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
+    """Returns what an annotation job is to do.
+
+    Raises:
+        ConfigError: The folder of embeddings is missing, or its files cannot be told apart.
+        HeadError: As `annotate_work`.
+    """
+    params = job.params
+    files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
+    files = shard(files, job.local.ranks, job.local.tasks)
+    return Workload("annotate", files, annotate_work(params), params.annotated_output_dir)
 
 
 def annotate_work(params: AnnotationPipelineParameters) -> AnnotateWork:

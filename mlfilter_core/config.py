@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -24,7 +24,9 @@ def _with_titles_in_order(schema: dict[str, Any]) -> None:
         field["position"] = position
 
 
-class _Written(BaseModel):
+class Written(BaseModel):
+    """What people write: unknown fields are refused, and nothing changes after."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), json_schema_extra=_with_titles_in_order
     )
@@ -40,7 +42,7 @@ class _Written(BaseModel):
             raise ValueError(f"{in_one_line(error)} Write the path in full") from error
 
 
-class Scoring(_Written):
+class Scoring(Written):
     """With which heads to score, and what to write beside the scores."""
 
     regression_head_checkpoints: dict[str, str] = Field(
@@ -69,7 +71,7 @@ class Scoring(_Written):
         return value
 
 
-class EmbeddingPipelineParameters(_Written):
+class EmbeddingPipelineParameters(Written):
     """What to embed, with which encoder, and where to."""
 
     input_dir: Path = Field(description="Folder that holds the source JSONL files.")
@@ -247,7 +249,7 @@ class AnnotationPipelineParameters(Scoring):
         return self.output_dir / ANNOTATED_DIR
 
 
-class LocalSettings(_Written):
+class LocalSettings(Written):
     """Workers on this machine, and this machine's share of the files."""
 
     workers: int = Field(
@@ -301,7 +303,7 @@ REFUSED_OPTIONS = {
 }
 
 
-class SlurmSettings(_Written):
+class SlurmSettings(Written):
     """Workers as Slurm jobs."""
 
     workers: int = Field(-1, ge=-1, description="Most jobs at a time; -1: as many as tasks.")
@@ -418,11 +420,26 @@ def _options(written: dict[str, SbatchValue]) -> dict[str, str]:
     return {name: "" if value is True else str(value) for name, value in named.items() if value is not False}
 
 
-class _Job(_Written):
-    # Whether a machine without GPUs has a worker for each core by default, or one, as an encoder uses all cores.
-    one_per_core: ClassVar[bool]
+class Parameters(Protocol):
+    """What the parameters of every job have."""
 
-    params: EmbeddingPipelineParameters | AnnotationPipelineParameters
+    @property
+    def output_dir(self) -> Path:
+        """Folder for everything that the run writes."""
+
+
+class Job(Written):
+    """A run over files, and where it is done."""
+
+    # Whether a machine without GPUs has a worker for each core by default, or one, as an encoder uses all cores.
+    one_per_core: ClassVar[bool] = True
+
+    if TYPE_CHECKING:  # a field of each kind of job
+
+        @property
+        def params(self) -> Parameters:
+            """What to do."""
+
     dataset_name: str | None = Field(None, description="For use as ${dataset_name} in other fields.")
     running_on_slurm: bool = Field(False, description="Run on a Slurm cluster instead of this machine.")
     local_settings: LocalSettings | None = Field(None, description="Only without running_on_slurm.")
@@ -433,7 +450,7 @@ class _Job(_Written):
     )
 
     @model_validator(mode="after")
-    def _one_kind_of_settings(self) -> "_Job":
+    def _one_kind_of_settings(self) -> "Job":
         if self.running_on_slurm and self.local_settings is not None:
             raise ValueError("running_on_slurm is true; replace local_settings by slurm_settings")
         if not self.running_on_slurm and self.slurm_settings is not None:
@@ -449,6 +466,11 @@ class _Job(_Written):
         return self.slurm_settings or SlurmSettings()
 
     @property
+    def device(self) -> str:
+        """Where its workers compute."""
+        return "cpu"
+
+    @property
     def settings_name(self) -> str:
         """The section of the job file that says where it runs."""
         return "slurm_settings" if self.running_on_slurm else "local_settings"
@@ -459,17 +481,23 @@ class _Job(_Written):
         return settings.logging_dir or self.params.output_dir / "logs"
 
 
-class EmbeddingJob(_Job):
+class EmbeddingJob(Job):
     """A run of the embedding pipeline."""
 
     one_per_core: ClassVar[bool] = False
 
     params: EmbeddingPipelineParameters = Field(description="What to embed, with what, and where to.")
 
+    @property
+    def device(self) -> str:
+        return self.params.device
 
-class AnnotationJob(_Job):
+
+class AnnotationJob(Job):
     """A run of the annotation pipeline."""
 
-    one_per_core: ClassVar[bool] = True
-
     params: AnnotationPipelineParameters = Field(description="What to score, with what, and where to.")
+
+    @property
+    def device(self) -> str:
+        return self.params.device

@@ -1,6 +1,7 @@
 """An embedding job, applied to one file after another by a worker."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,18 @@ from typing import TYPE_CHECKING, Literal
 
 from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, finished_embedding_and_annotation
 from mlfilter_core.annotate_work import annotate_request, heads_of_process, load_heads
-from mlfilter_core.config import EmbeddingPipelineParameters
-from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.config import EmbeddingJob, EmbeddingPipelineParameters
+from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
 from mlfilter_core.encoder_settings import EncoderSettings
-from mlfilter_core.model_files import ModelFiles, resolve_model
+from mlfilter_core.model_files import ModelFiles, code_elsewhere, resolve_model
 from mlfilter_core.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.work import Workload
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder import Encoder
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,15 @@ class EmbedWork:
     def prepare(self, files: Sequence[CorpusFile]) -> None:
         """Checks what can be checked of the heads of an annotation in the same pass before the encoder is loaded.
 
+        Says whose code the encoder runs.
+
         Raises:
             HeadError: A checkpoint is corrupted, holds code, or was trained on another encoder.
         """
+        if self.params.trust_remote_code:
+            others = ", ".join(code_elsewhere(self.request.model.folder))
+            elsewhere = f", and code of {others}, which it takes from there" if others else ""
+            _log.warning("trust_remote_code: code of %s is run%s", self.params.embedding_model, elsewhere)
         if self.annotation is not None and self.params.annotate_inline is not None:
             from mlfilter_core.heads import find_mismatched_heads
 
@@ -61,7 +71,7 @@ class EmbedWork:
         """
         outputs = [self._embeddings(file).path, self._rejects(file)]
         if self.annotation is not None:
-            outputs.append(self.annotation.request.output(file))
+            outputs += [self.annotation.request.output(file), self.annotation.request.provenance_file(file)]
         with claim_outputs(*outputs):
             return self.finished(file, read_content=True) or self._embed(file)
 
@@ -98,6 +108,18 @@ class EmbedWork:
 
     def _embeddings(self, file: CorpusFile) -> CorpusFile:
         return CorpusFile(f"{file.stem}.h5", file.stem, self.params.embedding_output_dir)
+
+
+def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
+    """Returns what an embedding job is to do.
+
+    Raises:
+        ConfigError: The corpus is missing, or its files cannot be told apart.
+        EncoderError, HeadError: As `embed_work`.
+    """
+    params = job.params
+    files = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
+    return Workload("embed", shard(files, job.local.ranks, job.local.tasks), embed_work(params), params.results_dir)
 
 
 def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:

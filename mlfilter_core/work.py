@@ -2,14 +2,38 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import Field, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.errors import FileError
 
-Report = TypeVar("Report")
-Report_co = TypeVar("Report_co", covariant=True)
 
+class FileReport(Protocol):
+    """What the report of every file says: a dataclass, with the file's name as its first field."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def output(self) -> str:
+        """The file that was written."""
+
+    @property
+    def status(self) -> str:
+        """What was done, `skipped` where it was finished before."""
+
+    @property
+    def documents(self) -> int:
+        """Documents in it."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time; 0 where skipped."""
+
+
+Report = TypeVar("Report", bound=FileReport)
+Report_co = TypeVar("Report_co", bound=FileReport, covariant=True)
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +53,23 @@ class Work(Protocol[Report_co]):
 
     def run(self, file: CorpusFile) -> Report_co:
         """Does one file, and returns its report."""
+
+
+@dataclass(frozen=True)
+class Workload(Generic[Report]):
+    """What a run is to do.
+
+    Attributes:
+        flow: Name of the flow.
+        files: This run's share of them, sorted by name.
+        work: What is done with each.
+        output_dir: Where the results lie.
+    """
+
+    flow: str
+    files: Sequence[CorpusFile]
+    work: Work[Report]
+    output_dir: Path
 
 
 class SomeFilesFailedError(FileError):

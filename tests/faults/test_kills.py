@@ -17,7 +17,6 @@ import pytest
 import torch
 import yaml
 
-from flows import embed as embed_module
 from flows import task_runner as task_runner_module
 from flows.annotate import annotate
 from flows.embed import embed
@@ -147,7 +146,7 @@ def with_kills(
 
 @pytest.mark.timeout(3600)
 def test_workers_killed_while_they_embed(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_module, "embed_work", lambda params: CountingWork(**vars(embed_work(params))))
+    monkeypatch.setattr(embed_work_module, "embed_work", lambda params: CountingWork(**vars(embed_work(params))))
     (tmp_path / "corpus").mkdir()
     words = random.Random(SEED)
     for i in range(N_FILES):

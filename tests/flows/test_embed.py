@@ -12,17 +12,19 @@ import torch
 from prefect.client.orchestration import SyncPrefectClient
 from safetensors.torch import save_file
 
-from flows import embed as embed_module
 from flows import run_files as run_files_module
 from flows.annotate import annotate
 from flows.embed import embed
 from flows.report import FilesFailedError
+from mlfilter_core import embed_work as embed_work_module
+from mlfilter_core.config import EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport
-from mlfilter_core.embed_work import EmbedWork, embed_work
+from mlfilter_core.embed_work import EmbedWork, embed_work, embedding_workload
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import Encoder
 from mlfilter_core.errors import ConfigError, EncoderError, HeadError
+from mlfilter_core.job_files import load_job
 from tests.flows.conftest import WriteJob
 
 
@@ -85,7 +87,7 @@ def test_a_file_that_kills_its_worker_fails_and_those_that_shared_its_task_are_d
     embed_job: WriteJob, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(corpus / "a" / "x.jsonl", corpus / "a" / "poison.jsonl")
-    monkeypatch.setattr(embed_module, "embed_work", lambda params: DeadlyWork(**vars(embed_work(params))))
+    monkeypatch.setattr(embed_work_module, "embed_work", lambda params: DeadlyWork(**vars(embed_work(params))))
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         pytest.raises(FilesFailedError, match=r"1 of 4 files failed(?s:.*)a/poison.jsonl: its worker died while"),
@@ -107,9 +109,17 @@ class ForgetfulWork(EmbedWork):
 def test_a_run_is_not_completed_while_an_output_is_missing(
     embed_job: WriteJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed_module, "embed_work", lambda params: ForgetfulWork(**vars(embed_work(params))))
+    monkeypatch.setattr(embed_work_module, "embed_work", lambda params: ForgetfulWork(**vars(embed_work(params))))
     with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)its task ended, but .*x\.h5 is not there"):
         embed(embed_job())
+
+
+def test_code_of_a_model_is_named_before_it_is_run(
+    embed_job: WriteJob, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = load_job(embed_job(), EmbeddingJob, {"params.trust_remote_code": True})
+    embedding_workload(job).work.prepare([])
+    assert f"trust_remote_code: code of {tiny_model} is run" in caplog.text
 
 
 def test_a_rerun_over_a_finished_tree_starts_no_worker(embed_job: WriteJob, monkeypatch: pytest.MonkeyPatch) -> None:
