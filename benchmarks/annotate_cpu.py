@@ -20,7 +20,8 @@ from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import Document
 from mlfilter_core.embedding_store import EmbeddingWriter, Provenance, library_versions
-from mlfilter_core.heads import Head, load_head, score
+from mlfilter_core.head_formats import load_head
+from mlfilter_core.heads import Head, score
 from mlfilter_core.linear import linear
 from mlfilter_core.windows import WINDOW_DOCUMENTS
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ import orjson
 from numpy.typing import NDArray
 
 from mlfilter_core.annotations import SUFFIXES, Compression, open_annotations, write_records
+from mlfilter_core.config import Ensemble
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embedding_store import DOCUMENT_ID, EmbeddingFile
 from mlfilter_core.errors import AnnotationError, OutputConflictError
@@ -20,6 +21,7 @@ from mlfilter_core.file_identity import file_identity, is_same_file
 from mlfilter_core.fingerprint import fingerprint
 from mlfilter_core.output_values import OutputValues
 from mlfilter_core.publishing import open_new, publish
+from mlfilter_core.scores import ScoreColumns, Values
 
 if TYPE_CHECKING:
     from mlfilter_core.heads import Head
@@ -39,6 +41,8 @@ class AnnotateRequest:
         head_sha256: Digest of the checkpoint of each head, by the head's name, in output order.
         output_keys: Names in the HDF5 file, else keys of the source document; `*` is all of it.
         score_prefix: Set before a head's name.
+        ensembles: Scores that are made of others, by name.
+        integer_scales: Lowest and highest whole number of a score, by its name.
         group: Name of the HDF5 group.
         batch_size: Embeddings scored in one pass.
         model_dtype: torch name of the heads' dtype.
@@ -57,6 +61,8 @@ class AnnotateRequest:
     compression: Compression = None
     source_dir: Path | None = None
     allow_mismatched_head: bool = False
+    ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
+    integer_scales: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def output(self, embeddings: CorpusFile) -> Path:
         return embeddings.output(self.output_dir, SUFFIXES[self.compression])
@@ -65,13 +71,16 @@ class AnnotateRequest:
         return embeddings.output(self.output_dir / PROVENANCE_FOLDER, f"{SUFFIXES[self.compression]}.json")
 
     def provenance(self) -> dict[str, Any]:
-        """What decides the content of the output."""
+        """What decides the content of the output; what is left out of the job is left out here."""
+        ensembles = {name: ensemble.model_dump() for name, ensemble in self.ensembles.items()}
         return {
             "heads": self.head_sha256,
             "output_keys": list(self.output_keys),
             "score_prefix": self.score_prefix,
             "group": self.group,
             "model_dtype": self.model_dtype,
+            **({"ensembles": ensembles} if ensembles else {}),
+            **({"integer_scales": dict(self.integer_scales)} if self.integer_scales else {}),
         }
 
 
@@ -117,10 +126,10 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
 
     started = time.monotonic()
     output = request.output(embeddings)
-    columns = [column for head in heads for column in head.columns(request.score_prefix)]
+    columns = score_columns(heads, request)
     with (
         EmbeddingFile(embeddings.path, request.group) as file,
-        OutputValues(file, request.output_keys, columns, request.source_dir) as values,
+        OutputValues(file, request.output_keys, columns.names, request.source_dir) as values,
         publish(output) as temporary,
     ):
         check_heads_fit(heads, file.dim, str(embeddings.path))
@@ -129,9 +138,9 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
         )
         with open_annotations(temporary, request.compression) as sink:
             for rows in file.slices(request.batch_size):
-                scores = score(heads, file.embeddings(rows))
-                _check_finite(scores, columns, file, rows)
-                _write(sink, _scored(values.records(rows), scores, columns), embeddings.path, rows)
+                outputs = score(heads, file.embeddings(rows))
+                _check_finite(outputs, heads, file, rows)
+                _write(sink, _scored(values.records(rows), columns.table(outputs)), embeddings.path, rows)
         values.check_complete()
         n_rows = file.n_rows
         made = {
@@ -139,6 +148,7 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
             "embeddings": _identity(file),
             "output": file_identity(temporary),
             "documents": n_rows,
+            "columns": columns.names,
             "missing_values": values.missing_values,
             "mismatched_heads": mismatched,
             # Of the embeddings, which may be removed.
@@ -153,6 +163,15 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
     return AnnotateReport(
         embeddings.relative, str(output), "annotated", n_rows, values.missing_values, mismatched, seconds
     )
+
+
+def score_columns(heads: Sequence["Head"], request: AnnotateRequest) -> ScoreColumns:
+    """Returns the columns that are written beside the output keys.
+
+    Raises:
+        HeadError: Two would have one name, or a score is named that there is not.
+    """
+    return ScoreColumns(heads, request.score_prefix, request.ensembles, request.integer_scales)
 
 
 def finished_annotation(
@@ -203,7 +222,8 @@ def read_annotation(embeddings: CorpusFile, request: AnnotateRequest, read_conte
     except (FileNotFoundError, ValueError):
         raise OutputConflictError(f"{output} does not say which heads and embeddings made it; {REPLACE}") from None
     wanted = json.loads(json.dumps(request.provenance()))
-    differing = [key for key in wanted if made["request"].get(key) != wanted[key]]
+    asked = made["request"]
+    differing = [key for key in {**asked, **wanted} if asked.get(key) != wanted.get(key)]
     if differing:
         raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {REPLACE}")
     is_same_output = is_same_file(output, made["output"], read_content)
@@ -212,23 +232,22 @@ def read_annotation(embeddings: CorpusFile, request: AnnotateRequest, read_conte
     return made if is_same_output else None
 
 
-def _check_finite(scores: NDArray[np.float32], columns: list[str], file: EmbeddingFile, rows: slice) -> None:
-    if np.isfinite(scores).all():
+def _check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: EmbeddingFile, rows: slice) -> None:
+    if np.isfinite(outputs).all():
         return
-    row, column = np.argwhere(~np.isfinite(scores))[0]
+    row, column = np.argwhere(~np.isfinite(outputs))[0]
+    names = [head.name for head in heads for _ in range(head.n_outputs)]
     place = file.find(DOCUMENT_ID)
     name = file.column(place, slice(rows.start + row, rows.start + row + 1))[0] if place else "without an id"
     raise AnnotationError(
-        f"{file.path}: row {rows.start + row} (document {name}): {columns[column]} is {scores[row, column]}; check the "
-        "head's weights, the embedding, and model_dtype (float16 overflows)"
+        f"{file.path}: row {rows.start + row} (document {name}): head {names[column]} gives {outputs[row, column]}; "
+        "check the head's weights, the embedding, and model_dtype (float16 overflows)"
     )
 
 
-def _scored(
-    records: Iterable[dict[str, Any]], scores: NDArray[np.float32], columns: list[str]
-) -> Iterator[dict[str, Any]]:
-    for record, row in zip(records, scores, strict=True):
-        record.update(zip(columns, row, strict=True))
+def _scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
+    for record, row in zip(records, zip(*table.values(), strict=True), strict=True):
+        record.update(zip(table, row, strict=True))
         yield record
 
 

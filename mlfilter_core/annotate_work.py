@@ -11,6 +11,7 @@ from mlfilter_core.annotate_file import (
     AnnotateRequest,
     annotate_file,
     finished_annotation,
+    score_columns,
 )
 from mlfilter_core.config import AnnotationJob, AnnotationPipelineParameters, Scoring
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, shard
@@ -51,10 +52,13 @@ class AnnotateWork:
         """Checks that the heads load, and fit every readable file of a run; the others fail by themselves.
 
         Raises:
-            HeadError: A checkpoint is corrupted, holds code, or does not fit the embeddings.
+            HeadError: A checkpoint is corrupted, holds code, or does not fit the embeddings; or two scores would have
+                one name, or an ensemble names one that there is not.
             ConfigError: Two files were made by different encoders.
         """
-        _check_contract(load_heads(self.params), files, self.request)
+        heads = load_heads(self.params)
+        score_columns(heads, self.request)
+        _check_contract(heads, files, self.request)
 
     def run(self, file: CorpusFile) -> AnnotateReport:
         """Scores one file, unless that was done before, by a task that was lost after it had finished, say.
@@ -99,11 +103,11 @@ def load_heads(params: Scoring) -> list["Head"]:
     import torch
 
     from mlfilter_core.devices import pick_device
-    from mlfilter_core.heads import load_head
+    from mlfilter_core.head_formats import load_head
 
     device, dtype = pick_device(params.device), getattr(torch, params.model_dtype)
     checkpoints = params.regression_head_checkpoints
-    return [load_head(name, Path(path)).to(device, dtype) for name, path in checkpoints.items()]
+    return [load_head(name, path).to(device, dtype) for name, path in checkpoints.items()]
 
 
 def annotate_request(params: Scoring, output_dir: Path, group: str, source_dir: Path | None = None) -> AnnotateRequest:
@@ -123,6 +127,8 @@ def annotate_request(params: Scoring, output_dir: Path, group: str, source_dir: 
         compression=params.compression,
         source_dir=source_dir,
         allow_mismatched_head=params.allow_mismatched_head,
+        ensembles=params.ensembles,
+        integer_scales=params.integer_scales,
     )
 
 

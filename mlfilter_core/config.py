@@ -42,6 +42,39 @@ class Written(BaseModel):
             raise ValueError(f"{in_one_line(error)} Write the path in full") from error
 
 
+class Ensemble(Written):
+    """Several scores as one."""
+
+    heads: tuple[str, ...] = Field(
+        min_length=2, description="Names of scores, without prefix: of a head, or <head>_<target>."
+    )
+    combine: Literal["mean", "median", "min", "max", "weighted", "agreement"] = Field(
+        "mean", description="How. agreement: the number of scores that reach their thresholds."
+    )
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="Of each score, with weighted: the weighted mean."
+    )
+    thresholds: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="Of each score, with agreement: a score reaches its own or is above."
+    )
+    at_least: int | None = Field(
+        None, ge=1, description="So many scores must reach theirs for label_<name> to be true. Unset: all."
+    )
+
+    @model_validator(mode="after")
+    def _says_what_it_needs(self) -> "Ensemble":
+        for name, way, values in (("weights", "weighted", self.weights), ("thresholds", "agreement", self.thresholds)):
+            if self.combine == way and set(values) != set(self.heads):
+                raise ValueError(f"combine: {way} needs {name} of {', '.join(self.heads)}, and of no others")
+            if self.combine != way and values:
+                raise ValueError(f"{name} go with combine: {way}")
+        if self.at_least is not None and (self.combine != "agreement" or self.at_least > len(self.heads)):
+            raise ValueError(f"at_least goes with combine: agreement, and is {len(self.heads)} at most")
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError("a score is named twice")
+        return self
+
+
 class Scoring(Written):
     """With which heads to score, and what to write beside the scores."""
 
@@ -54,6 +87,14 @@ class Scoring(Written):
         "is the whole source document.",
     )
     score_prefix: str = Field("score_", description="Set before a head's name in the output.")
+    ensembles: dict[str, Ensemble] = Field(
+        default_factory=dict, description="Name of each score that is made of others, and how."
+    )
+    integer_scales: dict[str, tuple[int, int]] = Field(
+        default_factory=dict,
+        description="Lowest and highest whole number of a score, as in {education: [0, 5]}: int_score_education is the "
+        "score rounded and cut to them.",
+    )
     batch_size: int = Field(2048, ge=1, description="Embeddings scored in one pass.")
     device: str = Field("cpu", description="Where the heads compute: cpu, cuda, mps or auto.")
     model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Heads' precision.")
@@ -62,12 +103,20 @@ class Scoring(Written):
         False, description="Score with a head that was trained on the embeddings of another encoder; it is recorded."
     )
 
-    @field_validator("regression_head_checkpoints")
+    @field_validator("regression_head_checkpoints", "ensembles")
     @classmethod
-    def _usable_names(cls, value: dict[str, str]) -> dict[str, str]:
+    def _usable_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if not HEAD_NAME.fullmatch(name):
-                raise ValueError(f"the head name {name!r} may have letters, digits, _, . and - only")
+                raise ValueError(f"the name {name!r} may have letters, digits, _, . and - only")
+        return value
+
+    @field_validator("integer_scales")
+    @classmethod
+    def _have_numbers(cls, value: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        for name, (lowest, highest) in value.items():
+            if lowest >= highest:
+                raise ValueError(f"{name}: the scale from {lowest} to {highest} is empty; write the lower first")
         return value
 
 

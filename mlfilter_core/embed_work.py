@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mlfilter_core.annotate_file import score_columns
 from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, finished_embedding_and_annotation
 from mlfilter_core.annotate_work import annotate_request, heads_of_process, load_heads
 from mlfilter_core.config import EmbeddingJob, EmbeddingPipelineParameters
@@ -61,6 +62,7 @@ class EmbedWork:
             from mlfilter_core.heads import find_mismatched_heads
 
             heads = load_heads(self.params.annotate_inline)
+            score_columns(heads, self.annotation.request)
             is_allowed = self.annotation.request.allow_mismatched_head
             find_mismatched_heads(heads, self.request.model.provenance(), "what this job embeds", is_allowed)
 

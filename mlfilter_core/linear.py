@@ -6,10 +6,16 @@ the order that it likes best. In bfloat16 PyTorch takes oneDNN by itself: 720, a
 operators are those that torch.compile puts in place of a linear layer.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu,
+    "gelu": torch.nn.functional.gelu,
+    "tanh": torch.tanh,
+}
 _HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -24,6 +30,27 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     if _HAS_ONEDNN and inputs.dtype == torch.float32 and inputs.device.type == "cpu" and not torch.is_grad_enabled():
         return _onednn_linear(inputs, weight, bias)
     return torch.nn.functional.linear(inputs, weight, bias)
+
+
+def activated_linear(
+    weight: torch.Tensor, bias: torch.Tensor, activation: str | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns what maps (n, n_in) to `activation(inputs @ weight.T + bias)`, for inference.
+
+    On a CPU it holds a second copy of the weight, in oneDNN's own order, and oneDNN applies the activation.
+
+    Args:
+        weight: (n_out, n_in).
+        bias: (n_out,), of the weight's dtype and device.
+        activation: One of `ACTIVATIONS`, or None.
+    """
+    if weight.device.type == "cpu" and _can_pack(weight.dtype):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return lambda inputs: _onednn_linear(inputs, packed, bias, activation or "none")
+    if activation is None:
+        return lambda inputs: torch.nn.functional.linear(inputs, weight, bias)
+    activate = ACTIVATIONS[activation]
+    return lambda inputs: activate(torch.nn.functional.linear(inputs, weight, bias))
 
 
 class PackedLinear(torch.nn.Linear):
@@ -55,5 +82,8 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return _HAS_ONEDNN and dtype == torch.float32
 
 
-def _onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], ""))
+def _onednn_linear(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none"
+) -> torch.Tensor:
+    algorithm = "none" if activation == "gelu" else ""  # not the approximation by tanh
+    return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], algorithm))

@@ -13,6 +13,7 @@ from mlfilter_core.embedding_store import DOCUMENT_ID
 from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.lines import Line, OverlongLine, SourceReader
 from mlfilter_core.output_values import WHOLE_DOCUMENT
+from mlfilter_core.scores import LABEL_PREFIX
 from mlfilter_core.verification.findings import Findings
 
 # A line may hold a whole document, in which JSON takes up to six bytes for one. Arbitrary: 16 of the longest.
@@ -21,35 +22,35 @@ AGAIN = "annotate it again"
 
 
 def check_annotated_lines(
-    reader: SourceReader, request: Mapping[str, Any], ids: Iterator[bytes] | None, findings: Findings
+    reader: SourceReader, made: Mapping[str, Any], ids: Iterator[bytes] | None, findings: Findings
 ) -> int:
     """Reads an annotated file: every line must be an object with every score, and with the id that is due.
 
     Args:
         reader: Of the file; exhausted afterwards.
-        request: What was asked of it, from its provenance.
+        made: Its provenance.
         ids: The ids of the documents in order, as UTF-8; as many are taken as there are lines. None compares none.
         findings: Takes the problems.
 
     Returns:
         The number of lines.
     """
-    keys: list[str] = request["output_keys"]
+    keys: list[str] = made["request"]["output_keys"]
+    columns = [column for column in made["columns"] if not column.startswith(LABEL_PREFIX)]
+    labels = [column for column in made["columns"] if column.startswith(LABEL_PREFIX)]
     expected_keys = [key for key in keys if key != WHOLE_DOCUMENT]
     has_ids = ids is not None and has_stored_ids(keys)
-    columns: list[str] = []
     for line in _lines(reader):
         document_id = next(ids, None) if ids is not None else None
         record = _record(line)
         if record is None:
             findings.add("json", f"line {line.number} is no JSON object; {AGAIN}")
             continue
-        columns = columns or score_columns(record, [request["score_prefix"] + head for head in request["heads"]])
         for column in columns:
             score = record.get(column)
             if type(score) is not float or not isfinite(score):
                 _check_score(record, column, line.number, findings)
-        for key in expected_keys:
+        for key in (*expected_keys, *labels):
             if key not in record:
                 findings.add(key, f'line {line.number} has no "{key}"; {AGAIN}')
         if has_ids and document_id is not None:
@@ -62,26 +63,6 @@ def has_stored_ids(output_keys: list[str]) -> bool:
     if DOCUMENT_ID not in output_keys:
         return False
     return WHOLE_DOCUMENT not in output_keys[output_keys.index(DOCUMENT_ID) :]
-
-
-def score_columns(record: Mapping[str, Any], names: list[str]) -> list[str]:
-    """Returns the names of the scores, which are the last keys of every record.
-
-    Example: with the heads `score_a` and `score_b` and the keys `id, score_a, score_b_0, score_b_1`, the last three.
-
-    Args:
-        record: Of one line.
-        names: Of the heads, with the prefix; how many targets each has is not recorded anywhere else.
-    """
-    keys, columns = list(record), list[str]()
-    for name in reversed(names):
-        last = keys[-1] if keys else ""
-        number = last.removeprefix(f"{name}_")
-        has_several = last != name and number != last and number.isdecimal() and int(number) < len(keys)
-        own = [f"{name}_{i}" for i in range(int(number) + 1)] if has_several else [name]
-        del keys[-len(own) :]
-        columns = own + columns
-    return columns
 
 
 def _lines(reader: SourceReader) -> Iterator[Line | OverlongLine]:

@@ -140,7 +140,7 @@ class _Check:
             return
         reader = self._open(self._path, files)
         with self._findings.collecting():
-            self.n_lines = check_annotated_lines(reader, made["request"], ids, self._findings)
+            self.n_lines = check_annotated_lines(reader, made, ids, self._findings)
             if self.n_lines != made["documents"]:
                 stated = f"it states {made['documents']:,} documents"
                 self._findings.add("lines", f"{stated}, and has {self.n_lines:,} lines; {AGAIN}")

@@ -198,7 +198,7 @@ class Checkpoint(Target):
         return [bytes([min(i, 1) if i < 3 else 2]) + content for i, content in enumerate(files)]
 
     def try_input(self, content: bytes) -> None:
-        from mlfilter_core.heads import load_head
+        from mlfilter_core.head_formats import load_head
 
         kind, content = content[:1], content[1:]
         path = self.folder / ("x.safetensors" if kind == b"\0" else "x.pt")

@@ -24,7 +24,7 @@ from mlfilter_core.encoder import EncodedTexts, Encoder, TokenizedTexts
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import SourceError
 from mlfilter_core.file_identity import file_sha256
-from mlfilter_core.heads import load_head
+from mlfilter_core.head_formats import load_head
 from mlfilter_core.model_files import ModelFiles
 from mlfilter_core.publishing import remove_leftovers
 from tests.conftest import WriteLines

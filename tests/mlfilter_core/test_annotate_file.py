@@ -21,13 +21,15 @@ from mlfilter_core.annotate_file import (
     finished_annotation,
 )
 from mlfilter_core.annotations import Compression
+from mlfilter_core.config import Ensemble
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES, CorpusFile, find_files
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.embed_file import EmbedRequest, embed_file
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import Encoder
 from mlfilter_core.errors import AnnotationError, EmbeddingFileError, HeadError, OutputConflictError, SourceError
-from mlfilter_core.heads import Head, load_head, score
+from mlfilter_core.head_formats import load_head
+from mlfilter_core.heads import Head, score
 from mlfilter_core.model_files import ModelFiles
 from mlfilter_core.zstd import zstd
 from tests.conftest import TINY_DIM, WriteLines
@@ -62,18 +64,6 @@ def embed(write_lines: WriteLines, tiny_files: ModelFiles, tiny_encoder: Encoder
 def find_embeddings(folder: Path) -> CorpusFile:
     (file,) = find_files(folder, "**/*", EMBEDDING_SUFFIXES)
     return file
-
-
-@pytest.fixture
-def heads(tmp_path: Path) -> list[Head]:
-    """A linear head of one target and an MLP of two."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        linear = torch.nn.Linear(TINY_DIM, 1)
-        mlp = torch.nn.Sequential(torch.nn.Linear(TINY_DIM, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    torch.save(linear.state_dict(), tmp_path / "linear.pt")
-    torch.save(mlp.state_dict(), tmp_path / "mlp.pt")
-    return [load_head("quality", tmp_path / "linear.pt"), load_head("topics", tmp_path / "mlp.pt")]
 
 
 COLUMNS = ["score_quality", "score_topics_0", "score_topics_1"]
@@ -126,6 +116,32 @@ def test_scores_equal_the_direct_computation(
     scores = np.array([[record[column] for column in COLUMNS] for record in records])
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     assert [record["document_id"] for record in records] == list("1234567")
+
+
+def test_labels_whole_numbers_and_ensembles_are_written_beside_the_scores(
+    embed: Embed, annotate: Annotate, make_request: Callable[..., AnnotateRequest], heads: list[Head]
+) -> None:
+    both = Ensemble(heads=("quality", "topics_0"), combine="max")
+    asked = {"ensembles": {"both": both}, "integer_scales": {"quality": (0, 5), "both": (-1, 1)}}
+    heads = [heads[0], dataclasses.replace(heads[1], task="multiclass", labels=("0", "shop"))]
+    for record in read(annotate_file(embed(), make_request(**asked), heads)):
+        keys = ["score_quality", "int_score_quality", "score_topics_0", "score_topics_shop", "label_topics"]
+        assert list(record) == ["document_id", *keys, "score_both", "int_score_both"]
+        assert record["int_score_quality"] == round(min(5, max(0, record["score_quality"])))
+        assert record["score_topics_0"] + record["score_topics_shop"] == pytest.approx(1)
+        assert record["label_topics"] == ("shop" if record["score_topics_shop"] > 0.5 else "0")
+        assert record["score_both"] == max(record["score_quality"], record["score_topics_0"])
+
+
+def test_another_ensemble_is_another_request(
+    embed: Embed, make_request: Callable[..., AnnotateRequest], heads: list[Head]
+) -> None:
+    file, asked = embed(), {"ensembles": {"e": Ensemble(heads=("quality", "topics_0"))}}
+    annotate_file(file, make_request(**asked), heads)
+    for changes in ({}, {"ensembles": {"e": Ensemble(heads=("quality", "topics_1"))}}):
+        with pytest.raises(OutputConflictError, match="made by another request, with other ensembles; use another"):
+            finished_annotation(file, make_request(**changes))
+    assert finished_annotation(file, make_request(**asked)) is not None
 
 
 def test_a_score_has_the_digits_of_a_float32(embed: Embed, annotate: Annotate, tmp_path: Path) -> None:
@@ -337,7 +353,7 @@ def test_a_score_that_is_not_finite_names_row_and_document_and_leaves_nothing(
     with h5py.File(file.path, "a") as f:
         f["train/embeddings"][2, 5] = np.nan
     message = (
-        r"x\.h5: row 2 \(document c\): score_quality is nan; check the head's weights, the embedding, and model_dtype"
+        r"x\.h5: row 2 \(document c\): head quality gives nan; check the head's weights, the embedding, and model_dtype"
     )
     with pytest.raises(AnnotationError, match=message):
         annotate(file, batch_size=batch_size)
@@ -347,7 +363,7 @@ def test_a_score_that_is_not_finite_names_row_and_document_and_leaves_nothing(
 def test_a_score_that_is_not_finite_is_named_without_an_id_too(annotate: Annotate, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as f:
         f["train/embeddings"] = np.full((2, TINY_DIM), np.inf)
-    with pytest.raises(AnnotationError, match=r"row 0 \(document without an id\): score_quality is -?(inf|nan)"):
+    with pytest.raises(AnnotationError, match=r"row 0 \(document without an id\): head quality gives -?(inf|nan)"):
         annotate(find_embeddings(tmp_path), output_keys=())
 
 

@@ -305,7 +305,7 @@ def test_a_wrong_field_is_named_with_its_value_and_how_to_mend_it(load: Load, te
         ),
         (
             annotation().replace("{a:", "{a b:"),
-            r"params\.regression_head_checkpoints: the head name 'a b' may have letters",
+            r"params\.regression_head_checkpoints: the name 'a b' may have letters",
         ),
         (
             annotation().replace("a.pt", "3"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mlfilter_core.linear import PackedLinear, linear, pack_linear_layers
+from mlfilter_core.linear import PackedLinear, activated_linear, linear, pack_linear_layers
 
 
 @pytest.mark.parametrize("shape", [(5, 32), (3, 7, 32), (1, 1, 32), (0, 32), (4, 0, 32)])
@@ -67,3 +67,22 @@ def test_every_plain_linear_layer_of_a_model_is_replaced_and_keeps_its_parameter
     after = dict(model.named_parameters())
     assert after.keys() == parameters.keys()
     assert all(after[name] is parameters[name] for name in after)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "tanh"])
+@torch.inference_mode()
+def test_an_activated_layer_is_the_layer_and_the_activation_of_pytorch(
+    activation: str | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    inputs, weight, bias = (
+        torch.randn(64, 48, dtype=dtype),
+        torch.randn(20, 48, dtype=dtype),
+        torch.randn(20, dtype=dtype),
+    )
+    expected = torch.nn.functional.linear(inputs, weight, bias)
+    if activation is not None:
+        expected = getattr(torch.nn.functional, activation)(expected)
+    tolerance = {"atol": 0.1, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(activated_linear(weight, bias, activation)(inputs), expected, **tolerance)

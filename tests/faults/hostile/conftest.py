@@ -11,7 +11,8 @@ from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES, find_files
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file
 from mlfilter_core.encoder import Encoder
-from mlfilter_core.heads import Head, load_head
+from mlfilter_core.head_formats import load_head
+from mlfilter_core.heads import Head
 from mlfilter_core.model_files import ModelFiles
 from tests.conftest import TINY_DIM
 

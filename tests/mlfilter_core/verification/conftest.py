@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
 from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded
@@ -14,9 +13,9 @@ from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file
 from mlfilter_core.encoder import Encoder
-from mlfilter_core.heads import Head, load_head
+from mlfilter_core.heads import Head
 from mlfilter_core.model_files import ModelFiles
-from tests.conftest import TINY_DIM, WriteLines
+from tests.conftest import WriteLines
 
 
 @dataclasses.dataclass
@@ -64,14 +63,9 @@ class Outputs:
 
 
 @pytest.fixture
-def outputs(tmp_path: Path, write_lines: WriteLines, tiny_files: ModelFiles, tiny_encoder: Encoder) -> Outputs:
+def outputs(
+    tmp_path: Path, write_lines: WriteLines, tiny_files: ModelFiles, tiny_encoder: Encoder, heads: list[Head]
+) -> Outputs:
     """Sources go to corpus/, outputs to out/; lines above 2048 bytes are rejected."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        linear = torch.nn.Linear(TINY_DIM, 1)
-        mlp = torch.nn.Sequential(torch.nn.Linear(TINY_DIM, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    torch.save(linear.state_dict(), tmp_path / "linear.pt")
-    torch.save(mlp.state_dict(), tmp_path / "mlp.pt")
-    heads = [load_head("quality", tmp_path / "linear.pt"), load_head("topics", tmp_path / "mlp.pt")]
     request = EmbedRequest(tiny_files, tiny_encoder.settings, DocumentSchema(("text",)), max_line_bytes=2048)
     return Outputs(tmp_path / "corpus", tmp_path / "out", write_lines, heads, request, tiny_encoder)

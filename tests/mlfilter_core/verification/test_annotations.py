@@ -9,12 +9,13 @@ import numpy as np
 import orjson
 import pytest
 
+from mlfilter_core.config import Ensemble
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.encoder import load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.file_identity import file_identity
 from mlfilter_core.model_files import ModelFiles
-from mlfilter_core.verification.annotated_lines import has_stored_ids, score_columns
+from mlfilter_core.verification.annotated_lines import has_stored_ids
 from mlfilter_core.verification.annotations import (
     NO_EMBEDDINGS,
     NO_REJECTS,
@@ -40,6 +41,7 @@ RECORDS: list[Any] = [
     {"id": "größer", "text": "three"},
 ]
 COUNTS = LineCounts(5, 3, 1, 1)
+AGREEMENT = Ensemble(heads=("quality", "topics_0"), combine="agreement", thresholds={"quality": 0, "topics_0": 0})
 
 
 def check(outputs: Outputs, relative: str = FILE, near: Surroundings = NEAR, **changes: Any) -> FileCheck:
@@ -60,6 +62,13 @@ def unkept(outputs: Outputs) -> Outputs:
     return outputs
 
 
+def test_a_missing_label_is_found(outputs: Outputs) -> None:
+    file, _ = outputs.embed("a/x.jsonl", RECORDS)
+    outputs.annotate(file, ensembles={"both": AGREEMENT})
+    edit(outputs, lambda records: records[1].pop("label_both"))
+    assert 'line 2 has no "label_both"; annotate it again' in check(outputs).problems
+
+
 @pytest.mark.parametrize("read_content", [True, False])
 @pytest.mark.parametrize(
     ("suffix", "changes"),
@@ -70,6 +79,7 @@ def unkept(outputs: Outputs) -> Outputs:
         ("", {"output_keys": ("document_id", "more.n", "*")}),
         ("", {"output_keys": ("*", "document_id"), "score_prefix": ""}),
         ("", {"output_keys": ()}),
+        ("", {"ensembles": {"both": AGREEMENT}, "integer_scales": {"quality": (0, 5)}}),
     ],
 )
 def test_an_untouched_file_is_right(outputs: Outputs, suffix: str, changes: dict[str, Any], read_content: bool) -> None:
@@ -269,22 +279,6 @@ def test_of_several_embeddings_of_one_name_those_that_made_it_are_taken(outputs:
     second, _ = outputs.embed("a/x.jsonl", RECORDS, embedding_dir="v2", rejected_dir="rejected/v2")
     outputs.annotate(second)
     assert check(outputs, near=Surroundings(("embeddings/a/x.h5", "v2/a/x.h5"))).problems == ()
-
-
-@pytest.mark.parametrize(
-    ("keys", "names", "expected"),
-    [
-        (["id", "s_a", "s_b"], ["s_a", "s_b"], ["s_a", "s_b"]),
-        (["id", "s_a_0", "s_a_1", "s_b"], ["s_a", "s_b"], ["s_a_0", "s_a_1", "s_b"]),
-        (["s_a", "s_a_0", "s_a_1"], ["s_a"], ["s_a_0", "s_a_1"]),
-        (["s_a_9", "s_a", "s_a_1"], ["s_a", "s_a_1"], ["s_a", "s_a_1"]),
-        (["id"], ["s_a"], ["s_a"]),
-        (["s_a_99999999999"], ["s_a"], ["s_a"]),
-        ([], ["s_a"], ["s_a"]),
-    ],
-)
-def test_scores_are_the_last_keys(keys: list[str], names: list[str], expected: list[str]) -> None:
-    assert score_columns(dict.fromkeys(keys, 0.5), names) == expected
 
 
 @pytest.mark.parametrize(

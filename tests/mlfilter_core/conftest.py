@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlfilter_core.head_formats import load_head
+from mlfilter_core.heads import Head
+from tests.conftest import TINY_DIM
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> list[Head]:
+    """A linear head of one target and an MLP of two."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(TINY_DIM, 1)
+        mlp = torch.nn.Sequential(torch.nn.Linear(TINY_DIM, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    torch.save(linear.state_dict(), tmp_path / "linear.pt")
+    torch.save(mlp.state_dict(), tmp_path / "mlp.pt")
+    return [load_head("quality", tmp_path / "linear.pt"), load_head("topics", tmp_path / "mlp.pt")]
