@@ -182,11 +182,11 @@ class Embeddings(Target):
 class Checkpoint(Target):
     """The first byte chooses the format: safetensors, a `.pt` file as it is, or the pickle in a sound one."""
 
-    modules = ("mlfilter_core.heads",)
+    modules = ("mlfilter_core.head_formats", "mlfilter_core.linear_layers", "mlfilter_core.heads")
 
     def seeds(self) -> list[bytes]:
         import torch
-        from safetensors.torch import save
+        from safetensors.torch import save, save_file
 
         state = {"0.weight": torch.ones(2, 3), "0.bias": torch.ones(2), "2.weight": torch.ones(1, 2)}
         legacy, in_zip = io.BytesIO(), io.BytesIO()
@@ -195,12 +195,29 @@ class Checkpoint(Target):
         in_zip.seek(0)
         pickled = torch._C.PyTorchFileReader(in_zip).get_record("data.pkl")
         files = [save(state, {"activation": "gelu"}), legacy.getvalue(), in_zip.getvalue(), pickled]
-        return [bytes([min(i, 1) if i < 3 else 2]) + content for i, content in enumerate(files)]
+        torch.save(state, self.folder / "sound.pt")
+        classifier = {"bert.pooler.dense.weight": torch.ones(3, 3), "bert.pooler.dense.bias": torch.ones(3),
+                      "classifier.weight": torch.ones(2, 3), "classifier.bias": torch.ones(2)}  # fmt: skip
+        (self.folder / "classifier").mkdir(exist_ok=True)
+        save_file(classifier, self.folder / "classifier" / "model.safetensors")
+        facts = [
+            b'{"activation": "tanh", "task": "binary", "labels": ["n", "y"], "encoder": {}, "hidden_dim": 2}',
+            b'{"architectures": ["BertForSequenceClassification"], "model_type": "bert", "id2label": {"0": "n"}}',
+        ]
+        kinds = b"\0\1\1\2\3\4"
+        return [kinds[i : i + 1] + content for i, content in enumerate([*files, *facts])]
 
     def try_input(self, content: bytes) -> None:
         from mlfilter_core.head_formats import load_head
 
         kind, content = content[:1], content[1:]
+        if kind >= b"\3":
+            sidecar, checkpoint = (
+                ("sound.pt.json", "sound.pt") if kind == b"\3" else ("classifier/config.json", "classifier")
+            )
+            (self.folder / sidecar).write_bytes(content)
+            load_head("x", self.folder / checkpoint)
+            return
         path = self.folder / ("x.safetensors" if kind == b"\0" else "x.pt")
         path.write_bytes(content if kind < b"\x02" else in_archive(content))
         load_head("x", path)
