@@ -1,7 +1,7 @@
 """Annotating on the CPU, side by side with the bare matrix products and with the predecessor's loop.
 
-20,000 rows of 768 float32, two heads 768-1000-1, from HDF5 to JSONL with ids and scores. Then the growth
-of peak memory with a 20 times larger file.
+20,000 rows of 768 float32, two heads 768-1000-1, from HDF5 to JSONL with ids and scores; then eight such heads, also
+without files. Then the growth of peak memory with a 20 times larger file.
 
     python benchmarks/annotate_cpu.py --json benchmarks/results/annotate_cpu.json
 """
@@ -9,12 +9,14 @@ of peak memory with a 20 times larger file.
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 from measure import alternate, parser, peak_memory_bytes, print_peak_memory, publish
+from numpy.typing import NDArray
 
 from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
 from mlfilter_core.corpus import CorpusFile
@@ -25,6 +27,7 @@ from mlfilter_core.heads import Head, score
 from mlfilter_core.linear import linear
 from mlfilter_core.windows import WINDOW_DOCUMENTS
 
+Rows = NDArray[np.float32]
 DIM, HIDDEN, N_ROWS, BATCH_SIZE = 768, 1000, 20_000, 2048
 GROWTH = 20
 
@@ -37,7 +40,7 @@ def main() -> None:
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.annotate_only:
-        annotate(arguments.annotate_only, write_heads(arguments.annotate_only.parent))
+        annotate(arguments.annotate_only, write_heads(arguments.annotate_only.parent, 2))
         print_peak_memory()
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -49,25 +52,20 @@ def main() -> None:
 
 def speed(folder: Path, rounds: int) -> dict[str, float]:
     """Returns the rows/s of each way, and their ratios."""
-    heads = write_heads(folder)
+    eight = write_heads(folder, 8)
+    two = eight[:2]
     path = write_embeddings(folder / "speed.h5", N_ROWS)
     with h5py.File(path) as file:
         rows = file["train/embeddings"][:]
-
-    @torch.inference_mode()
-    def products() -> None:
-        for start in range(0, N_ROWS, BATCH_SIZE):
-            for head in heads:
-                hidden = torch.from_numpy(rows[start : start + BATCH_SIZE])
-                for weight in head.weights:
-                    hidden = linear(hidden, weight, None)
-
     seconds = alternate(
         rounds,
         {
-            "annotate_file": lambda: annotate(path, heads),
-            "matmul": products,
-            "predecessor": lambda: predecessor(path, heads),
+            "annotate_file": lambda: annotate(path, two),
+            "matmul": lambda: products(rows, two),
+            "predecessor": lambda: predecessor(path, two),
+            "annotate_file_8": lambda: annotate(path, eight),
+            "score_8": lambda: in_batches(rows, lambda batch: score(eight, batch)),
+            "matmul_8": lambda: products(rows, eight),
         },
     )
     rates = {name: N_ROWS / value for name, value in seconds.items()}
@@ -77,7 +75,29 @@ def speed(folder: Path, rounds: int) -> dict[str, float]:
         "annotate_vs_predecessor": rates["annotate_file"] / rates["predecessor"],
         "matmul_rows_per_s": rates["matmul"],
         "predecessor_rows_per_s": rates["predecessor"],
+        "annotate_8_heads_rows_per_s": rates["annotate_file_8"],
+        "annotate_8_heads_share_of_matmul": rates["annotate_file_8"] / rates["matmul_8"],
+        "score_8_heads_share_of_matmul": rates["score_8"] / rates["matmul_8"],
     }
+
+
+def in_batches(rows: Rows, do: Callable[[Rows], object]) -> None:
+    """Gives the rows away, as many at a time as a job does."""
+    for start in range(0, len(rows), BATCH_SIZE):
+        do(rows[start : start + BATCH_SIZE])
+
+
+@torch.inference_mode()
+def products(rows: Rows, heads: list[Head]) -> None:
+    """The bare matrix products of heads: no bias, no activation, no scores copied out."""
+
+    def multiply(batch: Rows) -> None:
+        for head in heads:
+            hidden = torch.from_numpy(batch)
+            for weight in head.weights:
+                hidden = linear(hidden, weight, None)
+
+    in_batches(rows, multiply)
 
 
 def predecessor(path: Path, heads: list[Head]) -> None:
@@ -109,13 +129,14 @@ def annotate(path: Path, heads: list[Head]) -> None:
     annotate_file(CorpusFile(path.name, path.stem, path.parent), request, heads)
 
 
-def write_heads(folder: Path) -> list[Head]:
-    """Writes and loads two heads with random weights, which cost as much as trained ones."""
+def write_heads(folder: Path, n_heads: int) -> list[Head]:
+    """Writes and loads heads with random weights, which cost as much as trained ones."""
     torch.manual_seed(0)
-    for name in ("one", "two"):
+    names = [f"head{i}" for i in range(n_heads)]
+    for name in names:
         head = torch.nn.Sequential(torch.nn.Linear(DIM, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1))
         torch.save(head.state_dict(), folder / f"{name}.pt")
-    return [load_head(name, folder / f"{name}.pt") for name in ("one", "two")]
+    return [load_head(name, folder / f"{name}.pt") for name in names]
 
 
 def write_embeddings(path: Path, n_rows: int) -> Path:
@@ -129,8 +150,10 @@ def write_embeddings(path: Path, n_rows: int) -> Path:
             n_tokens = np.ones(len(numbers), np.int32)
             writer.append(documents, generator.standard_normal((len(numbers), DIM), np.float32), n_tokens)
         source = {"path": path.name, "folder": str(path.parent), "bytes": 0, "mtime_ns": 0, "sha256": ""}
-        encoder = {"is_normalized": False}
-        writer.finish(Provenance(source, {"weights_sha256": ""}, encoder, {"documents": n_rows}, library_versions()))
+        request = {"weights_sha256": "", "max_line_bytes": 0, "id_key": None}
+        counts = dict.fromkeys(("rejected", "blank", "truncated", "duplicate_ids", "tokens"), 0)
+        counts |= {"lines": n_rows, "documents": n_rows}
+        writer.finish(Provenance(source, request, {"is_normalized": False}, counts, library_versions()))
     return path
 
 
