@@ -18,8 +18,8 @@ from tests.faults.campaign import IS_LONG
 from tests.faults.conftest import END_S, MINILM, Run, leftovers, statuses, within, write_corpus
 
 FILES = {"a": 30, "b": 60, "c": 30}
-# Prefect's default, 5, is a minute for each request; 3 are 14 s.
-RETRIES = {} if IS_LONG else {"PREFECT_CLIENT_MAX_RETRIES": "3"}
+# Prefect's default, 5, is a minute for each request; 1 is some seconds.
+RETRIES = {} if IS_LONG else {"PREFECT_CLIENT_MAX_RETRIES": "1"}
 DOWN_S = 30 if IS_LONG else 5
 
 
