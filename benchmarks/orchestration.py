@@ -32,7 +32,7 @@ from flows.embed import embed
 from flows.fan_out import fan_out
 from flows.report import RunReport
 from flows.server import prefect_api
-from mlfilter_core.config import LocalSettings
+from mlfilter_core.config.execution import LocalSettings
 
 N_DOCUMENTS = 20
 TEXT = "Some words of a page on the web, about as many as one sentence has, numbered {i} of file {n}."

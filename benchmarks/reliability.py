@@ -21,7 +21,7 @@ import yaml
 from measure import parser, publish
 
 from mlfilter_core.committed import CommittedRows
-from mlfilter_core.config import EmbeddingJob
+from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.embed_file import EmbedRequest, embed_file

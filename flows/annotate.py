@@ -24,7 +24,7 @@ from flows.report import RunReport
 from flows.run_files import check_job, named_by_file, run_files
 from mlfilter_core.annotate_file import AnnotateReport
 from mlfilter_core.annotate_work import AnnotateWork, annotation_workload, load_heads
-from mlfilter_core.config import AnnotationJob
+from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import remove_leftovers

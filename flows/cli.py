@@ -14,7 +14,8 @@ import typer
 import yaml
 
 from flows.run import run_annotation_pipeline, run_both_pipelines, run_embedding_pipeline
-from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.job_files import load_job, parse_overrides
 

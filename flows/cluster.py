@@ -14,7 +14,7 @@ from distributed import LocalCluster
 
 from flows.task_runner import WorkerTaskRunner
 from flows.worker import GPUS_VARIABLE, PRELOAD
-from mlfilter_core.config import LocalSettings
+from mlfilter_core.config.execution import LocalSettings
 
 # Of torch, NumPy and the tokenizers.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")

@@ -23,7 +23,7 @@ from flows.left_running import never_left_running
 from flows.logs import logging_to
 from flows.report import RunReport
 from flows.run_files import check_job, named_by_file, run_files
-from mlfilter_core.config import EmbeddingJob
+from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.embed_work import EmbedWork, embedding_workload

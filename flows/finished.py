@@ -6,7 +6,9 @@ from typing import Any
 
 from flows.report import RunReport, write_rows
 from mlfilter_core.annotate_work import annotation_workload
-from mlfilter_core.config import AnnotationJob, EmbeddingJob, Job
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.execution import Job
 from mlfilter_core.embed_work import embedding_workload
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.work import Workload

@@ -18,7 +18,8 @@ from flows.embed import embed
 from flows.failures import expected_errors_as_states
 from flows.left_running import never_left_running
 from flows.report import RunReport
-from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.embedding import EmbeddingJob
 
 
 @flow(name="pipeline", validate_parameters=False)

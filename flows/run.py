@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.server import ApiLostError, api_is_configured, is_of_api, keep_prefect_home_in, prefect_api
-from mlfilter_core.config import AnnotationJob, EmbeddingJob, Job
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import check_writable

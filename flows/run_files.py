@@ -15,7 +15,7 @@ from flows.fan_out import Outcome, Workers, fan_out
 from flows.report import FilesFailedError, RunReport, publish_report
 from flows.task_runner import WorkerLostError
 from mlfilter_core.claims import why_locks_are_local
-from mlfilter_core.config import Job
+from mlfilter_core.config.execution import Job
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.errors import FileError, JobError, MlfilterError
 from mlfilter_core.publishing import check_writable

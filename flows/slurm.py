@@ -26,7 +26,7 @@ from flows.cluster import SCHEDULER_SETTINGS
 from flows.job_guard import JobGuard, job_guard
 from flows.slurm_job import SlurmJob, lifetime_s, slurm_job
 from flows.task_runner import WorkerTaskRunner
-from mlfilter_core.config import SlurmSettings
+from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.errors import ConfigError, JobError
 
 # Slurm's controller serves the whole cluster: it is asked often only while something changes.

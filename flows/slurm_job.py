@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.cluster import shares_gpus, worker_environment
 from flows.worker import GPUS_VARIABLE, PRELOAD
-from mlfilter_core.config import SlurmSettings
+from mlfilter_core.config.execution import SlurmSettings
 
 # A worker that does not reach the scheduler for so long ends, and with it its job.
 DEATH_TIMEOUT_S = 60

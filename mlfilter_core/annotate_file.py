@@ -13,7 +13,7 @@ import orjson
 from numpy.typing import NDArray
 
 from mlfilter_core.annotations import SUFFIXES, Compression, open_annotations, write_records
-from mlfilter_core.config import Ensemble
+from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embedding_store import DOCUMENT_ID, EmbeddingFile
 from mlfilter_core.errors import AnnotationError, OutputConflictError

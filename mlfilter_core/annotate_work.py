@@ -13,7 +13,7 @@ from mlfilter_core.annotate_file import (
     finished_annotation,
     score_columns,
 )
-from mlfilter_core.config import AnnotationJob, AnnotationPipelineParameters, Scoring
+from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.errors import ConfigError, EmbeddingFileError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from mlfilter_core.annotate_file import score_columns
 from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, finished_embedding_and_annotation
 from mlfilter_core.annotate_work import annotate_request, heads_of_process, load_heads
-from mlfilter_core.config import EmbeddingJob, EmbeddingPipelineParameters
+from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
 from mlfilter_core.encoder_settings import EncoderSettings

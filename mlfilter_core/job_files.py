@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from mlfilter_core import config as jobs
+from mlfilter_core.config.execution import Job as AnyJob
 from mlfilter_core.errors import ConfigError, in_one_line
 
 # Of a job with all that its ${...} stand for. Arbitrary: some hundred times what is ever written.
@@ -19,7 +19,7 @@ MAX_CHARACTERS = 1_000_000
 MAX_STEPS = 100  # from one ${...} to the next; Python's own limit of recursion allows fewer
 WORD = re.compile(r"[^\s.:,${}\[\]]+(?![^\s:,}\]])")  # the last in a path such as ${params.output_dir}
 
-Job = TypeVar("Job", bound=jobs.Job)
+Job = TypeVar("Job", bound=AnyJob)
 
 
 def load_job(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfilter_core.config import Ensemble
+from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.errors import HeadError
 
 if TYPE_CHECKING:

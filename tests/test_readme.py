@@ -8,7 +8,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mlfilter_core.config import AnnotationPipelineParameters, EmbeddingPipelineParameters, LocalSettings, SlurmSettings
+from mlfilter_core.config.annotation import AnnotationPipelineParameters
+from mlfilter_core.config.embedding import EmbeddingPipelineParameters
+from mlfilter_core.config.execution import LocalSettings, SlurmSettings
 from mlfilter_core.documents import BadRecordError
 
 REPOSITORY = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.annotate_file import PROVENANCE_FOLDER
-from mlfilter_core.config import ANNOTATED_DIR
+from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.embedding_store import CHUNK_ROWS, DOCUMENT_ID, EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.file_identity import is_same_file

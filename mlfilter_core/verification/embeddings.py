@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlfilter_core.config import DEFAULT_EMBEDDING_DIR
+from mlfilter_core.config.embedding import DEFAULT_EMBEDDING_DIR
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES
 from mlfilter_core.embedding_store import (
     CHUNK_ROWS,

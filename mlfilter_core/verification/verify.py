@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mlfilter_core.annotate_file import PROVENANCE_FOLDER
 from mlfilter_core.annotations import SUFFIXES
-from mlfilter_core.config import ANNOTATED_DIR, UNKEPT_DIR
+from mlfilter_core.config.annotation import ANNOTATED_DIR
+from mlfilter_core.config.embedding import UNKEPT_DIR
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.publishing import COMMITTED_SUFFIX, TEMPORARY_SUFFIX

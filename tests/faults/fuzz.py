@@ -108,7 +108,10 @@ class Reader(Target):
 class Config(Target):
     """The first byte chooses the kind of job."""
 
-    modules = ("mlfilter_core.job_files", "mlfilter_core.config", "yaml")
+    modules = (
+        *("mlfilter_core.job_files", "mlfilter_core.config.execution", "mlfilter_core.config.embedding"),
+        *("mlfilter_core.config.annotation", "yaml"),
+    )
 
     def seeds(self) -> list[bytes]:
         jobs = sorted((Path(__file__).parents[2] / "deployments").rglob("*.yaml"))
@@ -117,7 +120,8 @@ class Config(Target):
         return [bytes([kind]) + content for kind in range(2) for content in (made, *(job.read_bytes() for job in jobs))]
 
     def try_input(self, content: bytes) -> None:
-        from mlfilter_core.config import AnnotationJob, EmbeddingJob
+        from mlfilter_core.config.annotation import AnnotationJob
+        from mlfilter_core.config.embedding import EmbeddingJob
         from mlfilter_core.job_files import load_job
 
         (self.folder / "job.yaml").write_bytes(content[1:])

@@ -25,7 +25,7 @@ from flows.cluster import SCHEDULER_SETTINGS
 from flows.embed import embed
 from flows.task_runner import WorkerTaskRunner
 from flows.worker import PRELOAD
-from mlfilter_core.config import EmbeddingJob
+from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
 from mlfilter_core.embed_work import embed_work
 from mlfilter_core.embedding_store import EmbeddingFile

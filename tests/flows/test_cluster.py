@@ -8,7 +8,7 @@ from distributed import Client
 
 from flows.cluster import local_workers, n_cores, visible_gpus
 from flows.task_runner import WorkerTaskRunner
-from mlfilter_core.config import LocalSettings
+from mlfilter_core.config.execution import LocalSettings
 
 
 def in_each_worker(runner: WorkerTaskRunner, function: Callable[..., Any], *arguments: Any) -> list[Any]:

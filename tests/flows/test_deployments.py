@@ -20,7 +20,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, Scheduled
 
-from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.job_files import load_job
 from tests.flows.conftest import WriteJob

@@ -18,7 +18,7 @@ from flows.cluster import LocalWorkers, local_workers, n_cores
 from flows.failures import can_heal
 from flows.fan_out import Outcome, fan_out
 from flows.worker import last_words
-from mlfilter_core.config import LocalSettings
+from mlfilter_core.config.execution import LocalSettings
 from mlfilter_core.errors import SourceError
 from mlfilter_core.progress import tell_progress
 

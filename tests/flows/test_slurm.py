@@ -27,7 +27,7 @@ from flows.embed import embed
 from flows.fan_out import fan_out
 from flows.report import FilesFailedError
 from flows.slurm import SlurmError, slurm_workers
-from mlfilter_core.config import SlurmSettings
+from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding_store import EmbeddingFile
 from tests.flows.test_deployments import prefect
 from tests.flows.test_fan_out import Items

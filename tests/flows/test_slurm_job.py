@@ -7,7 +7,7 @@ import pytest
 from flows.slurm import job_of, job_script
 from flows.slurm_job import LIFETIME_VARIABLE, lifetime_s, slurm_job
 from flows.worker import GPUS_VARIABLE
-from mlfilter_core.config import SlurmSettings
+from mlfilter_core.config.execution import SlurmSettings
 
 # What each field becomes in the job's script. Fields of which nothing stands there are below.
 IN_SCRIPT: list[tuple[dict[str, Any], str]] = [
@@ -47,7 +47,7 @@ IN_SCRIPT: list[tuple[dict[str, Any], str]] = [
     ({"interface": "ib0"}, " --interface ib0"),
     ({"security": True}, " --protocol tls://"),
 ]
-# Those that say how many jobs there are; tests/flows/test_slurm.py; refused unless left alone (test_config.py).
+# Those that say how many jobs there are; tests/flows/test_slurm.py; refused unless left alone (test_job_files.py).
 ABOUT_JOBS = {"workers", "tasks", "tasks_per_job", "max_array_size", "max_array_launch_parallel"}
 ABOUT_THE_RUN = {"logging_dir", "job_id_position"}
 REFUSED = {"stagger_max_array_jobs", "skip_completed", "requeue_signals"}

@@ -21,7 +21,7 @@ from mlfilter_core.annotate_file import (
     finished_annotation,
 )
 from mlfilter_core.annotations import Compression
-from mlfilter_core.config import Ensemble
+from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES, CorpusFile, find_files
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.embed_file import EmbedRequest, embed_file

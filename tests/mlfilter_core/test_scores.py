@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from mlfilter_core.config import Ensemble, Scoring
+from mlfilter_core.config.annotation import Ensemble, Scoring
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads import Head
 from mlfilter_core.scores import ScoreColumns

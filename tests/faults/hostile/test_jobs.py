@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.config import EmbeddingJob
+from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job
 

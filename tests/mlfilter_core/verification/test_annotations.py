@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from mlfilter_core.config import Ensemble
+from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.encoder import load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings

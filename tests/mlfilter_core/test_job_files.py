@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mlfilter_core.config import AnnotationJob, EmbeddingJob
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job, parse_overrides

@@ -1,0 +1,120 @@
+"""An annotation job: which embeddings to score, with which heads, and what to write beside the scores."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mlfilter_core.config.execution import Job
+from mlfilter_core.config.written import Written
+
+HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+ANNOTATED_DIR = "annotated_data"
+
+
+class Ensemble(Written):
+    """Several scores as one."""
+
+    heads: tuple[str, ...] = Field(
+        min_length=2, description="Names of scores, without prefix: of a head, or <head>_<target>."
+    )
+    combine: Literal["mean", "median", "min", "max", "weighted", "agreement"] = Field(
+        "mean", description="How. agreement: the number of scores that reach their thresholds."
+    )
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="Of each score, with weighted: the weighted mean."
+    )
+    thresholds: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="Of each score, with agreement: a score reaches its own or is above."
+    )
+    at_least: int | None = Field(
+        None, ge=1, description="So many scores must reach theirs for label_<name> to be true. Unset: all."
+    )
+
+    @model_validator(mode="after")
+    def _says_what_it_needs(self) -> "Ensemble":
+        for name, way, values in (("weights", "weighted", self.weights), ("thresholds", "agreement", self.thresholds)):
+            if self.combine == way and set(values) != set(self.heads):
+                raise ValueError(f"combine: {way} needs {name} of {', '.join(self.heads)}, and of no others")
+            if self.combine != way and values:
+                raise ValueError(f"{name} go with combine: {way}")
+        if self.at_least is not None and (self.combine != "agreement" or self.at_least > len(self.heads)):
+            raise ValueError(f"at_least goes with combine: agreement, and is {len(self.heads)} at most")
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError("a score is named twice")
+        return self
+
+
+class Scoring(Written):
+    """With which heads to score, and what to write beside the scores."""
+
+    regression_head_checkpoints: dict[str, str] = Field(
+        min_length=1, description="Name of each score, and the checkpoint of the head that gives it."
+    )
+    output_keys: tuple[str, ...] = Field(
+        ("document_id",),
+        description='What to write beside the scores: names in the HDF5 file, else keys of the source document; "*" '
+        "is the whole source document.",
+    )
+    score_prefix: str = Field("score_", description="Set before a head's name in the output.")
+    ensembles: dict[str, Ensemble] = Field(
+        default_factory=dict, description="Name of each score that is made of others, and how."
+    )
+    integer_scales: dict[str, tuple[int, int]] = Field(
+        default_factory=dict,
+        description="Lowest and highest whole number of a score, as in {education: [0, 5]}: int_score_education is the "
+        "score rounded and cut to them.",
+    )
+    batch_size: int = Field(2048, ge=1, description="Embeddings scored in one pass.")
+    device: str = Field("cpu", description="Where the heads compute: cpu, cuda, mps or auto.")
+    model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Heads' precision.")
+    compression: Literal["gzip", "zstd"] | None = Field(None, description="Of the annotated files.")
+    allow_mismatched_head: bool = Field(
+        False, description="Score with a head that was trained on the embeddings of another encoder; it is recorded."
+    )
+
+    @field_validator("regression_head_checkpoints", "ensembles")
+    @classmethod
+    def _usable_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not HEAD_NAME.fullmatch(name):
+                raise ValueError(f"the name {name!r} may have letters, digits, _, . and - only")
+        return value
+
+    @field_validator("integer_scales")
+    @classmethod
+    def _have_numbers(cls, value: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        for name, (lowest, highest) in value.items():
+            if lowest >= highest:
+                raise ValueError(f"{name}: the scale from {lowest} to {highest} is empty; write the lower first")
+        return value
+
+
+class AnnotationPipelineParameters(Scoring):
+    """Which embeddings to score, with which heads, and what to write beside the scores."""
+
+    embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively.")
+    glob_pattern: str = Field("**/*", min_length=1, description="Which .h5 or .hdf5 files below it.")
+    hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
+    source_dir: Path | None = Field(
+        None, description="Where the source files lie now, if not where they were embedded from."
+    )
+    output_dir: Path = Field(description="Annotated files go to annotated_data/ in it.")
+    overwrite: bool = Field(False, description="Replace finished files that another request made.")
+    embedding_dtype: str | None = Field(None, description="Accepted from older files; read as stored.")
+    label_dtype: str | None = Field(None, description="Accepted from older files; labels are not read.")
+
+    @property
+    def annotated_output_dir(self) -> Path:
+        return self.output_dir / ANNOTATED_DIR
+
+
+class AnnotationJob(Job):
+    """A run of the annotation pipeline."""
+
+    params: AnnotationPipelineParameters = Field(description="What to score, with what, and where to.")
+
+    @property
+    def device(self) -> str:
+        return self.params.device

@@ -1,0 +1,241 @@
+"""Where a job runs: workers on this machine, or in Slurm jobs."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import Field, field_validator, model_validator
+
+from mlfilter_core.config.written import Written
+
+
+class LocalSettings(Written):
+    """Workers on this machine, and this machine's share of the files."""
+
+    workers: int = Field(
+        -1,
+        ge=-1,
+        description="Worker processes. -1: to embed, one for each GPU, else one; to annotate, one for each core.",
+    )
+    tasks: int = Field(1, ge=1, description="Shards that the files are dealt into, over all machines.")
+    local_tasks: int = Field(-1, ge=-1, description="Shards that this machine takes; -1: all that are left.")
+    local_rank_offset: int = Field(0, ge=0, description="First shard that this machine takes.")
+    logging_dir: Path | None = Field(None, description="Folder of the log files. Default: <output_dir>/logs.")
+
+    @field_validator("workers", "local_tasks")
+    @classmethod
+    def _at_least_one(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("at least one is needed; -1 chooses")
+        return value
+
+    @model_validator(mode="after")
+    def _shards_exist(self) -> "LocalSettings":
+        if self.local_rank_offset + max(self.local_tasks, 1) > self.tasks:
+            raise ValueError(
+                f"shards {self.local_rank_offset} to {self.local_rank_offset + max(self.local_tasks, 1) - 1} "
+                f"(local_rank_offset, local_tasks) are asked for, but tasks is {self.tasks}"
+            )
+        return self
+
+    @property
+    def ranks(self) -> range:
+        """The shards that this machine takes."""
+        end = self.tasks if self.local_tasks < 0 else self.local_rank_offset + self.local_tasks
+        return range(self.local_rank_offset, end)
+
+
+SbatchValue = str | int | float | bool
+
+TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
+# Long names of the options that a field stands for, or that decide what a job is.
+SHORT_OPTIONS = {
+    **{"A": "account", "a": "array", "c": "cpus-per-task", "d": "dependency", "e": "error", "G": "gpus"},
+    **{"J": "job-name", "N": "nodes", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time"},
+}
+# A worker is one process on one node; the number of jobs is workers, or tasks.
+ONE_PER_JOB = ("nodes", "ntasks", "ntasks-per-node")
+REFUSED_OPTIONS = {
+    "array": "each job is submitted by itself; set workers to the most jobs at a time",
+    **dict.fromkeys(
+        ("wrap", "parsable", "test-only", "wait", "help", "usage", "version"), "the job's script is made here"
+    ),
+}
+
+
+class SlurmSettings(Written):
+    """Workers as Slurm jobs."""
+
+    workers: int = Field(-1, ge=-1, description="Most jobs at a time; -1: as many as tasks.")
+    tasks: int = Field(1, ge=1, description="Most jobs at a time where workers does not say; files are not sharded.")
+    tasks_per_job: int = Field(1, ge=1, description="Divides tasks: so many fewer jobs.")
+    max_array_size: int = Field(1001, ge=1, description="Most jobs at a time in any case.")
+    max_array_launch_parallel: bool = Field(False, description="true: max_array_size does not limit the jobs.")
+    stagger_max_array_jobs: int = Field(0, ge=0, description="Refused unless 0: there are no arrays of jobs.")
+    time: str = Field(
+        "00:30:00",
+        pattern=f"^{TIME_LIMIT.pattern}$",
+        description="Time limit of a job: --time. Its workers leave before, and another job takes over.",
+    )
+    partition: str | None = Field(None, description="--partition. Unset: the cluster's default.")
+    cpus_per_task: int = Field(4, ge=1, description="Cores of a job: --cpus-per-task.")
+    mem_per_cpu_gb: float = Field(8, gt=0, description="Memory for each core, in GB: --mem-per-cpu.")
+    gpus_per_task: int | None = Field(
+        None, ge=0, description="GPUs of a job: --gpus-per-task. Here or in sbatch_args; each gets a worker."
+    )
+    job_name: str = Field("mlfilter", pattern=r"^[^\s/%]+$", description="Name in the queue: --job-name.")
+    qos: str | None = Field(None, description="Quality of service: --qos.")
+    account: str | None = Field(None, description="Account that is charged: --account.")
+    sbatch_args: dict[str, SbatchValue] = Field(
+        default_factory=dict,
+        description="Any option of sbatch, in snake_case or dash-case, as in {gres: gpu:4}; true is a flag. One that a "
+        "field stands for overrules the field.",
+    )
+    srun_args: dict[str, SbatchValue] = Field(
+        default_factory=dict, description="With any, workers are started through srun with these options."
+    )
+    env_command: str | None = Field(None, description="Shell command run in the job before its workers.")
+    condaenv: str | None = Field(None, description="Conda environment to activate in the job.")
+    venv_path: str | None = Field(
+        None,
+        description="Virtual environment to activate in the job. Without it and condaenv: the Python of the flow.",
+    )
+    output: str | None = Field(None, description="File of a job's output: --output. Default: in slurm_logs_folder.")
+    error: str | None = Field(None, description="File of a job's errors: --error. Default: where its output goes.")
+    slurm_logs_folder: Path | None = Field(
+        None, description="Folder of the jobs' output. Default: jobs in the folder of the run's logs."
+    )
+    logging_dir: Path | None = Field(None, description="Folder of the log files. Default: <output_dir>/logs.")
+    skip_completed: bool = Field(True, description="Refused unless true: params.overwrite makes files anew.")
+    requeue: bool = Field(True, description="Let Slurm start a preempted job again: --requeue, else --no-requeue.")
+    requeue_signals: tuple[str, ...] = Field(
+        ("SIGUSR1",), description="Refused unless left alone: workers leave before the time limit by themselves."
+    )
+    mail_user: str | None = Field(None, description="Who gets mail: --mail-user.")
+    mail_type: str = Field("ALL", description="Events that are mailed, with mail_user: --mail-type.")
+    depends_job_id: str | None = Field(None, description="Job that must end well first: --dependency=afterok.")
+    run_on_dependency_fail: bool = Field(False, description="Or end in any way: --dependency=afterany.")
+    job_id_position: int = Field(-1, description="Which word of what sbatch prints is the job's id.")
+    randomize_start_duration: int = Field(0, ge=0, description="Most seconds that a job waits at its start.")
+    interface: str | None = Field(
+        None, description="Network interface of the flow's machine and of the nodes, such as ib0."
+    )
+    security: bool = Field(True, description="TLS between the flow and its workers, with certificates for the run.")
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _is_quoted(cls, value: Any) -> Any:
+        if isinstance(value, int):  # YAML 1.1 reads 10:00:00 as 36000
+            raise ValueError('write it in quotes, as in "10:00:00"')
+        return value
+
+    @field_validator("sbatch_args")
+    @classmethod
+    def _describe_a_job_with_workers(cls, value: dict[str, SbatchValue]) -> dict[str, SbatchValue]:
+        for name, written in _options(value).items():
+            if name in REFUSED_OPTIONS:
+                raise ValueError(f"{name} cannot be used: {REFUSED_OPTIONS[name]}")
+            if name in ONE_PER_JOB and written != "1":
+                raise ValueError(f"{name}: {written} cannot be used: a job is one node; set workers for more jobs")
+            # YAML 1.1 reads 10:00:00 as 36000, which would be minutes.
+            if name == "time" and (written.isdigit() or not TIME_LIMIT.fullmatch(written)):
+                raise ValueError(f'time: {written} is not a time limit; write it in quotes, as in "10:00:00"')
+            if name == "cpus-per-task" and not written.isdigit():
+                raise ValueError(f"cpus-per-task: {written} is not a number")
+        return value
+
+    @model_validator(mode="after")
+    def _asks_for_what_there_is(self) -> "SlurmSettings":
+        if not self.skip_completed:
+            raise ValueError(
+                "skip_completed: false is not offered; with params.overwrite, or another output_dir, all is made anew"
+            )
+        if self.requeue_signals != ("SIGUSR1",):
+            raise ValueError(
+                "requeue_signals is not offered; workers leave before the time limit, and another job takes over"
+            )
+        if self.stagger_max_array_jobs:
+            raise ValueError(
+                "stagger_max_array_jobs is not offered: there are no arrays; randomize_start_duration delays jobs"
+            )
+        return self
+
+    @property
+    def max_jobs(self) -> int:
+        """Most jobs at a time."""
+        n_jobs = self.workers if self.workers > 0 else -(-self.tasks // self.tasks_per_job)
+        return n_jobs if self.max_array_launch_parallel else min(n_jobs, self.max_array_size)
+
+    def sbatch_options(self) -> dict[str, str]:
+        """Returns `sbatch_args` by their long names; the value of a flag is empty."""
+        return _options(self.sbatch_args)
+
+    def srun_options(self) -> dict[str, str]:
+        """Returns `srun_args` by their long names; the value of a flag is empty."""
+        return _options(self.srun_args)
+
+
+def _options(written: dict[str, SbatchValue]) -> dict[str, str]:
+    named = {SHORT_OPTIONS.get(name, name.replace("_", "-")): value for name, value in written.items()}
+    return {name: "" if value is True else str(value) for name, value in named.items() if value is not False}
+
+
+class Parameters(Protocol):
+    """What the parameters of every job have."""
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder for everything that the run writes."""
+
+
+class Job(Written):
+    """A run over files, and where it is done."""
+
+    # Whether a machine without GPUs has a worker for each core by default, or one, as an encoder uses all cores.
+    one_per_core: ClassVar[bool] = True
+
+    if TYPE_CHECKING:  # a field of each kind of job
+
+        @property
+        def params(self) -> Parameters:
+            """What to do."""
+
+    dataset_name: str | None = Field(None, description="For use as ${dataset_name} in other fields.")
+    running_on_slurm: bool = Field(False, description="Run on a Slurm cluster instead of this machine.")
+    local_settings: LocalSettings | None = Field(None, description="Only without running_on_slurm.")
+    slurm_settings: SlurmSettings | None = Field(None, description="Only with running_on_slurm.")
+    files_per_task: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="Files that share a Prefect task. auto: one; several where they take some milliseconds each.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_settings(self) -> "Job":
+        if self.running_on_slurm and self.local_settings is not None:
+            raise ValueError("running_on_slurm is true; replace local_settings by slurm_settings")
+        if not self.running_on_slurm and self.slurm_settings is not None:
+            raise ValueError("slurm_settings are given; set running_on_slurm: true, or remove them")
+        return self
+
+    @property
+    def local(self) -> LocalSettings:
+        return self.local_settings or LocalSettings()
+
+    @property
+    def slurm(self) -> SlurmSettings:
+        return self.slurm_settings or SlurmSettings()
+
+    @property
+    def device(self) -> str:
+        """Where its workers compute."""
+        return "cpu"
+
+    @property
+    def settings_name(self) -> str:
+        """The section of the job file that says where it runs."""
+        return "slurm_settings" if self.running_on_slurm else "local_settings"
+
+    @property
+    def logging_dir(self) -> Path:
+        settings = self.slurm if self.running_on_slurm else self.local
+        return settings.logging_dir or self.params.output_dir / "logs"
