@@ -3,6 +3,7 @@
 Knows nothing about files beyond the line it is given.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,20 +27,23 @@ class DocumentSchema:
         text_keys: Their values, joined by one line feed each, are the text that is embedded.
         id_key: The document's id; None takes the first of `DEFAULT_ID_KEYS` that the record has.
         index_keys: Values to store beside the embedding.
-        label_keys: Numbers to store as labels; None takes the first of `DEFAULT_LABEL_KEYS` that
-            the record has; empty reads no labels.
+        label_keys: Number to store as the label, or several numbers, each in a column of its own; None takes the
+            first of `DEFAULT_LABEL_KEYS` that the record has; empty reads no labels.
         label_dtype: NumPy name of the dtype whose range each label must be in; integers take no fractions.
     """
 
     text_keys: tuple[str, ...]
     id_key: str | None = None
     index_keys: tuple[str, ...] = ()
-    label_keys: tuple[str, ...] | None = ()
+    label_keys: str | tuple[str, ...] | None = ()
     label_dtype: str = "float32"
 
     @property
-    def n_labels(self) -> int:
-        return 1 if self.label_keys is None else len(self.label_keys)
+    def label_shape(self) -> tuple[int, ...] | None:
+        """Of one document's labels: () for a number, (k,) for k columns, None without labels."""
+        if self.label_keys is None or isinstance(self.label_keys, str):
+            return ()
+        return (len(self.label_keys),) if self.label_keys else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,11 @@ def as_string(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
+def hash_text(text: str) -> int:
+    """Returns 64 bits that tell a text from others, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
 def _required(record: Mapping[str, Any], key: str) -> Any:
     try:
         return find_value(record, key)
@@ -209,7 +218,8 @@ def _labels(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float, .
                 "missing_label", f"no {looked_for}; set params.label_key, or params.save_labels: false"
             )
         return (_label(record, present, schema.label_dtype),)
-    return tuple(_label(record, key, schema.label_dtype) for key in schema.label_keys)
+    keys = (schema.label_keys,) if isinstance(schema.label_keys, str) else schema.label_keys
+    return tuple(_label(record, key, schema.label_dtype) for key in keys)
 
 
 def _has(record: Mapping[str, Any], key: str) -> bool:

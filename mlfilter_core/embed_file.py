@@ -161,7 +161,7 @@ def embed_file(
             request.group,
             dim=encoder.dim,
             embedding_dtype=request.embedding_dtype,
-            n_labels=request.schema.n_labels,
+            label_shape=request.schema.label_shape,
             label_dtype=request.schema.label_dtype,
             index_keys=request.schema.index_keys,
             slice_rows=request.writer_batch_size,

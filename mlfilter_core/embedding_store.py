@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfilter_core.documents import Document
+from mlfilter_core.documents import Document, hash_text
 from mlfilter_core.errors import EmbeddingFileError, in_one_line
 from mlfilter_core.publishing import naming
 
@@ -33,6 +33,7 @@ INDEX = "index"
 SOURCE_LINE = "source_line"
 SOURCE_OFFSET = "source_offset"
 N_TOKENS = "n_tokens"
+TEXT_HASH = "text_hash"
 
 # HDF5 reads and writes whole chunks: large enough for streaming, small enough to stay in its cache.
 CHUNK_BYTES = 1 << 20
@@ -88,7 +89,7 @@ class EmbeddingWriter:
         *,
         dim: int,
         embedding_dtype: str,
-        n_labels: int,
+        label_shape: tuple[int, ...] | None,
         label_dtype: str,
         index_keys: Sequence[str],
         slice_rows: int,
@@ -100,7 +101,7 @@ class EmbeddingWriter:
             group: Name of the group that holds the datasets.
             dim: Width of an embedding.
             embedding_dtype: `float32` or `float16`.
-            n_labels: 0 writes no labels, 1 makes them (n,), more (n, n_labels).
+            label_shape: Of a document's labels: () makes them (n,), (k,) makes them (n, k); None writes none.
             label_dtype: NumPy name.
             index_keys: Names of the values that each document brings.
             slice_rows: Rows written at a time.
@@ -110,7 +111,7 @@ class EmbeddingWriter:
         self._group = self._file.create_group(group)
         self._dim = dim
         self._embedding_dtype = np.dtype(embedding_dtype)
-        self._n_labels = n_labels
+        self._label_shape = label_shape
         self._label_dtype = np.dtype(label_dtype)
         self._index_names = [f"{INDEX}/{key.replace('/', '_')}" for key in index_keys]
         self._slice_rows = slice_rows
@@ -164,8 +165,9 @@ class EmbeddingWriter:
         self._create(SOURCE_LINE, np.dtype(np.int64), (), rows)
         self._create(SOURCE_OFFSET, np.dtype(np.int64), (), rows)
         self._create(N_TOKENS, np.dtype(np.int32), (), rows)
-        if self._n_labels:
-            self._create(LABELS, self._label_dtype, (self._n_labels,) if self._n_labels > 1 else (), rows)
+        self._create(TEXT_HASH, np.dtype(np.uint64), (), rows)
+        if self._label_shape is not None:
+            self._create(LABELS, self._label_dtype, self._label_shape, rows)
 
     def _create(self, name: str, dtype: Any, width: tuple[int, ...], chunk_rows: int) -> None:
         shape, maxshape, chunks = (0, *width), (None, *width), (chunk_rows, *width)
@@ -180,12 +182,13 @@ class EmbeddingWriter:
             SOURCE_LINE: [document.line for document in documents],
             SOURCE_OFFSET: [document.offset for document in documents],
             N_TOKENS: n_tokens,
+            TEXT_HASH: np.array([hash_text(document.text) for document in documents], np.uint64),
         }
         for i, name in enumerate(self._index_names):
             columns[name] = [document.index[i] for document in documents]
-        if self._n_labels:
+        if self._label_shape is not None:
             labels = np.array([document.labels for document in documents], self._label_dtype)
-            columns[LABELS] = labels[:, 0] if self._n_labels == 1 else labels
+            columns[LABELS] = labels.reshape(len(documents), *self._label_shape)
         end = self._n_rows + len(documents)
         for name, values in columns.items():
             dataset = self._group[name]

@@ -39,7 +39,8 @@ class EmbeddingPipelineParameters(Written):
     save_labels: bool = Field(False, description="Store labels beside the embeddings.")
     label_key: str | tuple[str, ...] | None = Field(
         None,
-        description="Key or keys of the labels, such as scores.score. Unset: label, else score, else scores.score.",
+        description="Key of the labels, such as scores.score, or a list of keys, for labels of (n, k). Unset: label, "
+        "else score, else scores.score.",
     )
     output_dir: Path = Field(description="Folder for everything that the run writes.")
     embedding_dir: str = Field(
@@ -165,12 +166,11 @@ class EmbeddingPipelineParameters(Written):
         index_keys = self.keys_to_index
         if index_keys is None:
             index_keys = () if self.text_field else ("text",)
-        label_keys = (self.label_key,) if isinstance(self.label_key, str) else self.label_key
         return DocumentSchema(
             text_keys=(self.text_field,) if self.text_field else index_keys,
             id_key=self.id_key,
             index_keys=index_keys,
-            label_keys=label_keys if self.save_labels else (),
+            label_keys=self.label_key if self.save_labels else (),
             label_dtype=self.label_dtype,
         )
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfilter_core.documents import Document, DocumentSchema
+from mlfilter_core.documents import Document, DocumentSchema, hash_text
 from mlfilter_core.embedding_store import (
     DOCUMENT_ID,
     INDEX,
     LABELS,
     SOURCE_LINE,
     SOURCE_OFFSET,
+    TEXT_HASH,
     EmbeddingFile,
     Provenance,
 )
@@ -84,12 +85,13 @@ def _expected_columns(documents: Sequence[Document], schema: DocumentSchema) -> 
         SOURCE_LINE: [document.line for document in documents],
         SOURCE_OFFSET: [document.offset for document in documents],
         DOCUMENT_ID: [document.id.encode() for document in documents],
+        TEXT_HASH: [hash_text(document.text) for document in documents],
     }
     for i, key in enumerate(schema.index_keys):
         columns[f"{INDEX}/{key.replace('/', '_')}"] = [document.index[i].encode() for document in documents]
-    if schema.n_labels:
+    if schema.label_shape is not None:
         labels = np.array([document.labels for document in documents], schema.label_dtype)
-        columns[LABELS] = (labels.reshape(-1) if schema.n_labels == 1 else labels).tolist()
+        columns[LABELS] = labels.reshape(len(documents), *schema.label_shape).tolist()
     return columns
 
 

@@ -68,7 +68,7 @@ def schema_of(request: Mapping[str, Any]) -> DocumentSchema:
         text_keys=tuple(request["text_keys"]),
         id_key=request["id_key"],
         index_keys=tuple(request["index_keys"]),
-        label_keys=None if label_keys is None else tuple(label_keys),
+        label_keys=tuple(label_keys) if isinstance(label_keys, list) else label_keys,
         label_dtype=request["label_dtype"],
     )
 

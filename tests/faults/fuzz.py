@@ -151,7 +151,7 @@ class Embeddings(Target):
             return content.getvalue()
 
         rows = np.eye(3, 4, dtype=np.float32)
-        settings: dict[str, Any] = {"dim": 4, "embedding_dtype": "float32", "n_labels": 1, "label_dtype": "int8"}
+        settings: dict[str, Any] = {"dim": 4, "embedding_dtype": "float32", "label_shape": (), "label_dtype": "int8"}
         with EmbeddingWriter(self.folder / "x.h5", "train", index_keys=["url"], slice_rows=2, **settings) as writer:
             documents = [Document(i, i, f"id {i}", "text", ("url",), (i,)) for i in range(3)]
             writer.append(documents, rows, np.ones(3, np.int32))

@@ -161,7 +161,7 @@ def test_the_report_tells_where_the_output_lies(
 
 
 def test_output_keys_are_taken_from_the_embedding_file(embed: Embed, annotate: Annotate, tmp_path: Path) -> None:
-    file = embed(schema=DocumentSchema(("text",), index_keys=("text", "meta.lang"), label_keys=("label",)))
+    file = embed(schema=DocumentSchema(("text",), index_keys=("text", "meta.lang"), label_keys="label"))
     shutil.rmtree(tmp_path / "corpus")  # not needed
     keys = ("text", "document_id", "labels", "meta.lang", "source_line")
     records = annotate(file, output_keys=keys)

@@ -11,6 +11,7 @@ from mlfilter_core.documents import (
     Rejection,
     as_string,
     find_value,
+    hash_text,
     parse_document,
     parse_record,
 )
@@ -175,7 +176,7 @@ def test_a_missing_index_key_is_rejected() -> None:
 
 def test_the_default_label_is_label_else_score_else_scores_score() -> None:
     schema = DocumentSchema(("text",), label_keys=None)
-    assert schema.n_labels == 1
+    assert schema.label_shape == ()
     assert document({"text": "a", "label": 1, "score": 2}, schema).labels == (1,)
     assert document({"text": "a", "score": 2}, schema).labels == (2,)
     assert document({"text": "a", "scores": {"score": 3}}, schema).labels == (3,)
@@ -184,9 +185,22 @@ def test_the_default_label_is_label_else_score_else_scores_score() -> None:
     assert rejected.detail.startswith('no "label" or "score" or "scores.score"; set params.label_key, or')
 
 
+def test_a_key_alone_makes_a_number_and_a_list_of_keys_makes_columns() -> None:
+    record = {"text": "a", "y": 5}
+    for keys, shape in (("y", ()), (("y",), (1,))):
+        schema = DocumentSchema(("text",), label_keys=keys)
+        assert schema.label_shape == shape
+        assert document(record, schema).labels == (5,)
+    assert DocumentSchema(("text",)).label_shape is None
+
+
+def test_a_text_has_the_same_hash_on_every_machine() -> None:
+    assert hash_text("abc") == 0xBA7816BF8F01CFEA  # the first bytes of the SHA-256 of FIPS 180-2's first example
+
+
 def test_several_labels_keep_the_order_of_their_keys() -> None:
     schema = DocumentSchema(("text",), label_keys=("scores.b", "a"))
-    assert schema.n_labels == 2
+    assert schema.label_shape == (2,)
     assert document({"text": "a", "a": 1, "scores": {"b": 2}}, schema).labels == (2, 1)
 
 

@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from tokenizers import processors
 
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
-from mlfilter_core.documents import DocumentSchema
+from mlfilter_core.documents import DocumentSchema, hash_text
 from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import Encoder, TokenizedTexts, load_encoder
@@ -179,7 +179,7 @@ def test_duplicate_ids_are_counted_and_kept(
 
 
 def test_labels_and_index_values_stand_beside_the_embeddings(write_lines: WriteLines, embed: Embed) -> None:
-    schema = DocumentSchema(("text",), "key", ("text", "n"), ("score",), "int8")
+    schema = DocumentSchema(("text",), "key", ("text", "n"), "score", "int8")
     records: list[Any] = [
         {"key": "a", "text": "one", "n": 1, "score": 3},
         {"key": "b", "text": "two", "n": [2], "score": 1.5},
@@ -188,6 +188,7 @@ def test_labels_and_index_values_stand_beside_the_embeddings(write_lines: WriteL
     assert embed(path, schema=schema).rejected_by_reason == {"bad_label": 1}
     with EmbeddingFile(output_of(path), "train") as file:
         assert file.array("labels", ALL).tolist() == [3, -1]
+        assert file.array("text_hash", ALL).tolist() == [hash_text("one"), hash_text("three")]
         assert file.array("labels", ALL).dtype == np.int8
         assert file.column("index/text", ALL) == ["one", "three"]
         assert file.column("index/n", ALL) == ["1", "null"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mlfilter_core.documents import Document
+from mlfilter_core.documents import Document, hash_text
 from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
 from mlfilter_core.errors import EmbeddingFileError
 
@@ -45,11 +45,12 @@ def write(tmp_path: Path) -> Write:
     """Writes n documents, in portions, with embeddings of `make_embeddings`."""
 
     def write_file(*portions: int, n_labels: int = 0, dim: int = 6, dtype: str = "float32", **other: Any) -> Path:
+        other.setdefault("label_shape", (n_labels,) if n_labels else None)
         settings = {"label_dtype": "float32", "index_keys": INDEX_KEYS, "slice_rows": 3, **other}
         n_rows = sum(portions)
         documents, embeddings = make_documents(n_rows, n_labels), make_embeddings(n_rows, dim)
         path = tmp_path / "x.h5"
-        with EmbeddingWriter(path, "train", dim=dim, embedding_dtype=dtype, n_labels=n_labels, **settings) as writer:
+        with EmbeddingWriter(path, "train", dim=dim, embedding_dtype=dtype, **settings) as writer:
             start = 0
             for portion in portions:
                 rows = slice(start, start + portion)
@@ -65,7 +66,7 @@ def write(tmp_path: Path) -> Write:
 def test_every_dataset_is_read_as_it_was_written(write: Write, portions: tuple[int, ...]) -> None:
     n_rows = sum(portions)
     documents = make_documents(n_rows, 1)
-    with EmbeddingFile(write(*portions, n_labels=1), "train") as file:
+    with EmbeddingFile(write(*portions, n_labels=1, label_shape=()), "train") as file:
         assert (file.n_rows, file.dim) == (n_rows, 6)
         np.testing.assert_array_equal(file.embeddings(ALL), make_embeddings(n_rows))
         assert file.embeddings(ALL).dtype == np.float32
@@ -73,12 +74,13 @@ def test_every_dataset_is_read_as_it_was_written(write: Write, portions: tuple[i
         assert file.column("index/url", ALL) == [document.index[0] for document in documents]
         assert file.column("index/meta_lang", ALL) == [document.index[1] for document in documents]
         assert list(file.column("labels", ALL)) == [float(i) for i in range(n_rows)]
+        assert file.array("text_hash", ALL).tolist() == [hash_text("text")] * n_rows
         assert file.array("source_line", ALL).tolist() == [document.line for document in documents]
         assert file.array("source_offset", ALL).tolist() == [document.offset for document in documents]
         assert file.array("n_tokens", ALL).tolist() == list(range(n_rows))
         assert set(file.names()) == {
             *("embeddings", "document_id", "labels", "index/url", "index/meta_lang"),
-            *("source_line", "source_offset", "n_tokens"),
+            *("source_line", "source_offset", "n_tokens", "text_hash"),
         }
         assert file.provenance == provenance(n_rows)
 
@@ -98,6 +100,11 @@ def test_float16_is_stored_as_such_and_read_as_float32(write: Write) -> None:
     with EmbeddingFile(path, "train") as file:
         assert file.embeddings(ALL).dtype == np.float32
         np.testing.assert_allclose(file.embeddings(ALL), make_embeddings(5), rtol=1e-3, atol=1e-6)
+
+
+def test_one_label_in_a_list_makes_a_matrix_of_one_column(write: Write) -> None:
+    with EmbeddingFile(write(2, n_labels=1), "train") as file:
+        assert file.array("labels", ALL).tolist() == [[0], [1]]
 
 
 @pytest.mark.parametrize("n_rows", [0, 7])
@@ -126,7 +133,7 @@ def test_a_key_is_found_under_its_own_name_or_in_the_index(write: Write) -> None
 
 
 def test_a_plain_reader_needs_nothing_of_ours(write: Write) -> None:
-    with h5py.File(write(4, n_labels=1)) as f:
+    with h5py.File(write(4, n_labels=1, label_shape=())) as f:
         embeddings = torch.from_numpy(f["train"]["embeddings"][:])
         labels = torch.from_numpy(f["train"]["labels"][:])
         ids = f["train"]["document_id"].asstr()[:].tolist()
@@ -140,7 +147,8 @@ def test_a_small_file_is_small(write: Write) -> None:
 
 
 def test_an_unfinished_file_has_no_provenance(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"n_labels": 0, "label_dtype": "float32", "index_keys": INDEX_KEYS, "slice_rows": 3}
+    labels = {"label_shape": None, "label_dtype": "float32"}
+    settings: dict[str, Any] = {**labels, "index_keys": INDEX_KEYS, "slice_rows": 3}
     with EmbeddingWriter(tmp_path / "x.h5", "train", dim=6, embedding_dtype="float32", **settings) as writer:
         writer.append(make_documents(2), make_embeddings(2), np.zeros(2, np.int32))
     with EmbeddingFile(tmp_path / "x.h5", "train") as file:

@@ -166,7 +166,7 @@ def test_an_annotation_job_needs_three_fields(load: Load) -> None:
         ("save_labels: true", DocumentSchema(("text",), None, ("text",), None)),
         (
             "save_labels: true, label_key: scores.score, label_dtype: int8",
-            DocumentSchema(("text",), None, ("text",), ("scores.score",), "int8"),
+            DocumentSchema(("text",), None, ("text",), "scores.score", "int8"),
         ),
         ("save_labels: true, label_key: [a, b]", DocumentSchema(("text",), None, ("text",), ("a", "b"))),
     ],

@@ -206,6 +206,7 @@ Break = Callable[[Outputs], Any]
         (drop_row, "4 documents are in the source and not rejected, and there are 3 rows"),
         (lambda o: drop(o, "document_id"), "no dataset document_id"),
         (lambda o: drop(o, "n_tokens"), "no dataset n_tokens"),
+        (lambda o: put(o, "text_hash", 1, 9), "row 1: text_hash is 9, line"),
         (lambda o: drop(o, "embeddings"), 'no group "train" with a dataset "embeddings"'),
         (cut, "is not an HDF5 file, or is cut short"),
         (lambda o: (o.folder / FILE).write_bytes(b""), "is not an HDF5 file, or is cut short"),
