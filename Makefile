@@ -1,4 +1,4 @@
-# make demo: embed and score the example corpus.  make test: format, lint, types, tests.
+# make demo: embed the example corpus, train heads on its labels, score it.  make test: format, lint, types, tests.
 # make faults: the fault tests at length, an hour or two, with their figures in benchmarks/results/faults.json.
 # make slurm-up, slurm-down: a Slurm of one node on this machine, as the tests use it.
 PYTHON ?= python3
@@ -10,13 +10,14 @@ STAMP := .venv/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' '
 .PHONY: demo test faults slurm-up slurm-down lock clean
 
 demo: $(STAMP)
-	$(BIN)/python flows/pipeline.py --embed-config deployments/local/embed.yaml --annotate-config deployments/local/annotate.yaml
+	$(BIN)/python flows/pipeline.py --embed-config deployments/local/embed.yaml \
+	    --train-config deployments/local/train_head.yaml --annotate-config deployments/local/annotate.yaml
 
 test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 faults: $(STAMP)
 	MLFILTER_FAULTS=long MLFILTER_FAULTS_RESULT=benchmarks/results/faults.json $(BIN)/pytest --timeout 7200 tests/faults

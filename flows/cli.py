@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
-import yaml
 
-from flows.run import run_annotation_pipeline, run_both_pipelines, run_embedding_pipeline
-from mlfilter_core.config.annotation import AnnotationJob
-from mlfilter_core.config.embedding import EmbeddingJob
+from flows.run import run_annotation_pipeline, run_embedding_pipeline, run_head_training, run_pipelines
 from mlfilter_core.errors import MlfilterError
-from mlfilter_core.job_files import load_job, parse_overrides
+from mlfilter_core.job_files import parse_overrides
+from mlfilter_core.job_kinds import load_any_job
 
 if TYPE_CHECKING:
     from flows.report import RunReport
@@ -60,6 +58,12 @@ def annotation_command(config: ConfigPath, set_: Overrides = None) -> None:
     _run(lambda: [run_annotation_pipeline(config, parse_overrides(set_ or []))])
 
 
+@app.command("train_head")
+def train_command(config: ConfigPath, set_: Overrides = None) -> None:
+    """Train heads on labelled embeddings: one safetensors file for each."""
+    _run(lambda: [run_head_training(config, parse_overrides(set_ or []))])
+
+
 @app.command("run_pipelines")
 def pipelines_command(
     embed_config: Annotated[
@@ -68,6 +72,12 @@ def pipelines_command(
     annotate_config: Annotated[
         Path, typer.Option("--annotate-config", metavar="FILE", help="YAML job file of the annotation pipeline.")
     ],
+    train_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--train-config", metavar="FILE", help="YAML job file of heads to train in between. Default: none."
+        ),
+    ] = None,
     set_embed: Annotated[
         list[str] | None,
         typer.Option("--set-embed", metavar="FIELD=VALUE", help="Replace one value of the embedding job; repeatable."),
@@ -78,11 +88,20 @@ def pipelines_command(
             "--set-annotate", metavar="FIELD=VALUE", help="Replace one value of the annotation job; repeatable."
         ),
     ] = None,
+    set_train: Annotated[
+        list[str] | None,
+        typer.Option("--set-train", metavar="FIELD=VALUE", help="Replace one value of the training job; repeatable."),
+    ] = None,
 ) -> None:
-    """Embed a corpus, then score it."""
+    """Embed a corpus, train heads on its labels if asked to, then score it."""
     _run(
-        lambda: run_both_pipelines(
-            embed_config, annotate_config, parse_overrides(set_embed or []), parse_overrides(set_annotate or [])
+        lambda: run_pipelines(
+            embed_config,
+            annotate_config,
+            train_config,
+            embed_overrides=parse_overrides(set_embed or []),
+            annotate_overrides=parse_overrides(set_annotate or []),
+            train_overrides=parse_overrides(set_train or []),
         )
     )
 
@@ -94,8 +113,8 @@ def job_script_command(config: ConfigPath, set_: Overrides = None) -> None:
     def show() -> list["RunReport"]:
         from flows.slurm import job_script
 
-        job = _load_any_job(config, parse_overrides(set_ or []))
-        print(job_script(job.slurm, job.one_per_core, job.params.device, job.logging_dir / "NAME-OF-THE-RUN"))
+        job = load_any_job(config, parse_overrides(set_ or []))
+        print(job_script(job.slurm, job.one_per_core, job.device, job.logging_dir / "NAME-OF-THE-RUN"))
         return []
 
     _run(show)
@@ -164,6 +183,11 @@ def annotate_script() -> None:
     _script(annotation_command)
 
 
+def train_script() -> None:
+    """Entry point of `python flows/train_head.py`."""
+    _script(train_command)
+
+
 def pipeline_script() -> None:
     """Entry point of `python flows/pipeline.py`."""
     _script(pipelines_command)
@@ -202,18 +226,6 @@ def _print(report: "RunReport") -> None:
             for line in islice(reader.lines(1 << 20), N_SHOWN_DOCUMENTS):
                 if isinstance(line, Line):
                     print(f"  {_shortened(line.content)}")
-
-
-def _load_any_job(config: Path, overrides: dict[str, Any]) -> EmbeddingJob | AnnotationJob:
-    """Tells a job file by the field that the annotation pipeline alone has, and needs."""
-    try:
-        params = yaml.safe_load(config.read_text(encoding="utf-8"))["params"]
-        is_annotation = "embeddings_directory" in params
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        is_annotation = False  # it is no job file at all; what is wrong is said when it is loaded
-    if is_annotation:
-        return load_job(config, AnnotationJob, overrides)
-    return load_job(config, EmbeddingJob, overrides)
 
 
 def _shortened(record: bytes) -> str:

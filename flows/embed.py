@@ -8,27 +8,21 @@ if __name__ == "__main__":
     embed_script()
     raise SystemExit
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
-from prefect.logging.handlers import APILogHandler
-from prefect.runtime import flow_run
-from prefect.tasks import exponential_backoff
+from prefect import flow
 
-from flows.failures import RETRIES, can_heal, expected_errors_as_states
+from flows.failures import expected_errors_as_states
 from flows.left_running import never_left_running
-from flows.logs import logging_to
 from flows.report import RunReport
-from flows.run_files import check_job, named_by_file, run_files
+from flows.run_files import file_task, run_job
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_file import EmbedReport
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.embed_work import EmbedWork, embedding_workload
 from mlfilter_core.job_files import load_job
-from mlfilter_core.publishing import remove_leftovers
 from mlfilter_core.work import run_in_turn
 
 
@@ -46,23 +40,10 @@ def embed(config: Path | EmbeddingJob, overrides: Mapping[str, Any] = {}) -> Run
         JobError: The job cannot run as it is configured.
         FilesFailedError: Some files failed; the others are finished.
     """
-    started = time.monotonic()
-    job = load_job(config, EmbeddingJob, overrides)
-    check_job(job)
-    remove_leftovers(job.params.output_dir)
-    logs = job.logging_dir / f"embed-{flow_run.get_name()}"
-    with logging_to(logs, "flow", APILogHandler()):
-        return run_files(embed_files, embedding_workload(job), job=job, logs=logs, started=started)
+    return run_job(embed_files, embedding_workload, load_job(config, EmbeddingJob, overrides))
 
 
-@task(
-    name="embed",
-    task_run_name=named_by_file("embed"),
-    retries=RETRIES,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=can_heal,
-)
+@file_task("embed")
 def embed_files(files: tuple[CorpusFile, ...], work: EmbedWork) -> list[EmbedReport]:
     """Embeds one file after another, on a worker."""
     return run_in_turn(work, files)

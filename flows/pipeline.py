@@ -1,4 +1,4 @@
-"""Both pipelines in a row: embed a corpus, then score it."""
+"""The pipelines in a row: embed a corpus, train heads on its labels, score it."""
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.
@@ -18,8 +18,10 @@ from flows.embed import embed
 from flows.failures import expected_errors_as_states
 from flows.left_running import never_left_running
 from flows.report import RunReport
+from flows.train_head import train_head
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.training import TrainingJob
 
 
 @flow(name="pipeline", validate_parameters=False)
@@ -28,16 +30,24 @@ from mlfilter_core.config.embedding import EmbeddingJob
 def pipeline(
     embed_config: Path | EmbeddingJob,
     annotate_config: Path | AnnotationJob,
+    train_config: Path | TrainingJob | None = None,
     embed_overrides: Mapping[str, Any] = {},
     annotate_overrides: Mapping[str, Any] = {},
+    train_overrides: Mapping[str, Any] = {},
 ) -> list[RunReport]:
-    """Runs the embedding pipeline, then the annotation pipeline. Scores nothing while a file is not embedded.
+    """Runs one pipeline after another, each only where nothing of the one before has failed.
 
     Args:
         embed_config: What to embed: path of a YAML job file on the machine that runs the flow, or the whole job.
         annotate_config: What to score: path of a YAML job file there, or the whole job.
+        train_config: Which heads to train in between, if any: path of a YAML job file there, or the whole job.
         embed_overrides: Values that replace those of `embed_config`, by dotted name: `{"params.batch_size": 128}`.
         annotate_overrides: Values that replace those of `annotate_config`, by dotted name.
+        train_overrides: Values that replace those of `train_config`, by dotted name.
     """
-    check_annotation_job(annotate_config, annotate_overrides)  # now, and not after days of embedding
-    return [embed(embed_config, embed_overrides), annotate(annotate_config, annotate_overrides)]
+    # Now, and not after days of embedding. Heads that are yet to be trained cannot be looked at.
+    check_annotation_job(annotate_config, annotate_overrides, heads_exist=train_config is None)
+    reports = [embed(embed_config, embed_overrides)]
+    if train_config is not None:
+        reports.append(train_head(train_config, train_overrides))
+    return [*reports, annotate(annotate_config, annotate_overrides)]

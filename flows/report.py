@@ -15,8 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.server import ApiLostError, is_of_api
-from mlfilter_core.annotate_file import AnnotateReport
-from mlfilter_core.embed_file import EmbedReport
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.publishing import publish
 from mlfilter_core.work import FileReport
@@ -26,10 +24,8 @@ MAX_ARTIFACT_ROWS = 1000
 MAX_PRINTED_ROWS = 40
 NOT_ALL = "the failed, the most rejected and the slowest; all are in files.jsonl beside the logs"
 TEXT_COLUMNS = ("file", "status")
-PRINTED_COLUMNS = (*TEXT_COLUMNS, "lines", "documents", "rejected", "truncated", "tokens", "seconds", "documents/s")
 LOG_WIDTH = 200
 ROWS = "files.jsonl"
-COUNTS = ("lines", "documents", "rejected", "truncated", "duplicate_ids", "tokens", "out_of_memory", "resumed")
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +51,9 @@ class RunReport:
     failures: dict[str, str] = field(default_factory=dict)
 
     @property
-    def n_documents(self) -> int:
-        return sum(report.documents for report in self.reports)
+    def artifacts(self) -> str:
+        """Begins the keys of its artifacts, which have no underscores."""
+        return self.flow.replace("_", "-")
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns one row for each file, failed ones first."""
@@ -80,35 +77,13 @@ class RunReport:
         rows = [_row(report) for report in self.reports]
         totals: dict[str, Any] = {"files": len(rows), "failed": len(self.failures)}
         totals["skipped"] = sum(report.status == "skipped" for report in self.reports)
-        for name in COUNTS:
-            if any(name in row for row in rows):
-                totals[name] = sum(row[name] for row in rows)
+        for name in self.reports[0].SUMMED if self.reports else ():
+            totals[name] = sum(row[name] for row in rows)
         return {**totals, "seconds": round(self.seconds, 1)}
 
     def remarks(self) -> list[str]:
-        """Returns what a person who wants the run to be faster should know."""
-        embedded = [report for report in self.reports if isinstance(report, EmbedReport) and report.waited]
-        remarks = [f"encoder: {encoder}" for encoder in sorted({report.encoder for report in embedded})]
-        annotated = [report for report in self.reports if isinstance(report, AnnotateReport)]
-        mismatched = {item for report in annotated for item in report.mismatched_heads.items()}
-        remarks += [
-            f"head {name} was trained on the embeddings of another encoder: {differences}"
-            for name, differences in sorted(mismatched)
-        ]
-        n_resumed = sum(report.resumed for report in embedded)
-        if n_resumed:
-            remarks.append(f"{n_resumed} documents had been encoded by a run that was interrupted")
-        n_out_of_memory = sum(report.out_of_memory for report in embedded)
-        if n_out_of_memory:
-            remarks.append(
-                f"memory ran out {n_out_of_memory} times, and batches were divided: set max_batch_tokens lower"
-            )
-        if embedded:
-            waited = {stage: sum(report.waited[stage] for report in embedded) for stage in embedded[0].waited}
-            seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in waited.items())
-            busiest = min(waited, key=lambda stage: waited[stage])
-            remarks.append(f"seconds that each stage waited for another: {seconds}; {busiest} is the limit")
-        return remarks
+        """Returns what a person should know of the run."""
+        return type(self.reports[0]).remarks_on(self.reports) if self.reports else []
 
 
 class FilesFailedError(MlfilterError):
@@ -168,8 +143,8 @@ def publish_report(report: RunReport) -> None:
     shown = [{name: row.get(name, "") for name in columns} for row in telling]
     about = f"Files of {report.flow}" + (f": {NOT_ALL}" if len(telling) < len(rows) else "")
     try:
-        create_table_artifact(shown, key=f"{report.flow}-files", description=about)
-        create_markdown_artifact(_markdown(report), key=f"{report.flow}-summary")
+        create_table_artifact(shown, key=f"{report.artifacts}-files", description=about)
+        create_markdown_artifact(_markdown(report), key=f"{report.artifacts}-summary")
     except Exception as error:
         if not is_of_api(error):
             raise
@@ -196,7 +171,8 @@ def print_report(report: RunReport) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
     rows = report.rows()
     present = {name for row in rows for name in row}
-    columns = [name for name in PRINTED_COLUMNS if name in present]
+    printed = report.reports[0].PRINTED if report.reports else ()
+    columns = [name for name in (*TEXT_COLUMNS, *printed) if name in present]
     table = Table(title=f"{report.flow}: {len(rows)} files", title_justify="left", box=SIMPLE_HEAD)
     for name in columns:
         is_text = name in TEXT_COLUMNS
@@ -221,6 +197,7 @@ def _row(report: FileReport) -> dict[str, Any]:
     output = facts.pop("output")
     facts.pop("rejected_by_reason", None)
     facts.pop("mismatched_heads", None)
+    facts.update(facts.pop("metrics", {}))
     n_done = report.documents - facts.get("resumed", 0)
     speed = round(n_done / seconds, 1) if seconds else ""
     return {"file": name, **facts, "seconds": round(seconds, 2), "documents/s": speed, "output": output}
@@ -229,7 +206,9 @@ def _row(report: FileReport) -> dict[str, Any]:
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {count}" for key, count in value.items())
-    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
+    if value is None:
+        return "-"
+    return f"{round(value, 3):,}" if isinstance(value, (int, float)) else str(value)
 
 
 def _markdown(report: RunReport) -> str:

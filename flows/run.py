@@ -11,6 +11,7 @@ from flows.server import ApiLostError, api_is_configured, is_of_api, keep_prefec
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
+from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job
 from mlfilter_core.publishing import check_writable
@@ -58,22 +59,48 @@ def run_annotation_pipeline(config_file_path: Path, overrides: dict[str, Any] | 
     return _run(run, job)[0]
 
 
-def run_both_pipelines(
+def run_head_training(config_file_path: Path, overrides: dict[str, Any] | None = None) -> "RunReport":
+    """Trains heads on labelled embeddings.
+
+    Arguments, result and errors as in `run_embedding_pipeline`.
+    """
+    job = load_job(config_file_path, TrainingJob, overrides)
+
+    def run() -> "list[RunReport]":
+        from flows.train_head import train_head
+
+        return [train_head(config_file_path, overrides or {})]
+
+    return _run(run, job)[0]
+
+
+def run_pipelines(
     embed_config: Path,
     annotate_config: Path,
+    train_config: Path | None = None,
     embed_overrides: dict[str, Any] | None = None,
     annotate_overrides: dict[str, Any] | None = None,
+    train_overrides: dict[str, Any] | None = None,
 ) -> "list[RunReport]":
-    """Embeds a corpus, then scores it; both job files are checked before anything starts."""
-    job = load_job(embed_config, EmbeddingJob, embed_overrides)
-    annotation_job = load_job(annotate_config, AnnotationJob, annotate_overrides)
+    """Embeds a corpus, trains heads if asked to, then scores it; all job files are checked before anything starts."""
+    jobs: list[Job] = [load_job(embed_config, EmbeddingJob, embed_overrides)]
+    if train_config is not None:
+        jobs.append(load_job(train_config, TrainingJob, train_overrides))
+    jobs.append(load_job(annotate_config, AnnotationJob, annotate_overrides))
 
     def run() -> "list[RunReport]":
         from flows.pipeline import pipeline
 
-        return pipeline(embed_config, annotate_config, embed_overrides or {}, annotate_overrides or {})
+        return pipeline(
+            embed_config,
+            annotate_config,
+            train_config,
+            embed_overrides=embed_overrides or {},
+            annotate_overrides=annotate_overrides or {},
+            train_overrides=train_overrides or {},
+        )
 
-    return _run(run, job, annotation_job)
+    return _run(run, *jobs)
 
 
 def _run(run: "Callable[[], list[RunReport]]", *jobs: Job) -> "list[RunReport]":

@@ -7,45 +7,71 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from prefect import Task, get_run_logger
+from prefect import Task, get_run_logger, task
+from prefect.logging.handlers import APILogHandler
+from prefect.runtime import flow_run
+from prefect.tasks import exponential_backoff
 
 from flows.bundles import Bundle, Bundles
 from flows.cluster import local_workers
+from flows.failures import RETRIES, can_heal
 from flows.fan_out import Outcome, Workers, fan_out
+from flows.logs import logging_to
 from flows.report import FilesFailedError, RunReport, publish_report
 from flows.task_runner import WorkerLostError
 from mlfilter_core.claims import why_locks_are_local
 from mlfilter_core.config.execution import Job
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.errors import FileError, JobError, MlfilterError
-from mlfilter_core.publishing import check_writable
+from mlfilter_core.publishing import check_writable, remove_leftovers
 from mlfilter_core.work import Report, SomeFilesFailedError, Workload
 
+FileTask = Callable[..., list[Report]]
 StartWorkers = Callable[[int, Path], AbstractContextManager[Workers]]
 
 
-def run_files(
-    task: Task[Any, list[Report]],
-    workload: Workload[Report],
-    *,
-    job: Job,
-    logs: Path,
-    started: float,
+def file_task(verb: str) -> Callable[[FileTask[Report]], Task[Any, list[Report]]]:
+    """Returns what makes a Prefect task of a function that does one file after another, on a worker.
+
+    Args:
+        verb: Before the file's name in the UI.
+    """
+    return task(
+        name=verb,
+        task_run_name=named_by_file(verb),
+        retries=RETRIES,
+        retry_delay_seconds=exponential_backoff(2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=can_heal,
+    )
+
+
+def run_job(task: Task[Any, list[Report]], workload_of: Callable[[Any], Workload[Report]], job: Job) -> RunReport:
+    """Does all that a flow does once it has its job: checks, logs, files, report.
+
+    Args:
+        task: Takes files and the work, returns the reports in the order of the files.
+        workload_of: Tells what the job is to do.
+        job: Of the flow run that this is called in.
+
+    Raises:
+        JobError: The job cannot run as it is configured; or a task met an error that every file would meet.
+        FilesFailedError: Some files failed; the others are finished.
+    """
+    started = time.monotonic()
+    check_job(job)
+    remove_leftovers(job.params.output_dir)
+    logs = job.logging_dir / f"{flow_run.get_flow_name()}-{flow_run.get_name()}"
+    with logging_to(logs, "flow", APILogHandler()):
+        return _run_files(task, workload_of(job), job, logs, started)
+
+
+def _run_files(
+    task: Task[Any, list[Report]], workload: Workload[Report], job: Job, logs: Path, started: float
 ) -> RunReport:
     """Runs a task for every file that is not finished, or for several small ones.
 
     A file that fails does not stop the others.
-
-    Args:
-        task: Takes files and the work, returns the reports in the order of the files.
-        workload: All files of the run; its work also tells which are finished.
-        job: Says which workers are started, where there is something to do.
-        logs: Folder of the run's logs.
-        started: `time.monotonic()` at the start of the run.
-
-    Raises:
-        JobError: A task met an error that every file would meet; the run stops at once.
-        FilesFailedError: Some files failed; the others are finished.
     """
     log = get_run_logger()
     files, work = workload.files, workload.work

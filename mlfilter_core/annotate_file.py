@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import orjson
@@ -98,6 +98,9 @@ class AnnotateReport:
         seconds: Wall time; 0 where skipped.
     """
 
+    PRINTED: ClassVar[Sequence[str]] = ("documents", "seconds", "documents/s")
+    SUMMED: ClassVar[Sequence[str]] = ("documents",)
+
     embeddings: str
     output: str
     status: Literal["annotated", "skipped"]
@@ -105,6 +108,15 @@ class AnnotateReport:
     missing_values: dict[str, int]
     mismatched_heads: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @staticmethod
+    def remarks_on(reports: "Sequence[AnnotateReport]") -> list[str]:
+        """Returns which heads were used that were trained on other embeddings."""
+        mismatched = {item for report in reports for item in report.mismatched_heads.items()}
+        return [
+            f"head {name} was trained on the embeddings of another encoder: {differences}"
+            for name, differences in sorted(mismatched)
+        ]
 
 
 def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list["Head"]) -> AnnotateReport:
@@ -145,7 +157,7 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
         n_rows = file.n_rows
         made = {
             "request": request.provenance(),
-            "embeddings": _identity(file),
+            "embeddings": file.identity(),
             "output": file_identity(temporary),
             "documents": n_rows,
             "columns": columns.names,
@@ -261,19 +273,8 @@ def _write(sink: IO[bytes], records: Iterable[dict[str, Any]], path: Path, rows:
         ) from error
 
 
-def _identity(file: EmbeddingFile) -> dict[str, Any]:
-    """What tells one version of a file of embeddings from another; ours say it without being read as a whole."""
-    if file.provenance is None:
-        return file_identity(file.path)
-    return {
-        "source_sha256": file.provenance.source["sha256"],
-        "request": dict(file.provenance.request),
-        "rows": file.n_rows,
-    }
-
-
 def _are_same_embeddings(path: Path, group: str, recorded: dict[str, Any], read_content: bool) -> bool | None:
     with EmbeddingFile(path, group) as file:
         if file.provenance is None and "mtime_ns" in recorded:
             return is_same_file(path, recorded, read_content)
-        return _identity(file) == recorded
+        return file.identity() == recorded

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from mlfilter_core.annotate_file import REPLACE, AnnotateRequest, annotate_file, finished_annotation, read_annotation
 from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_file import EmbedReport, EmbedRequest, check_same_request, finished_embedding
+from mlfilter_core.embed_file import EmbedRequest, check_same_request, finished_embedding
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.errors import OutputConflictError
 from mlfilter_core.file_identity import is_same_file
 

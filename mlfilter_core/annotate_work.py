@@ -16,8 +16,8 @@ from mlfilter_core.annotate_file import (
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.errors import ConfigError, EmbeddingFileError
-from mlfilter_core.fingerprint import Fingerprint, describe_differences, differences, fingerprint, name_of
+from mlfilter_core.errors import EmbeddingFileError
+from mlfilter_core.fingerprint import OneEncoder, fingerprint
 from mlfilter_core.head_files import head_digests
 from mlfilter_core.publishing import claim_outputs, unless_overwritten
 from mlfilter_core.work import Workload
@@ -147,7 +147,7 @@ def heads_of_process(params: Scoring, request: AnnotateRequest) -> list["Head"]:
 def _check_contract(heads: list["Head"], files: Iterable[CorpusFile], request: AnnotateRequest) -> None:
     from mlfilter_core.heads import check_heads_fit, find_mismatched_heads
 
-    first: tuple[CorpusFile, Fingerprint] | None = None
+    one_encoder = OneEncoder()
     said: set[str] = set()
     for file in files:
         try:
@@ -155,14 +155,7 @@ def _check_contract(heads: list["Head"], files: Iterable[CorpusFile], request: A
                 dim, made_by = embeddings.dim, fingerprint(embeddings.provenance)
         except (EmbeddingFileError, OSError):  # its task says so
             continue
-        if first is None and made_by:
-            first = file, made_by
-        if first is not None and differences(first[1], made_by):
-            raise ConfigError(
-                f"{first[0].path} and {file.path} were made by different encoders, {name_of(first[1])} and "
-                f"{name_of(made_by)}: they differ in {describe_differences(first[1], made_by)}. Scores of both would "
-                "not compare; set params.glob_pattern to the files of one of them"
-            )
+        one_encoder.check(file.path, made_by)
         check_heads_fit(heads, dim, str(file.path))
         mismatched = find_mismatched_heads(heads, made_by, str(file.path), request.allow_mismatched_head)
         for name in mismatched.keys() - said:

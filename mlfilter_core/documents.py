@@ -106,10 +106,10 @@ def parse_document(line: Line, schema: DocumentSchema, source_name: str) -> Docu
         return Document(
             line=line.number,
             offset=line.offset,
-            id=_document_id(record, schema.id_key, f"{source_name}:{line.number}"),
+            id=id_of(record, schema.id_key, f"{source_name}:{line.number}"),
             text=_text(record, schema.text_keys),
             index=tuple(_stored_string(_required(record, key), key) for key in schema.index_keys),
-            labels=_labels(record, schema),
+            labels=labels_of(record, schema),
         )
     except BadRecordError as rejected:
         return Rejection(line.number, line.offset, rejected.reason, rejected.detail)
@@ -158,6 +158,41 @@ def as_string(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
+def id_of(record: Mapping[str, Any], id_key: str | None, default: str) -> str:
+    """Returns the id of a record: the value at `id_key`, else of the first of `DEFAULT_ID_KEYS`, else `default`.
+
+    Raises:
+        BadRecordError: It has nothing at `id_key`, or an id that cannot be stored.
+    """
+    if id_key is not None:
+        value = _required(record, id_key)
+        if value in (None, ""):
+            raise BadRecordError("missing_key", f'"{id_key}" is empty')
+        return _stored_string(value, id_key)
+    for key in DEFAULT_ID_KEYS:
+        if record.get(key) not in (None, ""):
+            return _stored_string(record[key], key)
+    return default
+
+
+def labels_of(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float, ...]:
+    """Returns the labels of a record, one finite number for each label key.
+
+    Raises:
+        BadRecordError: One is missing, no number, or out of the range of the schema's dtype.
+    """
+    if schema.label_keys is None:
+        present = next((key for key in DEFAULT_LABEL_KEYS if _has(record, key)), None)
+        if present is None:
+            looked_for = " or ".join(f'"{key}"' for key in DEFAULT_LABEL_KEYS)
+            raise BadRecordError(
+                "missing_label", f"no {looked_for}; set params.label_key, or params.save_labels: false"
+            )
+        return (_label(record, present, schema.label_dtype),)
+    keys = (schema.label_keys,) if isinstance(schema.label_keys, str) else schema.label_keys
+    return tuple(_label(record, key, schema.label_dtype) for key in keys)
+
+
 def hash_text(text: str) -> int:
     """Returns 64 bits that tell a text from others, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
@@ -175,18 +210,6 @@ def _without_nul(value: str, key: str) -> str:
     if "\0" in value:  # HDF5 ends its strings at a NUL
         raise BadRecordError("nul_character", f'"{key}" holds a NUL character')
     return value
-
-
-def _document_id(record: Mapping[str, Any], id_key: str | None, default: str) -> str:
-    if id_key is not None:
-        value = _required(record, id_key)
-        if value in (None, ""):
-            raise BadRecordError("missing_key", f'"{id_key}" is empty')
-        return _stored_string(value, id_key)
-    for key in DEFAULT_ID_KEYS:
-        if record.get(key) not in (None, ""):
-            return _stored_string(record[key], key)
-    return default
 
 
 def _text(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
@@ -207,19 +230,6 @@ def _stored_string(value: Any, key: str) -> str:
         return _without_nul(as_string(value), key)
     except orjson.JSONEncodeError:  # it writes fewer levels than it reads
         raise BadRecordError("nested_too_deep", f'"{key}" is nested too deep to be stored as JSON') from None
-
-
-def _labels(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float, ...]:
-    if schema.label_keys is None:
-        present = next((key for key in DEFAULT_LABEL_KEYS if _has(record, key)), None)
-        if present is None:
-            looked_for = " or ".join(f'"{key}"' for key in DEFAULT_LABEL_KEYS)
-            raise BadRecordError(
-                "missing_label", f"no {looked_for}; set params.label_key, or params.save_labels: false"
-            )
-        return (_label(record, present, schema.label_dtype),)
-    keys = (schema.label_keys,) if isinstance(schema.label_keys, str) else schema.label_keys
-    return tuple(_label(record, key, schema.label_dtype) for key in keys)
 
 
 def _has(record: Mapping[str, Any], key: str) -> bool:

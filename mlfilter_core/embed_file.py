@@ -8,9 +8,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mlfilter_core.committed import CommittedRows, Rows
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import DocumentSchema, Rejection
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
 from mlfilter_core.errors import EmbeddingFileError, OutputConflictError, SourceError
 from mlfilter_core.file_identity import file_sha256, is_same_file
@@ -84,47 +85,6 @@ class EmbedRequest:
             "embedding_dtype": self.embedding_dtype,
             "max_line_bytes": self.max_line_bytes,
         }
-
-
-@dataclass(frozen=True)
-class EmbedReport:
-    """What became of one source file: `lines = documents + rejected + blank`.
-
-    Attributes:
-        source: Path relative to the corpus folder.
-        output: The HDF5 file.
-        status: `embedded` now, or `skipped` because it was finished.
-        lines: Lines of the source.
-        documents: Rows of the output.
-        rejected: Lines in the rejects file.
-        blank: Lines without content.
-        truncated: Documents cut to the encoder's maximum length.
-        duplicate_ids: Documents whose id an earlier one has.
-        tokens: Tokens encoded, special tokens included.
-        out_of_memory: How often a batch did not fit in memory and was divided.
-        resumed: Documents that an earlier run had encoded before it was interrupted.
-        rejected_by_reason: Lines for each reason.
-        seconds: Wall time; 0 where skipped.
-        waited: Seconds that each stage waited for another; empty where skipped.
-        encoder: Where and how the encoder computed, in words; empty where skipped.
-    """
-
-    source: str
-    output: str
-    status: Literal["embedded", "skipped"]
-    lines: int
-    documents: int
-    rejected: int
-    blank: int
-    truncated: int
-    duplicate_ids: int
-    tokens: int
-    out_of_memory: int = 0
-    rejected_by_reason: dict[str, int] = field(default_factory=dict)
-    resumed: int = 0
-    seconds: float = 0.0
-    waited: dict[str, float] = field(default_factory=dict)
-    encoder: str = ""
 
 
 def embed_file(

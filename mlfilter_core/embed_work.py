@@ -12,7 +12,8 @@ from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, f
 from mlfilter_core.annotate_work import annotate_request, heads_of_process, load_heads
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
-from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embed_file import EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.model_files import ModelFiles, code_elsewhere, resolve_model
 from mlfilter_core.publishing import claim_outputs, unless_overwritten

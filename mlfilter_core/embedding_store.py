@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from mlfilter_core.documents import Document, hash_text
 from mlfilter_core.errors import EmbeddingFileError, in_one_line
+from mlfilter_core.file_identity import file_identity
 from mlfilter_core.publishing import naming
 
 FORMAT_VERSION = 1
@@ -316,6 +317,16 @@ class EmbeddingFile:
 
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells one version of the file from another; ours say it without being read as a whole."""
+        if self.provenance is None:
+            return file_identity(self.path)
+        return {
+            "source_sha256": self.provenance.source["sha256"],
+            "request": dict(self.provenance.request),
+            "rows": self.n_rows,
+        }
 
     def names(self) -> list[str]:
         """Returns the names of the datasets with rows: `embeddings`, `document_id`, `index/<key>`, ..."""

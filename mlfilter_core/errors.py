@@ -42,6 +42,10 @@ class AnnotationError(FileError):
     """An annotated file cannot be written without losing or inventing something."""
 
 
+class TrainingError(FileError):
+    """A head cannot be trained on the labels that there are."""
+
+
 class OutputConflictError(FileError):
     """A finished output stands in the way, made from another source or by another request."""
 

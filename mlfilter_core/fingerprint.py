@@ -5,9 +5,11 @@ compared. The precision of the forward pass is no part of it: a head does not no
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mlfilter_core.embedding_store import Provenance
+from mlfilter_core.errors import ConfigError
 
 FIELDS = ("weights_sha256", "tokenizer_sha256", "pooling", "prompt", "max_length", "is_normalized")
 NAMES = ("model", "revision")  # for people; the same encoder may lie elsewhere
@@ -38,6 +40,33 @@ def name_of(encoder: Fingerprint) -> str:
     """Returns what a person calls an encoder."""
     name = encoder.get("model") or f"an encoder with weights {_shown(encoder.get('weights_sha256'))}"
     return f"{name} at {encoder['revision'][:DIGEST_CHARACTERS]}" if encoder.get("revision") else str(name)
+
+
+class OneEncoder:
+    """Sees to it that files of embeddings are all of one encoder, as far as they say.
+
+    Attributes:
+        fingerprint: Of the first file that says one; empty before.
+    """
+
+    def __init__(self) -> None:
+        self.fingerprint: Fingerprint = {}
+        self._first = Path()
+
+    def check(self, path: Path, made_by: Fingerprint) -> None:
+        """Takes a file.
+
+        Raises:
+            ConfigError: It is of another encoder than those before.
+        """
+        if not self.fingerprint:
+            self._first, self.fingerprint = path, made_by
+        if differences(self.fingerprint, made_by):
+            raise ConfigError(
+                f"{self._first} and {path} were made by different encoders, {name_of(self.fingerprint)} and "
+                f"{name_of(made_by)}: they differ in {describe_differences(self.fingerprint, made_by)}. Scores of both "
+                "would not compare; set params.glob_pattern to the files of one of them"
+            )
 
 
 def _shown(value: Any) -> str:

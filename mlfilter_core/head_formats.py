@@ -21,10 +21,10 @@ from mlfilter_core.fingerprint import Fingerprint
 from mlfilter_core.head_files import find_head
 from mlfilter_core.heads import ACTIVATIONS, TASKS, Head
 from mlfilter_core.linear_layers import linear_layers
+from mlfilter_core.trained_head import FORMAT
 
 _log = logging.getLogger(__name__)
 
-FORMAT = "mlfilter-head/1"
 # Keys under which training code wraps the weights; PyTorch Lightning and the Trainer of others.
 WRAPPERS = ("state_dict", "model_state_dict")
 # What training code keeps of its settings beside the weights: Lightning, then the predecessor's config.json.

@@ -11,9 +11,20 @@ from mlfilter_core.errors import FileError
 
 
 class FileReport(Protocol):
-    """What the report of every file says: a dataclass, with the file's name as its first field."""
+    """What the report of every file says: a dataclass, with the file's name as its first field.
+
+    Attributes:
+        PRINTED: Columns of the table that is printed, after the file's name and status.
+        SUMMED: Columns that are added up over the files.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    PRINTED: ClassVar[Sequence[str]]
+    SUMMED: ClassVar[Sequence[str]]
+
+    @staticmethod
+    def remarks_on(reports: Sequence[Any]) -> list[str]:
+        """Returns what a person should know of a run, from the reports of its files."""
 
     @property
     def output(self) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from mlfilter_core.config.annotation import AnnotationPipelineParameters
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
 from mlfilter_core.config.execution import LocalSettings, SlurmSettings
+from mlfilter_core.config.training import HeadRecipe, TrainingParameters
 from mlfilter_core.documents import BadRecordError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -35,13 +36,17 @@ def test_the_file_map_is_complete() -> None:
     file_map = README.partition("## Files")[2].partition("\n## ")[0]
     linked = {REPOSITORY / target for target in re.findall(r"\]\(([^)]+)\)", file_map)}
     linked |= {REPOSITORY / "flows" / name for name in ("annotate.py", "pipeline.py", "cli.py")}  # told by file name
-    modules = {*REPOSITORY.glob("mlfilter_core/*.py"), *REPOSITORY.glob("flows/*.py")}
+    modules = {*REPOSITORY.glob("mlfilter_core/**/*.py"), *REPOSITORY.glob("flows/*.py")}
     modules = {path for path in modules if path.name != "__init__.py"}
     assert modules - linked == set()
 
 
 @pytest.mark.parametrize(
-    "model", [EmbeddingPipelineParameters, AnnotationPipelineParameters, LocalSettings, SlurmSettings]
+    "model",
+    [
+        *(EmbeddingPipelineParameters, AnnotationPipelineParameters, TrainingParameters, HeadRecipe),
+        *(LocalSettings, SlurmSettings),
+    ],
 )
 def test_the_tables_of_fields_are_those_of_the_models(model: type[BaseModel]) -> None:
     assert field_table(model) in README

@@ -18,7 +18,8 @@ from flows.report import FilesFailedError, ReportError
 from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES, find_files
 from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embed_file import EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import EncodedTexts, Encoder, TokenizedTexts
 from mlfilter_core.encoder_settings import EncoderSettings

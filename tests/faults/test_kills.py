@@ -24,7 +24,7 @@ from flows.report import RunReport
 from flows.server import prefect_api
 from mlfilter_core import embed_work as embed_work_module
 from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_file import EmbedReport
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.embed_work import EmbedWork, embed_work
 from mlfilter_core.encoder import EncodedTexts, TokenizedTexts
 from tests.conftest import TINY_DIM

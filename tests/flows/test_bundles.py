@@ -5,7 +5,7 @@ import pytest
 
 from flows.bundles import MAX_FILES, MAX_TASKS_PER_S, MIN_TASK_S, Bundles
 from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_file import EmbedReport
+from mlfilter_core.embed_report import EmbedReport
 
 
 class Report:

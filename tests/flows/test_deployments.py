@@ -22,15 +22,19 @@ from prefect.states import Cancelling, Scheduled
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.job_files import load_job
+from mlfilter_core.job_kinds import load_any_job
 from tests.flows.conftest import WriteJob
 
 REPOSITORY = Path(__file__).parents[2]
 JOB_FILES = sorted((REPOSITORY / "deployments").glob("*/*.yaml"))
 POOLS = {"local": "mlfilter-local", "prod": "mlfilter-prod"}
-NAMES = [f"{flow}/{place}" for flow in ("embed", "annotate", "pipeline") for place in POOLS]
-KINDS = {"EmbeddingJob", "AnnotationJob"}
+FLOWS = ("embed", "train_head", "annotate", "pipeline")
+NAMES = [f"{flow}/{place}" for flow in FLOWS for place in POOLS]
+KINDS = {"EmbeddingJob", "TrainingJob", "AnnotationJob"}
+ON_CPUS = ("train_head", "annotate")
 # Integers of any sign.
 UNBOUNDED = {"job_id_position"}
 # The flow's process starts, its worker loads torch, and both end within a quarter of it on two busy cores.
@@ -141,7 +145,8 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 
 @pytest.mark.parametrize("job_file", JOB_FILES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_job_file_that_is_shipped_is_valid(job_file: Path) -> None:
-    job = load_job(job_file, AnnotationJob if job_file.stem == "annotate" else EmbeddingJob)
+    job = load_any_job(job_file, {})
+    assert type(job) is {"embed": EmbeddingJob, "train_head": TrainingJob, "annotate": AnnotationJob}[job_file.stem]
     assert job.running_on_slurm == job_file.parent.name.startswith("slurm")
 
 
@@ -153,7 +158,7 @@ def test_paths_of_the_job_files_come_from_the_environment(monkeypatch: pytest.Mo
     assert params.embedding_model == "/encoder"
     scoring = load_job(REPOSITORY / "deployments/slurm-cpu/annotate.yaml", AnnotationJob).params
     assert scoring.embeddings_directory == params.embedding_output_dir
-    assert scoring.regression_head_checkpoints["toxicity"] == "/heads/toxicity.pt"
+    assert scoring.regression_head_checkpoints["toxicity"] == "/heads/toxicity.safetensors"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,7 +168,7 @@ def test_a_deployment_says_what_it_does_and_where(deployed: None, client: SyncPr
     assert deployment.description
     assert {"mlfilter", place} < set(deployment.tags)
     assert deployment.work_pool_name == POOLS[place]
-    assert deployment.work_queue_name == ("default" if place == "local" else "cpu" if flow == "annotate" else "gpu")
+    assert deployment.work_queue_name == ("default" if place == "local" else "cpu" if flow in ON_CPUS else "gpu")
     assert deployment.enforce_parameter_schema
     assert deployment.concurrency_options is not None
     assert deployment.concurrency_options.collision_strategy == "ENQUEUE"
@@ -180,7 +185,7 @@ def test_the_form_of_a_deployment_explains_and_bounds_every_field(
     assert schema is not None
     fields = dict(schema["properties"])
     jobs = KINDS & schema["definitions"].keys()
-    assert len(jobs) == (2 if name.startswith("pipeline") else 1)
+    assert len(jobs) == (3 if name.startswith("pipeline") else 1)
     for definition in schema["definitions"].values():
         fields |= definition["properties"]
     assert len(fields) > 40

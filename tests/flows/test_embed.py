@@ -19,7 +19,7 @@ from flows.report import FilesFailedError
 from mlfilter_core import embed_work as embed_work_module
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_file import EmbedReport
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.embed_work import EmbedWork, embed_work, embedding_workload
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import Encoder

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from flows.report import MAX_PRINTED_ROWS, FilesFailedError, RunReport, print_report
-from mlfilter_core.embed_file import EmbedReport
+from mlfilter_core.embed_report import EmbedReport
 
 
 def report(n_files: int, failures: dict[str, str] | None = None) -> RunReport:

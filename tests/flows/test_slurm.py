@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from distributed import Client
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
@@ -258,6 +257,17 @@ def test_no_job_outlives_a_flow_that_is_killed(guarded: bool, slurm_job: WriteSl
     within(GONE_S, lambda: queue() == [])
 
 
+def why_refused(address: str) -> str | None:
+    """Returns what a stranger on this machine is told who connects to a scheduler; None where it lets it in.
+
+    In a process of its own: a client that was refused can block the process that it is garbage in (dask/distributed's
+    LoopRunner.stop waits for a lock that the interrupted thread may hold).
+    """
+    script = f"from distributed import Client; Client({address!r}, timeout='3s')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    return done.stderr.splitlines()[-1] if done.returncode else None
+
+
 @task
 def look(item: str, seconds: float) -> dict[str, Any]:
     time.sleep(seconds)
@@ -281,7 +291,7 @@ def test_a_job_with_two_gpus_holds_two_workers_and_lets_in_nobody_without_the_ru
         sbatch_args={"gres": "gpu:2"},
         srun_args={"cpu_bind": "none"},
     )
-    refused: dict[str, str] = {}
+    refused: dict[str, str | None] = {}
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "somebody:secret")
 
     @flow
@@ -293,9 +303,7 @@ def test_a_job_with_two_gpus_holds_two_workers_and_lets_in_nobody_without_the_ru
             done = [outcome.result for outcome in fan_out(workers, look, Items("abcdef"), {"seconds": 1.0})]
             address = workers.runner.client.scheduler.address
             for kind in (address, address.replace("tls://", "tcp://")):
-                with pytest.raises((OSError, TypeError, TimeoutError)) as error:
-                    Client(kind, timeout="3s")
-                refused[kind] = str(error.value)
+                refused[kind] = why_refused(kind)
             assert tmp_path.joinpath("logs", "dask", "key.pem").read_text() not in str(
                 workers.runner.client.cluster.job_script()
             )
@@ -303,6 +311,7 @@ def test_a_job_with_two_gpus_holds_two_workers_and_lets_in_nobody_without_the_ru
 
     seen = run()
     assert len(refused) == 2
+    assert None not in refused.values(), refused
     by_process = {result["process"]: result["gpu"] for result in seen}
     assert sorted(by_process.values()) == ["0", "1"]
     assert {result["threads"] for result in seen} == {"2"}
@@ -348,7 +357,8 @@ def test_the_deployments_for_production_run_as_they_are_shipped(
     """Only what a site would change is overridden."""
     for name, value in (
         ("CORPUS", REPOSITORY / "examples" / "corpus"),
-        ("HEADS", REPOSITORY / "examples" / "heads"),
+        ("LABELS", REPOSITORY / "examples" / "corpus"),
+        ("HEADS", tmp_path / "out" / "heads"),
         ("OUTPUT", tmp_path / "out"),
         ("ENCODER", MINILM),
     ):

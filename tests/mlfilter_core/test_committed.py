@@ -17,7 +17,8 @@ import pytest
 
 from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
 from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file
+from mlfilter_core.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.encoder import EncodedTexts, Encoder, TokenizedTexts, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.model_files import ModelFiles

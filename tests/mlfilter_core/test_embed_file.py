@@ -21,7 +21,8 @@ from tokenizers import processors
 
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
 from mlfilter_core.documents import DocumentSchema, hash_text
-from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embed_file import EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import Encoder, TokenizedTexts, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
@@ -154,7 +155,7 @@ def test_offsets_lead_to_the_documents_line(write_lines: WriteLines, embed: Embe
         assert file.column("document_id", ALL) == [f"x.jsonl{suffix}:{line}" for line in (2, 3, 4)]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", b"\n\n", gzip.compress(b"", mtime=0)])
 def test_a_source_without_documents_gives_a_valid_file_without_rows(
     tmp_path: Path, embed: Embed, text_request: EmbedRequest, content: bytes
 ) -> None:

@@ -9,7 +9,8 @@ import torch
 from mlfilter_core.annotate_file import AnnotateReport, AnnotateRequest, annotate_file, finished_annotation
 from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES, find_files
 from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file
+from mlfilter_core.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.encoder import Encoder
 from mlfilter_core.head_formats import load_head
 from mlfilter_core.heads import Head

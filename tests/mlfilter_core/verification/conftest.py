@@ -11,7 +11,8 @@ from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
 from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
 from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedReport, EmbedRequest, embed_file
+from mlfilter_core.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.encoder import Encoder
 from mlfilter_core.heads import Head
 from mlfilter_core.model_files import ModelFiles

@@ -1,0 +1,129 @@
+"""A training job: which heads to train, on which labels of which embeddings."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mlfilter_core.config.annotation import HEAD_NAME
+from mlfilter_core.config.execution import Job
+from mlfilter_core.config.written import Written
+
+HEADS_DIR = "heads"
+
+
+class HeadRecipe(Written):
+    """How one head is trained."""
+
+    labels_path: Path | None = Field(
+        None,
+        description="JSONL file of labels, or a folder of them, joined by the documents' ids. Unset: the labels in the "
+        "HDF5 files, stored with save_labels.",
+    )
+    label_key: str | tuple[str, ...] | None = Field(
+        None,
+        description="Key of the label, or keys of several targets, as in the embedding job or in labels_path. Unset: "
+        "all labels of the HDF5 files; in labels_path label, else score, else scores.score.",
+    )
+    id_key: str | None = Field(
+        None, description="Key of the document's id in labels_path. Unset: document_id, doc_id, id or uuid."
+    )
+    task: Literal["regression", "binary", "multiclass"] = Field(
+        "regression", description="What the labels are: numbers; 0 and 1; or the numbers of classes, from 0."
+    )
+    label_names: tuple[str, ...] = Field((), description="Names of the targets, or of the classes, in their order.")
+    scale: tuple[float, float] | None = Field(
+        None, description="Lowest and highest label; documents with others are left out, and counted."
+    )
+    hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1000,), description="Widths of the hidden layers; [] is a linear head."
+    )
+    activation: Literal["relu", "gelu", "tanh"] = Field("relu", description="After each hidden layer.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Of the hidden layers' outputs, in training.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW; embeddings are standardised before.")
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW. A linear head wants it higher, as 30 with 0.001.")
+    batch_size: int = Field(64, ge=1, description="Documents in a step.")
+    max_epochs: int = Field(100, ge=1, description="Passes over the documents, at most.")
+    patience: int = Field(
+        10, ge=1, description="Epochs without a lower validation loss after which training ends; the best epoch counts."
+    )
+    folds: Literal["auto"] | Annotated[int, Field(ge=1, le=100)] = Field(
+        "auto",
+        description="Parts of the documents that are left out in turn to find the best epoch; the head is trained on "
+        "all of them. 1: on all but validation_fraction. auto: 5 below 20,000 documents, else 1.",
+    )
+    balance: Literal["none", "labels"] = Field(
+        "none", description="labels: each label, rounded to a whole number, weighs the same in all, however rare."
+    )
+    seed: int = Field(0, ge=0, description="Of first weights, order and dropout.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "HeadRecipe":
+        several = isinstance(self.label_key, tuple) and len(self.label_key) > 1
+        if several and self.task != "regression":
+            raise ValueError(f"task: {self.task} takes one label_key; train a head for each")
+        if several and self.balance != "none":
+            raise ValueError("balance: labels takes one label_key; train a head for each")
+        if self.task == "binary" and len(self.label_names) not in (0, 2):
+            raise ValueError("task: binary has two classes; give two label_names, that of 0 first")
+        if self.scale is not None and self.scale[0] >= self.scale[1]:
+            raise ValueError(f"scale: {list(self.scale)} is empty; write the lower number first")
+        if len(set(self.label_names)) < len(self.label_names):
+            raise ValueError("label_names names one twice")
+        return self
+
+
+class TrainingParameters(Written):
+    """Which heads to train, on which embeddings, and where to."""
+
+    embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively.")
+    glob_pattern: str = Field("**/*", min_length=1, description="Which .h5 or .hdf5 files below it.")
+    hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
+    heads: dict[str, HeadRecipe] = Field(
+        min_length=1, description="Name of each head, and how it is trained: the fields of a head."
+    )
+    output_dir: Path = Field(description=f"Heads go to {HEADS_DIR}/ in it.")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Share of the documents that is held out, and tells how good a head is."
+    )
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="With folds: 1, share of the others that tells the best epoch."
+    )
+    split_seed: int = Field(0, ge=0, description="Of the division of documents, which goes by the hash of their texts.")
+    memory_gb: float = Field(4, gt=0, description="Embeddings in memory at a time, in GB; more are read in each epoch.")
+    device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, mps, cuda or cuda:<n>.")
+    overwrite: bool = Field(False, description="Replace finished heads that another request made.")
+
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _defaults_may_be_left_out(cls, value: Any) -> Any:
+        return (
+            {name: {} if recipe is None else recipe for name, recipe in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
+
+    @field_validator("heads")
+    @classmethod
+    def _usable_names(cls, value: dict[str, HeadRecipe]) -> dict[str, HeadRecipe]:
+        for name in value:
+            if not HEAD_NAME.fullmatch(name):
+                raise ValueError(f"the name {name!r} may have letters, digits, _, . and - only")
+        return value
+
+    @property
+    def heads_dir(self) -> Path:
+        """Where the heads lie."""
+        return self.output_dir / HEADS_DIR
+
+
+class TrainingJob(Job):
+    """A run that trains heads."""
+
+    one_per_core: ClassVar[bool] = False
+
+    params: TrainingParameters = Field(description="Which heads to train, on what, and where to.")
+
+    @property
+    def device(self) -> str:
+        return self.params.device

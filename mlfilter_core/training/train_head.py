@@ -1,0 +1,184 @@
+"""Labelled embeddings to one head, with what tells how good it is."""
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mlfilter_core.config.training import HeadRecipe
+from mlfilter_core.embedding_store import library_versions
+from mlfilter_core.errors import TrainingError
+from mlfilter_core.heads import Head, score
+from mlfilter_core.publishing import open_new, publish
+from mlfilter_core.trained_head import TrainedHead, write_head
+from mlfilter_core.training.fit_head import FitSettings, FittedHead, fit_head
+from mlfilter_core.training.head_task import HeadTask, head_task, label_weights
+from mlfilter_core.training.label_table import LabelTable, label_files, read_labels
+from mlfilter_core.training.labelled_rows import LabelledRows, find_labelled_rows
+from mlfilter_core.training.row_buffers import RowBuffers
+from mlfilter_core.training.splits import fold_numbers, is_held_out
+from mlfilter_core.training.train_request import SUFFIX, TrainReport, TrainRequest, describe_metrics
+from mlfilter_core.training.training_figure import draw_training
+
+METRICS_SUFFIX, FIGURE_SUFFIX = ".metrics.json", ".svg"
+AUTO_FOLDS, AUTO_FOLDS_BELOW = 5, 20_000  # documents; above, a tenth of them tells the best epoch as well
+
+_log = logging.getLogger(__name__)
+
+
+def train_head(request: TrainRequest, output: Path, device: torch.device) -> TrainReport:
+    """Trains one head. Beside its file lie `<name>.metrics.json` and `<name>.svg`, which appear before it.
+
+    Args:
+        request: What to train, on what.
+        output: File of the head; replaced where it exists.
+        device: Where it is trained.
+
+    Raises:
+        TrainingError: There are too few labels, or no head can learn from them.
+        FileError: A file cannot be read.
+        OSError: Reading or writing failed.
+    """
+    started = time.monotonic()
+    recipe = request.recipe
+    inputs = request.inputs()
+    table = _table(recipe)
+    found = _labelled(request, table)
+    task = head_task(recipe, found.labels)
+    held_out = is_held_out(found.hashes, request.test_fraction, request.split_seed)
+    _check_parts(held_out)
+    rows, labels = found.places.select(~held_out), found.labels[~held_out]
+    folds = _folds(found.hashes[~held_out], request)
+    fitted = fit_head(
+        RowBuffers(rows, found.dim, request.max_bytes),
+        labels,
+        label_weights(labels, recipe.balance),
+        folds,
+        _settings(recipe, task),
+        device,
+    )
+    head = Head(
+        *(request.name, "", fitted.weights, fitted.biases, recipe.activation, found.encoder, task.kind, task.names)
+    )
+    given = _outputs(head, RowBuffers(found.places.select(held_out), found.dim, request.max_bytes))
+    report = TrainReport(
+        *(f"{request.name}{SUFFIX}", str(output), "trained", len(found.labels), len(rows), len(given), fitted.epochs),
+        metrics=task.metrics(given, found.labels[held_out]),
+        left_out={**(table.left_out if table else {}), **found.left_out},
+        remarks=_remarks(table, found),
+        seconds=time.monotonic() - started,
+    )
+    has_prediction = folds >= 0
+    training = {
+        "request": request.provenance(),
+        **inputs,
+        **{name: value for name, value in asdict(report).items() if name not in ("output", "status", "seconds")},
+        "metrics_of_folds": task.metrics(fitted.left_out[has_prediction], labels[has_prediction]),
+        "training_loss": fitted.training_loss,
+        "validation_loss": fitted.validation_loss,
+        "versions": library_versions(),
+    }
+    _write(output, head, training, fitted, given, found.labels[held_out])
+    _log.info(
+        *("%s: %d epochs over %d documents, in %.1f s; %s", request.name, fitted.epochs, report.trained_on),
+        *(report.seconds, describe_metrics(report.metrics)),
+    )
+    return report
+
+
+def _table(recipe: HeadRecipe) -> LabelTable | None:
+    if recipe.labels_path is None:
+        return None
+    return read_labels(label_files(recipe.labels_path), recipe.label_key, recipe.id_key)
+
+
+def _labelled(request: TrainRequest, table: LabelTable | None) -> LabelledRows:
+    recipe = request.recipe
+    keys = (recipe.label_key,) if isinstance(recipe.label_key, str) else recipe.label_key
+    return find_labelled_rows(request.files, request.group, keys, None if table is None else table.by_id, recipe.scale)
+
+
+def _check_parts(held_out: NDArray[np.bool_]) -> None:
+    n_held_out = int(held_out.sum())
+    if not 0 < n_held_out < len(held_out):
+        raise TrainingError(
+            f"of {len(held_out)} documents with labels, {n_held_out} are held out; label more, or change test_fraction "
+            "or split_seed"
+        )
+
+
+def _folds(hashes: NDArray[np.uint64], request: TrainRequest) -> NDArray[np.int8]:
+    asked = request.recipe.folds
+    n_folds = asked if asked != "auto" else AUTO_FOLDS if len(hashes) < AUTO_FOLDS_BELOW else 1
+    n_texts = len(np.unique(hashes))
+    if n_texts < max(2, n_folds):
+        raise TrainingError(
+            f"{len(hashes)} documents with {n_texts} different texts are too few for {n_folds} folds; label more, or "
+            "set folds lower"
+        )
+    return fold_numbers(hashes, n_folds, request.validation_fraction, request.split_seed)
+
+
+def _settings(recipe: HeadRecipe, task: HeadTask) -> FitSettings:
+    return FitSettings(
+        task=task.kind,
+        n_outputs=task.n_outputs,
+        hidden_dims=recipe.hidden_dims,
+        activation=recipe.activation,
+        dropout=recipe.dropout,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        batch_size=recipe.batch_size,
+        max_epochs=recipe.max_epochs,
+        patience=recipe.patience,
+        seed=recipe.seed,
+    )
+
+
+def _outputs(head: Head, rows: RowBuffers) -> NDArray[np.float32]:
+    """Returns what a head gives, computed as an annotation job computes it."""
+    return np.concatenate([score([head], embeddings) for _, embeddings in rows.in_order()])
+
+
+def _remarks(table: LabelTable | None, found: LabelledRows) -> tuple[str, ...]:
+    first = (
+        (f"the first line without a label that counts is {table.first_left_out}",) if table and table.left_out else ()
+    )
+    nameless = (
+        () if found.encoder else ("the embeddings do not say which encoder made them, and neither does the head",)
+    )
+    return (*first, *found.remarks, *nameless)
+
+
+def _write(
+    output: Path,
+    head: Head,
+    training: dict[str, Any],
+    fitted: FittedHead,
+    given: NDArray[np.float32],
+    labels: NDArray[np.float32],
+) -> None:
+    """Writes the head last: where it is, the others are too."""
+    trained = TrainedHead(head.weights, head.biases, head.activation, head.task, head.labels, head.encoder, training)
+    with publish(output.with_suffix(FIGURE_SUFFIX)) as temporary:
+        draw_training(
+            *(
+                temporary,
+                head.name,
+                fitted.training_loss,
+                fitted.validation_loss,
+                fitted.epochs,
+                given[:, 0],
+                labels[:, 0],
+            )
+        )
+    with publish(output.with_suffix(METRICS_SUFFIX)) as temporary, open_new(temporary) as file:
+        file.write(json.dumps(training, indent=2, ensure_ascii=False).encode() + b"\n")
+    with publish(output) as temporary:
+        write_head(temporary, trained)
