@@ -29,6 +29,15 @@ InputDirectories = Annotated[
         help="Folder of annotation files, searched recursively. With --score_keys of annotated files, and repeatable.",
     ),
 ]
+InputDirectory = Annotated[
+    Path,
+    typer.Option(
+        "--input_directory",
+        "--input-directory",
+        metavar="DIR",
+        help="Folder of annotation files, below it one for each language. With --score_keys of annotated files.",
+    ),
+]
 OutputDirectory = Annotated[
     Path, typer.Option("--output_directory", "--output-directory", metavar="DIR", help="Folder of the results.")
 ]
@@ -146,6 +155,85 @@ def aggregate_command(
         if report.failures:
             reasons = "\n".join(f"  {reason}" for reason in report.failures.values())
             raise MlfilterError(f"{len(report.failures)} files failed; the others are aggregated:\n{reasons}")
+
+
+@results.command("evaluate_predicted_annotations")
+def evaluate_command(
+    input_directory: InputDirectory,
+    output_directory: OutputDirectory,
+    path_to_ground_truth_file: Annotated[
+        Path,
+        typer.Option(
+            "--path_to_ground_truth_file",
+            "--path-to-ground-truth-file",
+            metavar="PATH",
+            exists=True,
+            help="JSONL file, or folder of them, of annotations or of any records with an id and a label.",
+        ),
+    ],
+    valid_labels: Annotated[
+        str,
+        typer.Option("--valid_labels", "--valid-labels", metavar="0,1,2,...", help="What a draw of a model may be."),
+    ],
+    aggregation_strategy: Annotated[
+        str,
+        typer.Option(
+            "--aggregation_strategy",
+            "--aggregation-strategy",
+            metavar="mean|max|min|majority",
+            help="How several draws become one score.",
+        ),
+    ] = "majority",
+    thresholds: Annotated[
+        str | None,
+        typer.Option(metavar="2,3,...", help="Tell documents of this score and above from others, and measure that."),
+    ] = None,
+    label_key: Annotated[
+        str | None,
+        typer.Option(
+            "--label_key",
+            "--label-key",
+            metavar="KEY",
+            help="Where the truth has its label. Default: scores as a list, else label, score or scores.score.",
+        ),
+    ] = None,
+    score_keys: Annotated[
+        str | None,
+        typer.Option(
+            "--score_keys",
+            "--score-keys",
+            metavar="PATTERN",
+            help="Evaluate heads instead: the fields of annotated files that they write, as 'score_*' or a,b.",
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamples of the documents for the 95 % intervals; 0 leaves them out.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples: the same gives the same intervals.")] = 0,
+) -> None:
+    """Compare what annotators or heads predict with true labels, in each language and in all."""
+    from mlfilter_core.evaluation.comparison import Measuring
+    from mlfilter_core.evaluation.draws import parse_aggregation
+    from mlfilter_core.evaluation.evaluate import Evaluation, evaluate
+    from mlfilter_core.evaluation.scale import parse_numbers, parse_scale
+    from mlfilter_core.evaluation.score_fields import ScoreFields
+
+    with errors_as_messages(), _progress_on_stderr():
+        measuring = Measuring(
+            parse_scale(valid_labels, "--valid_labels"),
+            tuple(parse_numbers(thresholds, "--thresholds")) if thresholds is not None else (),
+            *(bootstrap, seed),
+        )
+        request = Evaluation(
+            *(input_directory, output_directory, path_to_ground_truth_file),
+            parse_aggregation(aggregation_strategy, "--aggregation_strategy"),
+            *(measuring, label_key, ScoreFields(score_keys) if score_keys is not None else None),
+        )
+        report = evaluate(request)
+        print("\n".join(report.about()))
+        _print_table([[cell.replace(" [", "\n[") for cell in row] for row in report.shown_table()], n_names=2)
+        _print_remarks(report.remarks(), output_directory / "evaluation.md")
+        print(f"results: {output_directory}")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def annotated(write_lines: WriteLines, tmp_path: Path) -> Path:
     return write_lines("annotated/de/web.jsonl", records).parents[1]
 
 
-@pytest.mark.parametrize("command", [[], ["aggregate_scores"]])
+@pytest.mark.parametrize("command", [[], ["aggregate_scores"], ["evaluate_predicted_annotations"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     script = Path(sys.executable).parent / "ml_filter"
     line = [sys.executable, "-X", "importtime", str(script), *command, "--help"]
@@ -111,3 +111,54 @@ def test_a_wrong_option_is_one_message_and_status_1(
     assert done.exit_code == 1
     assert done.stderr.startswith(f"error: {reason}")
     assert not (tmp_path / "out").exists()
+
+
+def test_annotators_are_evaluated_and_the_table_is_shown(
+    annotations: Path, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    truth = write_lines(
+        "gt.jsonl", [{"id": name, "label": label} for name, label in zip("abcd", (0, 2, 5, 1), strict=True)]
+    )
+    done = ml_filter(
+        *("evaluate_predicted_annotations", "--input_directory", annotations, "--output_directory", tmp_path / "out"),
+        *("--path_to_ground_truth_file", truth, "--valid_labels", "0,1,2,3,4,5", "--thresholds", "2,3"),
+        *("--bootstrap", "20", "--seed", "3"),
+    )
+    assert done.exit_code == 0, done.output
+    row = next(line for line in done.stdout.splitlines() if line.strip().startswith("org__model"))
+    assert row.split()[:7] == ["org__model", "de", "3", "of", "4", "0.667", "0.333"]  # valid, Acc, MAE
+    assert "org__model, de: left out: 1 invalid (d)" in done.stdout
+    metrics = json.loads((tmp_path / "out/de/ir_gt_org__model.json").read_text())["metrics"]
+    assert (metrics["Invalid"], metrics["TA-2.0"], metrics["TA-3.0"]) == (1, 1.0, pytest.approx(2 / 3))
+
+
+def test_heads_are_evaluated_without_intervals(annotated: Path, write_lines: WriteLines, tmp_path: Path) -> None:
+    truth = write_lines("gt/de.jsonl", [{"id": name, "mine": label} for label, name in enumerate("abc")])
+    done = ml_filter(
+        *("evaluate_predicted_annotations", "--input_directory", annotated, "--output_directory", tmp_path / "out"),
+        *("--path_to_ground_truth_file", truth.parent, "--valid_labels", "0,1,2", "--label_key", "mine"),
+        *("--score_keys", "score_x,score_y", "--bootstrap", "0"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "Without intervals." in done.stdout
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())["comparisons"]
+    assert [(part["annotator"], part["metrics"]["MAE"]) for part in found] == [("score_x", 0.0), ("score_y", 1.5)]
+
+
+def test_an_error_of_the_evaluation_is_one_message_and_status_1(annotations: Path, write_lines: WriteLines) -> None:
+    truth = write_lines("gt.jsonl", [{"id": "a", "label": 1}, {"id": "a", "label": 2}])
+    done = ml_filter(
+        *(
+            "evaluate_predicted_annotations",
+            "--input_directory",
+            annotations,
+            "--output_directory",
+            truth.parent / "out",
+        ),
+        *("--path_to_ground_truth_file", truth, "--valid_labels", "0,1,2"),
+    )
+    assert done.exit_code == 1
+    assert (
+        done.stderr
+        == f"error: {truth}: 1 records contradict others: a is 1 at {truth}:1, 2 at {truth}:2; keep one of each\n"
+    )
