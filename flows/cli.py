@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from flows.cli_results import results
 from flows.run import run_annotation_pipeline, run_embedding_pipeline, run_head_training, run_pipelines
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.job_files import parse_overrides
@@ -25,6 +26,7 @@ N_SHOWN_CHARACTERS = 60
 
 STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 app = typer.Typer(no_args_is_help=True, help="Embed large JSONL corpora, and score the embeddings.", **STYLE)
+app.add_typer(results)  # without a name of its own, its commands stand beside those of this module
 
 ConfigPath = Annotated[
     Path,
@@ -118,54 +120,6 @@ def job_script_command(config: ConfigPath, set_: Overrides = None) -> None:
         return []
 
     _run(show)
-
-
-@app.command("inspect")
-def inspect_command(
-    file: Annotated[Path, typer.Argument(help="An HDF5 file of embeddings.", exists=True, dir_okay=False)],
-    hdf5_dataset_name: Annotated[str, typer.Option(help="Group inside the file.")] = "train",
-) -> None:
-    """Show what a file of embeddings holds, and where it comes from."""
-    from mlfilter_core.describe import describe
-
-    def inspect() -> list["RunReport"]:
-        print(describe(file, hdf5_dataset_name))
-        return []
-
-    _run(inspect)
-
-
-@app.command("verify")
-def verify_command(
-    output_dir: Annotated[Path, typer.Argument(help="The output_dir of a job.")],
-    quick: Annotated[bool, typer.Option("--quick", help="Check metadata alone; read no content.")] = False,
-    source_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the source files now, if not where they were embedded from.", metavar="DIR"),
-    ] = None,
-    hdf5_dataset_name: Annotated[str, typer.Option(help="Group inside each HDF5 file.")] = "train",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that read files at the same time. Default: one for each core.")
-    ] = None,
-) -> None:
-    """Prove that outputs add up: source lines, embeddings, rejected and annotated lines."""
-    from mlfilter_core.verification.embeddings import VerifyRequest
-    from mlfilter_core.verification.findings import FileCheck
-    from mlfilter_core.verification.verify import verify
-
-    def print_problems(check: FileCheck) -> None:
-        for problem in check.problems:
-            print(f"{check.path}: {problem}", flush=True)
-
-    def prove() -> list["RunReport"]:
-        request = VerifyRequest(output_dir, hdf5_dataset_name, source_dir, read_content=not quick)
-        verification = verify(request, workers, print_problems)
-        print(verification.summary())
-        if not verification.is_right:
-            raise typer.Exit(1)
-        return []
-
-    _run(prove)
 
 
 def main() -> None:

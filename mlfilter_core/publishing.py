@@ -5,10 +5,12 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import orjson
 
 from mlfilter_core.claims import LOCK_SUFFIX, claim, hidden_name, hold, machine, machine_of_lock, remove_if_abandoned
 from mlfilter_core.errors import ConfigError, OutputConflictError
@@ -56,6 +58,12 @@ def publish(target: Path) -> Iterator[Path]:
         if error.filename == str(temporary):
             raise OSError(error.errno, error.strerror, str(target)) from error
         raise
+
+
+def publish_json(target: Path, facts: Mapping[str, Any]) -> None:
+    """Writes a JSON object, indented, complete or not at all."""
+    with publish(target) as temporary, open_new(temporary) as file:
+        file.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from mlfilter_core import claims
 from mlfilter_core.claims import claim, hold
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.publishing import check_writable, claim_outputs, publish, remove_leftovers
+from mlfilter_core.publishing import check_writable, claim_outputs, publish, publish_json, remove_leftovers
 
 
 def test_nothing_is_visible_before_the_end(tmp_path: Path) -> None:
@@ -156,3 +156,12 @@ def test_a_folder_that_may_not_be_written_to_is_refused(unprivileged: Path) -> N
         check_writable(unprivileged / "out")
     with pytest.raises(ConfigError, match=r"local_settings\.logging_dir: .*/out/logs cannot be written to"):
         check_writable(unprivileged / "out" / "logs", "local_settings.logging_dir")
+
+
+def test_facts_are_written_as_json_complete_or_not_at_all(tmp_path: Path) -> None:
+    publish_json(tmp_path / "a" / "facts.json", {"größe": [1, None, float("nan")]})
+    assert (tmp_path / "a" / "facts.json").read_text() == '{\n  "größe": [\n    1,\n    null,\n    null\n  ]\n}\n'
+    with pytest.raises(TypeError):
+        publish_json(tmp_path / "a" / "facts.json", {"path": tmp_path})
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["facts.json"]
+    assert "größe" in (tmp_path / "a" / "facts.json").read_text()

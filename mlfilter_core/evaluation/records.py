@@ -1,0 +1,125 @@
+"""The JSON records of a file, one after another, the broken ones as what is wrong with them.
+
+Knows nothing about what a record means, but for its id.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from mlfilter_core.corpus import SOURCE_SUFFIXES
+from mlfilter_core.documents import DEFAULT_ID_KEYS, UTF8_BOM, BadRecordError, as_string, parse_record
+from mlfilter_core.errors import ConfigError
+from mlfilter_core.evaluation.tally import Tally
+from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, OverlongLine, SourceReader
+
+Record = dict[str, Any]
+Parsed = TypeVar("Parsed")
+
+
+def find_jsonl(folder: Path, *stems: str) -> list[Path]:
+    """Returns the files below a folder whose names without `SOURCE_SUFFIXES` match a pattern, sorted by path.
+
+    Hidden files and folders are left out: runs keep their own things there.
+
+    Raises:
+        ConfigError: The folder, or one below it, is missing or not readable, or a name is not UTF-8, as reports are.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(
+            f"the folder {error.filename} cannot be read ({error.strerror}); mend its path or permissions"
+        )
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(parent) / name for name in names if name.endswith(SOURCE_SUFFIXES) and not name.startswith(".")]
+        found += [path for path in paths if any(fnmatchcase(stem_of(path), pattern) for pattern in stems)]
+    for path in found:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raw = str(path).encode(errors="surrogateescape")
+            raise ConfigError(f"the name of {raw!r} is not UTF-8; rename it, with convmv say") from None
+    return sorted(found)
+
+
+def stem_of(path: Path) -> str:
+    """Returns a file's name without `SOURCE_SUFFIXES`: `x` for `a/x.jsonl.gz`."""
+    suffix = next((suffix for suffix in SOURCE_SUFFIXES if path.name.endswith(suffix)), path.suffix)
+    return path.name.removesuffix(suffix)
+
+
+def read_records(path: Path) -> Iterator[tuple[int, Record | BadRecordError]]:
+    """Yields the number of each line that is not blank, and its record.
+
+    NaN and Infinity, which Python's own json module writes and JSON does not know, are read as such.
+
+    Raises:
+        SourceError: The file is missing, not readable, or breaks off.
+    """
+    with SourceReader(path) as reader:
+        for line in reader.lines(DEFAULT_MAX_LINE_BYTES):
+            if isinstance(line, OverlongLine):
+                yield line.number, BadRecordError("line_too_long", f"it has more than {DEFAULT_MAX_LINE_BYTES} bytes")
+            elif line.content and not line.content.isspace():
+                yield line.number, _parse(line.content)
+
+
+def parse_records(path: Path, parse: Callable[[Record], Parsed], bad_lines: Tally) -> Iterator[tuple[int, Parsed]]:
+    """Yields the number of each line, and what `parse` makes of its record.
+
+    Args:
+        path: The file.
+        parse: Raises BadRecordError for a record that is not what is asked for.
+        bad_lines: Takes the lines that are no such record, by reason.
+
+    Raises:
+        SourceError: The file is missing, not readable, or breaks off.
+    """
+    for line, record in read_records(path):
+        try:
+            if isinstance(record, BadRecordError):
+                raise record
+            parsed = parse(record)
+        except BadRecordError as error:
+            bad_lines.add(error.reason, f"{path}:{line}: {error.detail}")
+        else:
+            yield line, parsed
+
+
+def id_key(record: Record) -> str:
+    """Returns the first of `DEFAULT_ID_KEYS` that a record has.
+
+    Raises:
+        BadRecordError: It has none, or one that cannot be written as JSON.
+    """
+    for key in DEFAULT_ID_KEYS:
+        if record.get(key) not in (None, ""):
+            try:
+                as_string(record[key])
+            except orjson.JSONEncodeError:  # it writes fewer levels than it reads
+                raise BadRecordError("no_id", f'"{key}" is nested too deep to be written as JSON') from None
+            return key
+    present = ", ".join(list(record)[:8]) or "none"
+    raise BadRecordError("no_id", f"none of {', '.join(DEFAULT_ID_KEYS)} is there; the record has: {present}")
+
+
+def _parse(content: bytes) -> Record | BadRecordError:
+    try:
+        return parse_record(content)
+    except BadRecordError as error:
+        if b"NaN" not in content and b"Infinity" not in content:
+            return error
+        try:
+            record = json.loads(content.removeprefix(UTF8_BOM))
+            orjson.dumps(record)  # it is as strict as with all others: no lone surrogates, no numbers without end
+        except (ValueError, TypeError, RecursionError):
+            return error
+        return record if isinstance(record, dict) else error
