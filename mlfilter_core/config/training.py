@@ -23,7 +23,8 @@ class HeadRecipe(Written):
     label_key: str | tuple[str, ...] | None = Field(
         None,
         description="Key of the label, or keys of several targets, as in the embedding job or in labels_path. Unset: "
-        "all labels of the HDF5 files; in labels_path label, else score, else scores.score.",
+        "all labels of the HDF5 files; in labels_path the mean of a list of scores, else label, else score, else "
+        "scores.score.",
     )
     id_key: str | None = Field(
         None, description="Key of the document's id in labels_path. Unset: document_id, doc_id, id or uuid."

@@ -25,10 +25,10 @@ from mlfilter_core.evaluation.annotation_files import (
     raw_data_file,
 )
 from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
-from mlfilter_core.evaluation.records import Record, id_key, parse_records, stem_of
 from mlfilter_core.evaluation.scale import Scale
-from mlfilter_core.evaluation.tally import N_EXAMPLES, Tally, merged
 from mlfilter_core.publishing import check_writable, open_new, publish
+from mlfilter_core.records import Record, id_key, parse_records, stem_of
+from mlfilter_core.tally import N_EXAMPLES, Tally, merged
 
 DEFAULT_BATCH_SIZE = 100_000
 

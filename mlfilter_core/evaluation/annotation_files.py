@@ -7,7 +7,7 @@ from typing import Any
 from mlfilter_core.documents import BadRecordError, as_string, find_value
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.file_names import in_file_names
-from mlfilter_core.evaluation.records import Record, find_jsonl, id_key, read_records, stem_of
+from mlfilter_core.records import Record, find_jsonl, id_key, read_records, stem_of
 
 NAMES = ("annotations_*", "*__annotations_*")
 MODEL_KEYS = ("meta_information.model_name", "meta_information.model")

@@ -14,9 +14,9 @@ from mlfilter_core.evaluation.evaluation_report import EvaluationReport
 from mlfilter_core.evaluation.figures import draw_confusion, draw_invalid, draw_scores
 from mlfilter_core.evaluation.predictions import WITHOUT_TRUTH, Predictions, read_annotators, read_heads
 from mlfilter_core.evaluation.score_fields import ScoreFields
-from mlfilter_core.evaluation.tally import N_EXAMPLES, Tally, merged
 from mlfilter_core.evaluation.truth import Truth, read_truth
 from mlfilter_core.publishing import check_writable, open_new, publish, publish_json
+from mlfilter_core.tally import N_EXAMPLES, Tally, merged
 
 _log = logging.getLogger(__name__)
 

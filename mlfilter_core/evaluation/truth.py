@@ -9,9 +9,9 @@ from mlfilter_core.documents import DEFAULT_LABEL_KEYS, BadRecordError, as_strin
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
 from mlfilter_core.evaluation.file_names import in_file_names
-from mlfilter_core.evaluation.records import Record, find_jsonl, id_key, parse_records
 from mlfilter_core.evaluation.scale import Scale
-from mlfilter_core.evaluation.tally import Tally
+from mlfilter_core.records import Record, find_jsonl, id_key, parse_records
+from mlfilter_core.tally import Tally
 
 LANGUAGE_KEY = "language"
 CONTRADICTION = "contradiction"

@@ -1,16 +1,18 @@
 """Labels of documents by their ids, from JSONL files of annotations."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
-from mlfilter_core.documents import BadRecordError, DocumentSchema, id_of, labels_of, parse_record
+from mlfilter_core.documents import BadRecordError, DocumentSchema, id_of, labels_of
 from mlfilter_core.errors import ConfigError, TrainingError
-from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, Line, SourceReader
+from mlfilter_core.records import Record, parse_records
+from mlfilter_core.tally import Tally
 
-N_EXAMPLES = 3
+DRAWS = "scores"  # several labels of one annotator: [1, null, 2]
+CONTRADICTION = "contradiction"
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,11 @@ class LabelTable:
 
     Attributes:
         by_id: Labels of each document.
-        left_out: Lines that give no label, by reason.
-        first_left_out: What is wrong with the first of them, in words; empty where there is none.
+        bad_lines: Lines that give no label.
     """
 
     by_id: Mapping[str, tuple[float, ...]]
-    left_out: Mapping[str, int]
-    first_left_out: str
+    bad_lines: Tally
 
 
 def label_files(path: Path) -> list[Path]:
@@ -47,7 +47,8 @@ def read_labels(files: Sequence[Path], keys: str | tuple[str, ...] | None, id_ke
 
     Args:
         files: JSONL files, compressed or not.
-        keys: Of the label, or of several; None takes the first of `label`, `score` and `scores.score`.
+        keys: Of the label, or of several; None takes the mean of a list of `scores`, else the first of `label`,
+            `score` and `scores.score`.
         id_key: Of the document's id; None takes the first of `document_id`, `doc_id`, `id` and `uuid`.
 
     Raises:
@@ -56,48 +57,36 @@ def read_labels(files: Sequence[Path], keys: str | tuple[str, ...] | None, id_ke
     """
     schema = DocumentSchema((), id_key, label_keys=keys, label_dtype="float32")
     by_id: dict[str, tuple[float, ...]] = {}
-    left_out: Counter[str] = Counter()
-    first = ""
-    contradictions: list[str] = []
+    bad_lines, contradictions = Tally(), Tally()
     for path in files:
-        for number, parsed in _records(path, schema):
-            if isinstance(parsed, BadRecordError):
-                left_out[parsed.reason] += 1
-                first = first or f"{path}:{number}: {parsed.detail}"
-                continue
-            name, labels = parsed
+        for line, (name, labels) in parse_records(path, lambda record: _labelled(record, schema), bad_lines):
             if by_id.setdefault(name, labels) != labels:
-                contradictions.append(f"{name} ({_shown(by_id[name])} and {_shown(labels)}, {path}:{number})")
+                shown = f"{name} ({_shown(by_id[name])} and {_shown(labels)}, {path}:{line})"
+                contradictions.add(CONTRADICTION, shown)
     if contradictions:
         raise TrainingError(
-            f"{len(contradictions)} documents are labelled twice, and differently: "
-            f"{', '.join(contradictions[:N_EXAMPLES])}; let `ml_filter aggregate_scores` make one score of several"
+            f"{contradictions.total} documents are labelled twice, and differently: "
+            f"{', '.join(contradictions.examples[CONTRADICTION])}; let `ml_filter aggregate_scores` make one score of "
+            "several"
         )
     if not by_id:
-        raise TrainingError(f"no line of {files[0]} gives a label: {first or 'it is empty'}; set label_key and id_key")
-    return LabelTable(by_id, dict(left_out), first)
+        raise TrainingError(
+            f"{files[0]}: no line gives a label: {bad_lines or 'it is empty'}; set label_key and id_key"
+        )
+    return LabelTable(by_id, bad_lines)
 
 
-def _records(
-    path: Path, schema: DocumentSchema
-) -> Iterator[tuple[int, tuple[str, tuple[float, ...]] | BadRecordError]]:
-    with SourceReader(path) as reader:
-        for line in reader.lines(DEFAULT_MAX_LINE_BYTES):
-            if not isinstance(line, Line):
-                yield line.number, BadRecordError("line_too_long", f"longer than {DEFAULT_MAX_LINE_BYTES} bytes")
-            elif line.content.strip():
-                try:
-                    yield line.number, _parsed(line.content, schema)
-                except BadRecordError as error:
-                    yield line.number, error
-
-
-def _parsed(content: bytes, schema: DocumentSchema) -> tuple[str, tuple[float, ...]]:
-    record = parse_record(content)
+def _labelled(record: Record, schema: DocumentSchema) -> tuple[str, tuple[float, ...]]:
     name = id_of(record, schema.id_key, "")
     if not name:
         raise BadRecordError("missing_key", f"no id; the record has: {', '.join(list(record)[:8]) or 'nothing'}")
-    return name, labels_of(record, schema)
+    draws = record.get(DRAWS)
+    if schema.label_keys is not None or not isinstance(draws, list):
+        return name, labels_of(record, schema)
+    valid = [draw for draw in draws if isinstance(draw, (int, float)) and not isinstance(draw, bool)]
+    if not valid:
+        raise BadRecordError("missing_label", f'none of "{DRAWS}" is a number')
+    return name, labels_of({"label": fmean(valid)}, schema)
 
 
 def _shown(labels: tuple[float, ...]) -> str:

@@ -70,7 +70,7 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
     report = TrainReport(
         *(f"{request.name}{SUFFIX}", str(output), "trained", len(found.labels), len(rows), len(given), fitted.epochs),
         metrics=task.metrics(given, found.labels[held_out]),
-        left_out={**(table.left_out if table else {}), **found.left_out},
+        left_out={**(table.bad_lines.counts if table else {}), **found.left_out},
         remarks=_remarks(table, found),
         seconds=time.monotonic() - started,
     )
@@ -147,13 +147,11 @@ def _outputs(head: Head, rows: RowBuffers) -> NDArray[np.float32]:
 
 
 def _remarks(table: LabelTable | None, found: LabelledRows) -> tuple[str, ...]:
-    first = (
-        (f"the first line without a label that counts is {table.first_left_out}",) if table and table.left_out else ()
-    )
+    bad_lines = (f"lines that give no label: {table.bad_lines}",) if table and table.bad_lines else ()
     nameless = (
         () if found.encoder else ("the embeddings do not say which encoder made them, and neither does the head",)
     )
-    return (*first, *found.remarks, *nameless)
+    return (*bad_lines, *found.remarks, *nameless)
 
 
 def _write(

@@ -8,8 +8,8 @@ from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.predictions import Predictions, read_annotators, read_heads
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.score_fields import ScoreFields
-from mlfilter_core.evaluation.tally import Tally
 from mlfilter_core.evaluation.truth import Truth
+from mlfilter_core.tally import Tally
 from tests.conftest import WriteLines
 from tests.mlfilter_core.evaluation.conftest import annotation
 

@@ -12,6 +12,17 @@ def test_labels_are_read_by_id(write_lines: WriteLines) -> None:
     assert read_labels([path], None, None).by_id == {"a": (1,), "7": (2.5,)}
 
 
+def test_draws_of_an_annotator_count_as_their_mean(write_lines: WriteLines) -> None:
+    lines = [
+        {"document_id": "a", "scores": [1, None, 2]},
+        {"id": "b", "scores": [None, "3"]},
+        {"id": "c", "scores": [4]},
+    ]
+    table = read_labels([write_lines("annotations_x.jsonl", lines)], None, None)
+    assert table.by_id == {"a": (1.5,), "c": (4,)}
+    assert table.bad_lines.counts == {"missing_label": 1}
+
+
 def test_keys_may_be_named(write_lines: WriteLines) -> None:
     path = write_lines("l.jsonl", [{"meta": {"key": "a"}, "s": {"x": 1, "y": 2}}])
     assert read_labels([path], ("s.y", "s.x"), "meta.key").by_id == {"a": (2, 1)}
@@ -22,8 +33,8 @@ def test_lines_without_a_label_are_counted_by_reason(write_lines: WriteLines) ->
     path = write_lines("l.jsonl", lines)
     table = read_labels([path], None, None)
     assert table.by_id == {"c": (1,)}
-    assert table.left_out == {"not_json": 1, "missing_label": 1, "bad_label": 1, "missing_key": 1}
-    assert table.first_left_out.startswith(f"{path}:1: ")
+    assert table.bad_lines.counts == {"not_json": 1, "missing_label": 1, "bad_label": 1, "missing_key": 1}
+    assert table.bad_lines.examples["not_json"][0].startswith(f"{path}:1: ")
 
 
 def test_a_document_that_is_labelled_twice_alike_counts_once(write_lines: WriteLines) -> None:
@@ -39,8 +50,8 @@ def test_contradicting_labels_are_refused_with_examples(write_lines: WriteLines)
 
 
 def test_a_file_without_labels_is_refused_with_its_first_line(write_lines: WriteLines) -> None:
-    with pytest.raises(TrainingError, match=r'l.jsonl:1: no "label" or "score".*set label_key and id_key'):
-        read_labels([write_lines("l.jsonl", [{"id": "a", "scores": [1, 2]}])], None, None)
+    with pytest.raises(TrainingError, match=r'1 missing_label \(.*l.jsonl:1: no "label" or "score".*set label_key'):
+        read_labels([write_lines("l.jsonl", [{"id": "a", "scores": {"x": 1}}])], None, None)
     with pytest.raises(TrainingError, match="it is empty"):
         read_labels([write_lines("l.jsonl", [])], None, None)
 

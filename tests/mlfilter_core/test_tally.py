@@ -1,4 +1,4 @@
-from mlfilter_core.evaluation.tally import Tally, merged
+from mlfilter_core.tally import Tally, merged
 
 
 def test_the_first_three_examples_of_each_reason_are_kept() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from mlfilter_core.documents import BadRecordError
 from mlfilter_core.errors import ConfigError, SourceError
-from mlfilter_core.evaluation.records import find_jsonl, id_key, parse_records, read_records, stem_of
-from mlfilter_core.evaluation.tally import Tally
+from mlfilter_core.records import find_jsonl, id_key, parse_records, read_records, stem_of
+from mlfilter_core.tally import Tally
 from tests.conftest import WriteLines
 
 

@@ -15,8 +15,8 @@ import orjson
 from mlfilter_core.corpus import SOURCE_SUFFIXES
 from mlfilter_core.documents import DEFAULT_ID_KEYS, UTF8_BOM, BadRecordError, as_string, parse_record
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.evaluation.tally import Tally
 from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, OverlongLine, SourceReader
+from mlfilter_core.tally import Tally
 
 Record = dict[str, Any]
 Parsed = TypeVar("Parsed")
