@@ -147,7 +147,17 @@ def pipeline_script() -> None:
     _script(pipelines_command)
 
 
+def hide_script_from_workers() -> None:
+    """Keeps processes that are started from importing this process's script once more, to find what it defines.
+
+    The scripts here define nothing, and would bring Prefect along: two seconds for each worker. multiprocessing goes by
+    the name of the script's file.
+    """
+    del sys.modules["__main__"].__file__
+
+
 def _script(command: Callable[..., None]) -> None:
+    hide_script_from_workers()
     script = typer.Typer(**STYLE)
     script.command()(command)
     script()

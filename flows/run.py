@@ -7,7 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.server import ApiLostError, api_is_configured, is_of_api, keep_prefect_home_in, prefect_api
+from flows.server import (
+    ApiLostError,
+    api_is_configured,
+    is_of_api,
+    keep_prefect_home_in,
+    prefect_api,
+    report_no_usage,
+)
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
@@ -112,6 +119,7 @@ def _run(run: "Callable[[], list[RunReport]]", *jobs: Job) -> "list[RunReport]":
     # Its database is for the processes of one machine: SQLite's log does not work across a network.
     folder = job.logging_dir / "prefect" / socket.gethostname()
     keep_prefect_home_in(folder)
+    report_no_usage()
     if not api_is_configured():
         from flows.finished import finished_before
 

@@ -17,8 +17,11 @@ from flows.cluster import local_workers
 from flows.failures import RETRIES, can_heal
 from flows.fan_out import Outcome, Workers, fan_out
 from flows.logs import logging_to
+from flows.metrics import check_port
+from flows.progress import RunProgress
 from flows.report import FilesFailedError, RunReport, publish_report
 from flows.task_runner import WorkerLostError
+from flows.watching import watching
 from mlfilter_core.claims import why_locks_are_local
 from mlfilter_core.config.execution import Job
 from mlfilter_core.corpus import CorpusFile
@@ -96,7 +99,9 @@ def _run_files(
     if to_do:
         work.prepare(files)
         bundles = Bundles(to_do, job.files_per_task, log.info)
-        with workers_of(job)(len(to_do), logs) as workers:
+        progress = RunProgress(len(files), to_do, len(failures))
+        with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(to_do), logs) as workers:
+            workers.runner.on_progress = progress.hear
             for outcome in fan_out(workers, task, bundles, {"work": work}):
                 if isinstance(outcome.error, JobError):
                     raise outcome.error
@@ -109,9 +114,11 @@ def _run_files(
                     result = done[file.relative]
                     if isinstance(result, str):
                         failures[file.relative] = result
+                        progress.fail(file.relative)
                         log.error("%s failed: %s", file.relative, result)
                     else:
                         reports[file.relative] = result
+                        progress.finish(file.relative, result)
                         bundles.learn(file, result)
                         log.info("%s (%d of %d files)", file.relative, len(reports) + len(failures), len(files))
     ordered = [reports[file.relative] for file in files if file.relative in reports]
@@ -130,6 +137,7 @@ def check_job(job: Job) -> None:
     """
     check_writable(job.params.output_dir)
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
+    check_port(job.metrics_port)
     why_local = why_locks_are_local(job.params.output_dir)
     if job.running_on_slurm and why_local:
         get_run_logger().warning(

@@ -41,6 +41,11 @@ def keep_prefect_home_in(folder: Path) -> None:
         os.environ["PREFECT_HOME"] = str(folder.absolute())
 
 
+def report_no_usage() -> None:
+    """Keeps Prefect from telling its makers how it is used, unless the user wants that; works before it is imported."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
 def api_is_configured() -> bool:
     """Tells whether there is an API, by the environment or a Prefect profile."""
     from prefect.settings import PREFECT_API_URL
@@ -72,7 +77,6 @@ def prefect_api(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("DO_NOT_TRACK", "1")  # a private server has nobody to report usage to
     database = f"sqlite+aiosqlite:///{folder.absolute()}/prefect.db"
     with temporary_settings(
         {PREFECT_SERVER_DATABASE_CONNECTION_URL: database, PREFECT_SERVER_ANALYTICS_ENABLED: False}

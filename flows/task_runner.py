@@ -5,6 +5,7 @@ import inspect
 import logging
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +25,10 @@ from prefect.task_engine import run_task_sync
 from prefect_dask import DaskTaskRunner
 
 from flows.failures import expected_errors_as_states
+from flows.progress_artifacts import ProgressArtifact
 from flows.worker import PROGRESSED, STARTED, TOPIC, last_words, run_on_worker
 from mlfilter_core.errors import MlfilterError
+from mlfilter_core.progress import Progress
 
 Result = TypeVar("Result")
 
@@ -34,6 +37,8 @@ Result = TypeVar("Result")
 MAX_STARTS = 5
 # How often a thread that waits for a task looks whether it was started too often: a matter of minutes.
 LOOK_S = 5
+# A task that takes longer has a progress bar of its own in the UI.
+LONG_S = 60
 RUN_SEPARATOR = "/"
 
 
@@ -61,6 +66,12 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         # Of each task run: how often it was started without coming any further.
         self._starts: Counter[str] = Counter()
         self._has_progressed: set[str] = set()
+        # Of each task run, and each of its files: how many documents were committed, at the most.
+        self._committed: dict[str, dict[str, int]] = {}
+        # Of each task run: how far its present file is.
+        self._progress: dict[str, Progress] = {}
+        # Takes what a worker, by its name, tells of a file.
+        self.on_progress: Callable[[str, Progress], None] = lambda worker, progress: None
         self._runs: dict[str, Future] = {}
         self._is_ending = False
 
@@ -121,6 +132,8 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
             finally:
                 _forget_assets()
                 self._starts.pop(run, None)
+                self._committed.pop(run, None)
+                self._progress.pop(run, None)
 
         return on_worker
 
@@ -151,7 +164,10 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
     def _wait(self, future: Future, run: str) -> None:
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
+        began, bar = time.monotonic(), ProgressArtifact(None)
         while not done.wait(LOOK_S):
+            if time.monotonic() - began > LONG_S and run in self._progress:
+                bar.show_file(self._progress[run])
             if self._starts[run] > MAX_STARTS:
                 future.cancel()
                 raise WorkerLostError(
@@ -170,13 +186,23 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
             return
         if said["event"] == PROGRESSED:
             if run in self._runs:
-                self._starts[run] = 0
-                self._has_progressed.add(run)
+                self._take_note(run, Progress(**said["progress"]), said["worker"])
             return
         record = logging.LogRecord(said["name"], said["level"], "", 0, said["message"], None, None)
         record.created = said["time"]
         record.flow_run_id, record.task_run_id = run.split(RUN_SEPARATOR)
         self._ui.handle(record)
+        if record.levelno >= logging.INFO:
+            logging.getLogger().handle(record)  # on the terminal
+
+    def _take_note(self, run: str, progress: Progress, worker: str) -> None:
+        committed = self._committed.setdefault(run, {})
+        if progress.committed > committed.get(progress.file, 0):
+            committed[progress.file] = progress.committed
+            self._starts[run] = 0
+            self._has_progressed.add(run)
+        self._progress[run] = progress
+        self.on_progress(worker, progress)
 
 
 def _run_name() -> str:

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from distributed import Worker, get_worker
 
 from flows.logs import CORE, logging_to
 from mlfilter_core.errors import MlfilterError
-from mlfilter_core.progress import heard_by
+from mlfilter_core.progress import Progress, heard_by
 
 Result = TypeVar("Result")
 
@@ -65,8 +66,8 @@ def run_on_worker(
     with suppress(OSError):  # on a full disk: no work is lost for a log
         _say_last_words_to(logs / f"{name}.log")
 
-    def tell_flow(n_documents: int) -> None:
-        worker.log_event(TOPIC, {"event": PROGRESSED, "run": run, "documents": n_documents})
+    def tell_flow(progress: Progress) -> None:
+        worker.log_event(TOPIC, {"event": PROGRESSED, "run": run, "worker": name, "progress": asdict(progress)})
 
     with logging_to(logs, name, _ToFlow(worker, run)), heard_by(tell_flow):
         logging.getLogger(CORE).debug(BEGINS, run)  # on disk at once; the event would die with a worker that dies now

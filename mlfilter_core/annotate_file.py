@@ -20,6 +20,7 @@ from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.file_identity import file_identity, is_same_file
 from mlfilter_core.fingerprint import fingerprint
 from mlfilter_core.output_values import OutputValues
+from mlfilter_core.progress import Progress, ProgressTeller
 from mlfilter_core.publishing import open_new, publish
 from mlfilter_core.scores import ScoreColumns, Values
 
@@ -139,6 +140,7 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
     started = time.monotonic()
     output = request.output(embeddings)
     columns = score_columns(heads, request)
+    teller = ProgressTeller()
     with (
         EmbeddingFile(embeddings.path, request.group) as file,
         OutputValues(file, request.output_keys, columns.names, request.source_dir) as values,
@@ -153,6 +155,8 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
                 outputs = score(heads, file.embeddings(rows))
                 _check_finite(outputs, heads, file, rows)
                 _write(sink, _scored(values.records(rows), columns.table(outputs)), embeddings.path, rows)
+                if teller.is_due():
+                    teller.tell(Progress(embeddings.relative, rows.stop, share=rows.stop / file.n_rows))
         values.check_complete()
         n_rows = file.n_rows
         made = {

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from mlfilter_core.claims import hidden_name
 from mlfilter_core.documents import Rejection
-from mlfilter_core.progress import tell_progress
 from mlfilter_core.publishing import COMMITTED_SUFFIX, fsync, naming
 from mlfilter_core.windows import Window
 
@@ -128,7 +127,6 @@ class CommittedRows:
             "max_batch_tokens": rows.max_batch_tokens,
         }
         self._write(facts, rows.embeddings.tobytes() + rows.n_tokens.tobytes() + rows.is_cut.tobytes())
-        tell_progress(len(window.documents))
         self._n_uncommitted += len(window.documents)
         if self._n_uncommitted >= self._commit_documents:
             with naming(self._path):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mlfilter_core.committed import CommittedRows, Rows
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import DocumentSchema, Rejection
+from mlfilter_core.embed_progress import EmbedProgress
 from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
 from mlfilter_core.errors import EmbeddingFileError, OutputConflictError, SourceError
@@ -296,24 +297,32 @@ def _embed_windows(
             if window.documents:
                 writer.append(window.documents, rows.embeddings, rows.n_tokens)
             counts.add(window, rows, is_new=not is_committed)
+            # The last window is not committed: the output appears next.
+            progress.wrote(0 if window.is_last else counts.documents, bad.n_rejected, counts.out_of_memory)
 
     with Stages("reading", "tokenizing", "encoding", "writing") as stages:
+        progress = EmbedProgress(source.relative, source.path.stat().st_size, reader, stages, encoder)
         windows = read_windows(
             reader, source, request.schema, request.max_line_bytes, scratch, request.commit_documents
         )
-        tokenized = stages.run(_tokenize(stages.run(windows), request, encoder, committed))
+        tokenized = stages.run(_tokenize(stages.run(windows), request, encoder, committed, progress))
         # In this thread, where the encoder was loaded: OpenMP has a pool of threads for each thread that computes,
         # and with more of them than cores the cores no longer wait for each other without going to sleep.
-        stages.hand_over(_encode(tokenized, request, encoder), write)
+        stages.hand_over(_encode(tokenized, request, encoder, progress), write)
         return stages.waited()
 
 
 def _tokenize(
-    windows: Iterator[Window], request: EmbedRequest, encoder: "Encoder", committed: CommittedRows
+    windows: Iterator[Window],
+    request: EmbedRequest,
+    encoder: "Encoder",
+    committed: CommittedRows,
+    progress: EmbedProgress,
 ) -> Iterator[_TokenizedWindow]:
     too_long = f"more than params.max_length, {encoder.max_length} tokens, and truncation is off"
     for window in windows:
         rows = committed.take(window)
+        progress.read(len(window.documents))
         if rows is not None:
             yield window, rows
             continue
@@ -325,7 +334,7 @@ def _tokenize(
 
 
 def _encode(
-    tokenized: Iterator[_TokenizedWindow], request: EmbedRequest, encoder: "Encoder"
+    tokenized: Iterator[_TokenizedWindow], request: EmbedRequest, encoder: "Encoder", progress: EmbedProgress
 ) -> Iterator[_EncodedWindow]:
     n_ahead = int(encoder.device.type == "cuda")  # it has the next window before it while this one is waited for
     begun: deque[tuple[Window, TokenizedTexts, EncodedTexts]] = deque()
@@ -333,9 +342,10 @@ def _encode(
     for window, tokens in tokenized:
         if isinstance(tokens, Rows):
             max_batch_tokens = tokens.max_batch_tokens
+            progress.encoded(len(tokens.n_tokens), int(tokens.n_tokens.sum()))
             yield window, tokens, True
             continue
-        texts = encoder.encode(tokens, request.batch_size, max_batch_tokens)
+        texts = encoder.encode(tokens, request.batch_size, max_batch_tokens, progress.encoded)
         max_batch_tokens = texts.max_batch_tokens
         begun.append((window, tokens, texts))
         if len(begun) > n_ahead:

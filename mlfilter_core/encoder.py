@@ -6,7 +6,7 @@ by sentence-transformers; the loop around them is ours.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,10 @@ class Encoder:
             "why_max_batch_tokens": self.why_max_batch_tokens,
         }
 
+    def gpu_memory_bytes(self) -> int:
+        """Returns what PyTorch holds of the GPU's memory; 0 without one."""
+        return torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else 0
+
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Returns the token ids that the model is given for each text, prompt included."""
         input_ids, is_cut = self._truncating.tokenize([self.prompt + text for text in texts])
@@ -156,7 +160,11 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(
-        self, tokenized: TokenizedTexts, max_batch_documents: int | None = None, max_batch_tokens: int | None = None
+        self,
+        tokenized: TokenizedTexts,
+        max_batch_documents: int | None = None,
+        max_batch_tokens: int | None = None,
+        told: Callable[[int, int], None] | None = None,
     ) -> EncodedTexts:
         """Runs the model.
 
@@ -167,6 +175,7 @@ class Encoder:
             max_batch_documents: Most documents in one forward pass; None sets no limit.
             max_batch_tokens: Most tokens in one; None takes the encoder's own number. The last bits of an
                 embedding depend on it.
+            told: Called with the number of documents and of tokens of each batch.
         """
         embeddings = torch.zeros((len(tokenized.input_ids), self.dim), device=self.device)
         fits = np.ones(len(embeddings), np.bool_)
@@ -182,6 +191,8 @@ class Encoder:
             if encoded is not None:
                 embeddings[self._to_device(torch.from_numpy(rows))] = encoded
                 batches = batches[1:]
+                if told is not None:
+                    told(len(rows), int(tokenized.n_tokens[rows].sum()))
             elif len(rows) == 1:
                 fits[rows] = False
                 batches = batches[1:]

@@ -208,6 +208,9 @@ class Job(Written):
         "auto",
         description="Files that share a Prefect task. auto: one; several where they take some milliseconds each.",
     )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port where Prometheus reads how far the run is: /metrics. Unset: none."
+    )
 
     @model_validator(mode="after")
     def _one_kind_of_settings(self) -> "Job":

@@ -49,11 +49,11 @@ class Acting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.encoder, name)
 
-    def encode(self, tokens: TokenizedTexts, most: int | None = None, budget: int | None = None) -> EncodedTexts:
+    def encode(self, tokens: TokenizedTexts, most: int | None, budget: int | None, *told: Any) -> EncodedTexts:
         self._left -= 1
         if self._left == 0:
             self._act()
-        return self.encoder.encode(tokens, most, budget)
+        return self.encoder.encode(tokens, most, budget, *told)
 
 
 @pytest.fixture

@@ -189,3 +189,20 @@ def test_a_script_without_a_guard_is_told_so(embed_job: WriteJob, tmp_path: Path
     done = command(tmp_path / "script.py")
     assert done.returncode != 0
     assert 'call this below `if __name__ == "__main__":`' in done.stderr
+
+
+def test_workers_do_not_import_the_script_that_starts_them(tmp_path: Path) -> None:
+    script = """
+import multiprocessing
+from flows.cli import hide_script_from_workers
+if __name__ == "__main__":
+    for hide in (lambda: None, hide_script_from_workers):
+        hide()
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(pool.apply(eval, ("hasattr(__import__('sys').modules['__main__'], 'hide_script_from_workers')",)))
+"""
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "False"]

@@ -20,7 +20,7 @@ from flows.fan_out import Outcome, fan_out
 from flows.worker import last_words
 from mlfilter_core.config.execution import LocalSettings
 from mlfilter_core.errors import SourceError
-from mlfilter_core.progress import tell_progress
+from mlfilter_core.progress import Progress, ProgressTeller
 
 
 class Items(list[str]):
@@ -160,8 +160,9 @@ def test_an_item_that_comes_further_each_time_is_not_given_up(
 ) -> None:
     @task
     def work(item: str, folder: Path) -> str:
-        if note(folder, item) < 10:
-            tell_progress(100)
+        n = note(folder, item)
+        if n < 10:
+            ProgressTeller().tell(Progress(item, committed=100 * n))
             time.sleep(0.2)  # until it is heard
             os.kill(os.getpid(), signal.SIGKILL)
         return item

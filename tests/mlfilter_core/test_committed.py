@@ -45,12 +45,12 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.encoder, name)
 
-    def encode(self, tokens: TokenizedTexts, most: int | None = None, budget: int | None = None) -> EncodedTexts:
+    def encode(self, tokens: TokenizedTexts, most: int | None, budget: int | None, *told: Any) -> EncodedTexts:
         if self._interrupt_after is not None and self.n_encoded >= self._interrupt_after:
             raise StoppedError
         self.n_encoded += len(tokens.input_ids)
         self.budgets.append(budget)
-        return self.encoder.encode(tokens, most, budget)
+        return self.encoder.encode(tokens, most, budget, *told)
 
 
 @pytest.fixture

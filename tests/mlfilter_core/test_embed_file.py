@@ -28,6 +28,7 @@ from mlfilter_core.encoder import Encoder, TokenizedTexts, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import OutputConflictError, SourceError
 from mlfilter_core.model_files import ModelFiles, resolve_model
+from mlfilter_core.progress import Progress, heard_by
 from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, WriteLines, limit_memory, tiny_bert, tiny_tokenizer
 
 ALL = slice(None)
@@ -193,6 +194,24 @@ def test_labels_and_index_values_stand_beside_the_embeddings(write_lines: WriteL
         assert file.array("labels", ALL).dtype == np.int8
         assert file.column("index/text", ALL) == ["one", "three"]
         assert file.column("index/n", ALL) == ["1", "null"]
+
+
+def test_whoever_listens_hears_how_far_the_file_has_come(
+    write_lines: WriteLines, embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlfilter_core.progress.TELL_S", 0)
+    heard: list[Progress] = []
+    path = write_lines("x.jsonl", [*({"text": "word " * (1 + i % 9)} for i in range(100)), b"{"])
+    with heard_by(heard.append):
+        report = embed(path, commit_documents=20)
+    assert {progress.file for progress in heard} == {"x.jsonl"}
+    assert [progress.documents for progress in heard] == sorted(progress.documents for progress in heard)
+    assert all(0 < progress.share <= 1 for progress in heard)
+    last = heard[-1]
+    assert (last.documents, last.tokens, last.rejected, last.committed) == (100, report.tokens, 1, 100)
+    assert last.share == 1
+    assert set(last.waited) == {"reading", "tokenizing", "encoding", "writing"}
+    assert last.max_batch_tokens == 512
 
 
 def test_long_documents_are_cut_and_counted(write_lines: WriteLines, embed: Embed, tiny_files: ModelFiles) -> None:
