@@ -147,7 +147,7 @@ class RunProgress:
                 documents_per_s=documents_per_s,
                 tokens_per_s=tokens_per_s,
                 seconds=now - self._started,
-                seconds_left=(1 - share) / share_per_s if share_per_s > 0 else None,
+                seconds_left=(1 - share) / share_per_s if share_per_s > 0 and share < 1 else None,
                 out_of_memory=totals["out_of_memory"],
                 waited=dict(waited),
                 under_way=sorted(under_way, key=lambda file: file.progress.file),

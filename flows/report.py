@@ -144,7 +144,9 @@ def publish_report(report: RunReport) -> None:
     about = f"Files of {report.flow}" + (f": {NOT_ALL}" if len(telling) < len(rows) else "")
     try:
         create_table_artifact(shown, key=f"{report.artifacts}-files", description=about)
-        create_markdown_artifact(_markdown(report), key=f"{report.artifacts}-summary")
+        create_markdown_artifact(
+            _markdown(report), key=f"{report.artifacts}-summary", description=f"What {report.flow} did"
+        )
     except Exception as error:
         if not is_of_api(error):
             raise

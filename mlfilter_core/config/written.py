@@ -9,8 +9,13 @@ from mlfilter_core.errors import in_one_line
 
 
 def _with_titles_in_order(schema: dict[str, Any]) -> None:
-    """Completes what forms show: pydantic gives a section no title, and PostgreSQL forgets the order of fields."""
-    for position, (name, field) in enumerate(schema.get("properties", {}).items()):
+    """Completes what forms show: pydantic gives a section no title, and PostgreSQL forgets the order of fields.
+
+    Those that must be filled in come first.
+    """
+    required = schema.get("required", ())
+    fields = sorted(schema.get("properties", {}).items(), key=lambda field: field[0] not in required)
+    for position, (name, field) in enumerate(fields):
         field.setdefault("title", name.replace("_", " ").title())
         field["position"] = position
 

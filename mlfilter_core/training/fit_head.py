@@ -4,7 +4,7 @@ Knows nothing about files.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -67,6 +67,7 @@ def fit_head(
     folds: NDArray[np.int8],
     settings: FitSettings,
     device: torch.device,
+    told: Callable[[int], None] = lambda epoch: None,
 ) -> FittedHead:
     """Fits a head.
 
@@ -81,6 +82,7 @@ def fit_head(
         folds: int8 (n,), the fold that leaves each document out, or -1.
         settings: How.
         device: Where.
+        told: Called with the number of epochs after each.
 
     Raises:
         TrainingError: The loss became infinite or NaN.
@@ -103,6 +105,7 @@ def fit_head(
                     f"the loss is {loss} after {epoch + 1} epochs; lower learning_rate, {settings.learning_rate} now"
                 )
             validation_loss.append(loss)
+            told(epoch + 1)
             if loss < best.loss:
                 best = _Best(epoch, loss, *models.last(), left_out)
             elif epoch - best.epoch >= settings.patience:

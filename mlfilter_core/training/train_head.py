@@ -15,6 +15,7 @@ from mlfilter_core.config.training import HeadRecipe
 from mlfilter_core.embedding_store import library_versions
 from mlfilter_core.errors import TrainingError
 from mlfilter_core.heads import Head, score
+from mlfilter_core.progress import Progress, ProgressTeller
 from mlfilter_core.publishing import open_new, publish
 from mlfilter_core.trained_head import TrainedHead, write_head
 from mlfilter_core.training.fit_head import FitSettings, FittedHead, fit_head
@@ -55,6 +56,12 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
     _check_parts(held_out)
     rows, labels = found.places.select(~held_out), found.labels[~held_out]
     folds = _folds(found.hashes[~held_out], request)
+    teller = ProgressTeller()
+
+    def told(epoch: int) -> None:
+        if teller.is_due():
+            teller.tell(Progress(f"{request.name}{SUFFIX}", len(labels), share=epoch / recipe.max_epochs))
+
     fitted = fit_head(
         RowBuffers(rows, found.dim, request.max_bytes),
         labels,
@@ -62,6 +69,7 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
         folds,
         _settings(recipe, task),
         device,
+        told,
     )
     head = Head(
         *(request.name, "", fitted.weights, fitted.biases, recipe.activation, found.encoder, task.kind, task.names)

@@ -14,6 +14,7 @@ from mlfilter_core.config.training import HeadRecipe
 from mlfilter_core.errors import HeadError, OutputConflictError, TrainingError
 from mlfilter_core.head_formats import load_head
 from mlfilter_core.heads import find_mismatched_heads, score
+from mlfilter_core.progress import Progress, heard_by
 from mlfilter_core.training.train_head import train_head
 from mlfilter_core.training.train_request import TrainReport, TrainRequest, describe_metrics, finished_head
 from tests.conftest import WriteLines
@@ -171,6 +172,17 @@ def test_a_plain_reader_trains_on_our_files_as_the_predecessor_does(write_labell
         embeddings, labels = (torch.from_numpy(group[name][:]).float() for name in ("embeddings", "labels"))
     assert embeddings.shape == (200, 8)
     np.testing.assert_array_equal(labels[:, 0], label_of(embeddings_of(200)))
+
+
+def test_whoever_listens_hears_of_the_epochs(
+    write_labelled: WriteLabelled, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlfilter_core.progress.TELL_S", 0)
+    heard: list[Progress] = []
+    with heard_by(heard.append):
+        train(write_labelled(), recipe={"max_epochs": 4})
+    assert [progress.share for progress in heard] == [0.25, 0.5, 0.75, 1]
+    assert {progress.file for progress in heard} == {"quality.safetensors"}
 
 
 def test_metrics_are_told_in_words() -> None:
