@@ -179,7 +179,7 @@ def test_workers_killed_while_they_embed(tmp_path: Path, tiny_model: Path, monke
 
     n_killed, n_runs, reports = with_kills(amount(20, 200), tmp_path, run, check)
     n_documents = n_runs * N_FILES * DOCUMENTS
-    assert sum(report.n_documents for report in reports) == n_documents
+    assert sum(report.totals()["documents"] for report in reports) == n_documents
     n_again = sum(n_encoded) - n_documents
     assert 0 <= n_again <= n_killed * 3 * WINDOW  # what a worker has in its hands
     record(
@@ -214,7 +214,7 @@ def test_workers_killed_while_they_annotate(tmp_path: Path) -> None:
         assert contents(output) == expected
 
     n_killed, n_runs, reports = with_kills(amount(10, 100), tmp_path, run, check)
-    n_documents = sum(report.n_documents for report in reports)
+    n_documents = sum(report.totals()["documents"] for report in reports)
     assert n_documents == n_runs * sum(ROWS + i for i in range(N_FILES))
     record(
         "kills_annotation",

@@ -20,7 +20,7 @@ def test_both_flows_equal_the_direct_computation(
     embed_job: WriteJob, annotate_job: WriteJob, heads: dict[str, str], corpus: Path, tmp_path: Path
 ) -> None:
     embedded, annotated = pipeline(embed_job(), annotate_job(output_keys=["document_id", "text"]))
-    assert embedded.n_documents == annotated.n_documents == 21
+    assert embedded.totals()["documents"] == annotated.totals()["documents"] == 21
     state = torch.load(heads["linear"], weights_only=True)
     for name in ("a/x", "b/x", "b/y"):
         records = [json.loads(line) for line in (corpus / f"{name}.jsonl").read_text().splitlines()]

@@ -367,11 +367,13 @@ def test_the_deployments_for_production_run_as_they_are_shipped(
     for pool in ("mlfilter-local", "mlfilter-prod"):
         prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
     prefect("deploy", "--all")
-    for flow_name, overrides in (("embed", {**site, "params.device": "cpu"}), ("annotate", site)):
+    for flow_name, overrides in (("embed", {**site, "params.device": "cpu"}), ("train_head", site), ("annotate", site)):
         prefect("deployment", "run", f"{flow_name}/prod", "--param", f"overrides={json.dumps(overrides)}")
         prefect("worker", "start", "--pool", "mlfilter-prod", "--run-once")
         (run,) = client.read_flow_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
         assert (run.state_name, run.deployment_id is not None) == ("Completed", True), run.state
+        if flow_name == "train_head":
+            continue
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
         assert {task.state_name for task in tasks} == {"Completed"}
         assert sum(1 + int(task.name.partition(" and ")[2].partition(" more")[0] or 0) for task in tasks) == 4
