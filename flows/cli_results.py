@@ -232,7 +232,9 @@ def evaluate_command(
         report = evaluate(request)
         print("\n".join(report.about()))
         _print_table([[cell.replace(" [", "\n[") for cell in row] for row in report.shown_table()], n_names=2)
-        _print_remarks(report.remarks(), output_directory / "evaluation.md")
+        _print_remarks(report.exclusions(), output_directory / "evaluation.md")
+        if report.gaps():
+            print(f"why measures are undefined, some of them in some resamples: {output_directory / 'evaluation.md'}")
         print(f"results: {output_directory}")
 
 

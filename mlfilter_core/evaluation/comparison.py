@@ -115,27 +115,31 @@ class Comparison:
             "duplicates": self.duplicates.to_json(),
         }
 
-    def remarks(self) -> list[str]:
-        """Returns what the counts and measures leave open, in words."""
+    def exclusions(self) -> list[str]:
+        """Returns which documents and draws the measures leave out, in words."""
         tallies = {
             "left out": self.left_out,
             "invalid draws": self.invalid_draws,
             "scored more than once, the last counts": self.duplicates,
         }
-        remarks = [f"{title}: {tally}" for title, tally in tallies.items() if tally]
+        return [f"{title}: {tally}" for title, tally in tallies.items() if tally]
+
+    def gaps(self) -> list[str]:
+        """Returns which measures are undefined, in all or in some resamples, in words."""
         if not len(self.truth):
-            return [*remarks, f"all measures are undefined: {NO_DOCUMENTS}"]
+            return [f"all measures are undefined: {NO_DOCUMENTS}"]
+        gaps: list[str] = []
         reasons: dict[str, list[str]] = {}
         for name, reason in self.agreement.undefined.items():
             reasons.setdefault(reason, []).append(name)
         if reasons:
             shown = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-            remarks.append(f"undefined: {shown}")
+            gaps.append(f"undefined: {shown}")
         partly = {name: interval.undefined for name, interval in self.intervals.items() if interval.undefined}
         if partly:
             shown = ", ".join(f"{name} in {n:,}" for name, n in partly.items())
-            remarks.append(f"undefined in some resamples, which the intervals leave out: {shown}")
-        return remarks
+            gaps.append(f"undefined in some resamples, which the intervals leave out: {shown}")
+        return gaps
 
 
 def compare(parts: Sequence[Predictions], truth: Truth, measuring: Measuring) -> Comparison:

@@ -68,7 +68,7 @@ class EvaluationReport:
         labels = self.comparisons[0].scale.names
         names = [f"{name}-{label}" for name in CLASS_MEASURES for label in labels]
         sections += ["## Classes", _markdown_table(self.table(names))]
-        remarks = [f"- {remark}" for remark in self.remarks()]
+        remarks = [f"- {remark}" for remark in (*self.exclusions(), *self.gaps())]
         sections += ["## Remarks", "\n".join(remarks)] if remarks else []
         return "\n\n".join(sections) + "\n"
 
@@ -102,17 +102,21 @@ class EvaluationReport:
             f"{request['aggregation_strategy']}. {intervals}",
         ]
 
-    def remarks(self) -> list[str]:
-        """Returns what was left out or is undefined, with reasons and examples."""
+    def exclusions(self) -> list[str]:
+        """Returns what was left out, with reasons and examples."""
         tallies = {
             "truth, invalid labels": self.truth.invalid_labels,
             "truth, bad lines": self.truth.bad_lines,
             "bad lines": self.bad_lines,
         }
-        remarks = [f"{title}: {tally}" for title, tally in tallies.items() if tally]
-        for part in self.comparisons:
-            remarks += [f"{', '.join(_names(part))}: {remark}" for remark in part.remarks()]
-        return remarks
+        of_all = [f"{title}: {tally}" for title, tally in tallies.items() if tally]
+        return of_all + [
+            f"{', '.join(_names(part))}: {exclusion}" for part in self.comparisons for exclusion in part.exclusions()
+        ]
+
+    def gaps(self) -> list[str]:
+        """Returns which measures are undefined, with reasons."""
+        return [f"{', '.join(_names(part))}: {gap}" for part in self.comparisons for gap in part.gaps()]
 
 
 def _names(comparison: Comparison) -> list[str]:

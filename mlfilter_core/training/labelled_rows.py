@@ -146,7 +146,7 @@ class _Found:
 
     def _joined(self, file: EmbeddingFile, rows: slice) -> NDArray[np.float32]:
         assert self._by_id is not None
-        ids = [_text(name) for name in file.column(_id_place(file), rows)]
+        ids = [as_text(name) for name in file.column(id_place(file), rows)]
         width = len(next(iter(self._by_id.values()), (0.0,)))
         without = (np.nan,) * width
         self._matched.update(name for name in ids if name in self._by_id)
@@ -184,11 +184,16 @@ def _columns(file: EmbeddingFile, keys: Sequence[str] | None) -> list[int]:
 def _hashes(file: EmbeddingFile, rows: slice) -> NDArray[np.uint64]:
     if TEXT_HASH in file.names():
         return file.array(TEXT_HASH, rows).astype(np.uint64)
-    ids = file.column(_id_place(file), rows)
-    return np.array([hash_text(_text(name)) for name in ids], np.uint64)
+    ids = file.column(id_place(file), rows)
+    return np.array([hash_text(as_text(name)) for name in ids], np.uint64)
 
 
-def _id_place(file: EmbeddingFile) -> str:
+def id_place(file: EmbeddingFile) -> str:
+    """Returns the name of the dataset that holds the ids.
+
+    Raises:
+        TrainingError: There is none.
+    """
     place = file.find(DOCUMENT_ID)
     if place is None:
         raise TrainingError(
@@ -197,7 +202,8 @@ def _id_place(file: EmbeddingFile) -> str:
     return place
 
 
-def _text(name: object) -> str:
+def as_text(name: object) -> str:
+    """Returns an id as labels name it."""
     return name if isinstance(name, str) else str(name)
 
 

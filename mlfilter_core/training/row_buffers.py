@@ -37,6 +37,12 @@ class RowPlaces:
         """Returns some of them."""
         return RowPlaces(self.files, self.group, self.file_of[chosen], self.row_of[chosen])
 
+    def blocks(self) -> list[NDArray[np.int64]]:
+        """Returns the positions of the rows of each chunk of each file, in their order."""
+        chunk_of = self.row_of // CHUNK_ROWS
+        starts_new = (np.diff(self.file_of) != 0) | (np.diff(chunk_of) != 0)
+        return [block for block in np.split(np.arange(len(self)), np.flatnonzero(starts_new) + 1) if len(block)]
+
 
 class Buffer(NamedTuple):
     """Embeddings, float32 (m, dim), of the rows at `positions`, int64 (m,), among all."""
@@ -57,7 +63,7 @@ class RowBuffers:
             max_bytes: Of a buffer; one block of rows is read in any case.
         """
         self._places = places
-        self._blocks = _blocks(places)
+        self._blocks = places.blocks()
         self._max_rows = max(1, max_bytes // (4 * dim))
         self._kept: Buffer | None = None
 
@@ -98,10 +104,3 @@ class RowBuffers:
         first = int(rows[0])
         with EmbeddingFile(self._places.files[self._places.file_of[positions[0]]], self._places.group) as file:
             return file.embeddings(slice(first, int(rows[-1]) + 1))[rows - first]
-
-
-def _blocks(places: RowPlaces) -> list[NDArray[np.int64]]:
-    """Returns the positions of the rows of each chunk of each file."""
-    chunk_of = places.row_of // CHUNK_ROWS
-    starts_new = (np.diff(places.file_of) != 0) | (np.diff(chunk_of) != 0)
-    return [block for block in np.split(np.arange(len(places)), np.flatnonzero(starts_new) + 1) if len(block)]

@@ -20,6 +20,7 @@ from mlfilter_core.publishing import open_new, publish
 from mlfilter_core.trained_head import TrainedHead, write_head
 from mlfilter_core.training.fit_head import FitSettings, FittedHead, fit_head
 from mlfilter_core.training.head_task import HeadTask, head_task, label_weights
+from mlfilter_core.training.held_out import write_held_out
 from mlfilter_core.training.label_table import LabelTable, label_files, read_labels
 from mlfilter_core.training.labelled_rows import LabelledRows, find_labelled_rows
 from mlfilter_core.training.row_buffers import RowBuffers
@@ -27,14 +28,16 @@ from mlfilter_core.training.splits import fold_numbers, is_held_out
 from mlfilter_core.training.train_request import SUFFIX, TrainReport, TrainRequest, describe_metrics
 from mlfilter_core.training.training_figure import draw_training
 
-METRICS_SUFFIX, FIGURE_SUFFIX = ".metrics.json", ".svg"
+METRICS_SUFFIX, FIGURE_SUFFIX, HELD_OUT_SUFFIX = ".metrics.json", ".svg", ".held_out.jsonl"
 AUTO_FOLDS, AUTO_FOLDS_BELOW = 5, 20_000  # documents; above, a tenth of them tells the best epoch as well
 
 _log = logging.getLogger(__name__)
 
 
 def train_head(request: TrainRequest, output: Path, device: torch.device) -> TrainReport:
-    """Trains one head. Beside its file lie `<name>.metrics.json` and `<name>.svg`, which appear before it.
+    """Trains one head.
+
+    Beside its file lie `<name>.metrics.json`, `<name>.svg` and `<name>.held_out.jsonl`, which appear before it.
 
     Args:
         request: What to train, on what.
@@ -92,6 +95,8 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
         "validation_loss": fitted.validation_loss,
         "versions": library_versions(),
     }
+    targets = task.names if task.kind == "regression" else ()
+    write_held_out(output.with_suffix(HELD_OUT_SUFFIX), found.places.select(held_out), found.labels[held_out], targets)
     _write(output, head, training, fitted, given, found.labels[held_out])
     _log.info(
         *("%s: %d epochs over %d documents, in %.1f s; %s", request.name, fitted.epochs, report.trained_on),

@@ -49,7 +49,7 @@ def test_every_document_of_both_sides_is_accounted_for() -> None:
         "truth_without_prediction": ["d", "e"],
     }
     assert comparison.agreement.values["Acc"] == 1 / 2
-    assert comparison.remarks()[0].startswith("left out: 1 predicted_without_truth (unknown); 1 invalid (c)")
+    assert comparison.exclusions()[0].startswith("left out: 1 predicted_without_truth (unknown); 1 invalid (c)")
 
 
 def test_the_confusion_matrix_has_invalid_scores_first_as_in_ml_filter() -> None:
@@ -103,12 +103,12 @@ def test_one_document_or_none_has_no_intervals(scores: dict[str, float | None]) 
     assert comparison.intervals == {}
     assert comparison.confusion.sum() == len(scores)
     if comparison.truth.size == 0:
-        assert comparison.remarks()[-1] == ("all measures are undefined: no document has a valid score on both sides")
+        assert comparison.gaps()[-1] == ("all measures are undefined: no document has a valid score on both sides")
 
 
 def test_remarks_say_what_is_undefined_and_why() -> None:
     comparison = compare([predictions(b=1.0, e=1.0)], TRUTH, Measuring(SCALE, (), 10))
-    (remark,) = (remark for remark in comparison.remarks() if remark.startswith("undefined: "))
+    (remark,) = (remark for remark in comparison.gaps() if remark.startswith("undefined: "))
     assert remark.startswith("undefined: Spearman, Kendall, Pearson: all true scores are 1; Krippendorff, Fleiss, ")
     assert "; CA-2: no document has the true label 2; " in remark
 
@@ -117,4 +117,4 @@ def test_the_correlation_of_scores_that_agree_is_one() -> None:
     comparison = compare([predictions(a=0.0, b=1.0, c=2.0, d=2.0, e=1.0)], TRUTH, Measuring(SCALE, (), 500))
     assert comparison.agreement.values["Spearman"] == pytest.approx(1)
     assert np.allclose([comparison.intervals["Spearman"].low, comparison.intervals["Spearman"].high], 1)
-    assert any(remark.startswith("undefined in some resamples, which the") for remark in comparison.remarks())
+    assert any(remark.startswith("undefined in some resamples, which the") for remark in comparison.gaps())

@@ -71,7 +71,7 @@ def test_metrics_and_a_picture_lie_beside_the_head(write_labelled: WriteLabelled
     picture = xml.etree.ElementTree.parse(head.with_name("quality.svg")).getroot()
     assert picture.tag.endswith("svg")
     assert {path.name for path in head.parent.iterdir() if not path.name.startswith(".")} == {
-        *("quality.safetensors", "quality.metrics.json", "quality.svg")
+        *("quality.safetensors", "quality.metrics.json", "quality.svg", "quality.held_out.jsonl")
     }
 
 

@@ -1,0 +1,37 @@
+"""The labels of the documents that a head was not trained on, as a file for `evaluate_predicted_annotations`."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.publishing import open_new, publish
+from mlfilter_core.training.labelled_rows import as_text, id_place
+from mlfilter_core.training.row_buffers import RowPlaces
+
+
+def write_held_out(path: Path, places: RowPlaces, labels: NDArray[np.float32], targets: Sequence[str]) -> None:
+    """Writes one line for each document: `{"document_id":"x-1","label":3.0}`.
+
+    Args:
+        path: The JSONL file; replaced where it exists.
+        places: Of n documents.
+        labels: float32 (n, n_targets).
+        targets: Their names, where there are several: `{"document_id":"x-1","label":{"education":3.0,"fun":1.0}}`.
+    """
+    with publish(path) as temporary, open_new(temporary) as file:
+        for document_id, values in zip(_ids(places), labels.tolist(), strict=True):
+            label = dict(zip(targets, values, strict=True)) if targets else values[0]
+            file.write(orjson.dumps({"document_id": document_id, "label": label}, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _ids(places: RowPlaces) -> Iterator[str]:
+    for positions in places.blocks():
+        rows = places.row_of[positions]
+        first = int(rows[0])
+        with EmbeddingFile(places.files[places.file_of[positions[0]]], places.group) as file:
+            ids = file.column(id_place(file), slice(first, int(rows[-1]) + 1))
+        yield from (as_text(ids[row - first]) for row in rows.tolist())
