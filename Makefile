@@ -1,4 +1,4 @@
-# make demo: embed the example corpus, train heads on its labels, score it, tell how good that is.
+# make demo: embed the example corpus, train heads on its labels, score it, keep the best, tell how good the scores are.
 # make test: format, lint, types, tests.
 # make faults: the fault tests at length, an hour or two, with their figures in benchmarks/results/faults.json.
 # make slurm-up, slurm-down: a Slurm of one node on this machine, as the tests use it.
@@ -12,7 +12,8 @@ STAMP := .venv/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' '
 
 demo: $(STAMP)
 	$(BIN)/python flows/pipeline.py --embed-config deployments/local/embed.yaml \
-	    --train-config deployments/local/train_head.yaml --annotate-config deployments/local/annotate.yaml
+	    --train-config deployments/local/train_head.yaml --annotate-config deployments/local/annotate.yaml \
+	    --filter-config deployments/local/filter.yaml
 	$(BIN)/ml_filter evaluate_predicted_annotations --input_directory outputs/example/annotated_data \
 	    --score_keys score_education --path_to_ground_truth_file outputs/example/heads/education.held_out.jsonl \
 	    --valid_labels 0,1,2,3,4,5 --thresholds 3 --output_directory outputs/example/evaluation

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from flows.cli_results import results
-from flows.run import run_annotation_pipeline, run_embedding_pipeline, run_head_training, run_pipelines
+from flows.cli_results import print_table, results
+from flows.run import run_annotation_pipeline, run_embedding_pipeline, run_filter, run_head_training, run_pipelines
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.job_files import parse_overrides
 from mlfilter_core.job_kinds import load_any_job
@@ -66,6 +66,45 @@ def train_command(config: ConfigPath, set_: Overrides = None) -> None:
     _run(lambda: [run_head_training(config, parse_overrides(set_ or []))])
 
 
+@app.command("filter")
+def filter_command(
+    config: ConfigPath,
+    set_: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be kept, also with other limits; write no document.")
+    ] = False,
+    percentiles: Annotated[
+        str, typer.Option(metavar="50,70,...", help="Percentiles to show, with --dry-run.")
+    ] = "50,60,70,80,90,95,99",
+    thresholds: Annotated[str, typer.Option(metavar="2,3,...", help="Thresholds to show, with --dry-run.")] = "",
+) -> None:
+    """Keep the best documents of annotated files: one file of documents for each."""
+    from mlfilter_core.config.filtering import FilterJob
+    from mlfilter_core.evaluation.scale import parse_numbers
+    from mlfilter_core.filter_work import surveys_of
+    from mlfilter_core.filtering.preview import preview
+    from mlfilter_core.job_files import load_job
+
+    if not dry_run:
+        _run(lambda: [run_filter(config, parse_overrides(set_ or []))])
+        return
+
+    def show() -> list["RunReport"]:
+        limits = [
+            parse_numbers(written, option) if written else []
+            for written, option in ((percentiles, "--percentiles"), (thresholds, "--thresholds"))
+        ]
+        overrides = parse_overrides(set_ or [])
+        run_filter(config, overrides, dry_run=True)
+        params = load_job(config, FilterJob, overrides).params
+        kept = preview(params.keep, limits[0], limits[1], surveys_of(params))
+        heading = ["score", "limit", "documents", "of all", "tokens", "of all"]
+        print_table([heading, *(row.cells() for row in kept)], n_names=2)
+        return []
+
+    _run(show)
+
+
 @app.command("run_pipelines")
 def pipelines_command(
     embed_config: Annotated[
@@ -78,6 +117,12 @@ def pipelines_command(
         Path | None,
         typer.Option(
             "--train-config", metavar="FILE", help="YAML job file of heads to train in between. Default: none."
+        ),
+    ] = None,
+    filter_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--filter-config", metavar="FILE", help="YAML job file of the filter. Default: nothing is filtered."
         ),
     ] = None,
     set_embed: Annotated[
@@ -94,16 +139,22 @@ def pipelines_command(
         list[str] | None,
         typer.Option("--set-train", metavar="FIELD=VALUE", help="Replace one value of the training job; repeatable."),
     ] = None,
+    set_filter: Annotated[
+        list[str] | None,
+        typer.Option("--set-filter", metavar="FIELD=VALUE", help="Replace one value of the filter job; repeatable."),
+    ] = None,
 ) -> None:
-    """Embed a corpus, train heads on its labels if asked to, then score it."""
+    """Embed a corpus, train heads on its labels if asked to, score it, then filter it if asked to."""
     _run(
         lambda: run_pipelines(
             embed_config,
             annotate_config,
             train_config,
+            filter_config,
             embed_overrides=parse_overrides(set_embed or []),
             annotate_overrides=parse_overrides(set_annotate or []),
             train_overrides=parse_overrides(set_train or []),
+            filter_overrides=parse_overrides(set_filter or []),
         )
     )
 
@@ -140,6 +191,11 @@ def annotate_script() -> None:
 def train_script() -> None:
     """Entry point of `python flows/train_head.py`."""
     _script(train_command)
+
+
+def filter_script() -> None:
+    """Entry point of `python flows/filter.py`."""
+    _script(filter_command)
 
 
 def pipeline_script() -> None:

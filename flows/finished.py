@@ -9,9 +9,11 @@ from mlfilter_core.annotate_work import annotation_workload
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
+from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.embed_work import embedding_workload
 from mlfilter_core.errors import MlfilterError
+from mlfilter_core.filter_work import filter_workload
 from mlfilter_core.train_work import training_workload
 from mlfilter_core.work import Workload
 
@@ -19,6 +21,7 @@ WORKLOADS: dict[type[Job], Callable[[Any], Workload[Any]]] = {
     EmbeddingJob: embedding_workload,
     AnnotationJob: annotation_workload,
     TrainingJob: training_workload,
+    FilterJob: filter_workload,
 }
 
 

@@ -1,4 +1,4 @@
-"""The pipelines in a row: embed a corpus, train heads on its labels, score it."""
+"""The pipelines in a row: embed a corpus, train heads on its labels, score it, filter it."""
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.
@@ -16,12 +16,16 @@ from prefect import flow
 from flows.annotate import annotate, check_annotation_job
 from flows.embed import embed
 from flows.failures import expected_errors_as_states
+from flows.filter import filter
 from flows.left_running import never_left_running
 from flows.report import RunReport
+from flows.run_files import check_job
 from flows.train_head import train_head
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.training import TrainingJob
+from mlfilter_core.job_files import load_job
 
 
 @flow(name="pipeline", validate_parameters=False)
@@ -31,9 +35,11 @@ def pipeline(
     embed_config: Path | EmbeddingJob,
     annotate_config: Path | AnnotationJob,
     train_config: Path | TrainingJob | None = None,
+    filter_config: Path | FilterJob | None = None,
     embed_overrides: Mapping[str, Any] = {},
     annotate_overrides: Mapping[str, Any] = {},
     train_overrides: Mapping[str, Any] = {},
+    filter_overrides: Mapping[str, Any] = {},
 ) -> list[RunReport]:
     """Runs one pipeline after another, each only where nothing of the one before has failed.
 
@@ -41,13 +47,20 @@ def pipeline(
         embed_config: What to embed: path of a YAML job file on the machine that runs the flow, or the whole job.
         annotate_config: What to score: path of a YAML job file there, or the whole job.
         train_config: Which heads to train in between, if any: path of a YAML job file there, or the whole job.
+        filter_config: What to keep of it in the end, if to filter: path of a YAML job file there, or the whole job.
         embed_overrides: Values that replace those of `embed_config`, by dotted name: `{"params.batch_size": 128}`.
         annotate_overrides: Values that replace those of `annotate_config`, by dotted name.
         train_overrides: Values that replace those of `train_config`, by dotted name.
+        filter_overrides: Values that replace those of `filter_config`, by dotted name.
     """
     # Now, and not after days of embedding. Heads that are yet to be trained cannot be looked at.
     check_annotation_job(annotate_config, annotate_overrides, heads_exist=train_config is None)
+    if filter_config is not None:
+        check_job(load_job(filter_config, FilterJob, filter_overrides))
     reports = [embed(embed_config, embed_overrides)]
     if train_config is not None:
         reports.append(train_head(train_config, train_overrides))
-    return [*reports, annotate(annotate_config, annotate_overrides)]
+    reports.append(annotate(annotate_config, annotate_overrides))
+    if filter_config is not None:
+        reports.append(filter(filter_config, filter_overrides))
+    return reports

@@ -41,6 +41,7 @@ class RunReport:
         seconds: Wall time, workers' start included.
         reports: Of the files that are finished, by name.
         failures: Why a file failed, by name.
+        is_step: Whether the flow goes on after it.
     """
 
     flow: str
@@ -49,6 +50,7 @@ class RunReport:
     seconds: float
     reports: Sequence[FileReport]
     failures: dict[str, str] = field(default_factory=dict)
+    is_step: bool = False
 
     @property
     def artifacts(self) -> str:
@@ -117,7 +119,10 @@ _kept: ContextVar[list[RunReport] | None] = ContextVar("reports", default=None)
 
 @contextmanager
 def keeping_reports() -> Iterator[list[RunReport]]:
-    """Gives a list, to which the report of each run in the block is added, whatever becomes of its flow."""
+    """Gives a list, to which the report of each run in the block is added, whatever becomes of its flow.
+
+    Reports of steps are left out.
+    """
     reports: list[RunReport] = []
     token = _kept.set(reports)
     try:
@@ -135,7 +140,7 @@ def publish_report(report: RunReport) -> None:
     from prefect.artifacts import create_markdown_artifact, create_table_artifact  # a second, for who needs it
 
     write_rows(report)
-    if (kept := _kept.get()) is not None:
+    if (kept := _kept.get()) is not None and not report.is_step:
         kept.append(report)
     rows = report.rows()
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -199,6 +204,7 @@ def _row(report: FileReport) -> dict[str, Any]:
     output = facts.pop("output")
     facts.pop("rejected_by_reason", None)
     facts.pop("mismatched_heads", None)
+    facts.pop("criteria", None)
     facts.update(facts.pop("metrics", {}))
     n_done = report.documents - facts.get("resumed", 0)
     speed = round(n_done / seconds, 1) if seconds else ""

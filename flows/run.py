@@ -18,6 +18,7 @@ from flows.server import (
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
+from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job
@@ -81,19 +82,41 @@ def run_head_training(config_file_path: Path, overrides: dict[str, Any] | None =
     return _run(run, job)[0]
 
 
+def run_filter(config_file_path: Path, overrides: dict[str, Any] | None = None, dry_run: bool = False) -> "RunReport":
+    """Keeps the best documents of annotated files; a dry run ends after the survey of their scores.
+
+    Other arguments, result and errors as in `run_embedding_pipeline`.
+    """
+    job = load_job(config_file_path, FilterJob, overrides)
+
+    def run() -> "list[RunReport]":
+        from flows.filter import filter
+
+        return [filter(config_file_path, overrides or {}, dry_run)]
+
+    return _run(run, job)[0]
+
+
 def run_pipelines(
     embed_config: Path,
     annotate_config: Path,
     train_config: Path | None = None,
+    filter_config: Path | None = None,
     embed_overrides: dict[str, Any] | None = None,
     annotate_overrides: dict[str, Any] | None = None,
     train_overrides: dict[str, Any] | None = None,
+    filter_overrides: dict[str, Any] | None = None,
 ) -> "list[RunReport]":
-    """Embeds a corpus, trains heads if asked to, then scores it; all job files are checked before anything starts."""
+    """Embeds a corpus, trains heads if asked to, scores it, then filters it if asked to.
+
+    All job files are checked before anything starts.
+    """
     jobs: list[Job] = [load_job(embed_config, EmbeddingJob, embed_overrides)]
     if train_config is not None:
         jobs.append(load_job(train_config, TrainingJob, train_overrides))
     jobs.append(load_job(annotate_config, AnnotationJob, annotate_overrides))
+    if filter_config is not None:
+        jobs.append(load_job(filter_config, FilterJob, filter_overrides))
 
     def run() -> "list[RunReport]":
         from flows.pipeline import pipeline
@@ -102,9 +125,11 @@ def run_pipelines(
             embed_config,
             annotate_config,
             train_config,
+            filter_config,
             embed_overrides=embed_overrides or {},
             annotate_overrides=annotate_overrides or {},
             train_overrides=train_overrides or {},
+            filter_overrides=filter_overrides or {},
         )
 
     return _run(run, *jobs)

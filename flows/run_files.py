@@ -122,7 +122,9 @@ def _run_files(
                         bundles.learn(file, result)
                         log.info("%s (%d of %d files)", file.relative, len(reports) + len(failures), len(files))
     ordered = [reports[file.relative] for file in files if file.relative in reports]
-    run = RunReport(workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures)
+    run = RunReport(
+        workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures, workload.is_step
+    )
     publish_report(run)
     if failures:
         raise FilesFailedError(run)

@@ -48,7 +48,8 @@ def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Co
     Args:
         folder: Searched; links to folders are not followed below it.
         pattern: Glob relative to `folder`; `**` stands for any number of folders.
-        suffixes: Other files that match are left out, with a warning; hidden files without one.
+        suffixes: Other files that match are left out, with a warning; hidden files, and those in hidden folders,
+            without one.
 
     Raises:
         ConfigError: The folder or one below it is missing or unreadable, the pattern leaves it, nothing
@@ -62,7 +63,7 @@ def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Co
     try:
         # A link to nothing is kept: its file fails, and says so.
         found = (path for path in folder.glob(pattern) if path.is_file() or (path.is_symlink() and not path.exists()))
-        matches = [path for path in found if not path.name.startswith(".")]
+        matches = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     except ValueError as error:
         raise ConfigError(f'glob_pattern "{pattern}": {error}') from error
     files = sorted(

@@ -9,6 +9,7 @@ import yaml
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
+from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.job_files import load_job
 
@@ -17,6 +18,7 @@ KINDS: Mapping[str, type[Job]] = {
     "input_dir": EmbeddingJob,
     "regression_head_checkpoints": AnnotationJob,
     "heads": TrainingJob,
+    "keep": FilterJob,
 }
 
 

@@ -69,7 +69,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Record | BadRecordError]]:
             if isinstance(line, OverlongLine):
                 yield line.number, BadRecordError("line_too_long", f"it has more than {DEFAULT_MAX_LINE_BYTES} bytes")
             elif line.content and not line.content.isspace():
-                yield line.number, _parse(line.content)
+                yield line.number, parse_line(line.content)
 
 
 def parse_records(path: Path, parse: Callable[[Record], Parsed], bad_lines: Tally) -> Iterator[tuple[int, Parsed]]:
@@ -111,7 +111,8 @@ def id_key(record: Record) -> str:
     raise BadRecordError("no_id", f"none of {', '.join(DEFAULT_ID_KEYS)} is there; the record has: {present}")
 
 
-def _parse(content: bytes) -> Record | BadRecordError:
+def parse_line(content: bytes) -> Record | BadRecordError:
+    """Returns the record of a line, or what is wrong with it; NaN and Infinity are read as `read_records` does."""
     try:
         return parse_record(content)
     except BadRecordError as error:

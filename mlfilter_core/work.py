@@ -75,12 +75,14 @@ class Workload(Generic[Report]):
         files: This run's share of them, sorted by name.
         work: What is done with each.
         output_dir: Where the results lie.
+        is_step: Whether the flow goes on with another workload.
     """
 
     flow: str
     files: Sequence[CorpusFile]
     work: Work[Report]
     output_dir: Path
+    is_step: bool = False
 
 
 class SomeFilesFailedError(FileError):

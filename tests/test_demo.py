@@ -20,6 +20,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         *("--embed-config", "deployments/local/embed.yaml"),
         *("--train-config", "deployments/local/train_head.yaml"),
         *("--annotate-config", "deployments/local/annotate.yaml"),
+        *("--filter-config", "deployments/local/filter.yaml"),
         *("--set-embed", f"params.output_dir={folder}"),
         *("--set-train", f"params.output_dir={folder}"),
         *("--set-train", f"params.embeddings_directory={folder}/embeddings"),
@@ -27,6 +28,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         *("--set-annotate", f"params.regression_head_checkpoints.toxicity={folder}/heads/toxicity.safetensors"),
         *("--set-annotate", f"params.output_dir={folder}"),
         *("--set-annotate", f"params.embeddings_directory={folder}/embeddings"),
+        *("--set-filter", f"params.output_dir={folder}"),
+        *("--set-filter", f"params.embeddings_directory={folder}/embeddings"),
+        *("--set-filter", f"params.annotated_directory={folder}/annotated_data"),
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     line = [sys.executable, "flows/pipeline.py", *arguments]
@@ -65,6 +69,16 @@ def test_every_line_of_the_example_corpus_is_accounted_for(demo: tuple[Path, str
     assert [json.loads(line)["reason"] for line in rejected] == ["not_json", "missing_key"]
     annotated = [path.read_text() for path in sorted((folder / "annotated_data").rglob("*.jsonl"))]
     assert sum(text.count("\n") for text in annotated) == 52
+
+
+def test_the_best_documents_of_each_language_are_kept(demo: tuple[Path, str]) -> None:
+    folder, printed = demo
+    for name in ("de/wissen.jsonl", "en/forum.jsonl", "en/lessons.jsonl", "en/shop.jsonl"):
+        assert row(printed, name)[:4] == row(README, name)[:4]
+    assert "de: kept 3 of 10 documents, 30.0 %" in printed
+    kept = [json.loads(line) for line in (folder / "filtered" / "de" / "wissen.jsonl").read_text().splitlines()]
+    assert [document["language"] for document in kept] == ["de"] * 3
+    assert min(document["score_education"] for document in kept) > 3
 
 
 def test_the_heads_are_trained_on_the_corpus_that_was_embedded(demo: tuple[Path, str]) -> None:

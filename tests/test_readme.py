@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from mlfilter_core.config.annotation import AnnotationPipelineParameters
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
 from mlfilter_core.config.execution import LocalSettings, SlurmSettings
+from mlfilter_core.config.filtering import Bound, FilterParameters, Selection
 from mlfilter_core.config.training import HeadRecipe, TrainingParameters
 from mlfilter_core.documents import BadRecordError
 
@@ -35,7 +36,9 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
 def test_the_file_map_is_complete() -> None:
     file_map = README.partition("## Files")[2].partition("\n## ")[0]
     linked = {REPOSITORY / target for target in re.findall(r"\]\(([^)]+)\)", file_map)}
-    linked |= {REPOSITORY / "flows" / name for name in ("annotate.py", "pipeline.py", "cli.py")}  # told by file name
+    linked |= {
+        REPOSITORY / "flows" / name for name in ("annotate.py", "filter.py", "pipeline.py", "cli.py")
+    }  # told by file name
     modules = {*REPOSITORY.glob("mlfilter_core/**/*.py"), *REPOSITORY.glob("flows/*.py")}
     modules = {path for path in modules if path.name != "__init__.py"}
     assert modules - linked == set()
@@ -45,7 +48,7 @@ def test_the_file_map_is_complete() -> None:
     "model",
     [
         *(EmbeddingPipelineParameters, AnnotationPipelineParameters, TrainingParameters, HeadRecipe),
-        *(LocalSettings, SlurmSettings),
+        *(FilterParameters, Selection, Bound, LocalSettings, SlurmSettings),
     ],
 )
 def test_the_tables_of_fields_are_those_of_the_models(model: type[BaseModel]) -> None:

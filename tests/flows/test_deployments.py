@@ -22,6 +22,7 @@ from prefect.states import Cancelling, Scheduled
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.job_files import load_job
@@ -31,10 +32,11 @@ from tests.flows.conftest import WriteJob
 REPOSITORY = Path(__file__).parents[2]
 JOB_FILES = sorted((REPOSITORY / "deployments").glob("*/*.yaml"))
 POOLS = {"local": "mlfilter-local", "prod": "mlfilter-prod"}
-FLOWS = ("embed", "train_head", "annotate", "pipeline")
+FLOWS = ("embed", "train_head", "annotate", "filter", "pipeline")
 NAMES = [f"{flow}/{place}" for flow in FLOWS for place in POOLS]
-KINDS = {"EmbeddingJob", "TrainingJob", "AnnotationJob"}
-ON_CPUS = ("train_head", "annotate")
+KINDS = {"EmbeddingJob", "TrainingJob", "AnnotationJob", "FilterJob"}
+BY_NAME = {"embed": EmbeddingJob, "train_head": TrainingJob, "annotate": AnnotationJob, "filter": FilterJob}
+ON_CPUS = ("train_head", "annotate", "filter")
 # Integers of any sign.
 UNBOUNDED = {"job_id_position"}
 # The flow's process starts, its worker loads torch, and both end within a quarter of it on two busy cores.
@@ -146,7 +148,7 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 @pytest.mark.parametrize("job_file", JOB_FILES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_job_file_that_is_shipped_is_valid(job_file: Path) -> None:
     job = load_any_job(job_file, {})
-    assert type(job) is {"embed": EmbeddingJob, "train_head": TrainingJob, "annotate": AnnotationJob}[job_file.stem]
+    assert type(job) is BY_NAME[job_file.stem]
     assert job.running_on_slurm == job_file.parent.name.startswith("slurm")
 
 
@@ -185,7 +187,7 @@ def test_the_form_of_a_deployment_explains_and_bounds_every_field(
     assert schema is not None
     fields = dict(schema["properties"])
     jobs = KINDS & schema["definitions"].keys()
-    assert len(jobs) == (3 if name.startswith("pipeline") else 1)
+    assert len(jobs) == (4 if name.startswith("pipeline") else 1)
     for definition in schema["definitions"].values():
         fields |= definition["properties"]
     assert len(fields) > 40

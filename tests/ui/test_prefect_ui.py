@@ -28,7 +28,7 @@ RUN_S = 150
 PAGE_S = 40
 # Sections that the form shows when one asks for them, by the name of their class.
 SECTIONS = ("LocalSettings", "SlurmSettings", "Scoring")
-FORMS = {"embed": "EmbeddingJob", "train_head": "TrainingJob", "annotate": "AnnotationJob"}
+FORMS = {"embed": "EmbeddingJob", "train_head": "TrainingJob", "annotate": "AnnotationJob", "filter": "FilterJob"}
 
 Browser = Any
 
@@ -152,8 +152,8 @@ def test_the_form_shows_every_parameter_with_its_description(
     shown = words(text(browser))
     fields = {"config": schema["properties"]["config"], "overrides": schema["properties"]["overrides"]}
     for name, definition in schema["definitions"].items():
-        # The form shows the fields of a head, or an ensemble, once one is added.
-        if name not in ("HeadRecipe", "Ensemble"):
+        # The form shows the fields of a head, an ensemble or a limit once one is added.
+        if name not in ("HeadRecipe", "Ensemble", "Bound"):
             fields |= definition["properties"]
     missing = [name for name, about in fields.items() if words(about["description"]) not in shown]
     assert missing == []

@@ -1,0 +1,112 @@
+"""A filter job: first a survey of every annotated file, then the documents of every file that are kept."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mlfilter_core.config.filtering import FilterJob, FilterParameters
+from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
+from mlfilter_core.filtering.cuts import Surveys, find_cuts
+from mlfilter_core.filtering.filter_file import FilterReport, FilterRequest, filter_file, finished_filter
+from mlfilter_core.filtering.survey import (
+    Survey,
+    SurveyReport,
+    SurveyRequest,
+    finished_survey,
+    load_survey,
+    make_survey,
+)
+from mlfilter_core.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.work import Workload
+
+
+@dataclass(frozen=True)
+class SurveyWork:
+    """What a filter job does first with each of its files.
+
+    Attributes:
+        request: What is asked of every file.
+    """
+
+    request: SurveyRequest
+
+    def finished(self, file: CorpusFile, read_content: bool) -> SurveyReport | None:
+        """Returns the report of a survey, None where it is to be made, anew maybe."""
+        return finished_survey(file, self.request, read_content)
+
+    def prepare(self, files: Sequence[CorpusFile]) -> None:
+        """Checks nothing: what would be wrong with all files, the first finds."""
+
+    def run(self, file: CorpusFile) -> SurveyReport:
+        """Makes one survey, unless that was done before. Another process that is at it is waited for."""
+        with claim_outputs(self.request.output(file)):
+            return self.finished(file, read_content=True) or make_survey(file, self.request)
+
+
+@dataclass(frozen=True)
+class FilterWork:
+    """What a filter job does with each of its files once the cuts are known.
+
+    Attributes:
+        params: The job's parameters.
+        request: What they ask of every file.
+    """
+
+    params: FilterParameters
+    request: FilterRequest
+
+    def finished(self, file: CorpusFile, read_content: bool) -> FilterReport | None:
+        """Returns the report of a finished file, None for one to do.
+
+        Raises:
+            FileError: An output of another request is in the way.
+        """
+        return unless_overwritten(lambda: finished_filter(file, self.request, read_content), self.params.overwrite)
+
+    def prepare(self, files: Sequence[CorpusFile]) -> None:
+        """Checks nothing: the surveys have seen every file."""
+
+    def run(self, file: CorpusFile) -> FilterReport:
+        """Filters one file, unless that was done before. Another process that is at it is waited for."""
+        with claim_outputs(self.request.output(file), self.request.provenance_file(file)):
+            return self.finished(file, read_content=True) or filter_file(file, self.request)
+
+
+def survey_workload(job: FilterJob) -> Workload[SurveyReport]:
+    """Returns what a filter job is to do first.
+
+    Raises:
+        ConfigError: The folder of annotated files is missing, or its files cannot be told apart.
+    """
+    request = SurveyRequest.of(job.params)
+    return Workload("survey", _files(job.params), SurveyWork(request), request.folder, is_step=True)
+
+
+def filter_workload(job: FilterJob) -> Workload[FilterReport]:
+    """Returns what a filter job is to do once every file, of all shards, has a survey.
+
+    Raises:
+        ConfigError: As `find_cuts`.
+        SurveyMissingError: A file has none.
+    """
+    params = job.params
+    cuts = find_cuts(params.keep, surveys_of(params))
+    files = shard(_files(params), job.local.ranks, job.local.tasks)
+    return Workload("filter", files, FilterWork(params, FilterRequest.of(params, cuts)), params.filtered_dir)
+
+
+def surveys_of(params: FilterParameters) -> Surveys:
+    """Returns what gives the survey of every file.
+
+    Raises:
+        ConfigError: As `survey_workload`.
+    """
+    files, request = _files(params), SurveyRequest.of(params)
+
+    def surveys() -> Iterator[Survey]:
+        return (load_survey(file, request) for file in files)
+
+    return surveys
+
+
+def _files(params: FilterParameters) -> list[CorpusFile]:
+    return find_files(params.annotated_directory, params.glob_pattern, SOURCE_SUFFIXES)

@@ -1,0 +1,82 @@
+"""The lines of an annotated file, one for each document, and the embeddings beside them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mlfilter_core.annotate_file import PROVENANCE_FOLDER
+from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile
+from mlfilter_core.documents import BadRecordError
+from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.errors import AnnotationError
+from mlfilter_core.file_identity import file_identity, is_same_file
+from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, Line, OverlongLine, SourceReader
+from mlfilter_core.records import Record, parse_line
+
+
+def lines_of(path: Path) -> Iterator[Line]:
+    """Yields each line that is not blank.
+
+    Raises:
+        AnnotationError: A line is too long to be one of documents.
+        SourceError: The file is missing, not readable, or breaks off.
+    """
+    with SourceReader(path) as reader:
+        for line in reader.lines(DEFAULT_MAX_LINE_BYTES):
+            if isinstance(line, OverlongLine):
+                raise AnnotationError(f"{path}:{line.number}: the line has more than {DEFAULT_MAX_LINE_BYTES} bytes")
+            if line.content and not line.content.isspace():
+                yield line
+
+
+def record_of(line: Line, path: Path) -> Record:
+    """Returns the record of a line.
+
+    Raises:
+        AnnotationError: It is no JSON object.
+    """
+    record = parse_line(line.content)
+    if isinstance(record, BadRecordError):
+        raise AnnotationError(f"{path}:{line.number}: {record.detail}; annotate the file again")
+    return record
+
+
+def annotation_of(file: CorpusFile) -> Mapping[str, Any] | None:
+    """Returns what the annotation run wrote of a file that has not changed since; None of files of other tools."""
+    path = file.folder / PROVENANCE_FOLDER / f"{file.relative}.json"
+    try:
+        made: dict[str, Any] = orjson.loads(path.read_bytes())
+        return made if is_same_file(file.path, made["output"], read_content=False) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def identity_of(file: CorpusFile) -> dict[str, Any]:
+    """Returns what `is_same_file` needs of an annotated file, which is read where no annotation run says it."""
+    made = annotation_of(file)
+    return dict(made["output"]) if made is not None else file_identity(file.path)
+
+
+@contextmanager
+def embeddings_of(file: CorpusFile, folder: Path, group: str) -> Iterator[EmbeddingFile]:
+    """Opens the embeddings that an annotated file was made from.
+
+    Raises:
+        AnnotationError: They are not there, or are others.
+        EmbeddingFileError: The file is not a file of embeddings.
+    """
+    path = next((path for suffix in EMBEDDING_SUFFIXES if (path := folder / f"{file.stem}{suffix}").exists()), None)
+    if path is None:
+        raise AnnotationError(
+            f"{file.path}: there is no {folder / file.stem}{EMBEDDING_SUFFIXES[0]}, the embeddings that were scored; "
+            "correct params.embeddings_directory, or leave it out to write the annotated lines as they are"
+        )
+    made = annotation_of(file)
+    with EmbeddingFile(path, group) as embeddings:
+        # Of files without provenance the annotation knows size and time, which a copy does not keep.
+        if made is not None and embeddings.provenance is not None and embeddings.identity() != made["embeddings"]:
+            raise AnnotationError(f"{file.path} was made from another version of {path}; annotate it again")
+        yield embeddings

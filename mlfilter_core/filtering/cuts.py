@@ -1,0 +1,248 @@
+"""From where on a score is good enough, exactly, over all documents of a corpus.
+
+Documents are ordered by their score, those of equal scores by a hash of their place. The place in that order is a
+number of 64 bits, the rank. A limit is found 16 bits at a time: each pass over the surveys counts what lies in each of
+65,536 ranges, and the next looks into the range that the limit lies in. So memory does not depend on the number of
+documents, and the limit has no error.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.config.filtering import Bound, Selection
+from mlfilter_core.errors import ConfigError
+from mlfilter_core.filtering.survey import NO_GROUP, UNKNOWN, Survey
+
+Surveys = Callable[[], Iterable[Survey]]
+Ranks = NDArray[np.uint64]
+
+LEVEL_BITS = 16
+N_RANGES = 1 << LEVEL_BITS
+SCORE_LEVELS, ALL_LEVELS = 2, 4  # of 16 bits: a score has 32, and so has the hash
+MAX_GROUPS = 1024  # of a corpus; each takes half a MB. Arbitrary.
+NOTHING = np.uint64(2**64 - 1)  # a rank that no document reaches: its score would be NaN
+
+
+class Cut(NamedTuple):
+    """The lowest rank that is kept, and the score of it; None where nothing is kept."""
+
+    rank: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class ScoreCuts:
+    """The cuts of one score.
+
+    Attributes:
+        score: Its name.
+        bound: What was asked.
+        by_group: Of each group.
+        documents: With the score, that the cuts were found in; 0 of a threshold, which needs none.
+    """
+
+    score: str
+    bound: Bound
+    by_group: dict[str, Cut]
+    documents: int
+
+    def reached(self, survey: Survey) -> NDArray[np.bool_]:
+        """Returns of which documents of a file this score is good enough, bool (n,)."""
+        nothing = Cut(int(NOTHING), None)
+        of_group = [self.by_group.get(group, nothing).rank for group in survey.groups]
+        if not of_group:
+            return np.zeros(0, np.bool_)
+        return ranks(survey, self.score) >= np.array(of_group, np.uint64)[survey.group]
+
+    def describe(self) -> str:
+        """Returns it in words: `education: percentile 70 of 1,203 documents, which is 2.71 and above`."""
+        if self.bound.threshold is not None:
+            return f"{self.score}: {self.bound.describe()}"
+        cuts = ", ".join(
+            f"{f'{group or repr(group)}: ' if len(self.by_group) > 1 or group else ''}"
+            f"{'nothing' if cut.score is None else f'{cut.score:.4g} and above'}"
+            for group, cut in sorted(self.by_group.items())
+        )
+        return f"{self.score}: {self.bound.describe()} of {self.documents:,} documents, which is {cuts}"
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What a document must reach to be kept.
+
+    Attributes:
+        of_scores: In the order of the selection.
+        n_needed: So many scores must be good enough.
+    """
+
+    of_scores: tuple[ScoreCuts, ...]
+    n_needed: int
+
+    def kept(self, survey: Survey) -> NDArray[np.bool_]:
+        """Returns which documents of a file are kept, bool (n,)."""
+        n_good = np.zeros(len(survey), np.int64)
+        for cuts in self.of_scores:
+            n_good += cuts.reached(survey)
+        return n_good >= self.n_needed
+
+
+def find_cuts(selection: Selection, surveys: Surveys) -> Cuts:
+    """Returns what a selection means for a corpus.
+
+    Args:
+        selection: Which documents are kept.
+        surveys: Gives the survey of each file, again and again, in any order.
+
+    Raises:
+        ConfigError: No document has a score or the key, or tokens are to be counted that are not known.
+    """
+    groups = _groups(selection, surveys)
+    found = []
+    for name, bound in selection.scores.items():
+        n_scored = np.zeros(len(groups), np.int64)
+        for survey in surveys():
+            n_scored += _scored(survey, name, groups)
+        if not n_scored.any():
+            raise ConfigError(f'params.keep: no document has a score "{name}"; its values are missing or not finite')
+        if bound.threshold is not None:
+            score = np.float32(bound.threshold)
+            cut = Cut(int(_keys(np.array([score]))[0]) << 32, float(score))
+            found.append(ScoreCuts(name, bound, dict.fromkeys(groups, cut), 0))
+            continue
+        if bound.best_tokens is not None:
+            _check_tokens(surveys)
+            limits = _descend(
+                surveys, name, groups, _token_weights, np.full(len(groups), bound.best_tokens), ALL_LEVELS
+            )
+        else:
+            n_below = np.floor(n_scored * bound.percentile_or_default / 100).astype(np.int64)
+            # The range that the last of the documents to keep lies in is where their number is reached, not passed.
+            limits = _descend(surveys, name, groups, _unit_weights, n_scored - n_below - 1, SCORE_LEVELS)
+        cuts = {
+            group: _cut(limit, bound.best_tokens is not None, n > 0)
+            for group, limit, n in zip(groups, limits, n_scored.tolist(), strict=True)
+        }
+        found.append(ScoreCuts(name, bound, cuts, int(n_scored.sum())))
+    return Cuts(tuple(found), selection.n_needed)
+
+
+def ranks(survey: Survey, score: str) -> Ranks:
+    """Returns the place of each document in the order of a score, uint64 (n,); 0 of those without it."""
+    values = survey.scores_of(score)
+    digest = hashlib.blake2b(survey.stem.encode(), digest_size=8).digest()
+    hashes = _mixed(np.arange(len(survey), dtype=np.uint64) + np.uint64(int.from_bytes(digest)))
+    return np.where(np.isnan(values), np.uint64(0), (_keys(values).astype(np.uint64) << np.uint64(32)) | hashes)
+
+
+def _keys(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Returns numbers in the order of the values: https://stereopsis.com/radix.html. No finite one has 0."""
+    bits = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    return np.where(bits >> 31 != 0, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
+
+
+def _score_of(key: int) -> float:
+    bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
+    return float(np.array(bits, np.uint32).view(np.float32))
+
+
+def _mixed(numbers: Ranks) -> Ranks:
+    """Returns 32 bits of each, as good as random: splitmix64, by Sebastiano Vigna."""
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32)
+
+
+def _groups(selection: Selection, surveys: Surveys) -> list[str]:
+    groups = sorted({group for survey in surveys() for group in survey.groups}) or [NO_GROUP]
+    if selection.per is not None and groups == [NO_GROUP]:
+        raise ConfigError(
+            f'params.keep.per: no document has a key "{selection.per}"; it is looked up in the annotated lines and in '
+            "the index of the embeddings, so add it to output_keys of the annotation or to keys_to_index"
+        )
+    if len(groups) > MAX_GROUPS:
+        raise ConfigError(
+            f'params.keep.per: "{selection.per}" has {len(groups)} values, {MAX_GROUPS} at most; name a key that '
+            "documents can be grouped by, such as language"
+        )
+    return groups
+
+
+def _scored(survey: Survey, score: str, groups: Sequence[str]) -> NDArray[np.int64]:
+    """Returns how many documents of each group have a score, int64 (n_groups,)."""
+    has_score = ~np.isnan(survey.scores_of(score))
+    return np.bincount(_in(groups, survey)[has_score], minlength=len(groups))
+
+
+def _check_tokens(surveys: Surveys) -> None:
+    for survey in surveys():
+        if (survey.tokens == UNKNOWN).any():
+            raise ConfigError(
+                f"params.keep: best_tokens needs the tokens of each document, which {survey.stem} does not say; set "
+                "params.embeddings_directory, or annotate with n_tokens among the output_keys"
+            )
+
+
+def _unit_weights(survey: Survey) -> NDArray[np.int64]:
+    return np.ones(len(survey), np.int64)
+
+
+def _token_weights(survey: Survey) -> NDArray[np.int64]:
+    return survey.tokens
+
+
+def _descend(
+    surveys: Surveys,
+    score: str,
+    groups: Sequence[str],
+    weights: Callable[[Survey], NDArray[np.int64]],
+    budgets: NDArray[np.int64],
+    n_levels: int,
+) -> list[int | None]:
+    """Returns the leading bits of the rank with which, from the best on, the weights exceed the budget of each group.
+
+    None where they never do.
+    """
+    prefixes = np.zeros(len(groups), np.uint64)
+    left = budgets.astype(np.int64)
+    never = np.zeros(len(groups), np.bool_)
+    for level in range(n_levels):
+        shift = np.uint64(64 - LEVEL_BITS * (level + 1))
+        counts = np.zeros((len(groups), N_RANGES), np.int64)
+        for survey in surveys():
+            group, rank = _in(groups, survey), ranks(survey, score)
+            counted = rank > 0
+            if level > 0:
+                counted &= (rank >> (shift + np.uint64(LEVEL_BITS))) == prefixes[group]
+            ranges = (rank[counted] >> shift) & np.uint64(N_RANGES - 1)
+            np.add.at(counts, (group[counted], ranges), weights(survey)[counted])
+        from_best = counts[:, ::-1].cumsum(axis=1)
+        exceeds = from_best > left[:, None]
+        if level == 0:
+            never = ~exceeds[:, -1]  # the last is the sum of all
+        place = exceeds.argmax(axis=1)
+        before = np.where(place > 0, from_best[np.arange(len(groups)), place - 1], 0)
+        left -= before
+        prefixes = (prefixes << np.uint64(LEVEL_BITS)) | (N_RANGES - 1 - place).astype(np.uint64)
+    return [None if is_none else prefix for is_none, prefix in zip(never.tolist(), prefixes.tolist(), strict=True)]
+
+
+def _cut(limit: int | None, is_exclusive: bool, has_scores: bool) -> Cut:
+    """Returns the lowest rank that is kept: above a document that does not fit, or from the limit's score on."""
+    if not has_scores:
+        return Cut(int(NOTHING), None)
+    if limit is None:  # all fit
+        return Cut(1, -np.inf)
+    rank = limit + 1 if is_exclusive else limit << 32
+    return Cut(rank, _score_of(rank >> 32))
+
+
+def _in(groups: Sequence[str], survey: Survey) -> NDArray[np.int64]:
+    """Returns the place of each document's group among all, int64 (n,)."""
+    places = {group: i for i, group in enumerate(groups)}
+    return np.array([places[group] for group in survey.groups], np.int64)[survey.group]  # none of no documents

@@ -1,0 +1,310 @@
+"""One annotated file to the documents of it that are kept."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from mlfilter_core.annotate_file import PROVENANCE_FOLDER, REPLACE
+from mlfilter_core.annotations import SUFFIXES, Compression, open_annotations
+from mlfilter_core.config.filtering import FilterParameters
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.embedding_store import SOURCE_OFFSET
+from mlfilter_core.errors import AnnotationError, OutputConflictError
+from mlfilter_core.file_identity import file_identity, is_same_file
+from mlfilter_core.filtering.annotated_file import annotation_of, embeddings_of, identity_of, lines_of, record_of
+from mlfilter_core.filtering.cuts import Cuts
+from mlfilter_core.filtering.parquet import kinds_of, write_parquet
+from mlfilter_core.filtering.preview import share
+from mlfilter_core.filtering.survey import UNKNOWN, Survey, SurveyRequest, load_survey, score_field
+from mlfilter_core.publishing import publish, publish_json
+from mlfilter_core.records import Record
+from mlfilter_core.source_documents import SourceDocuments
+
+ALL = slice(None)
+PARQUET_SUFFIX = ".parquet"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FilterRequest:
+    """What is asked of every file of a filter run.
+
+    Attributes:
+        cuts: What a document must reach.
+        survey: Where the surveys lie.
+        output_dir: Folder of the kept documents.
+        dropped_dir: Folder of the others; None leaves them out.
+        output_format: Of the files, as is `compression`.
+        source_dir: Where the sources lie now; None where they were embedded from.
+    """
+
+    cuts: Cuts
+    survey: SurveyRequest
+    output_dir: Path
+    dropped_dir: Path | None = None
+    output_format: Literal["jsonl", "parquet"] = "jsonl"
+    compression: Compression = None
+    source_dir: Path | None = None
+
+    @staticmethod
+    def of(params: FilterParameters, cuts: Cuts) -> "FilterRequest":
+        """Returns what the parameters of a job ask for."""
+        return FilterRequest(
+            *(cuts, SurveyRequest.of(params), params.filtered_dir),
+            dropped_dir=params.dropped_dir if params.write_dropped else None,
+            output_format=params.output_format,
+            compression=params.compression,
+            source_dir=params.source_dir,
+        )
+
+    @property
+    def suffix(self) -> str:
+        return PARQUET_SUFFIX if self.output_format == "parquet" else SUFFIXES[self.compression]
+
+    def output(self, file: CorpusFile) -> Path:
+        return file.output(self.output_dir, self.suffix)
+
+    def provenance_file(self, file: CorpusFile) -> Path:
+        return file.output(self.output_dir / PROVENANCE_FOLDER, f"{self.suffix}.json")
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides the content of the output, but for the annotated file."""
+        return {
+            "keep": [cuts.bound.model_dump(exclude_none=True) | {"score": cuts.score} for cuts in self.cuts.of_scores],
+            "at_least": self.cuts.n_needed,
+            "per": self.survey.per,
+            "cuts": [{group: cut.rank for group, cut in cuts.by_group.items()} for cuts in self.cuts.of_scores],
+            "whole_documents": self.survey.embeddings is not None,
+            "write_dropped": self.dropped_dir is not None,
+        }
+
+
+@dataclass(frozen=True)
+class FilterReport:
+    """What became of one annotated file.
+
+    Attributes:
+        annotated: Path relative to the folder of annotated files.
+        output: The file of the kept documents.
+        status: `filtered` now, or `skipped` because it was finished.
+        documents: Of the annotated file.
+        kept: Documents that were kept.
+        without_score: Documents that lack one of the scores, and count as not reaching it.
+        tokens: Of the documents that say how many they have, as `kept_tokens` of those that were kept.
+        reached: Of how many documents each score is good enough.
+        by_group: `documents`, `kept`, `tokens` and `kept_tokens` of each value of `per`.
+        criteria: What a document had to reach, in words.
+        seconds: Wall time; 0 where skipped.
+    """
+
+    PRINTED: ClassVar[Sequence[str]] = (
+        *("documents", "kept", "without_score", "tokens", "kept_tokens", "seconds", "documents/s"),
+    )
+    SUMMED: ClassVar[Sequence[str]] = ("documents", "kept", "without_score", "tokens", "kept_tokens")
+
+    annotated: str
+    output: str
+    status: Literal["filtered", "skipped"]
+    documents: int
+    kept: int
+    without_score: int
+    tokens: int
+    kept_tokens: int
+    reached: Mapping[str, int]
+    by_group: Mapping[str, Mapping[str, int]]
+    criteria: Sequence[str] = field(default=())
+    seconds: float = 0.0
+
+    @staticmethod
+    def remarks_on(reports: "Sequence[FilterReport]") -> list[str]:
+        """Returns what a document had to reach, and how many did, of each group and by each score."""
+        remarks = list(reports[0].criteria)
+        total = _summed([asdict(report) for report in reports])
+        groups: dict[str, list[Mapping[str, int]]] = {}
+        for report in reports:
+            for group, counts in report.by_group.items():
+                groups.setdefault(group, []).append(counts)
+        for name in reports[0].reached if len(reports[0].reached) > 1 else ():
+            n_reached = sum(report.reached[name] for report in reports)
+            remarks.append(f"{name}: {n_reached:,} documents reach it, {share(n_reached, total['documents'])}")
+        if len(groups) > 1:
+            for group, of_files in sorted(groups.items()):
+                remarks.append(f"{group or 'without the key'}: {_kept_in_words(_summed(of_files))}")
+        remarks.append(_kept_in_words(total))
+        if total["kept"] in (0, total["documents"]):
+            remarks.append(
+                f"{'nothing' if total['kept'] == 0 else 'everything'} is kept; `ml_filter filter --dry-run` shows what "
+                "other limits would keep"
+            )
+        return remarks
+
+
+def filter_file(file: CorpusFile, request: FilterRequest) -> FilterReport:
+    """Writes the documents of one annotated file that are kept. They appear complete or not at all.
+
+    Raises:
+        AnnotationError: A line is broken, or a document has a score's name as a key.
+        SourceError: The source is needed, and missing or changed since it was embedded.
+        FileError: The file has no survey.
+        OSError: Reading or writing failed.
+    """
+    started = time.monotonic()
+    survey = load_survey(file, request.survey)
+    kept = request.cuts.kept(survey)
+    annotated = identity_of(file)
+    report = _report(file, request, survey, kept)
+    with ExitStack() as stack:
+        output = stack.enter_context(publish(request.output(file)))
+        _write(output, file, request, kept)
+        if request.dropped_dir is not None:
+            dropped = stack.enter_context(publish(file.output(request.dropped_dir, request.suffix)))
+            _write(dropped, file, request, ~kept)
+        made = {
+            "request": request.provenance(),
+            "annotated": annotated,
+            "output": file_identity(output),
+            "report": {name: value for name, value in asdict(report).items() if name not in ("output", "status")},
+        }
+        # It appears first: a filtered file without it, or of another size or time, is not ours to replace.
+        publish_json(request.provenance_file(file), made)
+    seconds = time.monotonic() - started
+    _log.info("%s: %d of %d documents kept in %.1f s", file.relative, report.kept, report.documents, seconds)
+    return FilterReport(**{**vars(report), "seconds": seconds})
+
+
+def finished_filter(file: CorpusFile, request: FilterRequest, read_content: bool) -> FilterReport | None:
+    """Returns the report of a finished output, or None where there is none yet.
+
+    Args:
+        file: The annotated file.
+        request: What is asked of it.
+        read_content: Whether to read a file whose time of change differs; None is returned for it otherwise.
+
+    Raises:
+        OutputConflictError: The output was made from another annotated file, by another request or another tool.
+    """
+    output = request.output(file)
+    if not output.exists():
+        return None
+    try:
+        made: dict[str, Any] = orjson.loads(request.provenance_file(file).read_bytes())
+    except (FileNotFoundError, ValueError):
+        raise OutputConflictError(f"{output} does not say which annotated file it was made from; {REPLACE}") from None
+    wanted = orjson.loads(orjson.dumps(request.provenance()))
+    differing = [name for name, value in wanted.items() if made["request"].get(name) != value]
+    if differing:
+        raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {REPLACE}")
+    for path, recorded, what in (
+        (output, made["output"], f"{output} was changed since it was written"),
+        (file.path, made["annotated"], f"{output} was made from another version of {file.path}"),
+    ):
+        is_same = is_same_file(path, recorded, read_content)
+        if is_same is False:
+            raise OutputConflictError(f"{what}; {REPLACE}")
+        if is_same is None:
+            return None
+    return FilterReport(**{**made["report"], "output": str(output), "status": "skipped", "seconds": 0.0})
+
+
+def _report(file: CorpusFile, request: FilterRequest, survey: Survey, kept: NDArray[np.bool_]) -> FilterReport:
+    tokens = np.where(survey.tokens == UNKNOWN, 0, survey.tokens)
+    by_group = {}
+    for code, group in enumerate(survey.groups if request.survey.per is not None else ()):
+        inside = survey.group == code
+        by_group[group] = _counts(tokens[inside], kept[inside])
+    return FilterReport(
+        annotated=file.relative,
+        output=str(request.output(file)),
+        status="filtered",
+        **_counts(tokens, kept),
+        without_score=int(np.isnan(survey.scores).any(axis=1).sum()),
+        reached={cuts.score: int(cuts.reached(survey).sum()) for cuts in request.cuts.of_scores},
+        by_group=by_group,
+        criteria=tuple(cuts.describe() for cuts in request.cuts.of_scores),
+    )
+
+
+def _counts(tokens: NDArray[np.int64], kept: NDArray[np.bool_]) -> dict[str, int]:
+    return {
+        "documents": len(kept),
+        "kept": int(kept.sum()),
+        "tokens": int(tokens.sum()),
+        "kept_tokens": int(tokens[kept].sum()),
+    }
+
+
+def _write(path: Path, file: CorpusFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> None:
+    if request.output_format == "jsonl":
+        with open_annotations(path, request.compression) as sink:
+            sink.writelines(_lines(file, request, wanted))
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # the columns are known at the end
+        spool = Path(folder) / "documents.jsonl"
+        with open(spool, "wb") as lines:
+            lines.writelines(_lines(file, request, wanted))
+        kinds = kinds_of(record_of(line, spool) for line in lines_of(spool))
+        write_parquet(path, (record_of(line, spool) for line in lines_of(spool)), kinds)
+
+
+def _lines(file: CorpusFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> Iterator[bytes]:
+    """Yields what is written of the documents that are wanted."""
+    annotated = (line for line, is_wanted in zip(lines_of(file.path), wanted, strict=True) if is_wanted)
+    folder = request.survey.embeddings
+    if folder is None:
+        yield from (line.content + b"\n" for line in annotated)
+        return
+    with embeddings_of(file, folder, request.survey.group) as embeddings:
+        if not wanted.any():
+            return
+        offsets = embeddings.array(SOURCE_OFFSET, ALL)[wanted]
+        with SourceDocuments(embeddings, request.source_dir, ["the whole document"]) as source:
+            fields: Sequence[str] = ()
+            for document, line in zip(source.documents(offsets), annotated, strict=True):
+                record = record_of(line, file.path)
+                fields = fields or _score_fields(file, request, record)
+                yield _encoded(_with_scores(document, record, fields, file), line.number, file)
+            source.check_unchanged()
+
+
+def _encoded(record: Record, line: int, file: CorpusFile) -> bytes:
+    try:
+        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError as error:  # it writes fewer levels of nesting than it reads
+        raise AnnotationError(f"{file.path}:{line}: the document cannot be written as JSON ({error})") from error
+
+
+def _score_fields(file: CorpusFile, request: FilterRequest, record: Record) -> Sequence[str]:
+    """Returns what is written beside a source document: all that its annotation computed."""
+    made = annotation_of(file)
+    if made is not None:
+        return list(made["columns"])
+    return [score_field(name, record, file.path) for name in request.survey.scores]
+
+
+def _with_scores(document: Record, record: Record, fields: Sequence[str], file: CorpusFile) -> Record:
+    clash = [name for name in fields if name in document]
+    if clash:
+        raise AnnotationError(
+            f'{file.path}: the source documents have a key "{clash[0]}" already; annotate with another score_prefix'
+        )
+    return {**document, **{name: record.get(name) for name in fields}}
+
+
+def _summed(counts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {name: sum(each[name] for each in counts) for name in ("documents", "kept", "tokens", "kept_tokens")}
+
+
+def _kept_in_words(counts: Mapping[str, int]) -> str:
+    tokens = f", {share(counts['kept_tokens'], counts['tokens'])} of the tokens" if counts["tokens"] else ""
+    documents = f"kept {counts['kept']:,} of {counts['documents']:,} documents"
+    return f"{documents}, {share(counts['kept'], counts['documents'])}{tokens}"

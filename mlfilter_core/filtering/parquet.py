@@ -1,0 +1,86 @@
+"""JSON lines to a Parquet file."""
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from mlfilter_core.records import Record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS = 4096  # of a row group; texts of some KB then make some MB. Arbitrary.
+INT64 = range(-(2**63), 2**63)
+
+
+def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) -> None:
+    """Writes records, compressed with zstd.
+
+    Args:
+        path: The file.
+        records: The rows; what lacks a column, or has null there, is null.
+        kinds: The columns, as `kinds_of` tells.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "json": pa.string(), "null": pa.null()}
+    types["string"] = pa.string()
+    schema = pa.schema([(name, types[kind]) for name, kind in kinds.items()])
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        rows = iter(records)
+        while part := list(islice(rows, ROWS)):
+            writer.write_table(_table(part, kinds, schema))
+
+
+def kinds_of(records: Iterable[Record]) -> dict[str, str]:
+    """Returns what each column holds, in the order in which they first appear.
+
+    `bool`, `int` (64 bits), `float`, `string`; `null` where nothing ever is; else `json`: nested values, and those that
+    differ from row to row, are strings of JSON.
+    """
+    kinds: dict[str, str] = {}
+    for record in records:
+        for name, value in record.items():
+            kinds[name] = _joined(kinds.get(name, "null"), _kind(value))
+    return kinds
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "bool"
+        case int():
+            return "int" if value in INT64 else "json"
+        case float():
+            return "float"
+        case str():
+            return "string"
+    return "json"
+
+
+def _joined(one: str, other: str) -> str:
+    if one == other or other == "null":
+        return one
+    if one == "null":
+        return other
+    return "float" if {one, other} == {"int", "float"} else "json"
+
+
+def _table(records: list[Record], kinds: dict[str, str], schema: "pa.Schema") -> "pa.Table":
+    import pyarrow as pa
+
+    columns = [pa.array(_column(records, name, kind), schema.field(name).type) for name, kind in kinds.items()]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _column(records: list[Record], name: str, kind: str) -> list[Any]:
+    values = [record.get(name) for record in records]
+    if kind == "json":
+        return [None if value is None else orjson.dumps(value).decode() for value in values]
+    return values

@@ -1,0 +1,278 @@
+"""What a selection needs to know of each document of an annotated file: its scores, its tokens, its group.
+
+A survey is a small file of columns, so that limits over a whole corpus are found without reading its documents again.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from mlfilter_core.config.filtering import FilterParameters
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.documents import as_string, find_value
+from mlfilter_core.embedding_store import N_TOKENS, EmbeddingFile
+from mlfilter_core.errors import AnnotationError, FileError
+from mlfilter_core.file_identity import is_same_file
+from mlfilter_core.filtering.annotated_file import embeddings_of, identity_of, lines_of, record_of
+from mlfilter_core.publishing import publish
+from mlfilter_core.records import Record
+
+SURVEY_FOLDER, SUFFIX = ".survey", ".npz"
+SCORE_PREFIX = "score_"
+NO_GROUP = ""  # of documents without the key
+# Of a file: a key with more values is none that documents are grouped by. Arbitrary.
+MAX_GROUPS = 256
+UNKNOWN = -1
+LARGEST = float(np.finfo(np.float32).max)
+
+ALL = slice(None)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of the n documents of a file.
+
+    Attributes:
+        stem: Of the file.
+        names: Of the scores.
+        scores: float32 (n, n_scores); NaN where there is none.
+        tokens: int64 (n,); `UNKNOWN` where nothing says.
+        group: int32 (n,), place in `groups`.
+        groups: Values of the key `per`; `NO_GROUP` of documents without it.
+    """
+
+    stem: str
+    names: tuple[str, ...]
+    scores: NDArray[np.float32]
+    tokens: NDArray[np.int64]
+    group: NDArray[np.int32]
+    groups: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def scores_of(self, name: str) -> NDArray[np.float32]:
+        """Returns one score of each document, float32 (n,)."""
+        return self.scores[:, self.names.index(name)]
+
+
+@dataclass(frozen=True)
+class SurveyReport:
+    """What became of the survey of one annotated file.
+
+    Attributes:
+        annotated: Path relative to the folder of annotated files.
+        output: The survey.
+        status: `surveyed` now, or `skipped` because that was done before.
+        documents: Of the file.
+        seconds: Wall time; 0 where skipped.
+    """
+
+    PRINTED: ClassVar[Sequence[str]] = ("documents", "seconds", "documents/s")
+    SUMMED: ClassVar[Sequence[str]] = ("documents",)
+
+    annotated: str
+    output: str
+    status: Literal["surveyed", "skipped"]
+    documents: int
+    seconds: float = 0.0
+
+    @staticmethod
+    def remarks_on(reports: "Sequence[SurveyReport]") -> list[str]:
+        """Returns nothing: a survey is made by the way."""
+        return []
+
+
+class SurveyMissingError(FileError):
+    """A file has no survey yet."""
+
+
+@dataclass(frozen=True)
+class SurveyRequest:
+    """What is asked of the survey of every file.
+
+    Attributes:
+        folder: Of the surveys.
+        scores: Names of the scores, as the selection has them.
+        per: Key that documents are grouped by.
+        embeddings: Folder of the embeddings, which know the tokens.
+        group: Name of their HDF5 group.
+    """
+
+    folder: Path
+    scores: tuple[str, ...]
+    per: str | None
+    embeddings: Path | None
+    group: str
+
+    @staticmethod
+    def of(params: FilterParameters) -> "SurveyRequest":
+        """Returns what the parameters of a job ask for."""
+        return SurveyRequest(
+            *(params.filtered_dir / SURVEY_FOLDER, tuple(params.keep.scores), params.keep.per),
+            *(params.embeddings_directory, params.hdf5_dataset_name),
+        )
+
+    def output(self, file: CorpusFile) -> Path:
+        return file.output(self.folder, SUFFIX)
+
+    def facts(self) -> dict[str, Any]:
+        """What decides a survey, but for the file."""
+        return {"scores": list(self.scores), "per": self.per, "has_embeddings": self.embeddings is not None}
+
+
+def make_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport:
+    """Reads one annotated file, and writes what a selection needs to know of it.
+
+    Raises:
+        AnnotationError: A line is broken or lacks a score field, the embeddings are others, or the key has many values.
+        EmbeddingFileError: The file of embeddings is none.
+        SourceError: The annotated file is missing, not readable, or breaks off.
+        OSError: Reading or writing failed.
+    """
+    started = time.monotonic()
+    if request.embeddings is None:
+        survey = _read(file, request, None)
+    else:
+        with embeddings_of(file, request.embeddings, request.group) as embeddings:
+            survey = _read(file, request, embeddings)
+    facts = {**request.facts(), "groups": survey.groups, "annotated": identity_of(file)}
+    with publish(request.output(file)) as temporary, open(temporary, "wb") as sink:
+        np.savez(
+            sink,
+            scores=survey.scores,
+            tokens=survey.tokens,
+            group=survey.group,
+            facts=np.frombuffer(orjson.dumps(facts), np.uint8),
+        )
+    seconds = time.monotonic() - started
+    _log.info("%s: %d documents in %.1f s", file.relative, len(survey), seconds)
+    return SurveyReport(file.relative, str(request.output(file)), "surveyed", len(survey), seconds)
+
+
+def finished_survey(file: CorpusFile, request: SurveyRequest, read_content: bool) -> SurveyReport | None:
+    """Returns the report of a survey that was made of this file; None where there is none, or it is of another one.
+
+    Args:
+        file: The annotated file.
+        request: What is asked of it.
+        read_content: Whether to read a file whose time of change differs; None is returned for it otherwise.
+    """
+    output = request.output(file)
+    try:
+        with np.load(output) as stored:
+            facts = _facts(stored)
+            n_documents = len(stored["group"])
+    except (FileNotFoundError, ValueError, KeyError, OSError):
+        return None
+    is_right = all(facts.get(name) == value for name, value in request.facts().items())
+    if not is_right or not is_same_file(file.path, facts["annotated"], read_content):
+        return None
+    return SurveyReport(file.relative, str(output), "skipped", n_documents)
+
+
+def load_survey(file: CorpusFile, request: SurveyRequest) -> Survey:
+    """Returns the survey of a file.
+
+    Raises:
+        SurveyMissingError: There is none.
+    """
+    try:
+        with np.load(request.output(file)) as stored:
+            facts = _facts(stored)
+            names, groups = tuple(facts["scores"]), tuple(facts["groups"])
+            return Survey(file.stem, names, stored["scores"], stored["tokens"], stored["group"], groups)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise SurveyMissingError(f"{file.path} has not been surveyed ({error}); run the job") from error
+
+
+def score_field(name: str, record: Record, path: Path) -> str:
+    """Returns the field of a line that holds a score.
+
+    Raises:
+        AnnotationError: There is none.
+    """
+    for field in (name, f"{SCORE_PREFIX}{name}"):
+        if field in record:
+            return field
+    raise AnnotationError(
+        f'{path}: there is no score "{name}" nor "{SCORE_PREFIX}{name}"; the lines have: {", ".join(record)}'
+    )
+
+
+def _read(file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | None) -> Survey:
+    scores: list[list[float]] = []
+    tokens: list[int] = []
+    codes: dict[str, int] = {}
+    group: list[int] = []
+    fields: list[str] = []
+    in_lines = request.per is None or embeddings is None or embeddings.find(request.per) is None
+    for line in lines_of(file.path):
+        record = record_of(line, file.path)
+        fields = fields or [score_field(name, record, file.path) for name in request.scores]
+        scores.append([_number(record.get(field)) for field in fields])
+        tokens.append(_tokens(record.get(N_TOKENS)))
+        if in_lines:
+            group.append(_code(_group(record, request.per), codes, file, request.per))
+    if embeddings is not None:
+        if embeddings.n_rows != len(scores):
+            raise AnnotationError(
+                f"{file.path} has {len(scores)} lines, and {embeddings.path} {embeddings.n_rows} rows; annotate again"
+            )
+        if N_TOKENS in embeddings.names():
+            tokens = embeddings.array(N_TOKENS, ALL).tolist()
+        if not in_lines and request.per is not None and (place := embeddings.find(request.per)) is not None:
+            for rows in embeddings.slices(1 << 16):
+                values = embeddings.column(place, rows)
+                group += [_code(as_string(value), codes, file, request.per) for value in values]
+    return Survey(
+        file.stem,
+        request.scores,
+        np.array(scores, np.float32).reshape(len(scores), len(request.scores)),
+        np.array(tokens, np.int64),
+        np.array(group, np.int32),
+        tuple(codes),
+    )
+
+
+def _number(value: Any) -> float:
+    """Returns a finite score, or NaN; true and false are 1 and 0."""
+    return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST else math.nan
+
+
+def _tokens(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else UNKNOWN
+
+
+def _group(record: Record, per: str | None) -> str:
+    if per is None:
+        return NO_GROUP
+    try:
+        value = find_value(record, per)
+    except KeyError:
+        return NO_GROUP
+    return NO_GROUP if value is None else as_string(value)
+
+
+def _code(value: str, codes: dict[str, int], file: CorpusFile, per: str | None) -> int:
+    code = codes.setdefault(value, len(codes))
+    if code >= MAX_GROUPS:
+        raise AnnotationError(
+            f'{file.path}: params.keep.per: "{per}" has more than {MAX_GROUPS} values; name a key that documents can '
+            "be grouped by, such as language"
+        )
+    return code
+
+
+def _facts(stored: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = orjson.loads(stored["facts"].tobytes())
+    return facts

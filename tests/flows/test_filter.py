@@ -1,0 +1,126 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from typer.testing import CliRunner
+
+from flows.annotate import annotate
+from flows.cli import app
+from flows.embed import embed
+from flows.filter import filter
+from flows.finished import finished_before
+from flows.pipeline import pipeline
+from flows.report import FilesFailedError
+from flows.run import run_filter
+from mlfilter_core.config.filtering import FilterJob
+from mlfilter_core.errors import ConfigError
+from mlfilter_core.job_files import load_job
+from tests.flows.conftest import WriteJob
+
+WriteFilterJob = Callable[..., Path]
+
+
+@pytest.fixture
+def filter_job(tmp_path: Path) -> WriteFilterJob:
+    """Writes a job file over the scores in out/annotated_data; keyword arguments replace parameters."""
+
+    def write(**params: Any) -> Path:
+        params = {
+            "annotated_directory": str(tmp_path / "out" / "annotated_data"),
+            "embeddings_directory": str(tmp_path / "out" / "embeddings"),
+            "output_dir": str(tmp_path / "out"),
+            "keep": {"scores": {"mlp": {"percentile": 60}}},
+            **params,
+        }
+        path = tmp_path / "filter.yaml"
+        path.write_text(yaml.safe_dump({"params": params, "local_settings": {"workers": 1}}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def scored(embed_job: WriteJob, annotate_job: WriteJob) -> None:
+    embed(embed_job())
+    annotate(annotate_job())
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted(folder.glob("*/*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def test_the_best_documents_are_kept_whole_and_a_rerun_does_nothing(
+    scored: None, filter_job: WriteFilterJob, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    report = filter(filter_job())
+    scores = {row["document_id"]: row for row in records(tmp_path / "out" / "annotated_data")}
+    limit = sorted(row["score_mlp"] for row in scores.values())[12]  # of 21
+    expected = [
+        {**record, **{name: scores[record["id"]][name] for name in ("score_linear", "score_mlp")}}
+        for record in records(tmp_path / "corpus")
+        if scores[record["id"]]["score_mlp"] >= limit
+    ]
+    assert records(tmp_path / "out" / "filtered") == expected
+    assert report.totals()["kept"] == len(expected) == 9
+    assert [row.status for row in report.reports] == ["filtered"] * 3
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["filter-summary"]))
+    (summary, *_) = client.read_artifacts(artifact_filter=wanted)
+    assert "mlp: percentile 60 of 21 documents, which is" in str(summary.data)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "filtered").rglob("*.*") if path.is_file()}
+    assert [row.status for row in filter(filter_job()).reports] == ["skipped"] * 3
+    before = finished_before(load_job(filter_job(), FilterJob))
+    assert before is not None
+    assert before.totals()["kept"] == 9
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_other_limits_are_refused_over_finished_files_unless_overwritten(
+    scored: None, filter_job: WriteFilterJob, tmp_path: Path
+) -> None:
+    filter(filter_job())
+    keep = {"scores": {"mlp": {"percentile": 0}}}
+    with pytest.raises(FilesFailedError, match=r"x.jsonl was made by another request, with other keep, cuts; use ano"):
+        filter(filter_job(keep=keep))
+    assert len(records(tmp_path / "out" / "filtered")) == 9
+    filter(filter_job(keep=keep, overwrite=True))
+    assert len(records(tmp_path / "out" / "filtered")) == 21
+
+
+def test_a_score_that_there_is_not_stops_the_run_before_any_document_is_written(
+    scored: None, filter_job: WriteFilterJob, tmp_path: Path
+) -> None:
+    keep = {"scores": {"mlp": {}, "absent": {"threshold": 1}}}
+    with pytest.raises(FilesFailedError, match='there is no score "absent" nor "score_absent"; the lines have: docum'):
+        filter(filter_job(keep=keep))
+    with pytest.raises(ConfigError, match=r'params.keep.per: no document has a key "lang"'):
+        filter(filter_job(keep={"scores": "mlp", "per": "lang"}))
+    assert list((tmp_path / "out" / "filtered").glob("*/*.jsonl")) == []
+
+
+def test_a_dry_run_shows_what_would_be_kept_and_writes_no_document(
+    scored: None, filter_job: WriteFilterJob, tmp_path: Path
+) -> None:
+    arguments = ["--config", str(filter_job()), "--dry-run", "--percentiles", "50,90", "--thresholds", "1e6"]
+    done = CliRunner().invoke(app, ["filter", *arguments])
+    assert done.exit_code == 0, done.output
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("mlp")]
+    assert [row[1:5] for row in rows] == [
+        *(["percentile", "60", "9", "42.9"], ["percentile", "50", "11", "52.4"]),
+        *(["percentile", "90", "3", "14.3"], ["threshold", "1e+06", "0", "0.0"]),
+    ]
+    assert list((tmp_path / "out" / "filtered").glob("*/*.jsonl")) == []
+
+
+def test_a_filter_ends_the_row_of_pipelines(
+    embed_job: WriteJob, annotate_job: WriteJob, filter_job: WriteFilterJob, tmp_path: Path
+) -> None:
+    reports = pipeline(embed_job(), annotate_job(), filter_config=filter_job())
+    assert [report.flow for report in reports] == ["embed", "annotate", "filter"]
+    assert len(records(tmp_path / "out" / "filtered")) == 9
+    assert run_filter(filter_job()).totals()["kept"] == 9

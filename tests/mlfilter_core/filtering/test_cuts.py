@@ -1,0 +1,129 @@
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlfilter_core.config.filtering import Bound, Selection
+from mlfilter_core.errors import ConfigError
+from mlfilter_core.filtering.cuts import find_cuts, ranks
+from mlfilter_core.filtering.survey import Survey
+from tests.mlfilter_core.filtering.conftest import survey_of
+
+NAN = math.nan
+FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+
+def kept(selection: Selection, *surveys: Survey) -> list[list[bool]]:
+    cuts = find_cuts(selection, lambda: surveys)
+    return [cuts.kept(survey).tolist() for survey in surveys]
+
+
+def keep(bound: Bound | None = None, **other: object) -> Selection:
+    return Selection.model_validate({"scores": {"q": bound or {}}, **other})
+
+
+def test_the_best_thirty_per_cent_are_kept_where_nothing_else_is_said() -> None:
+    scores = np.random.default_rng(0).permutation(1000) / 7
+    first, second = survey_of(scores[:400].tolist(), stem="a"), survey_of(scores[400:].tolist(), stem="b")
+    assert np.concatenate(kept(keep(), first, second)).tolist() == (scores >= 700 / 7).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FLOATS, min_size=1, max_size=40), st.floats(0, 99.9), st.integers(0, 40))
+def test_a_percentile_is_that_of_the_sorted_scores(scores: list[float], percentile: float, at: int) -> None:
+    parts = [part for part in (scores[:at], scores[at:]) if part]
+    found = kept(keep(Bound(percentile=percentile)), *(survey_of(part, stem=str(i)) for i, part in enumerate(parts)))
+    values = np.array(scores, np.float32)
+    limit = np.sort(values)[math.floor(len(scores) * percentile / 100)]
+    assert np.concatenate(found).tolist() == (values >= limit).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(FLOATS, st.integers(0, 50)), min_size=1, max_size=40), st.integers(1, 1000))
+def test_the_best_documents_fill_a_budget_of_tokens(documents: Sequence[tuple[float, int]], budget: int) -> None:
+    scores, tokens = zip(*documents, strict=True)
+    survey = survey_of(scores, tokens)
+    (found,) = kept(keep(Bound(best_tokens=budget)), survey)
+    order = np.argsort(ranks(survey, "q"))[::-1]
+    fits = np.cumsum(np.array(tokens)[order]) <= budget
+    expected = np.zeros(len(scores), np.bool_)
+    expected[order] = fits
+    assert found == expected.tolist()
+    assert np.all(np.diff(np.array(scores, np.float32)[order]) <= 0)  # the order is that of the scores
+
+
+def test_of_equal_scores_a_budget_keeps_some_of_every_file() -> None:
+    """And not all of the first files, which would be those of a few sites."""
+    surveys = [survey_of([3.0] * 1000, stem=name) for name in ("a", "b")]
+    counts = [sum(each) for each in kept(keep(Bound(best_tokens=1000)), *surveys)]
+    assert sum(counts) == 1000
+    assert 400 < counts[0] < 600
+
+
+def test_a_budget_for_all_keeps_all_that_have_a_score() -> None:
+    assert kept(keep(Bound(best_tokens=1000)), survey_of([-1e38, 0, NAN], [5, 5, 5])) == [[True, True, False]]
+
+
+def test_a_threshold_is_kept_itself() -> None:
+    assert kept(keep(Bound(threshold=0.1)), survey_of([0.1, np.nextafter(np.float32(0.1), 0), -0.0, 5])) == [
+        [True, False, False, True]
+    ]
+    assert kept(keep(Bound(threshold=0)), survey_of([-0.0, 0.0, -1e-30])) == [[True, True, False]]
+
+
+def test_each_group_has_a_limit_of_its_own() -> None:
+    first = survey_of([1, 2, 3, 10], groups=["de", "de", "de", "en"], stem="a")
+    second = survey_of([20, 30, 4, 5], groups=["en", "en", "de", ""], stem="b")
+    selection = keep(Bound(percentile=50), per="language")
+    assert kept(selection, first, second) == [[False, False, True, False], [True, True, True, True]]
+    assert find_cuts(selection, lambda: [first, second]).of_scores[0].describe() == (
+        "q: percentile 50 of 8 documents, which is '': 5 and above, de: 3 and above, en: 20 and above"
+    )
+
+
+def test_so_many_scores_must_be_good_enough() -> None:
+    survey = survey_of({"q": [1, 5, 5, NAN], "r": [5, 5, 1, 5], "s": [5, 1, 1, 5]})
+    bounds = {name: Bound(threshold=5) for name in ("q", "r", "s")}
+    for at_least, expected in (
+        (1, [True, True, True, True]),
+        (2, [True, True, False, True]),
+        (3, [False, False, False, False]),
+        (None, [False, False, False, False]),
+    ):
+        assert kept(Selection(scores=bounds, at_least=at_least), survey) == [expected]
+
+
+def test_documents_without_a_score_are_not_kept_and_do_not_count() -> None:
+    assert kept(keep(Bound(percentile=50)), survey_of([NAN, 1, NAN, 2, NAN])) == [[False, False, False, True, False]]
+    survey = survey_of([NAN, 1], groups=["de", "en"])
+    assert kept(keep(per="language"), survey) == [[False, True]]
+
+
+def test_scores_that_are_all_equal_are_all_kept() -> None:
+    assert kept(keep(), survey_of([2.5] * 4)) == [[True] * 4]
+
+
+def test_an_empty_file_has_nothing_to_keep() -> None:
+    assert kept(keep(), survey_of([]), survey_of([1.0], stem="b")) == [[], [True]]
+
+
+@pytest.mark.parametrize(
+    ("selection", "survey", "message"),
+    [
+        (keep(), survey_of([NAN, NAN]), 'no document has a score "q"; its values are missing or not finite'),
+        (keep(), survey_of([]), 'no document has a score "q"'),
+        (keep(Bound(best_tokens=5)), survey_of([1, 2], [5, -1]), "needs the tokens of each document, which x does not"),
+        (keep(per="lang"), survey_of([1]), 'no document has a key "lang"; it is looked up in the annotated lines'),
+        (
+            keep(per="id"),
+            survey_of([1] * 1025, groups=[str(i) for i in range(1025)]),
+            '"id" has 1025 values, 1024 at most',
+        ),
+    ],
+)
+def test_what_cannot_be_decided_is_refused(selection: Selection, survey: Survey, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_cuts(selection, lambda: [survey])

@@ -1,0 +1,187 @@
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from mlfilter_core.config.filtering import FilterParameters
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.errors import AnnotationError, OutputConflictError, SourceError
+from mlfilter_core.filtering.cuts import find_cuts
+from mlfilter_core.filtering.filter_file import FilterReport, FilterRequest, filter_file, finished_filter
+from mlfilter_core.filtering.survey import SurveyRequest, load_survey, make_survey
+from mlfilter_core.zstd import zstd
+from tests.conftest import WriteLines
+from tests.mlfilter_core.filtering.conftest import Filter, annotate, annotated_files, document, lines_of
+
+
+def surveyed(params: FilterParameters) -> tuple[list[CorpusFile], FilterRequest]:
+    files, survey = annotated_files(params), SurveyRequest.of(params)
+    for file in files:
+        make_survey(file, survey)
+    return files, FilterRequest.of(
+        params, find_cuts(params.keep, lambda: [load_survey(file, survey) for file in files])
+    )
+
+
+def filtered(params: FilterParameters) -> list[FilterReport]:
+    files, request = surveyed(params)
+    return [filter_file(file, request) for file in files]
+
+
+def test_whole_source_documents_are_written_with_their_scores(parameters: Filter, annotated: Path) -> None:
+    params = parameters()
+    reports = filtered(params)
+    scored = lines_of(params.annotated_directory, "a/x.jsonl") + lines_of(params.annotated_directory, "y.jsonl")
+    limit = sorted(line["score_good"] for line in scored)[35]
+    sources = {
+        record["id"]: record
+        for name in ("a/x.jsonl", "y.jsonl")
+        for line in (annotated / "corpus" / name).read_text().splitlines()
+        if line != "{broken" and (record := json.loads(line))
+    }
+    expected = [
+        {**sources[line["document_id"]], "score_good": line["score_good"], "score_fun": line["score_fun"]}
+        for line in scored
+        if line["score_good"] >= limit
+    ]
+    kept = lines_of(params.filtered_dir, "a/x.jsonl") + lines_of(params.filtered_dir, "y.jsonl")
+    assert kept == expected
+    assert sum(report.kept for report in reports) == len(kept) >= 15
+    assert [(report.annotated, report.documents) for report in reports] == [("a/x.jsonl", 30), ("y.jsonl", 20)]
+    assert 0 < sum(report.kept_tokens for report in reports) < sum(report.tokens for report in reports)
+    assert not (annotated / "out" / "dropped").exists()
+
+
+def test_without_embeddings_the_annotated_lines_are_written_as_they_are(parameters: Filter, annotated: Path) -> None:
+    limit = sorted(line["score_good"] for line in lines_of(annotated / "out" / "annotated_data", "y.jsonl"))[9]
+    keep = {"scores": {"good": {"threshold": limit}}}
+    filtered(params := parameters(embeddings_directory=None, keep=keep, write_dropped=True))
+    original = (params.annotated_directory / "y.jsonl").read_bytes().splitlines(keepends=True)
+    kept = (params.filtered_dir / "y.jsonl").read_bytes().splitlines(keepends=True)
+    dropped = (params.dropped_dir / "y.jsonl").read_bytes().splitlines(keepends=True)
+    assert kept == [line for line in original if json.loads(line)["score_good"] >= limit]
+    assert dropped == [line for line in original if json.loads(line)["score_good"] < limit]
+    assert kept and dropped
+
+
+@pytest.mark.parametrize(
+    ("compression", "suffix", "decompress"), [("gzip", ".jsonl.gz", gzip.decompress), ("zstd", ".jsonl.zst", None)]
+)
+def test_files_can_be_compressed(
+    parameters: Filter, compression: str, suffix: str, decompress: Callable[[bytes], bytes] | None
+) -> None:
+    filtered(params := parameters())
+    filtered(compressed := parameters(compression=compression, output_dir=params.output_dir / "other"))
+    plain = (params.filtered_dir / "y.jsonl").read_bytes()
+    assert (decompress or zstd.decompress)((compressed.filtered_dir / f"y{suffix}").read_bytes()) == plain
+
+
+def test_parquet_has_the_same_documents(parameters: Filter) -> None:
+    filtered(params := parameters())
+    filtered(parquet := parameters(output_format="parquet", output_dir=params.output_dir / "other"))
+    table = pyarrow.parquet.read_table(parquet.filtered_dir / "y.parquet")
+    expected = lines_of(params.filtered_dir, "y.jsonl")
+    rows = [{**row, "meta": json.loads(row["meta"])} for row in table.to_pylist()]
+    assert rows == expected
+    assert {path.name for path in parquet.filtered_dir.iterdir()} == {"y.parquet", "a", ".provenance", ".survey"}
+
+
+def test_the_report_counts_groups_scores_and_documents_without_one(write_lines: WriteLines, tmp_path: Path) -> None:
+    lines = [
+        {"q": 1, "r": 9, "n_tokens": 10, "lang": "de"},
+        {"q": 5, "r": 9, "n_tokens": 20, "lang": "de"},
+        {"q": None, "r": 9, "n_tokens": 40, "lang": "en"},
+        {"q": 6, "r": 1, "n_tokens": 80},
+    ]
+    path = write_lines("x.jsonl", lines)
+    params = FilterParameters.model_validate(
+        {
+            **{"annotated_directory": path.parent, "output_dir": tmp_path / "out", "glob_pattern": "x.jsonl"},
+            "keep": {"scores": {"q": {"threshold": 5}, "r": {"threshold": 1}}, "per": "lang"},
+        }
+    )
+    (report,) = filtered(params)
+    assert (report.documents, report.kept, report.without_score) == (4, 2, 1)
+    assert (report.tokens, report.kept_tokens) == (150, 100)
+    assert report.reached == {"q": 2, "r": 4}
+    assert report.by_group == {
+        "de": {"documents": 2, "kept": 1, "tokens": 30, "kept_tokens": 20},
+        "en": {"documents": 1, "kept": 0, "tokens": 40, "kept_tokens": 0},
+        "": {"documents": 1, "kept": 1, "tokens": 80, "kept_tokens": 80},
+    }
+    assert FilterReport.remarks_on([report, report]) == [
+        *("q: threshold 5", "r: threshold 1"),
+        *("q: 4 documents reach it, 50.0 %", "r: 8 documents reach it, 100.0 %"),
+        "without the key: kept 2 of 2 documents, 100.0 %, 100.0 % of the tokens",
+        "de: kept 2 of 4 documents, 50.0 %, 66.7 % of the tokens",
+        "en: kept 0 of 2 documents, 0.0 %, 0.0 % of the tokens",
+        "kept 4 of 8 documents, 50.0 %, 66.7 % of the tokens",
+    ]
+
+
+def test_keeping_nothing_or_everything_is_remarked(parameters: Filter) -> None:
+    for threshold, word in ((1e6, "nothing"), (-1e6, "everything")):
+        params = parameters(keep={"scores": {"good": {"threshold": threshold}}}, overwrite=True)
+        remarks = FilterReport.remarks_on(filtered(params))
+        assert remarks[-1].startswith(f"{word} is kept; `ml_filter filter --dry-run` shows")
+    assert len(lines_of(params.filtered_dir, "y.jsonl")) == 20
+
+
+def test_a_finished_file_is_found_and_tells_its_report(parameters: Filter) -> None:
+    files, request = surveyed(parameters())
+    assert finished_filter(files[0], request, read_content=True) is None
+    report = filter_file(files[0], request)
+    found = finished_filter(files[0], request, read_content=False)
+    assert found is not None
+    assert {**vars(found), "criteria": tuple(found.criteria)} == {**vars(report), "status": "skipped", "seconds": 0.0}
+
+
+def test_an_output_of_another_request_or_other_scores_is_in_the_way(parameters: Filter) -> None:
+    params = parameters()
+    files, request = surveyed(params)
+    filter_file(files[0], request)
+    _, other = surveyed(parameters(keep={"scores": {"good": {"percentile": 50}}}))
+    with pytest.raises(
+        OutputConflictError, match=r"another request, with other keep, cuts; use another output_dir, or"
+    ):
+        finished_filter(files[0], other, read_content=True)
+    output = params.filtered_dir / "a" / "x.jsonl"
+    kept = output.read_bytes()
+    output.write_bytes(kept + b"{}\n")
+    with pytest.raises(OutputConflictError, match=r"x.jsonl was changed since it was written"):
+        finished_filter(files[0], request, read_content=True)
+    output.write_bytes(kept)
+    assert finished_filter(files[0], request, read_content=False) is None  # only its content tells
+    assert finished_filter(files[0], request, read_content=True) is not None
+    (params.filtered_dir / ".provenance" / "a" / "x.jsonl.json").unlink()
+    with pytest.raises(OutputConflictError, match="does not say which annotated file it was made from"):
+        finished_filter(files[0], request, read_content=True)
+
+
+def test_sources_must_be_those_that_were_embedded(parameters: Filter, annotated: Path) -> None:
+    params = parameters()
+    files, request = surveyed(params)
+    source = annotated / "corpus" / "y.jsonl"
+    source.write_text(source.read_text().replace("ba", "be"))
+    with pytest.raises(SourceError, match=r"y.jsonl changed since .*y.h5 was made from it"):
+        filter_file(files[1], request)
+    assert not (params.filtered_dir / "y.jsonl").exists()
+    source.unlink()
+    with pytest.raises(SourceError, match=r"set params.source_dir to where the sources lie now"):
+        filter_file(files[1], request)
+
+
+def test_a_document_that_has_a_score_of_that_name_is_an_error(
+    parameters: Filter, annotated: Path, tiny_model: Path
+) -> None:
+    """The annotation wrote no source documents, and saw no clash."""
+    (annotated / "corpus" / "z.jsonl").write_text(json.dumps({**document("z", 1), "score_fun": 3}))
+    annotate(annotated, tiny_model)
+    files, request = surveyed(parameters(keep={"scores": {"good": {"threshold": -1e6}}}))
+    with pytest.raises(
+        AnnotationError, match=r'z.jsonl: the source documents have a key "score_fun" already; annotate'
+    ):
+        filter_file(files[2], request)

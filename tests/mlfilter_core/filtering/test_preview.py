@@ -1,0 +1,26 @@
+from mlfilter_core.config.filtering import Bound, Selection
+from mlfilter_core.filtering.preview import preview
+from tests.mlfilter_core.filtering.conftest import survey_of
+
+
+def test_other_limits_are_shown_beside_those_of_the_job() -> None:
+    surveys = [survey_of({"q": [1, 2, 3, 4], "r": [4, 3, 2, 1]}, tokens=[10, 20, 30, 40])]
+    selection = Selection(scores={"q": Bound(threshold=2), "r": Bound(threshold=2)})
+    rows = [row.cells() for row in preview(selection, [50], [4], lambda: surveys)]
+    assert rows == [
+        ["q, r", "threshold 2, threshold 2, 2 of 2", "2", "50.0 %", "50", "50.0 %"],
+        ["q", "percentile 50", "2", "50.0 %", "70", "70.0 %"],
+        ["q", "threshold 4", "1", "25.0 %", "40", "40.0 %"],
+        ["r", "percentile 50", "2", "50.0 %", "30", "30.0 %"],
+        ["r", "threshold 4", "1", "25.0 %", "10", "10.0 %"],
+    ]
+
+
+def test_the_limit_of_the_job_is_shown_once_and_unknown_tokens_not_at_all() -> None:
+    surveys = [survey_of([1, 2, 3, 4], tokens=[-1] * 4)]
+    selection = Selection.model_validate({"scores": {"q": {"percentile": 50}}})
+    rows = [row.cells() for row in preview(selection, [50, 75], [], lambda: surveys)]
+    assert rows == [
+        ["q", "percentile 50", "2", "50.0 %", "-", "-"],
+        ["q", "percentile 75", "1", "25.0 %", "-", "-"],
+    ]

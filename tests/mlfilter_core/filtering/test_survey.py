@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.errors import AnnotationError
+from mlfilter_core.filtering.survey import (
+    SurveyMissingError,
+    SurveyRequest,
+    finished_survey,
+    load_survey,
+    make_survey,
+)
+from tests.conftest import WriteLines
+from tests.mlfilter_core.filtering.conftest import Filter, annotated_files, lines_of
+
+
+def request_for(folder: Path, scores: tuple[str, ...] = ("q",), per: str | None = None) -> SurveyRequest:
+    return SurveyRequest(folder / "surveys", scores, per, None, "train")
+
+
+def test_a_survey_has_the_scores_tokens_and_groups_of_every_line(parameters: Filter) -> None:
+    params = parameters(keep={"scores": {"good": None, "score_fun": None}, "per": "language"})
+    request = SurveyRequest.of(params)
+    (file, _) = annotated_files(params)
+    report = make_survey(file, request)
+    assert (report.documents, report.status) == (30, "surveyed")
+    survey = load_survey(file, request)
+    lines = lines_of(params.annotated_directory, "a/x.jsonl")
+    assert survey.scores_of("good").tolist() == [np.float32(line["score_good"]) for line in lines]
+    assert survey.scores_of("score_fun").tolist() == [np.float32(line["score_fun"]) for line in lines]
+    with EmbeddingFile(params.output_dir / "embeddings" / "a" / "x.h5", "train") as embeddings:
+        assert survey.tokens.tolist() == embeddings.array("n_tokens", slice(None)).tolist()
+    # The language is in the embeddings, not in the lines.
+    assert [survey.groups[code] for code in survey.group] == ["de" if i % 3 else "en" for i in range(30)]
+
+
+def test_lines_of_other_tools_are_surveyed_without_embeddings(write_lines: WriteLines, tmp_path: Path) -> None:
+    values = [1, 2.5, None, "3", float("nan"), float("inf"), True, 1e300]
+    lines = [{"id": i, "q": value, "meta": {"lang": "de"}, "n_tokens": i} for i, value in enumerate(values)]
+    path = write_lines("x.jsonl", [*(json.dumps(line).encode() for line in lines), b"", b'{"id": 9}'])
+    file, request = CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="meta.lang")
+    make_survey(file, request)
+    survey = load_survey(file, request)
+    np.testing.assert_array_equal(survey.scores_of("q"), [1, 2.5, *[np.nan] * 4, 1, np.nan, np.nan])
+    assert survey.tokens.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, -1]
+    assert [survey.groups[code] for code in survey.group] == ["de"] * 8 + [""]
+
+
+def test_a_survey_is_made_once_for_each_version_of_a_file(write_lines: WriteLines, tmp_path: Path) -> None:
+    path = write_lines("x.jsonl", [{"q": 1}])
+    file, request = CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path)
+    assert finished_survey(file, request, read_content=True) is None
+    with pytest.raises(SurveyMissingError, match=r"x.jsonl has not been surveyed"):
+        load_survey(file, request)
+    made = make_survey(file, request)
+    found = finished_survey(file, request, read_content=False)
+    assert found is not None
+    assert (found.status, found.documents, found.output) == ("skipped", 1, made.output)
+    assert finished_survey(file, request_for(tmp_path, ("r",)), read_content=True) is None
+    assert finished_survey(file, request_for(tmp_path, per="k"), read_content=True) is None
+    path.write_text('{"q": 2}\n{"q": 3}\n')
+    assert finished_survey(file, request, read_content=True) is None
+    Path(made.output).write_bytes(b"broken")
+    assert finished_survey(file, request, read_content=True) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"q": 1}, b"{"], r"x.jsonl:2: .*; annotate the file again"),
+        ([{"score_r": 1, "id": 2}], r'there is no score "q" nor "score_q"; the lines have: score_r, id'),
+        ([{"q": 1, "k": i} for i in range(257)], r'params.keep.per: "k" has more than 256 values; name a key that'),
+    ],
+)
+def test_lines_that_tell_too_little_are_an_error(
+    lines: list[object], message: str, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    path = write_lines("x.jsonl", lines)
+    with pytest.raises(AnnotationError, match=message):
+        make_survey(CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k"))
+
+
+def test_embeddings_must_be_those_that_were_scored(parameters: Filter, annotated: Path) -> None:
+    params = parameters()
+    file = annotated_files(params)[1]
+    embeddings = annotated / "out" / "embeddings" / "y.h5"
+    kept = embeddings.read_bytes()
+    embeddings.write_bytes((annotated / "out" / "embeddings" / "a" / "x.h5").read_bytes())
+    with pytest.raises(AnnotationError, match=r"y.jsonl was made from another version of .*y.h5; annotate it again"):
+        make_survey(file, SurveyRequest.of(params))
+    embeddings.unlink()
+    with pytest.raises(AnnotationError, match=r"there is no .*y.h5, the embeddings that were scored; correct params"):
+        make_survey(file, SurveyRequest.of(params))
+    embeddings.write_bytes(kept)
+    # A file of another tool says nothing of its embeddings, but has a line for each.
+    (annotated / "out" / "annotated_data" / "y.jsonl").write_text('{"score_good": 1}\n')
+    with pytest.raises(AnnotationError, match=r"y.jsonl has 1 lines, and .*y.h5 20 rows; annotate again"):
+        make_survey(file, SurveyRequest.of(params))
