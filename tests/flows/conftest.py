@@ -1,10 +1,12 @@
 """A real Prefect server for the session, and job files over small corpora."""
 
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,25 @@ WriteJob = Callable[..., Path]
 @pytest.fixture(scope="session", autouse=True)
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with prefect_api(tmp_path_factory.mktemp("prefect")):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fast_workers() -> Iterator[None]:
+    """Workers are forked from a process that has loaded torch, which takes 7 s of a core, for each of a hundred.
+
+    What they inherit from their environment is that of the first test: `spawned_workers` is for tests of that. Runs in
+    processes of their own start workers as users' runs do.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["distributed.worker", "mlfilter_core.encoder"])
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield
+
+
+@pytest.fixture
+def spawned_workers() -> Iterator[None]:
+    """Workers are started from nothing, in the environment of the test."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
         yield
 
 

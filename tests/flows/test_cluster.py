@@ -26,7 +26,7 @@ def test_gpus_are_those_that_are_visible(visible: str, devices: list[str], monke
 
 @pytest.mark.parametrize(("device", "seen"), [("auto", ["3", "5"]), ("cuda:1", ["3,5", "3,5"])])
 def test_each_worker_sees_a_gpu_of_its_own_unless_the_job_names_one(
-    device: str, seen: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    device: str, seen: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spawned_workers: None
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with local_workers(LocalSettings(workers=-1), False, device, 100, tmp_path) as workers:
@@ -35,7 +35,9 @@ def test_each_worker_sees_a_gpu_of_its_own_unless_the_job_names_one(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
-def test_each_cluster_divides_the_cores_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_cluster_divides_the_cores_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawned_workers: None
+) -> None:
     """Dask leaves the first cluster's variables in this process, which would overrule the second's."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for n_workers in (1, n_cores()):
