@@ -37,8 +37,8 @@ NAMES = [f"{flow}/{place}" for flow in FLOWS for place in POOLS]
 KINDS = {"EmbeddingJob", "TrainingJob", "AnnotationJob", "FilterJob"}
 BY_NAME = {"embed": EmbeddingJob, "train_head": TrainingJob, "annotate": AnnotationJob, "filter": FilterJob}
 ON_CPUS = ("train_head", "annotate", "filter")
-# Integers of any sign.
-UNBOUNDED = {"job_id_position"}
+# Numbers of any sign.
+UNBOUNDED = {"job_id_position", "threshold"}
 # The flow's process starts, its worker loads torch, and both end within a quarter of it on two busy cores.
 RUN_S = 120
 CANCEL_S = 60
