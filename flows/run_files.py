@@ -14,6 +14,7 @@ from prefect.tasks import exponential_backoff
 
 from flows.bundles import Bundle, Bundles
 from flows.cluster import local_workers
+from flows.dashboard_link import link_dashboard
 from flows.failures import RETRIES, can_heal
 from flows.fan_out import Outcome, Workers, fan_out
 from flows.logs import logging_to
@@ -102,6 +103,7 @@ def _run_files(
         progress = RunProgress(len(files), to_do, len(failures))
         with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(to_do), logs) as workers:
             workers.runner.on_progress = progress.hear
+            link_dashboard(workers.runner.client.dashboard_link, workload.flow)
             for outcome in fan_out(workers, task, bundles, {"work": work}):
                 if isinstance(outcome.error, JobError):
                     raise outcome.error

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,16 @@ from tests.flows.conftest import WriteJob
 def one_long_file(corpus: Path) -> Path:
     for path in corpus.rglob("*.jsonl"):
         path.unlink()
-    lines = (json.dumps({"id": str(i), "text": "word " * (1 + i % 9)}) + "\n" for i in range(40_000))
+    lines = (json.dumps({"id": str(i), "text": "word " * (1 + i % 9)}) + "\n" for i in range(20_000))
     (corpus / "z.jsonl").write_text("".join(lines))
     return corpus
+
+
+def title_of(link: str) -> str:
+    """Returns the title of the page that a link in Markdown leads to."""
+    address = link.partition("](")[2].removesuffix(")")
+    with urllib.request.urlopen(address, timeout=30) as page:
+        return str(page.read().decode().partition("<title>")[2].partition("</title>")[0])
 
 
 def test_progress_moves_while_a_single_file_is_under_way(
@@ -33,6 +41,7 @@ def test_progress_moves_while_a_single_file_is_under_way(
     monkeypatch.setattr(task_runner_module, "LONG_S", 0)
     monkeypatch.setattr(task_runner_module, "LOOK_S", 0.2)
     seen: dict[str | None, set[float]] = {}
+    dashboards: set[str] = set()
     is_over = threading.Event()
 
     def look() -> None:
@@ -40,6 +49,8 @@ def test_progress_moves_while_a_single_file_is_under_way(
             for artifact in client.read_artifacts(artifact_filter=None, limit=20, sort="CREATED_DESC"):
                 if artifact.type == "progress" and (artifact.description or "").find("documents") > 0:
                     seen.setdefault(artifact.key, set()).add(float(str(artifact.data)))
+                if artifact.key == "embed-dashboard" and not dashboards:
+                    dashboards.add(title_of(str(artifact.data)))
             time.sleep(0.1)
 
     looking = threading.Thread(target=look)
@@ -49,12 +60,13 @@ def test_progress_moves_while_a_single_file_is_under_way(
     finally:
         is_over.set()
         looking.join()
-    assert report.reports[0].documents == 40_000
+    assert report.reports[0].documents == 20_000
+    assert dashboards == {"Dask Diagnostic UI"}
     assert sum(0 < percent < 100 for percent in seen["embed-progress"]) >= 3
     assert sum(0 < percent < 100 for percent in seen[None]) >= 1  # of the task run
     by_key = ArtifactFilter(key=ArtifactFilterKey(any_=["embed-progress"]))
     last: Any = client.read_artifacts(artifact_filter=by_key, limit=1, sort="CREATED_DESC")[0]
     assert float(last.data) == 100
-    assert last.description.startswith("1 of 1 files, 40,000 documents, ")
+    assert last.description.startswith("1 of 1 files, 20,000 documents, ")
     log = (report.logs / "flow.log").read_text()
     assert " documents/s, " in log and " left, " in log
