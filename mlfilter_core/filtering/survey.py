@@ -216,9 +216,10 @@ def _read(file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | 
     group: list[int] = []
     fields: list[str] = []
     in_lines = request.per is None or embeddings is None or embeddings.find(request.per) is None
-    for line in lines_of(file.path):
-        record = record_of(line, file.path)
-        fields = fields or [score_field(name, record, file.path) for name in request.scores]
+    path = file.path
+    for line in lines_of(path):
+        record = record_of(line, path)
+        fields = fields or [score_field(name, record, path) for name in request.scores]
         scores.append([_number(record.get(field)) for field in fields])
         tokens.append(_tokens(record.get(N_TOKENS)))
         if in_lines:
@@ -226,7 +227,7 @@ def _read(file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | 
     if embeddings is not None:
         if embeddings.n_rows != len(scores):
             raise AnnotationError(
-                f"{file.path} has {len(scores)} lines, and {embeddings.path} {embeddings.n_rows} rows; annotate again"
+                f"{path} has {len(scores)} lines, and {embeddings.path} {embeddings.n_rows} rows; annotate again"
             )
         if N_TOKENS in embeddings.names():
             tokens = embeddings.array(N_TOKENS, ALL).tolist()

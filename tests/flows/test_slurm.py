@@ -351,6 +351,7 @@ def test_the_script_that_is_shown_is_the_one_that_is_submitted(slurm_job: WriteS
     assert "#SBATCH --comment=embeddings\n#SBATCH --nice=5\n" in submitted
 
 
+@pytest.mark.timeout(600)
 def test_the_deployments_for_production_run_as_they_are_shipped(
     client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,12 +368,13 @@ def test_the_deployments_for_production_run_as_they_are_shipped(
     for pool in ("mlfilter-local", "mlfilter-prod"):
         prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
     prefect("deploy", "--all")
-    for flow_name, overrides in (("embed", {**site, "params.device": "cpu"}), ("train_head", site), ("annotate", site)):
+    on_cpus = [(name, site) for name in ("train_head", "annotate", "filter")]
+    for flow_name, overrides in [("embed", {**site, "params.device": "cpu"}), *on_cpus]:
         prefect("deployment", "run", f"{flow_name}/prod", "--param", f"overrides={json.dumps(overrides)}")
         prefect("worker", "start", "--pool", "mlfilter-prod", "--run-once")
         (run,) = client.read_flow_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
         assert (run.state_name, run.deployment_id is not None) == ("Completed", True), run.state
-        if flow_name == "train_head":
+        if flow_name not in ("embed", "annotate"):
             continue
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
         assert {task.state_name for task in tasks} == {"Completed"}
@@ -388,4 +390,5 @@ def test_the_deployments_for_production_run_as_they_are_shipped(
     lines = (tmp_path / "out" / "annotated_data" / "en" / "shop.jsonl").read_text().splitlines()
     assert len(lines) == 14
     assert {"document_id", "text", "score_education", "score_toxicity"} <= json.loads(lines[0]).keys()
+    assert (tmp_path / "out" / "filtered" / "en" / "lessons.jsonl.zst").exists()
     assert queue() == []
