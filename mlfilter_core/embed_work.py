@@ -132,18 +132,12 @@ def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
         EncoderError: The model is not there.
         HeadError: A checkpoint is missing.
     """
-    request = _embed_request(params, resolve_model(params.embedding_model, params.model_revision))
+    request = embed_request(params, resolve_model(params.embedding_model, params.model_revision))
     return EmbedWork(params, request, _inline_annotation(params))
 
 
-def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation | None:
-    if params.annotate_inline is None:
-        return None
-    asked = annotate_request(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name)
-    return InlineAnnotation(asked, params.keep_embeddings)
-
-
-def _embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
+def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
+    """Returns what the parameters ask of every file."""
     return EmbedRequest(
         model=model,
         encoder=EncoderSettings(
@@ -165,6 +159,13 @@ def _embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> Em
         max_rejected_fraction=params.max_rejected_fraction,
         max_line_bytes=params.max_line_bytes,
     )
+
+
+def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation | None:
+    if params.annotate_inline is None:
+        return None
+    asked = annotate_request(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name)
+    return InlineAnnotation(asked, params.keep_embeddings)
 
 
 @functools.lru_cache(maxsize=1)
