@@ -58,7 +58,7 @@ def _plan(job: Job, workers: PlannedWorkers, seed: int, findings: Findings) -> P
     assert isinstance(job, TrainingJob)
     from mlfilter_core.plan.training_plan import plan_training
 
-    return plan_training(job, findings)
+    return plan_training(job, workers, findings)
 
 
 def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:

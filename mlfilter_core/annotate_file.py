@@ -154,7 +154,7 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
             for rows in file.slices(request.batch_size):
                 outputs = score(heads, file.embeddings(rows))
                 _check_finite(outputs, heads, file, rows)
-                _write(sink, _scored(values.records(rows), columns.table(outputs)), embeddings.path, rows)
+                _write(sink, scored(values.records(rows), columns.table(outputs)), embeddings.path, rows)
                 if teller.is_due():
                     teller.tell(Progress(embeddings.relative, rows.stop, share=rows.stop / file.n_rows))
         values.check_complete()
@@ -248,6 +248,13 @@ def read_annotation(embeddings: CorpusFile, request: AnnotateRequest, read_conte
     return made if is_same_output else None
 
 
+def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
+    """Yields the records with the values of a table beside what they hold; row i is record i."""
+    for record, row in zip(records, zip(*table.values(), strict=True), strict=True):
+        record.update(zip(table, row, strict=True))
+        yield record
+
+
 def _check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: EmbeddingFile, rows: slice) -> None:
     if np.isfinite(outputs).all():
         return
@@ -259,12 +266,6 @@ def _check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: E
         f"{file.path}: row {rows.start + row} (document {name}): head {names[column]} gives {outputs[row, column]}; "
         "check the head's weights, the embedding, and model_dtype (float16 overflows)"
     )
-
-
-def _scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
-    for record, row in zip(records, zip(*table.values(), strict=True), strict=True):
-        record.update(zip(table, row, strict=True))
-        yield record
 
 
 def _write(sink: IO[bytes], records: Iterable[dict[str, Any]], path: Path, rows: slice) -> None:

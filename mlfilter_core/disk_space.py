@@ -64,3 +64,25 @@ def check_would_be_writable(folder: Path, field: str) -> None:
             f"{field}: {folder} cannot be written to ({existing}: {error.strerror}); mend its permissions or give "
             "another"
         ) from error
+
+
+def check_room_for(folder: Path, n_bytes: float, field: str = "params.output_dir") -> None:
+    """Checks that there is room for the least that will be written.
+
+    Args:
+        folder: That is written to.
+        n_bytes: At least.
+        field: Where a job names it, for the message.
+
+    Raises:
+        ConfigError: There is not.
+    """
+    try:
+        space = free_space(folder)
+    except OSError:  # of what cannot be known, the writing says more
+        return
+    if n_bytes > space.free_bytes:
+        raise ConfigError(
+            f"{field}: at least {n_bytes / 1e9:,.1f} GB are needed in {folder}, and {space.free_bytes / 1e9:,.1f} GB are "
+            "free; make room, or give another"
+        )

@@ -90,8 +90,12 @@ class OutputValues:
             if n_missing == self._file.n_rows:
                 raise AnnotationError(
                     f'params.output_keys: "{key}" is neither in {self._file.path} nor in any document of '
-                    f"{self._source.path}; there are: {', '.join([*self._file.names(), *self._document_keys])}"
+                    f"{self._source.path}; there are: {', '.join(self.known_keys())}"
                 )
+
+    def known_keys(self) -> list[str]:
+        """Returns the names in the HDF5 file, and the keys of the last document that lacked one."""
+        return [*self._file.names(), *self._document_keys]
 
     def _stored(self, place: str, rows: slice) -> Any:
         values = self._file.column(place, rows)

@@ -1,23 +1,19 @@
 """Whether documents have the keys that an embedding job asks for.
 
-Knows nothing about files but for the first documents of some, which a flow looks at before it starts a worker.
+Knows nothing about files.
 """
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.documents import DEFAULT_LABEL_KEYS, BadRecordError, find_value, parse_record
-from mlfilter_core.errors import ConfigError, SourceError
-from mlfilter_core.lines import Line, SourceReader
+from mlfilter_core.documents import DEFAULT_LABEL_KEYS, find_value
+from mlfilter_core.errors import ConfigError
 
-# A wrong key shows in the first document. Some files may be of another kind. 16 of them take 0.1 s.
-N_FILES, N_LINES = 16, 32
 N_SHOWN_KEYS = 12
 JSON_TYPES: Mapping[type, str] = {
     **{str: "string", bool: "boolean", int: "number", float: "number"},
@@ -91,38 +87,19 @@ def types_by_key(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, in
     return types
 
 
-def check_first_documents(files: Sequence[CorpusFile], params: EmbeddingPipelineParameters) -> None:
-    """Checks that some of the first documents of some files have what the job asks of each.
+def check_wanted_keys(params: EmbeddingPipelineParameters, records: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that some of the first documents of a run have what the job asks of each.
 
     Raises:
         ConfigError: None has one of the keys; names the keys that they have.
     """
-    absent = describe_absent(wanted_keys(params), list(_first_records(files, params.max_line_bytes)))
+    absent = describe_absent(wanted_keys(params), records)
     if not absent:
         return
     if params.max_rejected_fraction == 1:  # the job allows that every line is rejected
         _log.warning("%s", "; ".join(absent))
         return
-    raise ConfigError("\n  ".join(["no document could be embedded; correct the keys", *absent]))
-
-
-def _first_records(files: Sequence[CorpusFile], max_line_bytes: int) -> Iterator[Mapping[str, Any]]:
-    n_files = min(N_FILES, len(files))
-    for i in range(n_files):
-        try:
-            with SourceReader(files[i * len(files) // n_files].path) as reader:
-                for line in islice(reader.lines(max_line_bytes), N_LINES):
-                    if isinstance(line, Line) and (record := _record(line.content)) is not None:
-                        yield record
-        except (SourceError, OSError):  # its task says so
-            continue
-
-
-def _record(content: bytes) -> Mapping[str, Any] | None:
-    try:
-        return parse_record(content)
-    except BadRecordError:
-        return None
+    raise ConfigError("\n  ".join(["no document could be embedded; correct the job's keys", *absent]))
 
 
 def _has(record: Mapping[str, Any], key: str) -> bool:

@@ -13,6 +13,7 @@ from mlfilter_core.embed_file import EmbedRequest
 from mlfilter_core.embed_work import embed_request
 from mlfilter_core.model_files import ModelFiles, resolve_model
 from mlfilter_core.plan.blocks import BlockSample, draw_blocks
+from mlfilter_core.plan.device_here import device_here
 from mlfilter_core.plan.encoder_trial import (
     Trial,
     compare_with_sentence_transformers,
@@ -75,7 +76,8 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
     if sampled:
         sections.append(_keys_section(params, sample, findings))
     request = embed_request(params, model) if model is not None else None
-    loaded = _load(params, request, findings) if request is not None else None
+    device = device_here(params.device, workers, findings)
+    loaded = _load(params, request, device, findings) if request is not None and device is not None else None
     if loaded is not None and request is not None:
         tokenize_sample(sampled, loaded.encoder, request)
     if sampled:
@@ -104,13 +106,15 @@ def _find_model(params: EmbeddingPipelineParameters, findings: Findings) -> Mode
     return None
 
 
-def _load(params: EmbeddingPipelineParameters, request: EmbedRequest, findings: Findings) -> _Loaded | None:
+def _load(
+    params: EmbeddingPipelineParameters, request: EmbedRequest, device: str, findings: Findings
+) -> _Loaded | None:
     from mlfilter_core.encoder import load_encoder
 
     asked: int | Literal["auto"] = params.max_batch_tokens
     started = time.monotonic()
     with findings.noting():
-        encoder = load_encoder(request.model, request.encoder, params.device, None if asked == "auto" else asked)
+        encoder = load_encoder(request.model, request.encoder, device, None if asked == "auto" else asked)
         return _Loaded(encoder, time.monotonic() - started)
     return None
 
