@@ -83,6 +83,6 @@ def check_room_for(folder: Path, n_bytes: float, field: str = "params.output_dir
         return
     if n_bytes > space.free_bytes:
         raise ConfigError(
-            f"{field}: at least {n_bytes / 1e9:,.1f} GB are needed in {folder}, and {space.free_bytes / 1e9:,.1f} GB are "
-            "free; make room, or give another"
+            f"{field}: at least {n_bytes / 1e9:,.1f} GB are needed in {folder}, and {space.free_bytes / 1e9:,.1f} GB "
+            "are free; make room, or give another"
         )

@@ -23,8 +23,8 @@ from mlfilter_core.zstd import zstd
 # Some ten web pages. All of these are arbitrary: together they are read and tokenised in seconds.
 BLOCK_BYTES = 32 << 10
 MAX_BLOCKS = 200
-MAX_HEADS = 40
-HEAD_BYTES = 64 << 10  # of a compressed file
+MAX_HEADS = 24
+HEAD_BYTES = 128 << 10  # of a compressed file
 MAX_UNPACKED_BYTES = 64 << 20  # of a beginning that holds no line feed, or is a bomb
 SIP_BYTES = 4 << 10  # decompressors read ahead: with more at a time it would not be known which bytes gave which lines
 READ_BYTES = 64 << 10
@@ -188,27 +188,33 @@ def _skip_line(opened: IO[bytes], end: int) -> None:
 
 
 def _read_head(file: CorpusFile, n_bytes: int, max_line_bytes: int) -> FileHead:
-    pieces: list[bytes] = []
-    unpacked = 0
-    has_line = False
+    content = bytearray()
+    # A decompressor gives what one block of the stream holds only after all of it, a little at a time: only when it
+    # asks for more is it known how much of the file gave what is there.
+    n_read = n_known = n_known_from = 0
+    is_whole = False
     with open(file.path, "rb") as opened:
         sips = _Sips(opened)
         stream: Any = _decompressed(opened, _kind(opened.read(4)), sips)
-        is_whole = False
-        while unpacked < MAX_UNPACKED_BYTES and (sips.n_bytes < HEAD_BYTES or not has_line):
+        while len(content) < MAX_UNPACKED_BYTES and (n_read < HEAD_BYTES or content.find(b"\n", 0, n_known) < 0):
             piece = stream.read1(READ_BYTES)
             if not piece:
                 is_whole = True
                 break
-            pieces.append(piece)
-            unpacked += len(piece)
-            has_line = has_line or b"\n" in piece
-    content = b"".join(pieces)
-    lines = content.split(b"\n")
+            if sips.n_bytes > n_read:
+                n_known, n_known_from = len(content), n_read
+                n_read = sips.n_bytes
+            content += piece
+    if is_whole:
+        n_read = n_bytes
+    elif n_known:
+        del content[n_known:]
+        n_read = n_known_from
+    unpacked = len(content)
+    lines = bytes(content).split(b"\n")
     last = lines.pop()  # what follows the last line feed: nothing, or a line of which the rest was not read
     if is_whole and last:
         lines.append(last)
-    n_read = n_bytes if is_whole else sips.n_bytes
     by_block: dict[int, list[bytes]] = {}
     start = 0
     for line in lines:
