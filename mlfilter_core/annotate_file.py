@@ -153,7 +153,7 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
         with open_annotations(temporary, request.compression) as sink:
             for rows in file.slices(request.batch_size):
                 outputs = score(heads, file.embeddings(rows))
-                _check_finite(outputs, heads, file, rows)
+                check_finite(outputs, heads, file, rows)
                 _write(sink, scored(values.records(rows), columns.table(outputs)), embeddings.path, rows)
                 if teller.is_due():
                     teller.tell(Progress(embeddings.relative, rows.stop, share=rows.stop / file.n_rows))
@@ -248,14 +248,12 @@ def read_annotation(embeddings: CorpusFile, request: AnnotateRequest, read_conte
     return made if is_same_output else None
 
 
-def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
-    """Yields the records with the values of a table beside what they hold; row i is record i."""
-    for record, row in zip(records, zip(*table.values(), strict=True), strict=True):
-        record.update(zip(table, row, strict=True))
-        yield record
+def check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: EmbeddingFile, rows: slice) -> None:
+    """Checks what heads gave for some rows of a file.
 
-
-def _check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: EmbeddingFile, rows: slice) -> None:
+    Raises:
+        AnnotationError: A score is NaN or infinite; names its document and its head.
+    """
     if np.isfinite(outputs).all():
         return
     row, column = np.argwhere(~np.isfinite(outputs))[0]
@@ -266,6 +264,13 @@ def _check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: E
         f"{file.path}: row {rows.start + row} (document {name}): head {names[column]} gives {outputs[row, column]}; "
         "check the head's weights, the embedding, and model_dtype (float16 overflows)"
     )
+
+
+def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
+    """Yields the records with the values of a table beside what they hold; row i is record i."""
+    for record, row in zip(records, zip(*table.values(), strict=True), strict=True):
+        record.update(zip(table, row, strict=True))
+        yield record
 
 
 def _write(sink: IO[bytes], records: Iterable[dict[str, Any]], path: Path, rows: slice) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotate_file import AnnotateRequest, score_columns, scored
+from mlfilter_core.annotate_file import AnnotateRequest, check_finite, score_columns, scored
 from mlfilter_core.annotations import SUFFIXES, open_annotations, write_records
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embedding_store import EmbeddingFile
@@ -111,6 +111,7 @@ def _annotate_first(file: CorpusFile, written: Path, request: AnnotateRequest, h
         n_done = 0
         for rows in embeddings.slices(request.batch_size):
             outputs = score(heads, embeddings.embeddings(rows))
+            check_finite(outputs, heads, embeddings, rows)
             write_records(sink, scored(values.records(rows), columns.table(outputs)))
             n_done = rows.stop
             if n_done >= MAX_ROWS or time.monotonic() > deadline:

@@ -58,9 +58,7 @@ def test_a_line_above_the_limit_is_cut_and_those_after_it_are_whole(tmp_path: Pa
     assert [list(block.lines) for block in sample.blocks] == [[b"x" * 101, b"short"]]
 
 
-def test_the_same_seed_draws_the_same_and_another_draws_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_seed_draws_the_same_and_another_draws_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks_module, "MAX_BLOCKS", 5)
     files = corpus_of(tmp_path, {f"{i}.jsonl": b"\n".join(lines_of(i, 100)) for i in range(4)})
 
