@@ -43,9 +43,10 @@ def plan_job(config: Path, overrides: Mapping[str, Any], seed: int = 0) -> Plan:
 
 def _plan(job: Job, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
     # Before torch, which reads them once, is imported: what is measured here is one of the workers.
-    from flows.cluster import QUIET, THREAD_VARIABLES
+    from flows.cluster import QUIET, THREAD_VARIABLES, n_cores
 
-    for name, value in {**dict.fromkeys(THREAD_VARIABLES, str(workers.n_cores)), **QUIET}.items():
+    n_threads = min(workers.n_cores, n_cores())
+    for name, value in {**dict.fromkeys(THREAD_VARIABLES, str(n_threads)), **QUIET}.items():
         os.environ.setdefault(name, value)
     if isinstance(job, EmbeddingJob):
         from mlfilter_core.plan.embedding_plan import plan_embedding

@@ -170,8 +170,8 @@ def check_output_keys(
             continue
     if n_documents and absent:
         raise ConfigError(
-            f"params.output_keys: {' and '.join(map(repr, sorted(absent)))} is neither in the files of embeddings nor in "
-            f"any of {n_documents} documents of their sources; there are: {', '.join(known)}"
+            f"params.output_keys: {' and '.join(map(repr, sorted(absent)))} is neither in the files of embeddings nor "
+            f"in any of {n_documents} documents of their sources; there are: {', '.join(known)}"
         )
 
 

@@ -78,8 +78,12 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
     request = embed_request(params, model) if model is not None else None
     device = device_here(params.device, workers, findings)
     loaded = _load(params, request, device, findings) if request is not None and device is not None else None
+    trial = None
     if loaded is not None and request is not None:
         tokenize_sample(sampled, loaded.encoder, request)
+        with findings.noting():
+            # Before another copy of the model is loaded, to compare with: the memory that this takes is a worker's.
+            trial = time_embedding(sampled, loaded.encoder, request)
     if sampled:
         sections.append(_documents_section(params, sample, sampled, loaded, findings))
         _check_rejects(params, sample, sampled, findings)
@@ -91,9 +95,6 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
             sections.append(heads_section(heads))
         if sampled and any(documents.documents for documents in sampled):
             sections.append(_output_section(job, workers, to_do, sample, sampled, request, loaded.encoder, findings))
-            trial = None
-            with findings.noting():
-                trial = time_embedding(sampled, loaded.encoder, request)
             if trial is not None:
                 speed, advice = _speed_section(params, workers, to_do, sample, sampled, loaded, trial, findings)
                 sections.append(speed)
@@ -373,6 +374,7 @@ def _speed_section(
         "tokens_per_s": trial.tokens_per_s,
         "measured_documents": trial.documents,
         "measured_seconds": trial.seconds,
+        "threads": trial.threads,
         "limit": trial.limit,
         "peak_bytes": trial.peak_bytes,
         "peak_gpu_bytes": trial.peak_gpu_bytes,
@@ -382,7 +384,13 @@ def _speed_section(
         "recommended": dict(advice.settings),
         "reasons": list(advice.reasons),
     }
-    where = f"{device} of this machine, {workers.n_cores} cores" if device == "cpu" else f"{device} of this machine"
+    where = f"{device} of this machine"
+    if device == "cpu":
+        where += f", {trial.threads} thread{'' if trial.threads == 1 else 's'}"
+        if trial.threads < workers.n_cores:
+            findings.add_warning(
+                f"a worker has {workers.n_cores} cores, and what is measured here has {trial.threads}: it takes less time"
+            )
     lines = [
         (
             "speed",

@@ -41,6 +41,7 @@ class Trial:
         limit: The stage that waited least.
         peak_bytes: That this process took of memory at most.
         peak_gpu_bytes: That it took of the GPU's.
+        threads: Of torch.
     """
 
     documents: int
@@ -50,6 +51,7 @@ class Trial:
     limit: str
     peak_bytes: int
     peak_gpu_bytes: int
+    threads: int
 
     @property
     def tokens_per_s(self) -> float:
@@ -136,6 +138,8 @@ def compare_with_sentence_transformers(
 
 
 def _embed(lines: Sequence[bytes], folder: Path, request: EmbedRequest, encoder: "Encoder") -> Trial:
+    import torch
+
     source = folder / "sample.jsonl"
     source.write_bytes(b"".join(line + b"\n" for line in lines))
     output = folder / "sample.h5"
@@ -159,4 +163,5 @@ def _embed(lines: Sequence[bytes], folder: Path, request: EmbedRequest, encoder:
         limit,
         peak,
         encoder.gpu_memory_bytes(),
+        torch.get_num_threads(),
     )

@@ -60,8 +60,20 @@ class SlurmAdvice:
 
     def to_yaml(self) -> str:
         """Returns the section of a job file."""
-        text: str = yaml.safe_dump({"slurm_settings": dict(self.settings)}, sort_keys=False, default_flow_style=False)
+        settings = {name: _Time(value) if name == "time" else value for name, value in self.settings.items()}
+        text: str = yaml.dump({"slurm_settings": settings}, Dumper=_Dumper, sort_keys=False)
         return text
+
+
+class _Time(str):
+    """Stands in quotes: YAML 1.1 reads 10:00:00 as a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Knows times."""
+
+
+_Dumper.add_representer(_Time, lambda dumper, time: dumper.represent_scalar("tag:yaml.org,2002:str", time, style='"'))
 
 
 def embedding_memory(peak_bytes: int, max_line_bytes: int) -> tuple[float, str]:

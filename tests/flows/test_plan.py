@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_an_annotation_is_planned(annotate_job: WriteJob, tmp_path: Path) -> Non
 
 
 def test_output_is_whole_where_it_is_piped_and_the_terminal_is_dumb(embed_job: WriteJob, tmp_path: Path) -> None:
-    line = f"ml_filter plan --config {embed_job()} | cat"
+    line = f"{Path(sys.executable).parent}/ml_filter plan --config {embed_job()} | cat"
     variables = {**os.environ, "TERM": "dumb", "COLUMNS": "20"}
     done = subprocess.run(["sh", "-c", line], env=variables, capture_output=True, text=True, check=True)
     assert str(tmp_path / "out" / "embeddings" / "a" / "x.h5") in done.stdout
@@ -133,5 +134,5 @@ def test_the_flow_refuses_an_output_key_that_is_nowhere_before_it_starts_a_worke
 ) -> None:
     embed(embed_job())
     monkeypatch.setattr(run_files_module, "local_workers", no_workers)
-    with pytest.raises(ConfigError, match="params.output_keys: 'uri' is neither in the files of embeddings nor in any"):
+    with pytest.raises(ConfigError, match="'uri' is neither in the files of embeddings nor in any of"):
         annotate(annotate_job(output_keys=["document_id", "uri"]))
