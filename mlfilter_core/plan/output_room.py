@@ -12,8 +12,11 @@ from mlfilter_core.plan.wording import in_bytes, in_number
 
 def check_folders(job: Job, findings: Findings) -> None:
     """Notes which folders of a job's outputs and logs could not be written to; makes none."""
+    before = len(findings.problems)
     with findings.noting():
         check_would_be_writable(job.params.output_dir, "params.output_dir")
+    if len(findings.problems) > before and job.logging_dir.is_relative_to(job.params.output_dir):
+        return
     with findings.noting():
         check_would_be_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
 
