@@ -1,5 +1,6 @@
 """What the source files of a job hold, as far as random pieces of them tell."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,10 @@ def check_rejects(
         n_lines = sum(own.n_lines for own in pieces)
         n_rejected = sum(len(own.rejections) for own in pieces)
         is_whole = sum(own.block.n_bytes for own in pieces) >= sample.bytes_by_file[name] - 1
-        if n_rejected > params.max_rejected_fraction * n_lines and (is_whole or n_lines >= N_TELLING_LINES):
+        share = n_rejected / max(n_lines, 1)
+        # Of a file of which some was read, what speaks clearly counts: two standard errors.
+        doubt = 0.0 if is_whole else 2 * math.sqrt(share * (1 - share) / max(n_lines, 1))
+        if share - doubt > params.max_rejected_fraction and (is_whole or n_lines >= N_TELLING_LINES):
             reason = count_reasons(pieces).most_common(1)[0][0]
             failing.append(f"{name} ({n_rejected} of {n_lines} lines, most of them {reason})")
     if failing:

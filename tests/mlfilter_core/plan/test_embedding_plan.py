@@ -291,3 +291,25 @@ def test_gz_files_are_as_large_as_they_unpack(plan: PlanJob, write_lines: WriteL
     files = facts_of(plan(), "files")
     assert files["bytes"] == path.stat().st_size
     assert files["decompressed_bytes"]["value"] == len(gzip.decompress(path.read_bytes()))
+
+
+@pytest.mark.parametrize(("n_bad", "n_problems"), [(10, 0), (11, 1)])
+def test_a_file_with_more_rejected_lines_than_allowed_is_a_problem(
+    plan: PlanJob, write_lines: WriteLines, n_bad: int, n_problems: int
+) -> None:
+    write_lines("in/a.jsonl", [*records(20 - n_bad), *[b"[]"] * n_bad])
+    problems = plan().problems
+    assert len(problems) == n_problems
+    assert all(f"a.jsonl ({n_bad} of 20 lines, most of them not_an_object)" in problem for problem in problems)
+
+
+def test_a_file_of_which_some_was_read_is_a_problem_only_where_that_speaks_clearly(
+    plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks_module, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(blocks_module, "MAX_BLOCKS", 4)
+    good = [{"text": "tea " * 20}] * 400
+    bad = [{"txt": "tea " * 20}] * 400
+    write_lines("in/a.jsonl", [line for pair in zip(good, bad, strict=True) for line in pair])
+    assert plan(max_rejected_fraction=0.45).problems == []
+    assert len(plan(max_rejected_fraction=0.1).problems) == 1
