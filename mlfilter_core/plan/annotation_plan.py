@@ -19,7 +19,7 @@ from mlfilter_core.plan.heads_found import find_heads, heads_section
 from mlfilter_core.plan.output_room import check_folders, check_room
 from mlfilter_core.plan.plan import Plan, PlannedWorkers, Section
 from mlfilter_core.plan.slurm_advice import Work, advise
-from mlfilter_core.plan.wording import in_bytes, in_number, in_time
+from mlfilter_core.plan.wording import in_bytes, in_rate, in_time
 
 if TYPE_CHECKING:
     from mlfilter_core.heads import Head
@@ -181,7 +181,7 @@ def _outlook(
         "reasons": list(advice.reasons),
     }
     lines = [
-        ("speed", f"{in_number(trial.rows_per_s)} documents/s on {trial.device} of this machine"),
+        ("speed", f"{in_rate(trial.rows_per_s)} documents/s on this machine's {trial.device}"),
         ("memory", f"a worker takes {in_bytes(worker_bytes)} at most: {why}"),
         ("time", f"{in_time(run_s)} with {workers.words}, as fast as this one"),
     ]

@@ -19,7 +19,7 @@ from mlfilter_core.plan.predicted_size import embedding_file_bytes
 from mlfilter_core.plan.sampled_documents import SampledDocuments, count_reasons
 from mlfilter_core.plan.slurm_advice import Work, advise, embedding_memory
 from mlfilter_core.plan.source_contents import totals_of
-from mlfilter_core.plan.wording import estimated, in_bytes, in_number, in_time
+from mlfilter_core.plan.wording import estimated, in_bytes, in_rate, in_time
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder import Encoder
@@ -125,7 +125,7 @@ def speed_section(
         "recommended": dict(advice.settings),
         "reasons": list(advice.reasons),
     }
-    where = f"{device} of this machine"
+    where = f"this machine's {device}"
     if device == "cpu":
         where += f", {trial.threads} thread{'' if trial.threads == 1 else 's'}"
         if trial.threads < workers.n_cores:
@@ -135,8 +135,8 @@ def speed_section(
     lines = [
         (
             "speed",
-            f"{in_number(trial.documents_per_s)} documents/s, {in_number(trial.tokens_per_s)} tokens/s on {where} "
-            f"({trial.documents:,} documents in {in_time(trial.seconds)}); {trial.limit} is the limit",
+            f"{in_rate(trial.documents_per_s)} documents/s, {in_rate(trial.tokens_per_s)} tokens/s on {where} "
+            f"({trial.documents:,} documents in {in_time(trial.seconds)}), limited by {trial.limit}",
         ),
         ("memory", f"a worker takes {in_bytes(worker_bytes)} at most: {why}"),
         ("time", f"{estimated(run_s, in_time)} with {workers.words}, as fast as this one"),

@@ -15,7 +15,7 @@ def in_bytes(n_bytes: float) -> str:
     """Returns `3.4 MB`."""
     for unit in UNITS:
         if n_bytes < 1000 or unit == UNITS[-1]:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.3g} {unit}"
+            return f"{n_bytes:,.0f} {unit}" if unit == "B" or n_bytes >= 1000 else f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     raise AssertionError
 
@@ -33,6 +33,11 @@ def in_number(n: float) -> str:
     """Returns `12,345`, or `1.23 million` from a million on."""
     size, name = next(((size, name) for size, name in MAGNITUDES if n >= size), (1, ""))
     return f"{n / size:.3g}{name}" if name else f"{n:,.0f}"
+
+
+def in_rate(n: float) -> str:
+    """Returns `2.4`, or `1,200` from a hundred on."""
+    return f"{n:.1f}" if n < 100 else in_number(n)
 
 
 def in_share(part: float, whole: float) -> str:
