@@ -56,10 +56,11 @@ def _plan(job: Job, workers: PlannedWorkers, seed: int, findings: Findings) -> P
         from mlfilter_core.plan.annotation_plan import plan_annotation
 
         return plan_annotation(job, workers, findings)
-    assert isinstance(job, TrainingJob)
-    from mlfilter_core.plan.training_plan import plan_training
+    if isinstance(job, TrainingJob):
+        from mlfilter_core.plan.training_plan import plan_training
 
-    return plan_training(job, workers, findings)
+        return plan_training(job, workers, findings)
+    raise ConfigError(f"a {type(job).__name__} has no plan; there are plans of embedding, annotation and training jobs")
 
 
 def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:
