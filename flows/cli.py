@@ -159,6 +159,28 @@ def pipelines_command(
     )
 
 
+@app.command("plan")
+def plan_command(
+    config: ConfigPath,
+    set_: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all the facts as JSON.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the documents that are drawn: the same draws the same.")] = 0,
+) -> None:
+    """Say what a job would do and need, and all that is wrong with it, before it starts."""
+
+    def show() -> list["RunReport"]:
+        from flows.plan import plan_job
+        from flows.plan_screen import print_plan
+
+        plan = plan_job(config, parse_overrides(set_ or []), seed)
+        print_plan(plan, str(config), as_json)
+        if plan.problems:
+            raise typer.Exit(1)
+        return []
+
+    _run(show)
+
+
 @app.command("job-script")
 def job_script_command(config: ConfigPath, set_: Overrides = None) -> None:
     """Show the script of the Slurm jobs that a job file asks for, and submit nothing."""

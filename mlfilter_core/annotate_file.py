@@ -153,8 +153,8 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
         with open_annotations(temporary, request.compression) as sink:
             for rows in file.slices(request.batch_size):
                 outputs = score(heads, file.embeddings(rows))
-                _check_finite(outputs, heads, file, rows)
-                _write(sink, _scored(values.records(rows), columns.table(outputs)), embeddings.path, rows)
+                check_finite(outputs, heads, file, rows)
+                _write(sink, scored(values.records(rows), columns.table(outputs)), embeddings.path, rows)
                 if teller.is_due():
                     teller.tell(Progress(embeddings.relative, rows.stop, share=rows.stop / file.n_rows))
         values.check_complete()
@@ -248,7 +248,12 @@ def read_annotation(embeddings: CorpusFile, request: AnnotateRequest, read_conte
     return made if is_same_output else None
 
 
-def _check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: EmbeddingFile, rows: slice) -> None:
+def check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: EmbeddingFile, rows: slice) -> None:
+    """Checks what heads gave for some rows of a file.
+
+    Raises:
+        AnnotationError: A score is NaN or infinite; names its document and its head.
+    """
     if np.isfinite(outputs).all():
         return
     row, column = np.argwhere(~np.isfinite(outputs))[0]
@@ -261,7 +266,8 @@ def _check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: E
     )
 
 
-def _scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
+def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
+    """Yields the records with the values of a table beside what they hold; row i is record i."""
     for record, row in zip(records, zip(*table.values(), strict=True), strict=True):
         record.update(zip(table, row, strict=True))
         yield record

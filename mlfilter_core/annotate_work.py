@@ -19,6 +19,7 @@ from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.fingerprint import OneEncoder, fingerprint
 from mlfilter_core.head_files import head_digests
+from mlfilter_core.output_values import check_output_keys
 from mlfilter_core.publishing import claim_outputs, unless_overwritten
 from mlfilter_core.work import Workload
 
@@ -54,11 +55,14 @@ class AnnotateWork:
         Raises:
             HeadError: A checkpoint is corrupted, holds code, or does not fit the embeddings; or two scores would have
                 one name, or an ensemble names one that there is not.
-            ConfigError: Two files were made by different encoders.
+            ConfigError: Two files were made by different encoders, or an output key is nowhere.
         """
         heads = load_heads(self.params)
-        score_columns(heads, self.request)
+        columns = score_columns(heads, self.request)
         _check_contract(heads, files, self.request)
+        paths = [file.path for file in files]
+        request = self.request
+        check_output_keys(paths, request.group, request.output_keys, columns.names, request.source_dir)
 
     def run(self, file: CorpusFile) -> AnnotateReport:
         """Scores one file, unless that was done before, by a task that was lost after it had finished, say.

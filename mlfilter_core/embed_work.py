@@ -12,11 +12,14 @@ from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, f
 from mlfilter_core.annotate_work import annotate_request, heads_of_process, load_heads
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
+from mlfilter_core.disk_space import check_room_for
 from mlfilter_core.embed_file import EmbedRequest, embed_file, finished_embedding
 from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.encoder_settings import EncoderSettings
-from mlfilter_core.model_files import ModelFiles, code_elsewhere, resolve_model
+from mlfilter_core.first_documents import FirstDocuments, read_first_documents
+from mlfilter_core.model_files import ModelFiles, code_elsewhere, resolve_model, stated_dim
 from mlfilter_core.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.wanted_keys import check_wanted_keys
 from mlfilter_core.work import Workload
 
 if TYPE_CHECKING:
@@ -48,13 +51,17 @@ class EmbedWork:
         return self._finished(file, self.annotation, read_content)
 
     def prepare(self, files: Sequence[CorpusFile]) -> None:
-        """Checks what can be checked of the heads of an annotation in the same pass before the encoder is loaded.
+        """Checks what can be checked before the encoder is loaded: keys, room, heads of an annotation in the same pass.
 
         Says whose code the encoder runs.
 
         Raises:
+            ConfigError: None of the first documents has a key that is wanted, or the disk is too small.
             HeadError: A checkpoint is corrupted, holds code, or was trained on another encoder.
         """
+        first = read_first_documents(files, self.params.max_line_bytes)
+        check_wanted_keys(self.params, first.records)
+        self._check_room(files, first)
         if self.params.trust_remote_code:
             others = ", ".join(code_elsewhere(self.request.model.folder))
             elsewhere = f", and code of {others}, which it takes from there" if others else ""
@@ -77,6 +84,16 @@ class EmbedWork:
             outputs += [self.annotation.request.output(file), self.annotation.request.provenance_file(file)]
         with claim_outputs(*outputs):
             return self.finished(file, read_content=True) or self._embed(file)
+
+    def _check_room(self, files: Sequence[CorpusFile], first: FirstDocuments) -> None:
+        """Checks the room for the embeddings alone, of half as many documents as the bytes on disk give."""
+        dim = stated_dim(self.request.model.folder)
+        if dim is None or not first.records or not self.params.keep_embeddings:
+            return
+        n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
+        n_documents = n_bytes * len(first.records) / first.n_bytes
+        row_bytes = dim * (2 if self.request.embedding_dtype == "float16" else 4)
+        check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
 
     def _embed(self, file: CorpusFile) -> EmbedReport:
         from mlfilter_core.heads import check_heads_fit, find_mismatched_heads
@@ -132,18 +149,12 @@ def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
         EncoderError: The model is not there.
         HeadError: A checkpoint is missing.
     """
-    request = _embed_request(params, resolve_model(params.embedding_model, params.model_revision))
+    request = embed_request(params, resolve_model(params.embedding_model, params.model_revision))
     return EmbedWork(params, request, _inline_annotation(params))
 
 
-def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation | None:
-    if params.annotate_inline is None:
-        return None
-    asked = annotate_request(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name)
-    return InlineAnnotation(asked, params.keep_embeddings)
-
-
-def _embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
+def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
+    """Returns what the parameters ask of every file."""
     return EmbedRequest(
         model=model,
         encoder=EncoderSettings(
@@ -165,6 +176,20 @@ def _embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> Em
         max_rejected_fraction=params.max_rejected_fraction,
         max_line_bytes=params.max_line_bytes,
     )
+
+
+def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation | None:
+    if params.annotate_inline is None:
+        return None
+    asked = annotate_request(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name)
+    return InlineAnnotation(asked, params.keep_embeddings)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # its task says so
+        return 0
 
 
 @functools.lru_cache(maxsize=1)

@@ -94,6 +94,21 @@ def code_elsewhere(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def stated_dim(folder: Path) -> int | None:
+    """Returns the width of a model's embeddings, where its configuration tells it without the model being loaded.
+
+    That is the width of its last layer, where no dense layer follows.
+    """
+    try:
+        modules = folder / "modules.json"
+        if modules.is_file() and "Dense" in modules.read_text(encoding="utf-8"):
+            return None
+        width = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hidden_size")
+    except (OSError, ValueError, AttributeError):  # what is wrong with it is said when it is loaded
+        return None
+    return width if isinstance(width, int) and width > 0 else None
+
+
 def _package_folder(model: str) -> Path:
     package, _, below = model.removeprefix(PACKAGE_SCHEME).partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None

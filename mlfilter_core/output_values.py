@@ -12,12 +12,13 @@ import numpy as np
 
 from mlfilter_core.documents import find_value
 from mlfilter_core.embedding_store import DOCUMENT_ID, SOURCE_OFFSET, EmbeddingFile
-from mlfilter_core.errors import AnnotationError
+from mlfilter_core.errors import AnnotationError, ConfigError, FileError
 from mlfilter_core.source_documents import SourceDocuments
 
 WHOLE_DOCUMENT = "*"
 # Values that stand in memory at a time: texts may be stored, and some are a thousand times longer than most.
 READ_ROWS = 256
+N_CHECKED_FILES = 4  # before a run; a wrong key shows in the first
 
 
 class OutputValues:
@@ -90,8 +91,12 @@ class OutputValues:
             if n_missing == self._file.n_rows:
                 raise AnnotationError(
                     f'params.output_keys: "{key}" is neither in {self._file.path} nor in any document of '
-                    f"{self._source.path}; there are: {', '.join([*self._file.names(), *self._document_keys])}"
+                    f"{self._source.path}; there are: {', '.join(self.known_keys())}"
                 )
+
+    def known_keys(self) -> list[str]:
+        """Returns the names in the HDF5 file, and the keys of the last document that lacked one."""
+        return [*self._file.names(), *self._document_keys]
 
     def _stored(self, place: str, rows: slice) -> Any:
         values = self._file.column(place, rows)
@@ -130,6 +135,44 @@ class OutputValues:
                 "params.score_prefix to another one"
             )
         return document
+
+
+def check_output_keys(
+    files: Sequence[Path], group: str, output_keys: Sequence[str], columns: Sequence[str], source_dir: Path | None
+) -> None:
+    """Looks for the output keys in a few files and in the first documents of their sources, before any work.
+
+    Args:
+        files: Of embeddings; what is wrong with one of them alone is left to its task.
+        group: Name of their HDF5 group.
+        output_keys: As in `OutputValues`, and so are the others.
+        columns: Names of the scores.
+        source_dir: Where the sources lie.
+
+    Raises:
+        ConfigError: A key is in none of them; names those that there are.
+    """
+    n_files = min(N_CHECKED_FILES, len(files))
+    absent, known = set(output_keys), list[str]()
+    n_documents = 0
+    for path in (files[i * len(files) // n_files] for i in range(n_files)):
+        try:
+            with (
+                EmbeddingFile(path, group) as file,
+                OutputValues(file, output_keys, columns, source_dir) as values,
+            ):
+                rows = slice(0, min(READ_ROWS, file.n_rows))
+                n_read = sum(1 for _ in values.records(rows))
+                absent &= {key for key, n_missing in values.missing_values.items() if n_missing == n_read}
+                n_documents += n_read
+                known = known or values.known_keys()
+        except (FileError, OSError):
+            continue
+    if n_documents and absent:
+        raise ConfigError(
+            f"params.output_keys: {' and '.join(map(repr, sorted(absent)))} is neither in the files of embeddings nor "
+            f"in any of {n_documents} documents of their sources; there are: {', '.join(known)}"
+        )
 
 
 def _find(file: EmbeddingFile, key: str) -> str | None:

@@ -13,23 +13,21 @@ from numpy.typing import NDArray
 
 from mlfilter_core.config.training import HeadRecipe
 from mlfilter_core.embedding_store import library_versions
-from mlfilter_core.errors import TrainingError
 from mlfilter_core.heads import Head, score
 from mlfilter_core.progress import Progress, ProgressTeller
 from mlfilter_core.publishing import open_new, publish
 from mlfilter_core.trained_head import TrainedHead, write_head
+from mlfilter_core.training.divided_documents import divide_documents
 from mlfilter_core.training.fit_head import FitSettings, FittedHead, fit_head
-from mlfilter_core.training.head_task import HeadTask, head_task, label_weights
+from mlfilter_core.training.head_task import HeadTask, label_weights
 from mlfilter_core.training.held_out import write_held_out
-from mlfilter_core.training.label_table import LabelTable, label_files, read_labels
-from mlfilter_core.training.labelled_rows import LabelledRows, find_labelled_rows
+from mlfilter_core.training.label_table import LabelTable
+from mlfilter_core.training.labelled_rows import LabelledRows
 from mlfilter_core.training.row_buffers import RowBuffers
-from mlfilter_core.training.splits import fold_numbers, is_held_out
 from mlfilter_core.training.train_request import SUFFIX, TrainReport, TrainRequest, describe_metrics
 from mlfilter_core.training.training_figure import draw_training
 
 METRICS_SUFFIX, FIGURE_SUFFIX, HELD_OUT_SUFFIX = ".metrics.json", ".svg", ".held_out.jsonl"
-AUTO_FOLDS, AUTO_FOLDS_BELOW = 5, 20_000  # documents; above, a tenth of them tells the best epoch as well
 
 _log = logging.getLogger(__name__)
 
@@ -52,13 +50,9 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
     started = time.monotonic()
     recipe = request.recipe
     inputs = request.inputs()
-    table = _table(recipe)
-    found = _labelled(request, table)
-    task = head_task(recipe, found.labels)
-    held_out = is_held_out(found.hashes, request.test_fraction, request.split_seed)
-    _check_parts(held_out)
+    parts = divide_documents(request)
+    table, found, task, held_out, folds = parts.table, parts.found, parts.task, parts.held_out, parts.folds
     rows, labels = found.places.select(~held_out), found.labels[~held_out]
-    folds = _folds(found.hashes[~held_out], request)
     teller = ProgressTeller()
 
     def told(epoch: int) -> None:
@@ -103,39 +97,6 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
         *(report.seconds, describe_metrics(report.metrics)),
     )
     return report
-
-
-def _table(recipe: HeadRecipe) -> LabelTable | None:
-    if recipe.labels_path is None:
-        return None
-    return read_labels(label_files(recipe.labels_path), recipe.label_key, recipe.id_key)
-
-
-def _labelled(request: TrainRequest, table: LabelTable | None) -> LabelledRows:
-    recipe = request.recipe
-    keys = (recipe.label_key,) if isinstance(recipe.label_key, str) else recipe.label_key
-    return find_labelled_rows(request.files, request.group, keys, None if table is None else table.by_id, recipe.scale)
-
-
-def _check_parts(held_out: NDArray[np.bool_]) -> None:
-    n_held_out = int(held_out.sum())
-    if not 0 < n_held_out < len(held_out):
-        raise TrainingError(
-            f"of {len(held_out)} documents with labels, {n_held_out} are held out; label more, or change test_fraction "
-            "or split_seed"
-        )
-
-
-def _folds(hashes: NDArray[np.uint64], request: TrainRequest) -> NDArray[np.int8]:
-    asked = request.recipe.folds
-    n_folds = asked if asked != "auto" else AUTO_FOLDS if len(hashes) < AUTO_FOLDS_BELOW else 1
-    n_texts = len(np.unique(hashes))
-    if n_texts < max(2, n_folds):
-        raise TrainingError(
-            f"{len(hashes)} documents with {n_texts} different texts are too few for {n_folds} folds; label more, or "
-            "set folds lower"
-        )
-    return fold_numbers(hashes, n_folds, request.validation_fraction, request.split_seed)
 
 
 def _settings(recipe: HeadRecipe, task: HeadTask) -> FitSettings:

@@ -1,0 +1,1 @@
+"""What a job would do and need, found out before it starts."""

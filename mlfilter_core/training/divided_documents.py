@@ -1,0 +1,85 @@
+"""The labelled documents of a head, divided into those that it is trained on and those that are held out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.config.training import HeadRecipe
+from mlfilter_core.errors import TrainingError
+from mlfilter_core.training.head_task import HeadTask, head_task
+from mlfilter_core.training.label_table import LabelTable, label_files, read_labels
+from mlfilter_core.training.labelled_rows import LabelledRows, find_labelled_rows
+from mlfilter_core.training.splits import fold_numbers, is_held_out
+from mlfilter_core.training.train_request import TrainRequest
+
+AUTO_FOLDS, AUTO_FOLDS_BELOW = 5, 20_000  # documents; above, a tenth of them tells the best epoch as well
+
+
+@dataclass(frozen=True)
+class DividedDocuments:
+    """The documents with a label.
+
+    Attributes:
+        table: Labels by id; None where they are in the files of embeddings.
+        found: The documents.
+        task: Which their labels make.
+        held_out: bool (n,), those that tell how good the head is.
+        folds: int8 (n,) of the others, as `fold_numbers` gives them.
+    """
+
+    table: LabelTable | None
+    found: LabelledRows
+    task: HeadTask
+    held_out: NDArray[np.bool_]
+    folds: NDArray[np.int8]
+
+
+def divide_documents(request: TrainRequest) -> DividedDocuments:
+    """Reads the labels, and divides the documents; reads no embeddings.
+
+    Raises:
+        TrainingError: There are too few labels, or no head can learn from them.
+        FileError: A file cannot be read.
+        ConfigError: Files are of different encoders.
+        OSError: Reading failed.
+    """
+    table = _table(request.recipe)
+    found = _labelled(request, table)
+    task = head_task(request.recipe, found.labels)
+    held_out = is_held_out(found.hashes, request.test_fraction, request.split_seed)
+    _check_parts(held_out)
+    return DividedDocuments(table, found, task, held_out, _folds(found.hashes[~held_out], request))
+
+
+def _table(recipe: HeadRecipe) -> LabelTable | None:
+    if recipe.labels_path is None:
+        return None
+    return read_labels(label_files(recipe.labels_path), recipe.label_key, recipe.id_key)
+
+
+def _labelled(request: TrainRequest, table: LabelTable | None) -> LabelledRows:
+    recipe = request.recipe
+    keys = (recipe.label_key,) if isinstance(recipe.label_key, str) else recipe.label_key
+    return find_labelled_rows(request.files, request.group, keys, None if table is None else table.by_id, recipe.scale)
+
+
+def _check_parts(held_out: NDArray[np.bool_]) -> None:
+    n_held_out = int(held_out.sum())
+    if not 0 < n_held_out < len(held_out):
+        raise TrainingError(
+            f"of {len(held_out)} documents with labels, {n_held_out} are held out; label more, or change test_fraction "
+            "or split_seed"
+        )
+
+
+def _folds(hashes: NDArray[np.uint64], request: TrainRequest) -> NDArray[np.int8]:
+    asked = request.recipe.folds
+    n_folds = asked if asked != "auto" else AUTO_FOLDS if len(hashes) < AUTO_FOLDS_BELOW else 1
+    n_texts = len(np.unique(hashes))
+    if n_texts < max(2, n_folds):
+        raise TrainingError(
+            f"{len(hashes)} documents with {n_texts} different texts are too few for {n_folds} folds; label more, or "
+            "set folds lower"
+        )
+    return fold_numbers(hashes, n_folds, request.validation_fraction, request.split_seed)

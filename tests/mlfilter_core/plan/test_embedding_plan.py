@@ -1,0 +1,315 @@
+import gzip
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.execution import SlurmSettings
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.disk_space import FreeSpace
+from mlfilter_core.embed_file import embed_file
+from mlfilter_core.embed_work import embed_work
+from mlfilter_core.encoder import Encoder
+from mlfilter_core.model_files import ModelFiles
+from mlfilter_core.plan import blocks as blocks_module
+from mlfilter_core.plan import encoder_trial, output_room
+from mlfilter_core.plan.embedding_plan import plan_embedding
+from mlfilter_core.plan.findings import Findings
+from mlfilter_core.plan.plan import Plan, PlannedWorkers
+from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, WriteLines
+
+REPOSITORY = Path(__file__).parents[3]
+WEB_PAGES = REPOSITORY / "shared" / "data" / "fineweb_edu_1000.jsonl"
+HERE = PlannedWorkers(1, 1, 2, False, False, "1 worker on this machine")
+
+PlanJob = Callable[..., Plan]
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_trial, "MEASURED_S", 0.3)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, tiny_model: Path) -> PlanJob:
+    """Plans a job over tmp_path/in; keyword arguments replace parameters."""
+
+    def planned(workers: PlannedWorkers = HERE, **params: Any) -> Plan:
+        written = {
+            "input_dir": str(tmp_path / "in"),
+            "text_field": "text",
+            "output_dir": str(tmp_path / "out"),
+            "embedding_model": str(tiny_model),
+            "max_batch_tokens": 512,
+            **params,
+        }
+        return plan_embedding(EmbeddingJob.model_validate({"params": written}), workers, 0, Findings())
+
+    return planned
+
+
+def facts_of(plan: Plan, name: str) -> Any:
+    return plan.to_json()[name]
+
+
+def records(n: int) -> list[dict[str, Any]]:
+    return [{"id": f"doc-{i}", "text": "word " * (1 + 7 * i % 30), "score": i % 5} for i in range(n)]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_of_a_small_corpus_all_is_known_and_right(
+    plan: PlanJob, write_lines: WriteLines, tiny_encoder: Encoder, suffix: str, tmp_path: Path
+) -> None:
+    write_lines(f"in/a.jsonl{suffix}", [*records(20), b"{broken", b""])
+    write_lines(f"in/b/c.jsonl{suffix}", records(7))
+    made = plan(save_labels=True)
+    assert made.problems == []
+    documents = facts_of(made, "documents")
+    tokens = sum(
+        int(tiny_encoder.tokenize([record["text"] for record in own]).n_tokens.sum())
+        for own in (records(20), records(7))
+    )
+    assert documents["documents"] == {"value": 27, "low": 27, "high": 27}
+    assert documents["tokens"]["value"] == tokens
+    assert documents["rejected_by_reason"]["not_json"]["value"] == 1
+    assert documents["is_everything"]
+    assert facts_of(made, "keys")["types"] == {
+        **{"id": {"string": 27}, "text": {"string": 27}, "score": {"number": 27}},
+    }
+    assert facts_of(made, "encoder")["dim"] == TINY_DIM
+    assert facts_of(made, "speed")["documents_per_s"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_predicted_size_is_that_of_the_files_that_a_run_writes(
+    plan: PlanJob, write_lines: WriteLines, tmp_path: Path, tiny_encoder: Encoder, tiny_model: Path
+) -> None:
+    for i in range(3):
+        write_lines(f"in/{i}.jsonl", records(500))
+    keys = {"keys_to_index": ["id", "score"], "save_labels": True}
+    made = plan(**keys)
+    job = {"input_dir": tmp_path / "in", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
+    request = embed_work(EmbeddingJob(params={**job, "text_field": "text", **keys}).params).request
+    written = 0
+    for i in range(3):
+        output = tmp_path / "out" / f"{i}.h5"
+        embed_file(CorpusFile(f"{i}.jsonl", str(i), tmp_path / "in"), output, tmp_path / "bad", request, tiny_encoder)
+        written += output.stat().st_size
+    assert facts_of(made, "outputs")["bytes"]["value"] == pytest.approx(written, rel=0.05)
+
+
+def test_of_a_large_corpus_a_sample_is_read_and_the_interval_holds_the_truth(
+    plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Encoder
+) -> None:
+    monkeypatch.setattr(blocks_module, "BLOCK_BYTES", 2 << 10)
+    monkeypatch.setattr(blocks_module, "MAX_BLOCKS", 30)
+    monkeypatch.setattr(blocks_module, "MAX_HEADS", 3)
+    chosen = random.Random(0)
+    contents = [
+        [
+            {"text": " ".join(chosen.choices(("tea", "cake", "bread", "milk"), k=chosen.randint(1, 60)))}
+            for _ in range(n)
+        ]
+        for n in range(200, 600, 50)
+    ]
+    for i, own in enumerate(contents):
+        write_lines(f"in/{i}.jsonl" + (".gz" if i % 2 else ""), own)
+    documents = facts_of(plan(), "documents")
+    n_documents = sum(map(len, contents))
+    n_tokens = sum(int(tiny_encoder.tokenize([record["text"] for record in own]).n_tokens.sum()) for own in contents)
+    assert documents["sampled_lines"] < n_documents
+    assert documents["documents"]["low"] < documents["documents"]["high"]
+    assert documents["documents"]["low"] <= n_documents <= documents["documents"]["high"]
+    assert documents["tokens"]["low"] <= n_tokens <= documents["tokens"]["high"]
+
+
+@pytest.mark.skipif(not WEB_PAGES.exists(), reason="needs the web pages beside the project")
+def test_real_web_pages_are_estimated_within_the_interval(
+    plan: PlanJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks_module, "MAX_BLOCKS", 30)
+    (tmp_path / "in").mkdir()
+    shutil.copy(WEB_PAGES, tmp_path / "in" / "pages.jsonl")
+    documents = facts_of(plan(), "documents")
+    assert documents["documents"]["low"] <= 1000 <= documents["documents"]["high"]
+    assert documents["sampled_lines"] < 600
+    assert documents["truncated"]["value"] > 0
+
+
+def test_a_model_of_sentence_transformers_is_compared_with_it(
+    plan: PlanJob, minilm: ModelFiles, tmp_path: Path
+) -> None:
+    (tmp_path / "in").symlink_to(REPOSITORY / "examples" / "corpus" / "en")
+    compared = facts_of(plan(embedding_model=minilm.model), "encoder")["sentence_transformers"]
+    assert compared["documents"] == 8
+    assert compared["lowest_cosine"] > 0.9999
+
+
+def test_a_plain_folder_is_not_compared_and_the_plan_says_so(plan: PlanJob, write_lines: WriteLines) -> None:
+    write_lines("in/a.jsonl", records(3))
+    made = plan()
+    assert "no sentence-transformers folder" in facts_of(made, "encoder")["sentence_transformers"]["skipped"]
+    assert made.problems == []
+
+
+def test_one_document_is_enough_for_a_plan(plan: PlanJob, write_lines: WriteLines) -> None:
+    write_lines("in/a.jsonl", records(1))
+    made = plan()
+    assert made.problems == []
+    assert facts_of(made, "documents")["documents"]["value"] == 1
+    assert yaml.safe_load(made.recommended)["slurm_settings"]["workers"] == 1
+
+
+def test_an_empty_corpus_is_no_problem_and_takes_no_time(plan: PlanJob, write_lines: WriteLines) -> None:
+    write_lines("in/a.jsonl", [])
+    write_lines("in/b.jsonl.gz", [])
+    made = plan()
+    assert made.problems == []
+    assert facts_of(made, "files")["empty"] == 1  # a compressed file of nothing is a file
+    assert "speed" not in made.to_json()
+
+
+def test_all_problems_are_said_at_once(plan: PlanJob, write_lines: WriteLines, tmp_path: Path) -> None:
+    write_lines("in/a.jsonl", records(30))
+    write_lines("in/cut.jsonl.gz", records(30))
+    (tmp_path / "in/cut.jsonl.gz").write_bytes((tmp_path / "in/cut.jsonl.gz").read_bytes()[:-9])
+    (tmp_path / "file").touch()
+    heads = {"absent": str(tmp_path / "absent.pt"), "wide": str(tmp_path / "wide.pt")}
+    torch.save(torch.nn.Linear(TINY_DIM + 1, 1).state_dict(), tmp_path / "wide.pt")
+    made = plan(
+        text_field="txt",
+        id_key="uid",
+        output_dir=str(tmp_path / "file" / "out"),
+        max_length=TINY_MAX_LENGTH + 1,
+        annotate_inline={"regression_head_checkpoints": heads},
+    )
+    said = "\n".join(made.problems)
+    for part in (
+        "params.text_field: none of 30 sampled documents has 'txt' (did you mean 'text'?)",
+        "params.id_key: none of 30 sampled documents has 'uid'",
+        "params.output_dir: ",
+        "cut.jsonl.gz: the compressed stream is broken",
+        "head absent: the checkpoint",
+        f"params.max_length is {TINY_MAX_LENGTH + 1}, but the model has positions for {TINY_MAX_LENGTH}",
+        "would fail with more rejected lines than params.max_rejected_fraction",
+    ):
+        assert part in said
+    assert said.count("head absent: the checkpoint") == 1
+
+
+def test_a_head_that_does_not_fit_the_encoder_is_a_problem(
+    plan: PlanJob, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    write_lines("in/a.jsonl", records(3))
+    torch.save(torch.nn.Linear(TINY_DIM + 1, 1).state_dict(), tmp_path / "wide.pt")
+    made = plan(annotate_inline={"regression_head_checkpoints": {"wide": str(tmp_path / "wide.pt")}})
+    (problem,) = made.problems
+    assert problem.startswith(f"head wide takes embeddings of width {TINY_DIM + 1}, but those of ")
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"input_dir": "/nowhere/at/all"}, "the folder /nowhere/at/all does not exist; mend the path"),
+        ({"glob_pattern": "*.parquet"}, "no file below"),
+        ({"embedding_model": "/nowhere/model"}, "embedding_model: the folder /nowhere/model does not exist"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' is not to be had on this machine"),
+        (
+            {"on_bad_record": "fail"},
+            "params.on_bad_record: fail: 1 of 1 sampled pieces hold a line that is no document",
+        ),
+    ],
+)
+def test_each_kind_of_wrong_job_is_a_problem(
+    plan: PlanJob, write_lines: WriteLines, params: dict[str, Any], expected: str
+) -> None:
+    write_lines("in/a.jsonl", [*records(3), b"{"])
+    assert any(expected in problem for problem in plan(**params).problems)
+
+
+def test_two_sources_of_one_output_are_a_problem(plan: PlanJob, write_lines: WriteLines) -> None:
+    write_lines("in/a.jsonl", records(3))
+    write_lines("in/a.jsonl.gz", records(3))
+    assert any("would both be written to a" in problem for problem in plan().problems)
+
+
+def test_a_device_that_only_the_nodes_may_have_is_a_warning(plan: PlanJob, write_lines: WriteLines) -> None:
+    write_lines("in/a.jsonl", records(3))
+    nodes = PlannedWorkers(8, 4, 8, True, True, "2 Slurm jobs of 4 workers", {"partition": "gpu"})
+    made = plan(nodes, device="cuda:99")
+    assert made.problems == []
+    said = "\n".join(made.warnings)
+    assert "Slurm's nodes may have it" in said
+    assert "the workers have GPUs and this machine has none" in said
+    assert "7 of 8 workers would have nothing to do" in said
+    settings = yaml.safe_load(made.recommended)["slurm_settings"]
+    assert settings["partition"] == "gpu"
+    SlurmSettings.model_validate(settings)
+
+
+def test_too_little_room_is_a_problem(plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines("in/a.jsonl", [*records(100), b"{"])
+    # A disk that is full would be full for all.
+    monkeypatch.setattr(output_room, "free_space", lambda folder: FreeSpace(folder, 1000, 1))
+    said = "\n".join(plan().problems)
+    assert "kB are needed, and 1 kB are free in" in said
+    assert "2 files are made, and" in said
+    assert "has room for 1 (inodes)" in said
+
+
+def test_finished_files_are_left_out_and_those_of_another_request_are_problems(
+    plan: PlanJob, write_lines: WriteLines, tmp_path: Path, tiny_model: Path
+) -> None:
+    for i in range(2):
+        write_lines(f"in/{i}.jsonl", records(5 + i))
+    job = {"input_dir": tmp_path / "in", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
+    work = embed_work(EmbeddingJob(params={**job, "text_field": "text"}).params)
+    work.run(CorpusFile("0.jsonl", "0", tmp_path / "in"))
+    made = plan()
+    assert made.problems == []
+    assert facts_of(made, "files")["finished"] == 1
+    assert facts_of(made, "documents")["documents"]["value"] == 6
+    (problem,) = plan(max_length=8).problems
+    assert "was made by another request: max_length None then, 8 now" in problem
+
+
+def test_all_facts_are_json(plan: PlanJob, write_lines: WriteLines) -> None:
+    write_lines("in/a.jsonl", records(9))
+    made = json.loads(json.dumps(plan().to_json()))
+    assert {"files", "keys", "documents", "encoder", "outputs", "speed", "problems", "warnings"} <= made.keys()
+
+
+def test_gz_files_are_as_large_as_they_unpack(plan: PlanJob, write_lines: WriteLines) -> None:
+    path = write_lines("in/a.jsonl.gz", records(400))
+    files = facts_of(plan(), "files")
+    assert files["bytes"] == path.stat().st_size
+    assert files["decompressed_bytes"]["value"] == len(gzip.decompress(path.read_bytes()))
+
+
+@pytest.mark.parametrize(("n_bad", "n_problems"), [(10, 0), (11, 1)])
+def test_a_file_with_more_rejected_lines_than_allowed_is_a_problem(
+    plan: PlanJob, write_lines: WriteLines, n_bad: int, n_problems: int
+) -> None:
+    write_lines("in/a.jsonl", [*records(20 - n_bad), *[b"[]"] * n_bad])
+    problems = plan().problems
+    assert len(problems) == n_problems
+    assert all(f"a.jsonl ({n_bad} of 20 lines, most of them not_an_object)" in problem for problem in problems)
+
+
+def test_a_file_of_which_some_was_read_is_a_problem_only_where_that_speaks_clearly(
+    plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks_module, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(blocks_module, "MAX_BLOCKS", 4)
+    good = [{"text": "tea " * 20}] * 400
+    bad = [{"txt": "tea " * 20}] * 400
+    write_lines("in/a.jsonl", [line for pair in zip(good, bad, strict=True) for line in pair])
+    assert plan(max_rejected_fraction=0.45).problems == []
+    assert len(plan(max_rejected_fraction=0.1).problems) == 1

@@ -1,0 +1,42 @@
+import json
+import time
+from pathlib import Path
+
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.first_documents import MAX_BYTES, N_FILES, N_LINES, read_first_documents
+from tests.conftest import WriteLines
+
+
+def file(path: Path) -> CorpusFile:
+    return CorpusFile(path.name, path.stem, path.parent)
+
+
+def test_the_files_that_are_read_are_spread_over_all(write_lines: WriteLines) -> None:
+    files = [file(write_lines(f"{i:04}.jsonl", [{"file": i}] * 40)) for i in range(100)]
+    first = read_first_documents(files, 1000)
+    seen = [record["file"] for record in first.records]
+    assert len(seen) == N_FILES * N_LINES
+    assert min(seen) == 0
+    assert max(seen) > 90
+    assert first.n_bytes == sum(len(json.dumps(record)) + 1 for record in first.records)
+
+
+def test_what_cannot_be_read_and_what_is_no_object_is_passed_over(write_lines: WriteLines, tmp_path: Path) -> None:
+    cut = write_lines("cut.jsonl.gz", [{"a": 1}] * 5)
+    cut.write_bytes(cut.read_bytes()[:-9])
+    mixed = write_lines("mixed.jsonl", [b"{", b"", b"[1]", {"a": 2}, b"x" * 2000])
+    first = read_first_documents([file(cut), file(mixed), file(tmp_path / "gone.jsonl")], 1000)
+    assert {"a": 2} in first.records
+    assert all(isinstance(record, dict) for record in first.records)
+
+
+def test_of_long_lines_a_few_suffice(write_lines: WriteLines) -> None:
+    long = write_lines("long.jsonl", [{"text": "x" * MAX_BYTES}] * 8)
+    assert len(read_first_documents([file(long)], 64 << 20).records) == 1
+
+
+def test_a_thousand_files_take_no_time(write_lines: WriteLines) -> None:
+    files = [file(write_lines(f"{i}.jsonl.gz", [{"text": "word " * 100}] * 40)) for i in range(1000)]
+    started = time.process_time()
+    read_first_documents(files, 64 << 20)
+    assert time.process_time() - started < 2
