@@ -1,35 +1,18 @@
 """A run over files that are all finished: nothing is started for it, not even Prefect."""
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 from flows.report import RunReport, write_rows
-from mlfilter_core.annotate_work import annotation_workload
-from mlfilter_core.config.annotation import AnnotationJob
-from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
-from mlfilter_core.config.filtering import FilterJob
-from mlfilter_core.config.training import TrainingJob
-from mlfilter_core.embed_work import embedding_workload
 from mlfilter_core.errors import MlfilterError
-from mlfilter_core.filter_work import filter_workload
-from mlfilter_core.train_work import training_workload
-from mlfilter_core.work import Workload
-
-WORKLOADS: dict[type[Job], Callable[[Any], Workload[Any]]] = {
-    EmbeddingJob: embedding_workload,
-    AnnotationJob: annotation_workload,
-    TrainingJob: training_workload,
-    FilterJob: filter_workload,
-}
+from mlfilter_core.workloads import workload_of
 
 
 def finished_before(job: Job) -> RunReport | None:
     """Returns the report of a job of which every file is finished; None where there is something to do or to say."""
     started = time.monotonic()
     try:
-        workload = WORKLOADS[type(job)](job)
+        workload = workload_of(job)
         reports = []
         # The last first: in the order of a run, what is left to do is at the end.
         for file in reversed(workload.files):

@@ -60,7 +60,7 @@ def _plan(job: Job, workers: PlannedWorkers, seed: int, findings: Findings) -> P
         from mlfilter_core.plan.training_plan import plan_training
 
         return plan_training(job, workers, findings)
-    raise ConfigError(f"a {type(job).__name__} has no plan; there are plans of embedding, annotation and training jobs")
+    raise ConfigError("a filter job has no plan; `ml_filter filter --dry-run` shows what it would keep")
 
 
 def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:

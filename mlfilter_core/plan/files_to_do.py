@@ -1,26 +1,14 @@
 """Which files of a job are finished, which are left, and which outputs are in the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mlfilter_core.annotate_work import annotation_workload
-from mlfilter_core.config.annotation import AnnotationJob
-from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
-from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_work import embedding_workload
 from mlfilter_core.errors import FileError, MlfilterError
 from mlfilter_core.plan.findings import Findings
-from mlfilter_core.train_work import training_workload
-from mlfilter_core.work import Workload
+from mlfilter_core.workloads import workload_of
 
-WORKLOADS: dict[type[Job], Callable[[Any], Workload[Any]]] = {
-    EmbeddingJob: embedding_workload,
-    AnnotationJob: annotation_workload,
-    TrainingJob: training_workload,
-}
 N_SHOWN = 3
 
 
@@ -46,7 +34,7 @@ def find_files_to_do(job: Job, files: Sequence[CorpusFile], findings: Findings) 
         findings: Takes what stands in the way.
     """
     try:
-        workload = WORKLOADS[type(job)](job)
+        workload = workload_of(job)
     except MlfilterError as error:
         findings.add_problem(str(error))
         return FilesToDo(files, 0)

@@ -136,3 +136,11 @@ def test_the_flow_refuses_an_output_key_that_is_nowhere_before_it_starts_a_worke
     monkeypatch.setattr(run_files_module, "local_workers", no_workers)
     with pytest.raises(ConfigError, match="'uri' is neither in the files of embeddings nor in any of"):
         annotate(annotate_job(output_keys=["document_id", "uri"]))
+
+
+def test_a_filter_has_a_dry_run_instead_of_a_plan(tmp_path: Path) -> None:
+    params = {"annotated_directory": str(tmp_path), "output_dir": str(tmp_path / "out"), "keep": {"scores": "quality"}}
+    (tmp_path / "filter.yaml").write_text(yaml.safe_dump({"params": params}))
+    done = ml_filter("plan", "--config", tmp_path / "filter.yaml")
+    assert done.returncode == 1
+    assert done.stderr == "error: a filter job has no plan; `ml_filter filter --dry-run` shows what it would keep\n"
