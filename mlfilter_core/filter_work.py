@@ -7,6 +7,7 @@ from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
 from mlfilter_core.filtering.cuts import Surveys, find_cuts
 from mlfilter_core.filtering.filter_file import FilterReport, FilterRequest, filter_file, finished_filter
+from mlfilter_core.filtering.stored_cuts import cuts_found_once
 from mlfilter_core.filtering.survey import (
     Survey,
     SurveyReport,
@@ -89,8 +90,13 @@ def filter_workload(job: FilterJob) -> Workload[FilterReport]:
         SurveyMissingError: A file has none.
     """
     params = job.params
-    cuts = find_cuts(params.keep, surveys_of(params))
-    files = shard(_files(params), job.local.ranks, job.local.tasks)
+    surveys = SurveyRequest.of(params)
+    all_files = _files(params)
+    paths = (surveys.output(file) for file in all_files)
+    cuts = cuts_found_once(
+        surveys.folder, params.keep, paths, lambda: find_cuts(params.keep, _loaded(all_files, surveys))
+    )
+    files = shard(all_files, job.local.ranks, job.local.tasks)
     return Workload("filter", files, FilterWork(params, FilterRequest.of(params, cuts)), params.filtered_dir)
 
 
@@ -100,8 +106,10 @@ def surveys_of(params: FilterParameters) -> Surveys:
     Raises:
         ConfigError: As `survey_workload`.
     """
-    files, request = _files(params), SurveyRequest.of(params)
+    return _loaded(_files(params), SurveyRequest.of(params))
 
+
+def _loaded(files: Sequence[CorpusFile], request: SurveyRequest) -> Surveys:
     def surveys() -> Iterator[Survey]:
         return (load_survey(file, request) for file in files)
 

@@ -7,9 +7,9 @@ documents, and the limit has no error.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,21 @@ LEVEL_BITS = 16
 N_RANGES = 1 << LEVEL_BITS
 SCORE_LEVELS, ALL_LEVELS = 2, 4  # of 16 bits: a score has 32, and so has the hash
 MAX_GROUPS = 1024  # of a corpus; each takes half a MB. Arbitrary.
-NOTHING = np.uint64(2**64 - 1)  # a rank that no document reaches: its score would be NaN
+NOTHING = 2**64 - 1  # a rank that no document reaches: its score would be NaN
+EVERYTHING = 1  # a rank that each document with a score reaches
 
 
-class Cut(NamedTuple):
-    """The lowest rank that is kept, and the score of it; None where nothing is kept."""
+@dataclass(frozen=True)
+class Cut:
+    """The lowest rank that is kept."""
 
     rank: int
-    score: float | None
+
+    def describe(self) -> str:
+        """Returns its score in words: `2.71 and above`."""
+        if self.rank == NOTHING:
+            return "nothing"
+        return "all that have the score" if self.rank == EVERYTHING else f"{_score_of(self.rank >> 32):.4g} and above"
 
 
 @dataclass(frozen=True)
@@ -48,24 +55,24 @@ class ScoreCuts:
 
     score: str
     bound: Bound
-    by_group: dict[str, Cut]
+    by_group: Mapping[str, Cut]
     documents: int
 
     def reached(self, survey: Survey) -> NDArray[np.bool_]:
         """Returns of which documents of a file this score is good enough, bool (n,)."""
-        nothing = Cut(int(NOTHING), None)
+        nothing = Cut(NOTHING)
         of_group = [self.by_group.get(group, nothing).rank for group in survey.groups]
         if not of_group:
             return np.zeros(0, np.bool_)
-        return ranks(survey, self.score) >= np.array(of_group, np.uint64)[survey.group]
+        places = ranks(survey, self.score, among_equals=self.bound.best_tokens is not None)
+        return places >= np.array(of_group, np.uint64)[survey.group]
 
     def describe(self) -> str:
         """Returns it in words: `education: percentile 70 of 1,203 documents, which is 2.71 and above`."""
         if self.bound.threshold is not None:
             return f"{self.score}: {self.bound.describe()}"
         cuts = ", ".join(
-            f"{f'{group or repr(group)}: ' if len(self.by_group) > 1 or group else ''}"
-            f"{'nothing' if cut.score is None else f'{cut.score:.4g} and above'}"
+            f"{f'{group or repr(group)}: ' if len(self.by_group) > 1 or group else ''}{cut.describe()}"
             for group, cut in sorted(self.by_group.items())
         )
         return f"{self.score}: {self.bound.describe()} of {self.documents:,} documents, which is {cuts}"
@@ -101,42 +108,28 @@ def find_cuts(selection: Selection, surveys: Surveys) -> Cuts:
     Raises:
         ConfigError: No document has a score or the key, or tokens are to be counted that are not known.
     """
-    groups = _groups(selection, surveys)
-    found = []
-    for name, bound in selection.scores.items():
-        n_scored = np.zeros(len(groups), np.int64)
-        for survey in surveys():
-            n_scored += _scored(survey, name, groups)
-        if not n_scored.any():
-            raise ConfigError(f'params.keep: no document has a score "{name}"; its values are missing or not finite')
-        if bound.threshold is not None:
-            score = np.float32(bound.threshold)
-            cut = Cut(int(_keys(np.array([score]))[0]) << 32, float(score))
-            found.append(ScoreCuts(name, bound, dict.fromkeys(groups, cut), 0))
-            continue
-        if bound.best_tokens is not None:
-            _check_tokens(surveys)
-            limits = _descend(
-                surveys, name, groups, _token_weights, np.full(len(groups), bound.best_tokens), ALL_LEVELS
-            )
-        else:
-            n_below = np.floor(n_scored * bound.percentile_or_default / 100).astype(np.int64)
-            # The range that the last of the documents to keep lies in is where their number is reached, not passed.
-            limits = _descend(surveys, name, groups, _unit_weights, n_scored - n_below - 1, SCORE_LEVELS)
-        cuts = {
-            group: _cut(limit, bound.best_tokens is not None, n > 0)
-            for group, limit, n in zip(groups, limits, n_scored.tolist(), strict=True)
-        }
-        found.append(ScoreCuts(name, bound, cuts, int(n_scored.sum())))
-    return Cuts(tuple(found), selection.n_needed)
+    groups, scored = _count(selection, surveys)
+    return Cuts(
+        tuple(_score_cuts(name, bound, surveys, groups, scored[name]) for name, bound in selection.scores.items()),
+        selection.n_needed,
+    )
 
 
-def ranks(survey: Survey, score: str) -> Ranks:
-    """Returns the place of each document in the order of a score, uint64 (n,); 0 of those without it."""
+def ranks(survey: Survey, score: str, among_equals: bool = True) -> Ranks:
+    """Returns the place of each document in the order of a score, uint64 (n,); 0 of those without it.
+
+    Args:
+        survey: Of a file.
+        score: Its name.
+        among_equals: Whether the places of documents with equal scores differ; else they have the first of them.
+    """
     values = survey.scores_of(score)
+    by_score = np.where(np.isnan(values), np.uint64(0), _keys(values).astype(np.uint64) << np.uint64(32))
+    if not among_equals:
+        return by_score
     digest = hashlib.blake2b(survey.stem.encode(), digest_size=8).digest()
     hashes = _mixed(np.arange(len(survey), dtype=np.uint64) + np.uint64(int.from_bytes(digest)))
-    return np.where(np.isnan(values), np.uint64(0), (_keys(values).astype(np.uint64) << np.uint64(32)) | hashes)
+    return np.where(by_score > 0, by_score | hashes, by_score)
 
 
 def _keys(values: NDArray[np.float32]) -> NDArray[np.uint32]:
@@ -158,9 +151,19 @@ def _mixed(numbers: Ranks) -> Ranks:
     return (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32)
 
 
-def _groups(selection: Selection, surveys: Surveys) -> list[str]:
-    groups = sorted({group for survey in surveys() for group in survey.groups}) or [NO_GROUP]
-    if selection.per is not None and groups == [NO_GROUP]:
+def _count(selection: Selection, surveys: Surveys) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
+    """Returns the groups, and of each score how many documents of each group have it, int64 (n_groups,)."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in selection.scores}
+    groups: set[str] = set()
+    without_tokens = ""
+    for survey in surveys():
+        groups.update(survey.groups)
+        for name, of_groups in counts.items():
+            n_scored = np.bincount(survey.group[~np.isnan(survey.scores_of(name))], minlength=len(survey.groups))
+            of_groups.update(dict(zip(survey.groups, n_scored.tolist(), strict=True)))
+        if (survey.tokens == UNKNOWN).any():
+            without_tokens = without_tokens or survey.stem
+    if selection.per is not None and groups <= {NO_GROUP}:
         raise ConfigError(
             f'params.keep.per: no document has a key "{selection.per}"; it is looked up in the annotated lines and in '
             "the index of the embeddings, so add it to output_keys of the annotation or to keys_to_index"
@@ -170,44 +173,46 @@ def _groups(selection: Selection, surveys: Surveys) -> list[str]:
             f'params.keep.per: "{selection.per}" has {len(groups)} values, {MAX_GROUPS} at most; name a key that '
             "documents can be grouped by, such as language"
         )
-    return groups
+    for name, of_groups in counts.items():
+        if not of_groups.total():
+            raise ConfigError(f'params.keep: no document has a score "{name}"; its values are missing or not finite')
+    if without_tokens and any(bound.best_tokens is not None for bound in selection.scores.values()):
+        raise ConfigError(
+            f"params.keep: best_tokens needs the tokens of each document, which {without_tokens} does not say; set "
+            "params.embeddings_directory, or annotate with n_tokens among the output_keys"
+        )
+    ordered = sorted(groups)
+    return ordered, {name: np.array([n[group] for group in ordered], np.int64) for name, n in counts.items()}
 
 
-def _scored(survey: Survey, score: str, groups: Sequence[str]) -> NDArray[np.int64]:
-    """Returns how many documents of each group have a score, int64 (n_groups,)."""
-    has_score = ~np.isnan(survey.scores_of(score))
-    return np.bincount(_in(groups, survey)[has_score], minlength=len(groups))
-
-
-def _check_tokens(surveys: Surveys) -> None:
-    for survey in surveys():
-        if (survey.tokens == UNKNOWN).any():
-            raise ConfigError(
-                f"params.keep: best_tokens needs the tokens of each document, which {survey.stem} does not say; set "
-                "params.embeddings_directory, or annotate with n_tokens among the output_keys"
-            )
-
-
-def _unit_weights(survey: Survey) -> NDArray[np.int64]:
-    return np.ones(len(survey), np.int64)
-
-
-def _token_weights(survey: Survey) -> NDArray[np.int64]:
-    return survey.tokens
+def _score_cuts(
+    name: str, bound: Bound, surveys: Surveys, groups: Sequence[str], n_scored: NDArray[np.int64]
+) -> ScoreCuts:
+    if bound.threshold is not None:
+        cut = Cut(int(_keys(np.array([bound.threshold], np.float32))[0]) << 32)
+        return ScoreCuts(name, bound, dict.fromkeys(groups, cut), 0)
+    if bound.best_tokens is not None:
+        budgets = np.full(len(groups), bound.best_tokens)
+        limits = _descend(surveys, name, groups, budgets, ALL_LEVELS, of_tokens=True)
+    else:
+        n_below = np.floor(n_scored * bound.percentile_or_default / 100).astype(np.int64)
+        # The range that the last of the documents to keep lies in is where their number is reached, not passed.
+        limits = _descend(surveys, name, groups, n_scored - n_below - 1, SCORE_LEVELS, of_tokens=False)
+    cuts = {
+        group: _cut(limit, bound.best_tokens is not None, n > 0)
+        for group, limit, n in zip(groups, limits, n_scored.tolist(), strict=True)
+    }
+    return ScoreCuts(name, bound, cuts, int(n_scored.sum()))
 
 
 def _descend(
-    surveys: Surveys,
-    score: str,
-    groups: Sequence[str],
-    weights: Callable[[Survey], NDArray[np.int64]],
-    budgets: NDArray[np.int64],
-    n_levels: int,
+    surveys: Surveys, score: str, groups: Sequence[str], budgets: NDArray[np.int64], n_levels: int, of_tokens: bool
 ) -> list[int | None]:
-    """Returns the leading bits of the rank with which, from the best on, the weights exceed the budget of each group.
+    """Returns the leading bits of the rank with which, from the best on, the budget of each group is exceeded.
 
-    None where they never do.
+    None where it never is. Budgets are numbers of tokens, or else of documents.
     """
+    place_of = {group: i for i, group in enumerate(groups)}
     prefixes = np.zeros(len(groups), np.uint64)
     left = budgets.astype(np.int64)
     never = np.zeros(len(groups), np.bool_)
@@ -215,12 +220,17 @@ def _descend(
         shift = np.uint64(64 - LEVEL_BITS * (level + 1))
         counts = np.zeros((len(groups), N_RANGES), np.int64)
         for survey in surveys():
-            group, rank = _in(groups, survey), ranks(survey, score)
+            places = [place_of[group] for group in survey.groups]
+            rank = ranks(survey, score, among_equals=n_levels > SCORE_LEVELS)
             counted = rank > 0
             if level > 0:
-                counted &= (rank >> (shift + np.uint64(LEVEL_BITS))) == prefixes[group]
-            ranges = (rank[counted] >> shift) & np.uint64(N_RANGES - 1)
-            np.add.at(counts, (group[counted], ranges), weights(survey)[counted])
+                counted &= (rank >> (shift + np.uint64(LEVEL_BITS))) == prefixes[places][survey.group]
+            ranges = ((rank[counted] >> shift) & np.uint64(N_RANGES - 1)).astype(np.int64)
+            ranges += survey.group[counted].astype(np.int64) * N_RANGES
+            # A file's sums are exact in the floats that bincount gives.
+            weights = survey.tokens[counted] if of_tokens else None
+            sums = np.bincount(ranges, weights, minlength=len(places) * N_RANGES)
+            counts[places] += sums.astype(np.int64).reshape(len(places), N_RANGES)
         from_best = counts[:, ::-1].cumsum(axis=1)
         exceeds = from_best > left[:, None]
         if level == 0:
@@ -235,14 +245,7 @@ def _descend(
 def _cut(limit: int | None, is_exclusive: bool, has_scores: bool) -> Cut:
     """Returns the lowest rank that is kept: above a document that does not fit, or from the limit's score on."""
     if not has_scores:
-        return Cut(int(NOTHING), None)
+        return Cut(NOTHING)
     if limit is None:  # all fit
-        return Cut(1, -np.inf)
-    rank = limit + 1 if is_exclusive else limit << 32
-    return Cut(rank, _score_of(rank >> 32))
-
-
-def _in(groups: Sequence[str], survey: Survey) -> NDArray[np.int64]:
-    """Returns the place of each document's group among all, int64 (n,)."""
-    places = {group: i for i, group in enumerate(groups)}
-    return np.array([places[group] for group in survey.groups], np.int64)[survey.group]  # none of no documents
+        return Cut(EVERYTHING)
+    return Cut(limit + 1 if is_exclusive else limit << 32)

@@ -28,8 +28,8 @@ from mlfilter_core.records import Record
 SURVEY_FOLDER, SUFFIX = ".survey", ".npz"
 SCORE_PREFIX = "score_"
 NO_GROUP = ""  # of documents without the key
-# Of a file: a key with more values is none that documents are grouped by. Arbitrary.
-MAX_GROUPS = 256
+# Of a file: a key with more values is none that documents are grouped by.
+MAX_GROUPS = 256  # as a byte can tell apart
 UNKNOWN = -1
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -146,12 +146,13 @@ def make_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport:
         with embeddings_of(file, request.embeddings, request.group) as embeddings:
             survey = _read(file, request, embeddings)
     facts = {**request.facts(), "groups": survey.groups, "annotated": identity_of(file)}
+    is_short = survey.tokens.max(initial=0) <= np.iinfo(np.int32).max
     with publish(request.output(file)) as temporary, open(temporary, "wb") as sink:
-        np.savez(
+        np.savez(  # of the narrowest types: a corpus of a billion documents is read several times
             sink,
             scores=survey.scores,
-            tokens=survey.tokens,
-            group=survey.group,
+            tokens=survey.tokens.astype(np.int32) if is_short else survey.tokens,
+            group=survey.group.astype(np.uint8),
             facts=np.frombuffer(orjson.dumps(facts), np.uint8),
         )
     seconds = time.monotonic() - started
@@ -190,7 +191,8 @@ def load_survey(file: CorpusFile, request: SurveyRequest) -> Survey:
         with np.load(request.output(file)) as stored:
             facts = _facts(stored)
             names, groups = tuple(facts["scores"]), tuple(facts["groups"])
-            return Survey(file.stem, names, stored["scores"], stored["tokens"], stored["group"], groups)
+            tokens, group = stored["tokens"].astype(np.int64), stored["group"].astype(np.int32)
+            return Survey(file.stem, names, stored["scores"], tokens, group, groups)
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise SurveyMissingError(f"{file.path} has not been surveyed ({error}); run the job") from error
 
