@@ -148,8 +148,14 @@ def _locate(kind: type[BaseModel], location: list[str]) -> tuple[str, str, list[
     """Returns a field's dotted name without pydantic's marks of union branches, its description, and
     the names of the fields beside it."""
     names: list[str] = []
+    is_entry = False  # of a mapping of sections: its name is no field
     for i, part in enumerate(location):
+        if part == "[key]":  # pydantic's mark
+            break
         names.append(part)
+        if is_entry:
+            is_entry = False
+            continue
         field = kind.model_fields.get(part)
         if field is None:
             return ".".join(names), "", list(kind.model_fields)
@@ -157,7 +163,7 @@ def _locate(kind: type[BaseModel], location: list[str]) -> tuple[str, str, list[
         if section is None or i == len(location) - 1:
             key = location[i + 1 : i + 2] if get_origin(field.annotation) is dict else []
             return ".".join(names + key), (field.description or "").rstrip("."), list(kind.model_fields)
-        kind = section
+        kind, is_entry = section, get_origin(field.annotation) is dict
     return ".".join(names), "", list(kind.model_fields)
 
 
