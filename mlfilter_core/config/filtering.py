@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.written import Written
 
+SCORE_PREFIX = "score_"
 FILTERED_DIR, DROPPED_DIR = "filtered", "dropped"
 DEFAULT_PERCENTILE = 70.0
 
@@ -73,6 +74,9 @@ class Selection(Written):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Selection":
+        twice = [name for name in self.scores if f"{SCORE_PREFIX}{name}" in self.scores]
+        if twice:
+            raise ValueError(f'scores "{twice[0]}" and "{SCORE_PREFIX}{twice[0]}" are the same one; give it once')
         if self.at_least is not None and self.at_least > len(self.scores):
             raise ValueError(f"at_least is {self.at_least}, and there are {len(self.scores)} scores")
         return self

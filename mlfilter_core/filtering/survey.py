@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.config.filtering import FilterParameters
+from mlfilter_core.config.filtering import SCORE_PREFIX, FilterParameters
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import as_string, find_value
 from mlfilter_core.embedding_store import N_TOKENS, EmbeddingFile
@@ -26,7 +26,6 @@ from mlfilter_core.publishing import publish
 from mlfilter_core.records import Record
 
 SURVEY_FOLDER, SUFFIX = ".survey", ".npz"
-SCORE_PREFIX = "score_"
 NO_GROUP = ""  # of documents without the key
 # Of a file: a key with more values is none that documents are grouped by.
 MAX_GROUPS = 256  # as a byte can tell apart

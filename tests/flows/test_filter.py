@@ -78,6 +78,14 @@ def test_the_best_documents_are_kept_whole_and_a_rerun_does_nothing(
     assert before is not None
     assert before.totals()["kept"] == 9
     assert {path: path.stat().st_mtime_ns for path in times} == times
+    # As after a kill: what is missing is made, as it was.
+    (lost, *_) = (tmp_path / "out" / "filtered").glob("*/*.jsonl")
+    content = lost.read_bytes()
+    lost.unlink()
+    assert sorted(row.status for row in filter(filter_job()).reports) == ["filtered", "skipped", "skipped"]
+    assert lost.read_bytes() == content
+    unchanged = {path for path, time in times.items() if path.stat().st_mtime_ns == time}
+    assert {path.name.removesuffix(".json") for path in times.keys() - unchanged} == {lost.name}
 
 
 def test_other_limits_are_refused_over_finished_files_unless_overwritten(

@@ -7,6 +7,7 @@ import yaml
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.documents import DocumentSchema
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job, parse_overrides
@@ -318,6 +319,32 @@ def test_a_wrong_field_is_named_with_its_value_and_how_to_mend_it(load: Load, te
 def test_a_wrong_field_of_an_annotation_job_is_named_too(load: Load, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(text, AnnotationJob)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("{}", r"params\.keep\.scores: missing"),
+        ("{scores: {}}", r"params\.keep\.scores: Dictionary should have at least 1 item"),
+        ("{scores: {a: {percentile: 70, threshold: 3}}}", "percentile, threshold and best_tokens exclude one another"),
+        ("{scores: {a: {percentile: 100}}}", r"scores\.a\.percentile = 100 .*: Input should be less than 100"),
+        ("{scores: {a: {threshold: .nan}}}", r"scores\.a\.threshold = nan .*: Input should be a finite number"),
+        ("{scores: {a: {best_tokens: 0}}}", r"scores\.a\.best_tokens = 0 .*greater than or equal to 1"),
+        ("{scores: {a: {percentil: 7}}}", r"scores\.a\.percentil: unknown field; did you mean percentile\?"),
+        ("{scores: {a: {}, b: {}}, at_least: 3}", "at_least is 3, and there are 2 scores"),
+        ("{scores: {a: {}, score_a: {}}}", 'scores "a" and "score_a" are the same one; give it once'),
+        ("{scores: a}, output_format: parquet, compression: gzip", "compressed with zstd; leave compression out"),
+    ],
+)
+def test_a_selection_that_cannot_be_meant_is_refused(load: Load, keep: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(f"params: {{annotated_directory: in, output_dir: out, keep: {keep}}}", FilterJob)
+
+
+def test_a_score_without_a_limit_is_kept_from_the_seventieth_percentile_on(load: Load) -> None:
+    for keep in ("{scores: a}", "{scores: {a: }}", "{scores: {a: {}}}"):
+        job = load(f"params: {{annotated_directory: in, output_dir: out, keep: {keep}}}", FilterJob)
+        assert [bound.percentile_or_default for bound in job.params.keep.scores.values()] == [70.0]
 
 
 def test_every_wrong_field_is_named_at_once(load: Load) -> None:
