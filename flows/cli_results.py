@@ -148,7 +148,7 @@ def aggregate_command(
             )
         if report.outputs:
             rows = [output.row() for output in report.outputs]
-            _print_table([list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)], n_names=1)
+            print_table([list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)], n_names=1)
         remarks = [remark for output in report.outputs for remark in output.remarks()]
         _print_remarks(remarks, output_directory / REPORT_NAME)
         print(f"results: {output_directory}")
@@ -231,7 +231,7 @@ def evaluate_command(
         )
         report = evaluate(request)
         print("\n".join(report.about()))
-        _print_table([[cell.replace(" [", "\n[") for cell in row] for row in report.shown_table()], n_names=2)
+        print_table([[cell.replace(" [", "\n[") for cell in row] for row in report.shown_table()], n_names=2)
         _print_remarks(report.remarks(), output_directory / "evaluation.md")
         print(f"results: {output_directory}")
 
@@ -260,7 +260,7 @@ def errors_as_messages() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _print_table(table: Sequence[Sequence[str]], n_names: int) -> None:
+def print_table(table: Sequence[Sequence[str]], n_names: int) -> None:
     """Prints rows below the first, which is the heading; all but the first columns are numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
