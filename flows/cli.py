@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from flows.cli_reports import reports
 from flows.cli_results import print_table, results
 from flows.run import run_annotation_pipeline, run_embedding_pipeline, run_filter, run_head_training, run_pipelines
 from mlfilter_core.errors import MlfilterError
@@ -27,6 +28,7 @@ N_SHOWN_CHARACTERS = 60
 STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 app = typer.Typer(no_args_is_help=True, help="Embed large JSONL corpora, and score the embeddings.", **STYLE)
 app.add_typer(results)  # without a name of its own, its commands stand beside those of this module
+app.add_typer(reports)
 
 ConfigPath = Annotated[
     Path,

@@ -1,9 +1,9 @@
 """What a run did: tables for the terminal, artifacts for the Prefect UI, a line for each file on disk."""
 
-import json
 import logging
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.server import ApiLostError, is_of_api
+from mlfilter_core import run_log
 from mlfilter_core.errors import MlfilterError
-from mlfilter_core.publishing import publish
 from mlfilter_core.work import FileReport
 
 # The UI loads a table artifact whole; the full table is in files.jsonl.
@@ -25,7 +25,7 @@ MAX_PRINTED_ROWS = 40
 NOT_ALL = "the failed, the most rejected and the slowest; all are in files.jsonl beside the logs"
 TEXT_COLUMNS = ("file", "status")
 LOG_WIDTH = 200
-ROWS = "files.jsonl"
+FAILED = "failed"
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class RunReport:
         reports: Of the files that are finished, by name.
         failures: Why a file failed, by name.
         is_step: Whether the flow goes on after it.
+        page: The report of all that lies in the job's output folder, for a browser; None where there is none.
     """
 
     flow: str
@@ -51,6 +52,7 @@ class RunReport:
     reports: Sequence[FileReport]
     failures: dict[str, str] = field(default_factory=dict)
     is_step: bool = False
+    page: Path | None = None
 
     @property
     def artifacts(self) -> str:
@@ -59,8 +61,8 @@ class RunReport:
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns one row for each file, failed ones first."""
-        failed = [{"file": name, "status": "failed", "reason": reason} for name, reason in self.failures.items()]
-        return failed + [_row(report) for report in self.reports]
+        failed = [failed_row(name, reason) for name, reason in self.failures.items()]
+        return failed + [row_of(report) for report in self.reports]
 
     def telling_rows(self, n: int) -> list[dict[str, Any]]:
         """Returns at most `n` rows: all, or the failed, those with most rejected lines, and the slowest."""
@@ -76,7 +78,7 @@ class RunReport:
 
     def totals(self) -> dict[str, Any]:
         """Returns the sums over the finished files."""
-        rows = [_row(report) for report in self.reports]
+        rows = [row_of(report) for report in self.reports]
         totals: dict[str, Any] = {"files": len(rows), "failed": len(self.failures)}
         totals["skipped"] = sum(report.status == "skipped" for report in self.reports)
         for name in self.reports[0].SUMMED if self.reports else ():
@@ -106,8 +108,9 @@ class ReportError(MlfilterError):
     def __init__(self, report: RunReport, error: OSError) -> None:
         self.report = report
         failed = "".join(f"\n  {name}: {reason}" for name, reason in list(report.failures.items())[:MAX_PRINTED_ROWS])
+        rows = report.logs / run_log.ROWS
         super().__init__(
-            f"{report.logs / ROWS} cannot be written ({error.strerror or error}); {len(report.reports)} files are "
+            f"{rows} cannot be written ({error.strerror or error}); {len(report.reports)} files are "
             f"finished, {len(report.failures)} failed. Make room, and run again: finished files are left as they are"
             + failed
         )
@@ -131,15 +134,15 @@ def keeping_reports() -> Iterator[list[RunReport]]:
         _kept.reset(token)
 
 
-def publish_report(report: RunReport) -> None:
-    """Writes `files.jsonl` to the run's logs, and a table and a summary to the Prefect UI, if it answers.
+def publish_report(report: RunReport, pictures: Mapping[str, str] = {}) -> None:
+    """Gives a table and a summary to the Prefect UI, if it answers.
 
-    Raises:
-        ReportError: The first cannot be written.
+    Args:
+        report: Of the run.
+        pictures: Addresses of images for the summary, by what they show.
     """
     from prefect.artifacts import create_markdown_artifact, create_table_artifact  # a second, for who needs it
 
-    write_rows(report)
     if (kept := _kept.get()) is not None and not report.is_step:
         kept.append(report)
     rows = report.rows()
@@ -150,7 +153,7 @@ def publish_report(report: RunReport) -> None:
     try:
         create_table_artifact(shown, key=f"{report.artifacts}-files", description=about)
         create_markdown_artifact(
-            _markdown(report), key=f"{report.artifacts}-summary", description=f"What {report.flow} did"
+            _markdown(report, pictures), key=f"{report.artifacts}-summary", description=f"What {report.flow} did"
         )
     except Exception as error:
         if not is_of_api(error):
@@ -164,12 +167,45 @@ def write_rows(report: RunReport) -> None:
     Raises:
         ReportError: It cannot be written.
     """
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows()]
     try:
-        with publish(report.logs / ROWS) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
+        run_log.write_rows(report.logs, report.rows())
     except OSError as error:
         raise ReportError(report, error) from error
+
+
+@dataclass(frozen=True)
+class Page:
+    """The report of an output folder.
+
+    Attributes:
+        path: For a browser; None where it cannot be written.
+        pictures: Addresses of images for the Prefect UI, by what they show.
+    """
+
+    path: Path | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
+    """Writes the report of an output folder; a run does not fail for it, a warning says that it cannot be written.
+
+    Args:
+        flow: Whose pictures are for the Prefect UI.
+        output_dir: Of the job.
+        logging_dir: Folder of its logs.
+    """
+    from mlfilter_core.run_report.pictures import pictures_of  # a second, for who makes one
+    from mlfilter_core.run_report.write_report import write_report
+
+    try:
+        report = write_report(output_dir, [logging_dir])
+        return Page(report.page, pictures_of(report.facts, flow))
+    except Exception as error:
+        _log.warning(
+            "the report in %s cannot be written: %s: %s; `ml_filter report %s` tries again",
+            *(output_dir, type(error).__name__, error, output_dir),
+        )
+        return Page()
 
 
 def print_report(report: RunReport) -> None:
@@ -193,11 +229,20 @@ def print_report(report: RunReport) -> None:
     console.print(table)
     if len(telling) < len(rows):
         console.print(f"{len(telling)} of {len(rows)} files: {NOT_ALL}")
-    for remark in (*report.remarks(), f"results: {report.output_dir}", f"logs:    {report.logs}"):
+    places = [f"results: {report.output_dir}", f"logs:    {report.logs}"]
+    if report.page is not None:
+        places.append(f"report:  {report.page}")
+    for remark in (*report.remarks(), *places):
         console.print(remark, highlight=False, soft_wrap=True, markup=False)
 
 
-def _row(report: FileReport) -> dict[str, Any]:
+def failed_row(name: str, reason: str) -> dict[str, Any]:
+    """Returns the row of a file that failed."""
+    return {"file": name, "status": FAILED, "reason": reason}
+
+
+def row_of(report: FileReport) -> dict[str, Any]:
+    """Returns the row of a file that is finished."""
     facts = asdict(report)
     name = facts.pop(next(iter(facts)))
     seconds = facts.pop("seconds")
@@ -205,6 +250,8 @@ def _row(report: FileReport) -> dict[str, Any]:
     facts.pop("rejected_by_reason", None)
     facts.pop("mismatched_heads", None)
     facts.pop("criteria", None)
+    if not facts["worker"]:  # of a file that was finished before
+        del facts["worker"], facts["started"]
     facts.update(facts.pop("metrics", {}))
     n_done = report.documents - facts.get("resumed", 0)
     speed = round(n_done / seconds, 1) if seconds else ""
@@ -219,13 +266,19 @@ def _cell(value: Any) -> str:
     return f"{round(value, 3):,}" if isinstance(value, (int, float)) else str(value)
 
 
-def _markdown(report: RunReport) -> str:
+def _markdown(report: RunReport, pictures: Mapping[str, str]) -> str:
     lines = [f"# {report.flow}", "", "| | |", "| --- | ---: |"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in report.totals().items()]
     lines += ["", *(f"- {remark}" for remark in report.remarks())]
     lines += ["", f"Results in `{report.output_dir}`, logs in `{report.logs}`."]
+    if report.page is not None:
+        # A page of an http server may not lead to files; the address can be copied.
+        lines += ["", f"Report, with pictures and every file: `{report.page}`"]
     if report.failures:
         lines += ["", "## Failed", ""]
         shown = list(report.failures.items())[:MAX_PRINTED_ROWS]
         lines += [f"- `{name}`: {reason}" for name, reason in shown]
+    for title, address in pictures.items():
+        plain = re.sub(r"([\\`*_\[\]<>!])", r"\\\1", title)  # a head may be called anything
+        lines += ["", f"**{plain}**", "", f"![{plain}]({address})"]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flows.fan_out import Outcome, Workers, fan_out
 from flows.logs import logging_to
 from flows.metrics import check_port
 from flows.progress import RunProgress
-from flows.report import FilesFailedError, RunReport, publish_report
+from flows.report import FilesFailedError, Page, RunReport, failed_row, make_page, publish_report, row_of, write_rows
 from flows.task_runner import WorkerLostError
 from flows.watching import watching
 from mlfilter_core.claims import why_locks_are_local
@@ -28,6 +29,7 @@ from mlfilter_core.config.execution import Job
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.errors import FileError, JobError, MlfilterError
 from mlfilter_core.publishing import check_writable, remove_leftovers
+from mlfilter_core.run_log import RunLog, run_log
 from mlfilter_core.work import Report, SomeFilesFailedError, Workload
 
 FileTask = Callable[..., list[Report]]
@@ -97,40 +99,62 @@ def _run_files(
     log.info(
         "%d files: %d finished before, %d to do, %d in the way", len(files), len(reports), len(to_do), len(failures)
     )
-    if to_do:
-        work.prepare(files)
-        bundles = Bundles(to_do, job.files_per_task, log.info)
-        progress = RunProgress(len(files), to_do, len(failures))
-        with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(to_do), logs) as workers:
-            workers.runner.on_progress = progress.hear
-            link_dashboard(workers.runner.client.dashboard_link, workload.flow)
-            for outcome in fan_out(workers, task, bundles, {"work": work}):
-                if isinstance(outcome.error, JobError):
-                    raise outcome.error
-                if isinstance(outcome.error, WorkerLostError | OSError) and len(outcome.item) > 1:
-                    log.warning("%s; %d files are tried again, one by one", outcome.error, len(outcome.item))
-                    bundles.part(outcome.item)
-                    continue
-                done = _by_name(outcome)
-                for file in outcome.item:
-                    result = done[file.relative]
-                    if isinstance(result, str):
-                        failures[file.relative] = result
-                        progress.fail(file.relative)
-                        log.error("%s failed: %s", file.relative, result)
-                    else:
-                        reports[file.relative] = result
-                        progress.finish(file.relative, result)
-                        bundles.learn(file, result)
-                        log.info("%s (%d of %d files)", file.relative, len(reports) + len(failures), len(files))
-    ordered = [reports[file.relative] for file in files if file.relative in reports]
-    run = RunReport(
-        workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures, workload.is_step
-    )
-    publish_report(run)
+    with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
+        if to_do:
+            work.prepare(files)
+            _do_files(task, workload, job, to_do, record, reports, failures)
+        ordered = [reports[file.relative] for file in files if file.relative in reports]
+        run = RunReport(
+            workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures, workload.is_step
+        )
+        record.end(run.seconds, len(failures))
+    write_rows(run)
+    page = Page() if workload.is_step else make_page(workload.flow, job.params.output_dir, job.logging_dir)
+    run = replace(run, page=page.path)
+    publish_report(run, page.pictures)
     if failures:
         raise FilesFailedError(run)
     return run
+
+
+def _do_files(
+    task: Task[Any, list[Report]],
+    workload: Workload[Report],
+    job: Job,
+    to_do: list[CorpusFile],
+    record: RunLog,
+    reports: dict[str, Report],
+    failures: dict[str, str],
+) -> None:
+    """Runs the tasks of the files that are to be done; adds what becomes of each to `reports` or `failures`."""
+    log = get_run_logger()
+    n_files = len(workload.files)
+    bundles = Bundles(to_do, job.files_per_task, log.info)
+    progress = RunProgress(n_files, to_do, len(failures))
+    with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(to_do), record.folder) as workers:
+        workers.runner.on_progress = progress.hear
+        link_dashboard(workers.runner.client.dashboard_link, workload.flow)
+        for outcome in fan_out(workers, task, bundles, {"work": workload.work}):
+            if isinstance(outcome.error, JobError):
+                raise outcome.error
+            if isinstance(outcome.error, WorkerLostError | OSError) and len(outcome.item) > 1:
+                log.warning("%s; %d files are tried again, one by one", outcome.error, len(outcome.item))
+                bundles.part(outcome.item)
+                continue
+            done = _by_name(outcome)
+            for file in outcome.item:
+                result = done[file.relative]
+                if isinstance(result, str):
+                    failures[file.relative] = result
+                    progress.fail(file.relative)
+                    record.add(failed_row(file.relative, result))
+                    log.error("%s failed: %s", file.relative, result)
+                else:
+                    reports[file.relative] = result
+                    progress.finish(file.relative, result)
+                    record.add(row_of(result))
+                    bundles.learn(file, result)
+                    log.info("%s (%d of %d files)", file.relative, len(reports) + len(failures), n_files)
 
 
 def check_job(job: Job) -> None:

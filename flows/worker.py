@@ -4,7 +4,6 @@ import faulthandler
 import functools
 import logging
 import os
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from distributed import Worker, get_worker
 from flows.logs import CORE, logging_to
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.progress import Progress, heard_by
+from mlfilter_core.work import worker_name
 
 Result = TypeVar("Result")
 
@@ -61,7 +61,7 @@ def run_on_worker(
         What the function returns, or the expected error that it raises.
     """
     worker = get_worker()
-    name = f"worker-{socket.gethostname()}-{os.getpid()}"
+    name = worker_name()
     worker.log_event(TOPIC, {"event": STARTED, "run": run})
     with suppress(OSError):  # on a full disk: no work is lost for a log
         _say_last_words_to(logs / f"{name}.log")

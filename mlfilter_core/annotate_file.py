@@ -22,6 +22,7 @@ from mlfilter_core.fingerprint import fingerprint
 from mlfilter_core.output_values import OutputValues
 from mlfilter_core.progress import Progress, ProgressTeller
 from mlfilter_core.publishing import open_new, publish
+from mlfilter_core.score_statistics import score_statistics, write_score_statistics
 from mlfilter_core.scores import ScoreColumns, Values
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class AnnotateReport:
         missing_values: Output keys that some document lacks, written as null, and how often.
         mismatched_heads: Heads that were trained on another encoder, and what differs.
         seconds: Wall time; 0 where skipped.
+        worker: The process that did it; empty where skipped.
+        started: When that began, in seconds since 1970, UTC; 0 where skipped.
     """
 
     PRINTED: ClassVar[Sequence[str]] = ("documents", "seconds", "documents/s")
@@ -109,6 +112,8 @@ class AnnotateReport:
     missing_values: dict[str, int]
     mismatched_heads: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    worker: str = ""
+    started: float = 0.0
 
     @staticmethod
     def remarks_on(reports: "Sequence[AnnotateReport]") -> list[str]:
@@ -140,6 +145,7 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
     started = time.monotonic()
     output = request.output(embeddings)
     columns = score_columns(heads, request)
+    statistics = score_statistics(columns.scores(columns.table(np.empty((0, columns.n_outputs), np.float32))))
     teller = ProgressTeller()
     with (
         EmbeddingFile(embeddings.path, request.group) as file,
@@ -154,7 +160,9 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
             for rows in file.slices(request.batch_size):
                 outputs = score(heads, file.embeddings(rows))
                 check_finite(outputs, heads, file, rows)
-                _write(sink, scored(values.records(rows), columns.table(outputs)), embeddings.path, rows)
+                table = columns.table(outputs)
+                statistics += score_statistics(columns.scores(table))
+                _write(sink, scored(values.records(rows), table), embeddings.path, rows)
                 if teller.is_due():
                     teller.tell(Progress(embeddings.relative, rows.stop, share=rows.stop / file.n_rows))
         values.check_complete()
@@ -169,7 +177,12 @@ def annotate_file(embeddings: CorpusFile, request: AnnotateRequest, heads: list[
             "mismatched_heads": mismatched,
             # Of the embeddings, which may be removed.
             "source": dict(file.provenance.source) if file.provenance else None,
+            "encoder": dict(file.provenance.encoder) if file.provenance else None,
             "counts": dict(file.provenance.counts) if file.provenance else None,
+            "statistics": {
+                **(file.provenance.statistics if file.provenance else {}),
+                "scores": write_score_statistics(statistics),
+            },
         }
         # It appears first: an annotated file without it, or of another size or time, is not ours to replace.
         with publish(request.provenance_file(embeddings)) as provenance, open_new(provenance) as facts:

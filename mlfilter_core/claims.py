@@ -51,6 +51,22 @@ def claim(target: Path) -> Iterator[bool]:
         handle.close()
 
 
+def is_claimed(target: Path) -> bool | None:
+    """Tells whether a living process has claimed a file; None where that cannot be told from this machine."""
+    lock = hidden_name(target, LOCK_SUFFIX)
+    made_on = machine_of_lock(lock)
+    if made_on is None:
+        return False
+    try:
+        with open(lock, "r+b") as handle:
+            is_free = _lock(handle)
+    except OSError:  # removed by its holder just now, or another user's
+        return None if lock.exists() else False
+    if is_free is None or (is_free and made_on != machine() and why_locks_are_local(lock.parent) is not None):
+        return None
+    return not is_free
+
+
 def hidden_name(target: Path, suffix: str) -> Path:
     """Returns the name of a hidden file that belongs to `target`, whoever asks; a name holds 255 bytes at most."""
     name = f".{target.name}{suffix}"

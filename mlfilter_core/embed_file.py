@@ -23,6 +23,7 @@ from mlfilter_core.embed_report import EmbedReport
 from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
 from mlfilter_core.errors import EmbeddingFileError, OutputConflictError, SourceError
 from mlfilter_core.file_identity import file_sha256, is_same_file
+from mlfilter_core.histogram import WHOLE_NUMBERS, Histogram, histogram, write_histogram
 from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, READ_BYTES, SourceReader
 from mlfilter_core.publishing import publish
 from mlfilter_core.rejects import RejectsFile
@@ -144,6 +145,7 @@ def embed_file(
                     encoder={**encoder.provenance(), "max_batch_tokens": counts.max_batch_tokens},
                     counts=summary,
                     versions=library_versions(),
+                    statistics={"document_tokens": write_histogram(counts.document_tokens)},
                 )
             )
     committed.remove()
@@ -244,6 +246,7 @@ class _Counts:
         self.truncated = 0
         self.tokens = 0
         self.out_of_memory = 0
+        self.document_tokens = Histogram(WHOLE_NUMBERS)
         self.id_hashes: list[np.ndarray[Any, np.dtype[np.int64]]] = []
 
     def add(self, window: Window, rows: Rows, is_new: bool) -> None:
@@ -252,6 +255,7 @@ class _Counts:
         n_tokens = int(rows.n_tokens.sum())
         self.tokens += n_tokens
         self.new_tokens += n_tokens if is_new else 0
+        self.document_tokens += histogram(rows.n_tokens, WHOLE_NUMBERS)
         self.truncated += int(rows.is_cut.sum())
         self.out_of_memory += rows.out_of_memory
         self.max_batch_tokens = rows.max_batch_tokens

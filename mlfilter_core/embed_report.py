@@ -26,6 +26,8 @@ class EmbedReport:
         seconds: Wall time; 0 where skipped.
         waited: Seconds that each stage waited for another; empty where skipped.
         encoder: Where and how the encoder computed, in words; empty where skipped.
+        worker: The process that did it; empty where skipped.
+        started: When that began, in seconds since 1970, UTC; 0 where skipped.
     """
 
     PRINTED: ClassVar[Sequence[str]] = (
@@ -53,6 +55,8 @@ class EmbedReport:
     seconds: float = 0.0
     waited: dict[str, float] = field(default_factory=dict)
     encoder: str = ""
+    worker: str = ""
+    started: float = 0.0
 
     @staticmethod
     def remarks_on(reports: "Sequence[EmbedReport]") -> list[str]:

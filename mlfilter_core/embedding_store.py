@@ -12,7 +12,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,7 +54,9 @@ _PROVENANCE_VALUES: Mapping[str, Mapping[str, Any]] = {
     "encoder": {"is_normalized": bool},
     "counts": dict.fromkeys(("lines", "documents", "rejected", "blank", "truncated", "duplicate_ids", "tokens"), int),
     "versions": {},
+    "statistics": {},
 }
+OPTIONAL_PROVENANCE = ("statistics",)  # files of earlier releases lack them
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Provenance:
         encoder: What the model made of it: dim, pooling, prompt, max_length, is_normalized.
         counts: `lines`, `documents`, `rejected`, `blank`, `truncated`, `duplicate_ids`, `tokens`.
         versions: Of the libraries that wrote the file.
+        statistics: `document_tokens`, the histogram of the documents' token counts; empty in older files.
     """
 
     source: Mapping[str, Any]
@@ -74,6 +77,7 @@ class Provenance:
     encoder: Mapping[str, Any]
     counts: Mapping[str, Any]
     versions: Mapping[str, Any]
+    statistics: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EmbeddingWriter:
@@ -464,8 +468,14 @@ class EmbeddingFile:
                 "embed the source again"
             )
         try:
-            made = {name: json.loads(attributes[name]) for name in Provenance.__dataclass_fields__}
-            for name, kinds in _PROVENANCE_VALUES.items():
+            names = [
+                name
+                for name in Provenance.__dataclass_fields__
+                if name in attributes or name not in OPTIONAL_PROVENANCE
+            ]
+            made = {name: json.loads(attributes[name]) for name in names}
+            for name in names:
+                kinds = _PROVENANCE_VALUES[name]
                 if not isinstance(made[name], dict):
                     raise TypeError(f"{name} is no object")
                 for key, kind in kinds.items():

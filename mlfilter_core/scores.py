@@ -36,6 +36,7 @@ class ScoreColumns:
 
     Attributes:
         names: Of the columns, in the order in which they are written.
+        n_outputs: Of all heads together.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class ScoreColumns:
         self._prefix = prefix
         self._ensembles = ensembles
         self._integer_scales = integer_scales
-        n_outputs = sum(head.n_outputs for head in heads)
-        table = self.table(np.empty((0, n_outputs), np.float32))
+        self.n_outputs = sum(head.n_outputs for head in heads)
+        table = self.table(np.empty((0, self.n_outputs), np.float32))
         self.names = tuple(table)
         absent = [name for name in integer_scales if f"{INTEGER_PREFIX}{prefix}{name}" not in table]
         if absent:
@@ -94,6 +95,15 @@ class ScoreColumns:
             if ensemble.combine == "agreement":
                 _add(table, f"{LABEL_PREFIX}{name}", combined >= (ensemble.at_least or len(ensemble.heads)))
         return table
+
+    @staticmethod
+    def scores(table: Mapping[str, Values]) -> dict[str, NDArray[np.float32]]:
+        """Returns the columns that are scores, not labels or whole numbers made of them."""
+        return {
+            name: values
+            for name, values in table.items()
+            if isinstance(values, np.ndarray) and values.dtype == np.float32
+        }
 
     def _add_scores(self, table: dict[str, Values], scores: Scores, own: Scores) -> None:
         for name, values in own.items():

@@ -1,8 +1,11 @@
 """A job's work on one file after another."""
 
 import logging
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -42,9 +45,19 @@ class FileReport(Protocol):
     def seconds(self) -> float:
         """Wall time; 0 where skipped."""
 
+    @property
+    def worker(self) -> str:
+        """The process that did it; empty where skipped."""
+
+    @property
+    def started(self) -> float:
+        """When that began, in seconds since 1970, UTC; 0 where skipped."""
+
 
 Report = TypeVar("Report", bound=FileReport)
 Report_co = TypeVar("Report_co", bound=FileReport, covariant=True)
+
+SKIPPED = "skipped"
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +118,9 @@ class SomeFilesFailedError(FileError):
 def run_in_turn(work: Work[Report], files: Sequence[CorpusFile]) -> list[Report]:
     """Does one file after another; one that fails does not stop the others.
 
+    Returns:
+        The report of each, which says who did it and when.
+
     Raises:
         SomeFilesFailedError: Some failed.
         OSError: Of the file system. Called again, those that are finished are left as they are.
@@ -113,9 +129,18 @@ def run_in_turn(work: Work[Report], files: Sequence[CorpusFile]) -> list[Report]
     for file in files:
         _log.debug("%s begins", file.relative)  # the last word of a process that dies of it
         try:
-            reports.append(work.run(file))
+            report = work.run(file)
+            if report.status != SKIPPED:
+                # Not from before the call: the first of a process loads the model, which is no time of the file's.
+                report = replace(report, worker=worker_name(), started=time.time() - report.seconds)
+            reports.append(report)
         except FileError as error:
             failures[file.relative] = str(error)
     if failures:
         raise SomeFilesFailedError(reports, failures)
     return reports
+
+
+def worker_name() -> str:
+    """Returns what this process is called in logs and reports."""
+    return f"worker-{socket.gethostname()}-{os.getpid()}"

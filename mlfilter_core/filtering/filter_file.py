@@ -105,6 +105,8 @@ class FilterReport:
         by_group: `documents`, `kept`, `tokens` and `kept_tokens` of each value of `per`.
         criteria: What a document had to reach, in words.
         seconds: Wall time; 0 where skipped.
+        worker: The process that did it; empty where skipped.
+        started: When that began, in seconds since 1970, UTC; 0 where skipped.
     """
 
     PRINTED: ClassVar[Sequence[str]] = (
@@ -124,6 +126,8 @@ class FilterReport:
     by_group: Mapping[str, Mapping[str, int]]
     criteria: Sequence[str] = field(default=())
     seconds: float = 0.0
+    worker: str = ""
+    started: float = 0.0
 
     @staticmethod
     def remarks_on(reports: "Sequence[FilterReport]") -> list[str]:
@@ -222,11 +226,13 @@ def _report(file: CorpusFile, request: FilterRequest, survey: Survey, kept: NDAr
     for code, group in enumerate(survey.groups if request.survey.per is not None else ()):
         inside = survey.group == code
         by_group[group] = _counts(tokens[inside], kept[inside])
+    counts = _counts(tokens, kept)
     return FilterReport(
-        annotated=file.relative,
-        output=str(request.output(file)),
-        status="filtered",
-        **_counts(tokens, kept),
+        *(file.relative, str(request.output(file)), "filtered"),
+        documents=counts["documents"],
+        kept=counts["kept"],
+        tokens=counts["tokens"],
+        kept_tokens=counts["kept_tokens"],
         without_score=int(np.isnan(survey.scores).any(axis=1).sum()),
         reached={cuts.score: int(cuts.reached(survey).sum()) for cuts in request.cuts.of_scores},
         by_group=by_group,

@@ -74,6 +74,8 @@ class SurveyReport:
         status: `surveyed` now, or `skipped` because that was done before.
         documents: Of the file.
         seconds: Wall time; 0 where skipped.
+        worker: The process that did it; empty where skipped.
+        started: When that began, in seconds since 1970, UTC; 0 where skipped.
     """
 
     PRINTED: ClassVar[Sequence[str]] = ("documents", "seconds", "documents/s")
@@ -84,6 +86,8 @@ class SurveyReport:
     status: Literal["surveyed", "skipped"]
     documents: int
     seconds: float = 0.0
+    worker: str = ""
+    started: float = 0.0
 
     @staticmethod
     def remarks_on(reports: "Sequence[SurveyReport]") -> list[str]:

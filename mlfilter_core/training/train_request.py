@@ -85,6 +85,8 @@ class TrainReport:
         left_out: Rows and labels that took no part, by reason.
         remarks: What a person should know, in words.
         seconds: Wall time; 0 where skipped.
+        worker: The process that did it; empty where skipped.
+        started: When that began, in seconds since 1970, UTC; 0 where skipped.
     """
 
     PRINTED: ClassVar[Sequence[str]] = (
@@ -104,6 +106,8 @@ class TrainReport:
     left_out: dict[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     seconds: float = 0.0
+    worker: str = ""
+    started: float = 0.0
 
     @staticmethod
     def remarks_on(reports: "Sequence[TrainReport]") -> list[str]:

@@ -18,6 +18,7 @@ from mlfilter_core.embedding_store import (
     EmbeddingFile,
     Provenance,
 )
+from mlfilter_core.histogram import WHOLE_NUMBERS, Histogram, histogram, write_histogram
 from mlfilter_core.lines import SourceReader
 from mlfilter_core.verification.findings import FileCheck, Findings, LineCounts
 from mlfilter_core.verification.rejected_lines import read_rejected_lines
@@ -154,10 +155,11 @@ def _find_rejects(
 
 
 def _check_tokens(file: EmbeddingFile, made: Provenance, findings: Findings) -> None:
-    n_tokens = 0
+    n_tokens, lengths = 0, Histogram(WHOLE_NUMBERS)
     for rows in file.slices(CHUNK_ROWS):
         tokens = file.array(N_TOKENS, rows)
         n_tokens += int(tokens.sum(dtype=np.int64))
+        lengths += histogram(tokens, WHOLE_NUMBERS)
         if tokens.min() < 1:
             row = rows.start + int(np.argmin(tokens))
             findings.add("n_tokens", f"row {row}: n_tokens is {tokens.min()}; {AGAIN}")
@@ -165,6 +167,8 @@ def _check_tokens(file: EmbeddingFile, made: Provenance, findings: Findings) -> 
         findings.add(
             "tokens", f"it states {made.counts['tokens']:,} tokens, and n_tokens adds up to {n_tokens:,}; {AGAIN}"
         )
+    if made.statistics and made.statistics.get("document_tokens") != write_histogram(lengths):
+        findings.add("document_tokens", f"its histogram of tokens is another than that of n_tokens; {AGAIN}")
 
 
 def _check_lines(

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from flows import run_files as run_files_module
 from flows.annotate import annotate
 from flows.embed import embed
-from flows.report import FilesFailedError
+from flows.report import FilesFailedError, print_report
 from mlfilter_core import embed_work as embed_work_module
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.corpus import CorpusFile
@@ -25,6 +26,8 @@ from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import Encoder
 from mlfilter_core.errors import ConfigError, EncoderError, HeadError
 from mlfilter_core.job_files import load_job
+from mlfilter_core.run_log import RunLog
+from mlfilter_core.run_report.collect import collect
 from tests.flows.conftest import WriteJob
 
 
@@ -179,6 +182,59 @@ def test_artifacts_and_logs_tell_what_became_of_each_file(
     logged = "".join(path.read_text() for path in report.logs.glob("worker-*.log"))
     assert "b/y.jsonl: 9 documents, 1 rejected" in logged
     assert not (report.logs / "dask").exists()
+
+
+def test_a_run_leaves_its_report(
+    embed_job: WriteJob, corpus: Path, tmp_path: Path, client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (corpus / "b" / "broken.jsonl").write_text("[1]\n")
+    began = time.time()
+    with pytest.raises(FilesFailedError) as raised:
+        embed(embed_job(), {"files_per_task": 1})
+    page = tmp_path / "out" / "report" / "index.html"
+    assert raised.value.report.page == page
+    facts = json.loads((page.parent / "report.json").read_text())
+    assert (facts["totals"]["documents"], facts["totals"]["rejected"]) == (21, 0)
+    (run,) = facts["runs"]
+    assert (run["state"], run["files"], run["done"], run["failed"]) == ("finished, some files failed", 4, 3, 1)
+    assert sum(worker["documents"] for worker in run["workers"]) == 21
+    assert all(began < file["started"] < time.time() for file in facts["files"] if file["status"] == "embedded")
+    assert sum(sum(rates) for rates in run["rates"]["documents"].values()) == pytest.approx(21, rel=1e-3)
+    assert set(run["busy_s"]) == {"reading", "tokenizing", "encoding", "writing"}
+    assert "b/broken.jsonl" in page.read_text()
+    summary = next(artifact for artifact in client.read_artifacts(limit=5) if artifact.key == "embed-summary")
+    assert str(page) in str(summary.data)
+    assert str(summary.data).count("](data:image/svg+xml;base64,") == 3
+    print_report(raised.value.report)
+    assert f"report:  {page}" in capsys.readouterr().out
+    assert load_job(run["logs"] + "/job.yaml", EmbeddingJob).params.output_dir == tmp_path / "out"
+
+
+def test_a_run_whose_report_cannot_be_written_is_finished_all_the_same(
+    embed_job: WriteJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report").write_text("in the way")
+    report = embed(embed_job())
+    assert report.totals()["documents"] == 21
+    assert report.page is None
+    assert any("the report in" in line and "cannot be written" in line for line in caplog.messages)
+
+
+def test_a_run_that_ends_before_its_time_leaves_the_files_that_it_finished(
+    embed_job: WriteJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("the machine goes down")
+
+    monkeypatch.setattr(run_files_module, "write_rows", fail)
+    monkeypatch.setattr(RunLog, "end", fail)
+    with pytest.raises(RuntimeError, match="the machine goes down"):
+        embed(embed_job())
+    facts = collect(tmp_path / "out")
+    (run,) = facts.runs
+    assert (run.state, run.done, run.documents) == ("killed", 3, 21)
+    assert {file.status for file in facts.files} == {"embedded"}
 
 
 def test_the_core_s_log_lines_reach_the_prefect_ui(embed_job: WriteJob, client: SyncPrefectClient) -> None:

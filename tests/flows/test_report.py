@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.report import MAX_PRINTED_ROWS, FilesFailedError, RunReport, print_report
+from flows.report import MAX_PRINTED_ROWS, FilesFailedError, RunReport, _markdown, print_report, row_of
 from mlfilter_core.embed_report import EmbedReport
 
 
@@ -69,3 +69,23 @@ def test_the_error_tells_failed_files_and_reasons() -> None:
     error = FilesFailedError(report(3, {"bad.jsonl": "bad.jsonl:3: broken"}))
     assert str(error).startswith("1 of 4 files failed")
     assert "bad.jsonl: bad.jsonl:3: broken" in str(error)
+
+
+def test_the_report_for_a_browser_is_named_beside_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(1))
+    assert "report:" not in capsys.readouterr().out
+    print_report(replace(report(1), page=Path("out/report/index.html")))
+    assert "report:  out/report/index.html\n" in capsys.readouterr().out
+
+
+def test_rows_say_who_did_a_file_and_when() -> None:
+    done, skipped = (replace(report(1).reports[0], status=status) for status in ("embedded", "skipped"))
+    row = row_of(replace(done, worker="worker-1", started=12.5))
+    assert (row["worker"], row["started"]) == ("worker-1", 12.5)
+    assert not {"worker", "started"} & set(row_of(skipped))
+
+
+def test_the_summary_shows_pictures_below_what_failed_whatever_they_are_called() -> None:
+    summary = _markdown(report(1, {"bad.jsonl": "reason"}), {"score_a](x)<b>": "data:image/svg+xml;base64,AA"})
+    assert summary.index("## Failed") < summary.index("data:image")
+    assert r"![score\_a\](x)\<b\>](data:image/svg+xml;base64,AA)" in summary

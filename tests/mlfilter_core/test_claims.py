@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlfilter_core import claims
-from mlfilter_core.claims import claim, hidden_name, why_locks_are_local
+from mlfilter_core.claims import LOCK_SUFFIX, claim, hidden_name, is_claimed, why_locks_are_local
 
 CLAIMS = """
 import sys, time
@@ -40,6 +40,27 @@ def test_a_file_that_another_process_writes_is_waited_for_and_its_death_ends_the
             assert other.wait() == -signal.SIGKILL
     assert f"{target} is being written by process {other.pid} on " in caplog.text
     assert list(target.parent.iterdir()) == []
+
+
+def test_who_looks_at_a_claim_sees_whether_its_process_lives(tmp_path: Path) -> None:
+    target = tmp_path / "run.json"
+    assert is_claimed(target) is False
+    with claimed_by_another_process(target) as other:
+        assert is_claimed(target) is True
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    assert hidden_name(target, LOCK_SUFFIX).exists()
+    assert is_claimed(target) is False
+
+
+def test_a_claim_of_another_machine_is_not_judged_where_locks_stay_on_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "run.json"
+    hidden_name(target, LOCK_SUFFIX).write_text("0123abcd process 7 on elsewhere")
+    assert is_claimed(target) is False  # locks reach every machine here, and nobody holds it
+    monkeypatch.setattr(claims, "why_locks_are_local", lambda folder: "mounted with nolock")
+    assert is_claimed(target) is None
 
 
 def test_of_many_that_want_a_file_one_has_it_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

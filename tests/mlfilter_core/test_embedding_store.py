@@ -244,10 +244,19 @@ def test_the_provenance_is_json_in_the_attributes(write: Write) -> None:
     with h5py.File(write(2)) as f:
         attributes = dict(f["train"].attrs)
     assert attributes.pop("format_version") == 1
-    assert set(attributes) == {"source", "request", "encoder", "counts", "versions"}
+    assert set(attributes) == {"source", "request", "encoder", "counts", "versions", "statistics"}
     assert json.loads(attributes["source"])["path"] == "ä.jsonl"
     # The metadata of a CUDA build may leave its suffix out.
     assert torch.__version__.startswith(json.loads(attributes["versions"])["torch"])
+
+
+def test_a_file_of_an_earlier_release_has_no_statistics(write: Write) -> None:
+    path = write(2)
+    with h5py.File(path, "a") as f:
+        del f["train"].attrs["statistics"]
+    with EmbeddingFile(path, "train") as file:
+        assert file.provenance is not None
+        assert file.provenance.statistics == {}
 
 
 def test_sound_content_passes_its_check(write: Write) -> None:

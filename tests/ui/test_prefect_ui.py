@@ -193,6 +193,15 @@ def test_a_run_is_started_watched_and_retried_in_the_ui(
     screenshot(browser, "prefect-artifacts")
     browser.get(f"{server}/artifacts/key/embed-summary")
     until(lambda: "embed-summary" in text(browser))
+    summary = next(artifact for artifact in client.read_artifacts(limit=10) if artifact.key == "embed-summary")
+    browser.get(f"{server}/artifacts/artifact/{summary.id}")
+    pictures = until(lambda: browser.find_elements(By.CSS_SELECTOR, "img[src^='data:image/svg']"))
+    assert len(pictures) == 3
+    until(lambda: all(picture.size["height"] > 50 for picture in pictures))  # it shows them
+    assert str(tmp_path / "out" / "report" / "index.html") in text(browser)
+    browser.set_window_size(1400, 2600)
+    screenshot(browser, "prefect-summary")
+    browser.set_window_size(1400, 1100)
 
     finished = next((tmp_path / "out").rglob("good.h5")).stat()
     (tmp_path / "corpus" / "bad.jsonl").write_text('{"text": "mended"}\n')

@@ -201,6 +201,8 @@ Break = Callable[[Outputs], Any]
         (lambda o: put(o, "embeddings", 1, np.nan), "the embedding of row 1 has length nan; embed it again"),
         (lambda o: normalize(o, 1.1), "the embedding of row 2 has length 1.1"),
         (lambda o: put(o, "n_tokens", 1, 9), " tokens, and n_tokens adds up to"),
+        (lambda o: put(o, "n_tokens", 1, 9), "its histogram of tokens is another than that of n_tokens; embed"),
+        (lambda o: state(o, "statistics", document_tokens=[]), "its histogram of tokens is another than that of"),
         (lambda o: put(o, "n_tokens", 1, 0), "row 1: n_tokens is 0; embed it again"),
         (drop_row, "it states 4 documents, and holds 3 rows; embed it again"),
         (drop_row, "4 documents are in the source and not rejected, and there are 3 rows"),

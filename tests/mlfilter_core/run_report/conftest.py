@@ -1,0 +1,17 @@
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlfilter_core.encoder import Encoder
+from mlfilter_core.model_files import ModelFiles
+from tests.output_folders import make_outputs
+
+WriteOutputs = Callable[..., Path]
+
+
+@pytest.fixture
+def write_outputs(tmp_path: Path, tiny_files: ModelFiles, tiny_encoder: Encoder) -> WriteOutputs:
+    """Makes an output folder in the test's own; takes what `make_outputs` takes, from `files` on."""
+    return functools.partial(make_outputs, tmp_path, tiny_files, tiny_encoder)
