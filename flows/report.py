@@ -25,6 +25,7 @@ MAX_PRINTED_ROWS = 40
 NOT_ALL = "the failed, the most rejected and the slowest; all are in files.jsonl beside the logs"
 TEXT_COLUMNS = ("file", "status")
 LOG_WIDTH = 200
+FONTS_VARIABLE = "MPLCONFIGDIR"  # of the list of fonts, which matplotlib else keeps in the home folder
 FAILED = "failed"
 
 _log = logging.getLogger(__name__)

@@ -194,7 +194,9 @@ def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(
     assert executions(tmp_path / "runs") == {"bad": 1, "lasting": 1, "passing": 3}
 
 
-def test_workers_share_the_cores_and_start_no_prefect_server(workers: LocalWorkers, tmp_path: Path) -> None:
+def test_workers_share_the_cores_and_start_no_prefect_server(
+    spawned_workers: None, workers: LocalWorkers, tmp_path: Path
+) -> None:
     @task
     def work(item: str, folder: Path) -> str:
         import torch

@@ -70,7 +70,7 @@ def test_the_best_documents_are_kept_whole_and_a_rerun_does_nothing(
     assert report.totals()["kept"] == len(expected) == 9
     assert [row.status for row in report.reports] == ["filtered"] * 3
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["filter-summary"]))
-    (summary, *_) = client.read_artifacts(artifact_filter=wanted)
+    (summary,) = client.read_artifacts(artifact_filter=wanted, limit=1, sort="CREATED_DESC")
     assert "mlp: percentile 60 of 21 documents, which is" in str(summary.data)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "filtered").rglob("*.*") if path.is_file()}
     assert [row.status for row in filter(filter_job()).reports] == ["skipped"] * 3
