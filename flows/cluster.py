@@ -124,7 +124,7 @@ def worker_environment(n_threads: int, folder: Path) -> dict[str, str]:
         **dict.fromkeys(THREAD_VARIABLES, str(max(1, n_threads))),
         **QUIET,
         "TORCHINDUCTOR_CACHE_DIR": str(folder.absolute() / "torchinductor"),
-        FONTS_VARIABLE: str(folder.absolute() / "matplotlib"),
+        "MPLCONFIGDIR": str(folder.absolute() / "matplotlib"),
     }
 
 

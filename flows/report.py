@@ -1,6 +1,7 @@
 """What a run did: tables for the terminal, artifacts for the Prefect UI, a line for each file on disk."""
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -195,6 +196,7 @@ def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
         output_dir: Of the job.
         logging_dir: Folder of its logs.
     """
+    os.environ.setdefault(FONTS_VARIABLE, str(logging_dir.absolute() / "matplotlib"))
     from mlfilter_core.run_report.pictures import pictures_of  # a second, for who makes one
     from mlfilter_core.run_report.write_report import write_report
 

@@ -202,7 +202,8 @@ def test_a_run_leaves_its_report(
     assert sum(sum(rates) for rates in run["rates"]["documents"].values()) == pytest.approx(21, rel=1e-3)
     assert set(run["busy_s"]) == {"reading", "tokenizing", "encoding", "writing"}
     assert "b/broken.jsonl" in page.read_text()
-    summary = next(artifact for artifact in client.read_artifacts(limit=5) if artifact.key == "embed-summary")
+    newest = client.read_artifacts(limit=5, sort="CREATED_DESC")
+    summary = next(artifact for artifact in newest if artifact.key == "embed-summary")
     assert str(page) in str(summary.data)
     assert str(summary.data).count("](data:image/svg+xml;base64,") == 3
     print_report(raised.value.report)
