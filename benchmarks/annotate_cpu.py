@@ -142,7 +142,7 @@ def write_heads(folder: Path, n_heads: int) -> list[Head]:
 def write_embeddings(path: Path, n_rows: int) -> Path:
     """Writes a file of embeddings as the embedding pipeline does."""
     generator = np.random.default_rng(0)
-    shape = {"dim": DIM, "embedding_dtype": "float32", "n_labels": 0, "label_dtype": "float32", "index_keys": ()}
+    shape = {"dim": DIM, "embedding_dtype": "float32", "label_shape": None, "label_dtype": "float32", "index_keys": ()}
     with EmbeddingWriter(path, "train", slice_rows=WINDOW_DOCUMENTS, **shape) as writer:  # type: ignore[arg-type]
         for start in range(0, n_rows, WINDOW_DOCUMENTS):
             numbers = range(start, min(start + WINDOW_DOCUMENTS, n_rows))
