@@ -16,7 +16,7 @@ from flows.cli_reports import reports
 from flows.cli_results import print_table, results
 from flows.run import run_annotation_pipeline, run_embedding_pipeline, run_filter, run_head_training, run_pipelines
 from mlfilter_core.errors import MlfilterError
-from mlfilter_core.job_files import parse_overrides
+from mlfilter_core.job_files import load_job, parse_overrides
 from mlfilter_core.job_kinds import load_any_job
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ def filter_command(
     from mlfilter_core.evaluation.scale import parse_numbers
     from mlfilter_core.filter_work import surveys_of
     from mlfilter_core.filtering.preview import preview
-    from mlfilter_core.job_files import load_job
 
     if not dry_run:
         _run(lambda: [run_filter(config, parse_overrides(set_ or []))])

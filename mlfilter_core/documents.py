@@ -182,7 +182,7 @@ def labels_of(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float,
         BadRecordError: One is missing, no number, or out of the range of the schema's dtype.
     """
     if schema.label_keys is None:
-        present = next((key for key in DEFAULT_LABEL_KEYS if _has(record, key)), None)
+        present = next((key for key in DEFAULT_LABEL_KEYS if has_value(record, key)), None)
         if present is None:
             looked_for = " or ".join(f'"{key}"' for key in DEFAULT_LABEL_KEYS)
             raise BadRecordError(
@@ -232,7 +232,8 @@ def _stored_string(value: Any, key: str) -> str:
         raise BadRecordError("nested_too_deep", f'"{key}" is nested too deep to be stored as JSON') from None
 
 
-def _has(record: Mapping[str, Any], key: str) -> bool:
+def has_value(record: Mapping[str, Any], key: str) -> bool:
+    """Tells whether something is at a key or dotted path, as `find_value` looks it up."""
     try:
         find_value(record, key)
     except KeyError:

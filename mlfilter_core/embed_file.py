@@ -88,6 +88,19 @@ class EmbedRequest:
             "max_line_bytes": self.max_line_bytes,
         }
 
+    def open_writer(self, path: Path, dim: int) -> EmbeddingWriter:
+        """Returns what writes a file of embeddings of this width; the caller closes it."""
+        return EmbeddingWriter(
+            path,
+            self.group,
+            dim=dim,
+            embedding_dtype=self.embedding_dtype,
+            label_shape=self.schema.label_shape,
+            label_dtype=self.schema.label_dtype,
+            index_keys=self.schema.index_keys,
+            slice_rows=self.writer_batch_size,
+        )
+
 
 def embed_file(
     source: CorpusFile, output: Path, rejects: Path, request: EmbedRequest, encoder: "Encoder"
@@ -118,16 +131,7 @@ def embed_file(
         CommittedRows(output, made_by, encoder.dim, request.embedding_dtype, request.commit_documents) as committed,
     ):
         counts = _Counts()
-        with EmbeddingWriter(
-            temporary,
-            request.group,
-            dim=encoder.dim,
-            embedding_dtype=request.embedding_dtype,
-            label_shape=request.schema.label_shape,
-            label_dtype=request.schema.label_dtype,
-            index_keys=request.schema.index_keys,
-            slice_rows=request.writer_batch_size,
-        ) as writer:
+        with request.open_writer(temporary, encoder.dim) as writer:
             waited = _embed_windows(reader, source, request, encoder, committed, writer, bad, counts, output.parent)
             source_status = _check_unchanged(source.path, before, reader)
             _check_rejected_fraction(source, reader.n_lines, bad, request.max_rejected_fraction)

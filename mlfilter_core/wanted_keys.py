@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
-from mlfilter_core.documents import DEFAULT_LABEL_KEYS, find_value
+from mlfilter_core.documents import DEFAULT_LABEL_KEYS, has_value
 from mlfilter_core.errors import ConfigError
 
 N_SHOWN_KEYS = 12
@@ -36,7 +36,7 @@ class WantedKey:
     keys: tuple[str, ...]
 
     def is_in(self, record: Mapping[str, Any]) -> bool:
-        return any(_has(record, key) for key in self.keys)
+        return any(has_value(record, key) for key in self.keys)
 
 
 def wanted_keys(params: EmbeddingPipelineParameters) -> list[WantedKey]:
@@ -100,14 +100,6 @@ def check_wanted_keys(params: EmbeddingPipelineParameters, records: Sequence[Map
         _log.warning("%s", "; ".join(absent))
         return
     raise ConfigError("\n  ".join(["no document could be embedded; correct the job's keys", *absent]))
-
-
-def _has(record: Mapping[str, Any], key: str) -> bool:
-    try:
-        find_value(record, key)
-    except KeyError:
-        return False
-    return True
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -20,11 +21,11 @@ from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embedding_store import SOURCE_OFFSET
 from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.file_identity import file_identity, is_same_file
-from mlfilter_core.filtering.annotated_file import annotation_of, embeddings_of, identity_of, lines_of, record_of
+from mlfilter_core.filtering.annotated_file import annotation_of, embeddings_of, lines_of, record_of
 from mlfilter_core.filtering.cuts import Cuts
+from mlfilter_core.filtering.kept_counts import KeptCounts, share
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
-from mlfilter_core.filtering.preview import share
-from mlfilter_core.filtering.survey import UNKNOWN, Survey, SurveyRequest, load_survey, score_field
+from mlfilter_core.filtering.survey import Survey, SurveyRequest, load_survey, score_field
 from mlfilter_core.publishing import publish, publish_json
 from mlfilter_core.records import Record
 from mlfilter_core.source_documents import SourceDocuments
@@ -133,21 +134,21 @@ class FilterReport:
     def remarks_on(reports: "Sequence[FilterReport]") -> list[str]:
         """Returns what a document had to reach, and how many did, of each group and by each score."""
         remarks = list(reports[0].criteria)
-        total = _summed([asdict(report) for report in reports])
-        groups: dict[str, list[Mapping[str, int]]] = {}
+        total = KeptCounts()
+        groups: defaultdict[str, KeptCounts] = defaultdict(KeptCounts)
         for report in reports:
+            total += KeptCounts(report.documents, report.kept, report.tokens, report.kept_tokens)
             for group, counts in report.by_group.items():
-                groups.setdefault(group, []).append(counts)
+                groups[group] += KeptCounts(**counts)
         for name in reports[0].reached if len(reports[0].reached) > 1 else ():
             n_reached = sum(report.reached[name] for report in reports)
-            remarks.append(f"{name}: {n_reached:,} documents reach it, {share(n_reached, total['documents'])}")
+            remarks.append(f"{name}: {n_reached:,} documents reach it, {share(n_reached, total.documents)}")
         if len(groups) > 1:
-            for group, of_files in sorted(groups.items()):
-                remarks.append(f"{group or 'without the key'}: {_kept_in_words(_summed(of_files))}")
-        remarks.append(_kept_in_words(total))
-        if total["kept"] in (0, total["documents"]):
+            remarks += [f"{group or 'without the key'}: {of.describe()}" for group, of in sorted(groups.items())]
+        remarks.append(total.describe())
+        if total.kept in (0, total.documents):
             remarks.append(
-                f"{'nothing' if total['kept'] == 0 else 'everything'} is kept; `ml_filter filter --dry-run` shows what "
+                f"{'nothing' if total.kept == 0 else 'everything'} is kept; `ml_filter filter --dry-run` shows what "
                 "other limits would keep"
             )
         return remarks
@@ -165,7 +166,6 @@ def filter_file(file: CorpusFile, request: FilterRequest) -> FilterReport:
     started = time.monotonic()
     survey = load_survey(file, request.survey)
     kept = request.cuts.kept(survey)
-    annotated = identity_of(file)
     report = _report(file, request, survey, kept)
     with ExitStack() as stack:
         output = stack.enter_context(publish(request.output(file)))
@@ -175,7 +175,7 @@ def filter_file(file: CorpusFile, request: FilterRequest) -> FilterReport:
             _write(dropped, file, request, ~kept)
         made = {
             "request": request.provenance(),
-            "annotated": annotated,
+            "annotated": survey.annotated,
             "output": file_identity(output),
             "report": {name: value for name, value in asdict(report).items() if name not in ("output", "status")},
         }
@@ -221,32 +221,19 @@ def finished_filter(file: CorpusFile, request: FilterRequest, read_content: bool
 
 
 def _report(file: CorpusFile, request: FilterRequest, survey: Survey, kept: NDArray[np.bool_]) -> FilterReport:
-    tokens = np.where(survey.tokens == UNKNOWN, 0, survey.tokens)
+    tokens = survey.known_tokens()
     by_group = {}
     for code, group in enumerate(survey.groups if request.survey.per is not None else ()):
         inside = survey.group == code
-        by_group[group] = _counts(tokens[inside], kept[inside])
-    counts = _counts(tokens, kept)
+        by_group[group] = asdict(KeptCounts.of(tokens[inside], kept[inside]))
     return FilterReport(
         *(file.relative, str(request.output(file)), "filtered"),
-        documents=counts["documents"],
-        kept=counts["kept"],
-        tokens=counts["tokens"],
-        kept_tokens=counts["kept_tokens"],
+        **vars(KeptCounts.of(tokens, kept)),
         without_score=int(np.isnan(survey.scores).any(axis=1).sum()),
         reached={cuts.score: int(cuts.reached(survey).sum()) for cuts in request.cuts.of_scores},
         by_group=by_group,
         criteria=tuple(cuts.describe() for cuts in request.cuts.of_scores),
     )
-
-
-def _counts(tokens: NDArray[np.int64], kept: NDArray[np.bool_]) -> dict[str, int]:
-    return {
-        "documents": len(kept),
-        "kept": int(kept.sum()),
-        "tokens": int(tokens.sum()),
-        "kept_tokens": int(tokens[kept].sum()),
-    }
 
 
 def _write(path: Path, file: CorpusFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> None:
@@ -304,13 +291,3 @@ def _with_scores(document: Record, record: Record, fields: Sequence[str], file: 
             f'{file.path}: the source documents have a key "{clash[0]}" already; annotate with another score_prefix'
         )
     return {**document, **{name: record.get(name) for name in fields}}
-
-
-def _summed(counts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    return {name: sum(each[name] for each in counts) for name in ("documents", "kept", "tokens", "kept_tokens")}
-
-
-def _kept_in_words(counts: Mapping[str, int]) -> str:
-    tokens = f", {share(counts['kept_tokens'], counts['tokens'])} of the tokens" if counts["tokens"] else ""
-    documents = f"kept {counts['kept']:,} of {counts['documents']:,} documents"
-    return f"{documents}, {share(counts['kept'], counts['documents'])}{tokens}"

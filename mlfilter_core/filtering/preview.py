@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.filtering.cuts import Surveys, find_cuts
-from mlfilter_core.filtering.survey import UNKNOWN
+from mlfilter_core.filtering.kept_counts import KeptCounts, share
 
 
 @dataclass(frozen=True)
@@ -17,28 +15,18 @@ class Kept:
     Attributes:
         scores: Names of the scores that are looked at.
         limit: In words.
-        documents: All of them.
-        kept: Some of them.
-        tokens: Of all documents that say how many they have.
-        kept_tokens: Of those that are kept.
+        counts: Of the corpus.
     """
 
     scores: str
     limit: str
-    documents: int
-    kept: int
-    tokens: int
-    kept_tokens: int
+    counts: KeptCounts
 
     def cells(self) -> list[str]:
         """Returns a row of a table: score, limit, documents, share of them, tokens, share of them."""
-        tokens = [f"{self.kept_tokens:,}", share(self.kept_tokens, self.tokens)] if self.tokens else ["-", "-"]
-        return [self.scores, self.limit, f"{self.kept:,}", share(self.kept, self.documents), *tokens]
-
-
-def share(part: int, whole: int) -> str:
-    """Returns a part in per cent: `30.1 %`."""
-    return f"{100 * part / whole:.1f} %" if whole else "0 %"
+        counts = self.counts
+        tokens = [f"{counts.kept_tokens:,}", share(counts.kept_tokens, counts.tokens)] if counts.tokens else ["-", "-"]
+        return [self.scores, self.limit, f"{counts.kept:,}", share(counts.kept, counts.documents), *tokens]
 
 
 def preview(
@@ -57,14 +45,10 @@ def preview(
 
 def _kept(selection: Selection, surveys: Surveys) -> Kept:
     cuts = find_cuts(selection, surveys)
-    n_documents = n_kept = n_tokens = n_kept_tokens = 0
+    counts = KeptCounts()
     for survey in surveys():
-        kept, tokens = cuts.kept(survey), np.where(survey.tokens == UNKNOWN, 0, survey.tokens)
-        n_documents += len(kept)
-        n_kept += int(kept.sum())
-        n_tokens += int(tokens.sum())
-        n_kept_tokens += int(tokens[kept].sum())
+        counts += KeptCounts.of(survey.known_tokens(), cuts.kept(survey))
     limits = [bound.describe() for bound in selection.scores.values()]
     if len(limits) > 1:
         limits.append(f"{selection.n_needed} of {len(limits)}")
-    return Kept(", ".join(selection.scores), ", ".join(limits), n_documents, n_kept, n_tokens, n_kept_tokens)
+    return Kept(", ".join(selection.scores), ", ".join(limits), counts)

@@ -6,7 +6,7 @@ A survey is a small file of columns, so that limits over a whole corpus are foun
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -47,6 +47,7 @@ class Survey:
         tokens: int64 (n,); `UNKNOWN` where nothing says.
         group: int32 (n,), place in `groups`.
         groups: Values of the key `per`; `NO_GROUP` of documents without it.
+        annotated: Identity of the annotated file that was read.
     """
 
     stem: str
@@ -55,6 +56,7 @@ class Survey:
     tokens: NDArray[np.int64]
     group: NDArray[np.int32]
     groups: tuple[str, ...]
+    annotated: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -62,6 +64,10 @@ class Survey:
     def scores_of(self, name: str) -> NDArray[np.float32]:
         """Returns one score of each document, float32 (n,)."""
         return self.scores[:, self.names.index(name)]
+
+    def known_tokens(self) -> NDArray[np.int64]:
+        """Returns the tokens of each document, int64 (n,); 0 where nothing says."""
+        return np.where(self.tokens == UNKNOWN, 0, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ def make_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport:
     else:
         with embeddings_of(file, request.embeddings, request.group) as embeddings:
             survey = _read(file, request, embeddings)
-    facts = {**request.facts(), "groups": survey.groups, "annotated": identity_of(file)}
+    facts = {**request.facts(), "groups": survey.groups, "annotated": survey.annotated}
     is_short = survey.tokens.max(initial=0) <= np.iinfo(np.int32).max
     with publish(request.output(file)) as temporary, open(temporary, "wb") as sink:
         np.savez(  # of the narrowest types: a corpus of a billion documents is read several times
@@ -195,7 +201,7 @@ def load_survey(file: CorpusFile, request: SurveyRequest) -> Survey:
             facts = _facts(stored)
             names, groups = tuple(facts["scores"]), tuple(facts["groups"])
             tokens, group = stored["tokens"].astype(np.int64), stored["group"].astype(np.int32)
-            return Survey(file.stem, names, stored["scores"], tokens, group, groups)
+            return Survey(file.stem, names, stored["scores"], tokens, group, groups, facts["annotated"])
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise SurveyMissingError(f"{file.path} has not been surveyed ({error}); run the job") from error
 
@@ -220,14 +226,14 @@ def _read(file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | 
     codes: dict[str, int] = {}
     group: list[int] = []
     fields: list[str] = []
-    in_lines = request.per is None or embeddings is None or embeddings.find(request.per) is None
+    place = None if embeddings is None or request.per is None else embeddings.find(request.per)
     path = file.path
     for line in lines_of(path):
         record = record_of(line, path)
         fields = fields or [score_field(name, record, path) for name in request.scores]
         scores.append([_number(record.get(field)) for field in fields])
         tokens.append(_tokens(record.get(N_TOKENS)))
-        if in_lines:
+        if place is None:
             group.append(_code(_group(record, request.per), codes, file, request.per))
     if embeddings is not None:
         if embeddings.n_rows != len(scores):
@@ -236,7 +242,7 @@ def _read(file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | 
             )
         if N_TOKENS in embeddings.names():
             tokens = embeddings.array(N_TOKENS, ALL).tolist()
-        if not in_lines and request.per is not None and (place := embeddings.find(request.per)) is not None:
+        if place is not None:
             for rows in embeddings.slices(1 << 16):
                 values = embeddings.column(place, rows)
                 group += [_code(as_string(value), codes, file, request.per) for value in values]
@@ -247,6 +253,7 @@ def _read(file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | 
         np.array(tokens, np.int64),
         np.array(group, np.int32),
         tuple(codes),
+        identity_of(file),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlfilter_core.documents import Document
 from mlfilter_core.embed_file import EmbedRequest
-from mlfilter_core.embedding_store import EmbeddingWriter, Provenance, library_versions
+from mlfilter_core.embedding_store import Provenance, library_versions
 
 MAX_WRITTEN_DOCUMENTS = 4096  # beyond, a file grows evenly
 MAX_WRITTEN_BYTES = 256 << 20
@@ -30,16 +30,7 @@ def embedding_file_bytes(
     n = max(1, min(round(documents_per_file), MAX_WRITTEN_DOCUMENTS, MAX_WRITTEN_BYTES // row_bytes))
     with tempfile.TemporaryDirectory(prefix="mlfilter-plan-") as folder:
         path = Path(folder) / "sample.h5"
-        with EmbeddingWriter(
-            path,
-            request.group,
-            dim=dim,
-            embedding_dtype=request.embedding_dtype,
-            label_shape=request.schema.label_shape,
-            label_dtype=request.schema.label_dtype,
-            index_keys=request.schema.index_keys,
-            slice_rows=request.writer_batch_size,
-        ) as writer:
+        with request.open_writer(path, dim) as writer:
             rows = list(islice(cycle(documents), n))
             writer.append(rows, np.zeros((n, dim), request.embedding_dtype), np.zeros(n, np.int32))
             writer.finish(Provenance({}, request.provenance(), {}, {}, library_versions()))

@@ -38,6 +38,7 @@ def survey_of(
         tokens=np.array(list(tokens) if tokens is not None else [1] * n, np.int64),
         group=np.array([names.index(group) for group in groups or [NO_GROUP] * n], np.int32),
         groups=names,
+        annotated={},
     )
 
 
