@@ -14,7 +14,7 @@ import pytest
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
 
-from flows.cluster import LocalWorkers, local_workers, n_cores
+from flows.cluster import THREAD_VARIABLES, LocalWorkers, local_workers, n_cores
 from flows.failures import can_heal
 from flows.fan_out import Outcome, fan_out
 from flows.worker import last_words
@@ -195,7 +195,7 @@ def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(
 
 
 def test_workers_share_the_cores_and_start_no_prefect_server(
-    spawned_workers: None, workers: LocalWorkers, tmp_path: Path
+    spawned_workers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @task
     def work(item: str, folder: Path) -> str:
@@ -203,9 +203,12 @@ def test_workers_share_the_cores_and_start_no_prefect_server(
 
         return str(torch.get_num_threads())
 
-    done = outcomes(workers, work, ["a", "b"], tmp_path / "runs")
+    for variable in THREAD_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    with local_workers(LocalSettings(workers=2), False, "auto", 2, tmp_path / "logs") as workers:
+        done = outcomes(workers, work, ["a", "b"], tmp_path / "runs")
+        commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
     assert {outcome.result for outcome in done.values()} == {str(max(1, n_cores() // 2))}
-    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
     assert len([command for command in commands if "prefect.server.api.server:create_app" in command]) == 1
 
 
