@@ -84,21 +84,21 @@ def filter_command(
     from mlfilter_core.config.filtering import FilterJob
     from mlfilter_core.evaluation.scale import parse_numbers
     from mlfilter_core.filter_work import surveys_of
-    from mlfilter_core.filtering.preview import preview
+    from mlfilter_core.filtering.preview import bounds_of, preview
 
     if not dry_run:
         _run(lambda: [run_filter(config, parse_overrides(set_ or []))])
         return
 
     def show() -> list["RunReport"]:
-        limits = [
-            parse_numbers(written, option) if written else []
-            for written, option in ((percentiles, "--percentiles"), (thresholds, "--thresholds"))
-        ]
+        bounds = bounds_of(
+            parse_numbers(percentiles, "--percentiles") if percentiles else [],
+            parse_numbers(thresholds, "--thresholds") if thresholds else [],
+        )
         overrides = parse_overrides(set_ or [])
         run_filter(config, overrides, dry_run=True)
         params = load_job(config, FilterJob, overrides).params
-        kept = preview(params.keep, limits[0], limits[1], surveys_of(params))
+        kept = preview(params.keep, bounds, surveys_of(params))
         heading = ["score", "limit", "documents", "of all", "tokens", "of all"]
         print_table([heading, *(row.cells() for row in kept)], n_names=2)
         return []

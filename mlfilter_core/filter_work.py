@@ -1,12 +1,20 @@
 """A filter job: first a survey of every annotated file, then the documents of every file that are kept."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
+from mlfilter_core.errors import ConfigError
 from mlfilter_core.filtering.cuts import Surveys, find_cuts
-from mlfilter_core.filtering.filter_file import FilterReport, FilterRequest, filter_file, finished_filter
+from mlfilter_core.filtering.filter_file import (
+    OUTPUT_SUFFIXES,
+    FilterReport,
+    FilterRequest,
+    filter_file,
+    finished_filter,
+)
 from mlfilter_core.filtering.stored_cuts import cuts_found_once
 from mlfilter_core.filtering.survey import (
     Survey,
@@ -18,6 +26,8 @@ from mlfilter_core.filtering.survey import (
 )
 from mlfilter_core.publishing import claim_outputs, unless_overwritten
 from mlfilter_core.work import Workload
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class SurveyWork:
 
     def finished(self, file: CorpusFile, read_content: bool) -> SurveyReport | None:
         """Returns the report of a survey, None where it is to be made, anew maybe."""
-        return finished_survey(file, self.request, read_content)
+        return finished_survey(file, self.request)
 
     def prepare(self, files: Sequence[CorpusFile]) -> None:
         """Checks nothing: what would be wrong with all files, the first finds."""
@@ -40,7 +50,7 @@ class SurveyWork:
     def run(self, file: CorpusFile) -> SurveyReport:
         """Makes one survey, unless that was done before. Another process that is at it is waited for."""
         with claim_outputs(self.request.output(file)):
-            return self.finished(file, read_content=True) or make_survey(file, self.request)
+            return finished_survey(file, self.request) or make_survey(file, self.request)
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class FilterWork:
 
     def run(self, file: CorpusFile) -> FilterReport:
         """Filters one file, unless that was done before. Another process that is at it is waited for."""
-        with claim_outputs(self.request.output(file), self.request.provenance_file(file)):
+        with claim_outputs(*self.request.outputs(file), self.request.provenance_file(file)):
             return self.finished(file, read_content=True) or filter_file(file, self.request)
 
 
@@ -92,7 +102,8 @@ def filter_workload(job: FilterJob) -> Workload[FilterReport]:
     params = job.params
     surveys = SurveyRequest.of(params)
     all_files = _files(params)
-    paths = (surveys.output(file) for file in all_files)
+    _warn_of_files_without_annotations(params)
+    paths = (path for file in all_files for path in (surveys.output(file), file.path))
     cuts = cuts_found_once(
         surveys.folder, params.keep, paths, lambda: find_cuts(params.keep, _loaded(all_files, surveys))
     )
@@ -117,4 +128,22 @@ def _loaded(files: Sequence[CorpusFile], request: SurveyRequest) -> Surveys:
 
 
 def _files(params: FilterParameters) -> list[CorpusFile]:
+    annotated = params.annotated_directory.resolve()
+    for folder in (params.filtered_dir, params.dropped_dir):
+        written = folder.resolve()
+        if written.is_relative_to(annotated) or annotated.is_relative_to(written):
+            raise ConfigError(
+                f"params.annotated_directory: {params.annotated_directory} and {folder}, where documents are written, "
+                "lie within each other; give another output_dir"
+            )
     return find_files(params.annotated_directory, params.glob_pattern, SOURCE_SUFFIXES)
+
+
+def _warn_of_files_without_annotations(params: FilterParameters) -> None:
+    """Tells of filtered files whose annotated files are gone: who reads the folder reads them as well."""
+    written = (path for suffix in OUTPUT_SUFFIXES for path in params.filtered_dir.glob(f"**/[!.]*{suffix}"))
+    for path in written:
+        relative = path.relative_to(params.filtered_dir).as_posix()
+        stem = next(relative.removesuffix(suffix) for suffix in OUTPUT_SUFFIXES if relative.endswith(suffix))
+        if not any((params.annotated_directory / f"{stem}{suffix}").exists() for suffix in SOURCE_SUFFIXES):
+            _log.warning("%s: its annotated file is gone; remove it if its documents are not wanted any more", path)

@@ -25,7 +25,7 @@ class Bound(Written):
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         None, description="Lowest score that is kept."
     )
-    best_tokens: Annotated[int, Field(ge=1)] | None = Field(
+    best_tokens: Annotated[int, Field(ge=1, le=2**62)] | None = Field(
         None, description="Tokens to keep, of the best documents; as many whole documents as fit."
     )
 

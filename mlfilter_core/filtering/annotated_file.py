@@ -45,19 +45,31 @@ def record_of(line: Line, path: Path) -> Record:
 
 
 def annotation_of(file: CorpusFile) -> Mapping[str, Any] | None:
-    """Returns what the annotation run wrote of a file that has not changed since; None of files of other tools."""
+    """Returns what the run that wrote a file says of it; None of files of other tools, and of those changed since."""
+    made = _written_of(file)
+    return made if made is not None and is_same_file(file.path, made["output"], read_content=True) else None
+
+
+def _written_of(file: CorpusFile) -> Mapping[str, Any] | None:
     path = file.folder / PROVENANCE_FOLDER / f"{file.relative}.json"
     try:
         made: dict[str, Any] = orjson.loads(path.read_bytes())
-        return made if is_same_file(file.path, made["output"], read_content=False) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return made if {"bytes", "mtime_ns", "sha256"} <= made["output"].keys() else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def identity_of(file: CorpusFile) -> dict[str, Any]:
     """Returns what `is_same_file` needs of an annotated file, which is read where no annotation run says it."""
-    made = annotation_of(file)
-    return dict(made["output"]) if made is not None else file_identity(file.path)
+    made = _written_of(file)
+    if made is not None and is_same_file(file.path, made["output"], read_content=False):
+        return dict(made["output"])
+    return file_identity(file.path)
+
+
+def embeddings_path(file: CorpusFile, folder: Path) -> Path | None:
+    """Returns where the embeddings of an annotated file lie, None where they do not."""
+    return next((path for suffix in EMBEDDING_SUFFIXES if (path := folder / f"{file.stem}{suffix}").exists()), None)
 
 
 @contextmanager
@@ -68,13 +80,23 @@ def embeddings_of(file: CorpusFile, folder: Path, group: str) -> Iterator[Embedd
         AnnotationError: They are not there, or are others.
         EmbeddingFileError: The file is not a file of embeddings.
     """
-    path = next((path for suffix in EMBEDDING_SUFFIXES if (path := folder / f"{file.stem}{suffix}").exists()), None)
+    path = embeddings_path(file, folder)
     if path is None:
         raise AnnotationError(
             f"{file.path}: there is no {folder / file.stem}{EMBEDDING_SUFFIXES[0]}, the embeddings that were scored; "
             "correct params.embeddings_directory, or leave it out to write the annotated lines as they are"
         )
     made = annotation_of(file)
+    if made is None and _written_of(file) is not None:
+        raise AnnotationError(
+            f"{file.path} was changed since it was annotated, so its lines may not be in the order of {path}; annotate "
+            "it again, or leave params.embeddings_directory out to write its lines as they are"
+        )
+    if made is not None and "embeddings" not in made:
+        raise AnnotationError(
+            f"{file.path} was not written by an annotation, so its lines are not the rows of {path}; leave "
+            "params.embeddings_directory out to write them as they are"
+        )
     with EmbeddingFile(path, group) as embeddings:
         # Of files without provenance the annotation knows size and time, which a copy does not keep.
         if made is not None and embeddings.provenance is not None and embeddings.identity() != made["embeddings"]:

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,11 @@ class Cut:
         """Returns its score in words: `2.71 and above`."""
         if self.rank == NOTHING:
             return "nothing"
-        return "all that have the score" if self.rank == EVERYTHING else f"{_score_of(self.rank >> 32):.4g} and above"
+        if self.rank == EVERYTHING:
+            return "all that have the score"
+        score = f"{_score_of(self.rank >> 32):.4g}"
+        is_within_equals = self.rank & (2**32 - 1) != 0
+        return f"above {score}, and as many of {score} as fit" if is_within_equals else f"{score} and above"
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,8 @@ def _score_cuts(
         budgets = np.full(len(groups), bound.best_tokens)
         limits = _descend(surveys, name, groups, budgets, ALL_LEVELS, of_tokens=True)
     else:
-        n_below = np.floor(n_scored * bound.percentile_or_default / 100).astype(np.int64)
+        percentile = Fraction(str(bound.percentile_or_default))  # as it was written: in floats, 32.3 % of 1000 is 322
+        n_below = np.array([int(n) * percentile // 100 for n in n_scored], np.int64)
         # The range that the last of the documents to keep lies in is where their number is reached, not passed.
         limits = _descend(surveys, name, groups, n_scored - n_below - 1, SCORE_LEVELS, of_tokens=False)
     cuts = {
@@ -220,25 +226,22 @@ def _descend(
         shift = np.uint64(64 - LEVEL_BITS * (level + 1))
         counts = np.zeros((len(groups), N_RANGES), np.int64)
         for survey in surveys():
-            places = [place_of[group] for group in survey.groups]
+            places = np.array([place_of[group] for group in survey.groups], np.int64)
             rank = ranks(survey, score, among_equals=n_levels > SCORE_LEVELS)
             counted = rank > 0
             if level > 0:
                 counted &= (rank >> (shift + np.uint64(LEVEL_BITS))) == prefixes[places][survey.group]
             ranges = ((rank[counted] >> shift) & np.uint64(N_RANGES - 1)).astype(np.int64)
-            ranges += survey.group[counted].astype(np.int64) * N_RANGES
-            # A file's sums are exact in the floats that bincount gives.
-            weights = survey.tokens[counted] if of_tokens else None
-            sums = np.bincount(ranges, weights, minlength=len(places) * N_RANGES)
-            counts[places] += sums.astype(np.int64).reshape(len(places), N_RANGES)
-        from_best = counts[:, ::-1].cumsum(axis=1)
-        exceeds = from_best > left[:, None]
-        if level == 0:
-            never = ~exceeds[:, -1]  # the last is the sum of all
-        place = exceeds.argmax(axis=1)
-        before = np.where(place > 0, from_best[np.arange(len(groups)), place - 1], 0)
-        left -= before
-        prefixes = (prefixes << np.uint64(LEVEL_BITS)) | (N_RANGES - 1 - place).astype(np.uint64)
+            ranges += places[survey.group[counted]] * N_RANGES
+            np.add.at(counts.reshape(-1), ranges, survey.tokens[counted] if of_tokens else np.int64(1))
+        for i, of_group in enumerate(counts):
+            from_best = of_group[::-1].cumsum()
+            place = int(np.searchsorted(from_best, left[i], side="right"))
+            if level == 0:
+                never[i] = place == N_RANGES
+            place = min(place, N_RANGES - 1)
+            left[i] -= from_best[place - 1] if place > 0 else 0
+            prefixes[i] = (int(prefixes[i]) << LEVEL_BITS) | (N_RANGES - 1 - place)
     return [None if is_none else prefix for is_none, prefix in zip(never.tolist(), prefixes.tolist(), strict=True)]
 
 

@@ -4,7 +4,7 @@ import logging
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from mlfilter_core.annotate_file import PROVENANCE_FOLDER, REPLACE
 from mlfilter_core.annotations import SUFFIXES, Compression, open_annotations
-from mlfilter_core.config.filtering import FilterParameters
+from mlfilter_core.config.filtering import SCORE_PREFIX, FilterParameters
 from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.documents import BadRecordError
 from mlfilter_core.embedding_store import SOURCE_OFFSET
 from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.file_identity import file_identity, is_same_file
@@ -25,13 +26,14 @@ from mlfilter_core.filtering.annotated_file import annotation_of, embeddings_of,
 from mlfilter_core.filtering.cuts import Cuts
 from mlfilter_core.filtering.kept_counts import KeptCounts, share
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
-from mlfilter_core.filtering.survey import Survey, SurveyRequest, load_survey, score_field
+from mlfilter_core.filtering.survey import Survey, SurveyRequest, check_unchanged, load_survey, score_field
 from mlfilter_core.publishing import publish, publish_json
-from mlfilter_core.records import Record
+from mlfilter_core.records import Record, parse_line
 from mlfilter_core.source_documents import SourceDocuments
 
 ALL = slice(None)
 PARQUET_SUFFIX = ".parquet"
+OUTPUT_SUFFIXES = (*SUFFIXES.values(), PARQUET_SUFFIX)
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +46,8 @@ class FilterRequest:
         cuts: What a document must reach.
         survey: Where the surveys lie.
         output_dir: Folder of the kept documents.
-        dropped_dir: Folder of the others; None leaves them out.
+        dropped_dir: Folder of the others.
+        write_dropped: Whether they are written.
         output_format: Of the files, as is `compression`.
         source_dir: Where the sources lie now; None where they were embedded from.
     """
@@ -52,7 +55,8 @@ class FilterRequest:
     cuts: Cuts
     survey: SurveyRequest
     output_dir: Path
-    dropped_dir: Path | None = None
+    dropped_dir: Path
+    write_dropped: bool = False
     output_format: Literal["jsonl", "parquet"] = "jsonl"
     compression: Compression = None
     source_dir: Path | None = None
@@ -61,8 +65,7 @@ class FilterRequest:
     def of(params: FilterParameters, cuts: Cuts) -> "FilterRequest":
         """Returns what the parameters of a job ask for."""
         return FilterRequest(
-            *(cuts, SurveyRequest.of(params), params.filtered_dir),
-            dropped_dir=params.dropped_dir if params.write_dropped else None,
+            *(cuts, SurveyRequest.of(params), params.filtered_dir, params.dropped_dir, params.write_dropped),
             output_format=params.output_format,
             compression=params.compression,
             source_dir=params.source_dir,
@@ -75,18 +78,45 @@ class FilterRequest:
     def output(self, file: CorpusFile) -> Path:
         return file.output(self.output_dir, self.suffix)
 
+    def dropped(self, file: CorpusFile) -> Path:
+        return file.output(self.dropped_dir, self.suffix)
+
+    def outputs(self, file: CorpusFile) -> list[Path]:
+        """Returns all that is written of a file, the kept documents first."""
+        return [self.output(file), *([self.dropped(file)] if self.write_dropped else [])]
+
+    def stale(self, file: CorpusFile) -> list[Path]:
+        """Returns what there is of the file that only another request writes."""
+        written = [
+            file.output(folder, end) for folder in (self.output_dir, self.dropped_dir) for end in OUTPUT_SUFFIXES
+        ]
+        wanted = self.outputs(file)
+        return [path for path in written if path not in wanted and path.exists()]
+
     def provenance_file(self, file: CorpusFile) -> Path:
         return file.output(self.output_dir / PROVENANCE_FOLDER, f"{self.suffix}.json")
 
-    def provenance(self) -> dict[str, Any]:
-        """What decides the content of the output, but for the annotated file."""
+    def criteria(self) -> tuple[str, ...]:
+        """Returns what a document must reach, in words."""
+        return tuple(cuts.describe() for cuts in self.cuts.of_scores)
+
+    def provenance(self, groups: Iterable[str]) -> dict[str, Any]:
+        """What decides the content of an output, but for the annotated file.
+
+        Args:
+            groups: Of the annotated file: new ones in other files change nothing of this one.
+        """
+        limits = [
+            {group: cuts.by_group[group].rank for group in groups if group in cuts.by_group}
+            for cuts in self.cuts.of_scores
+        ]
         return {
             "keep": [cuts.bound.model_dump(exclude_none=True) | {"score": cuts.score} for cuts in self.cuts.of_scores],
             "at_least": self.cuts.n_needed,
             "per": self.survey.per,
-            "cuts": [{group: cut.rank for group, cut in cuts.by_group.items()} for cuts in self.cuts.of_scores],
+            "cuts": limits,
             "whole_documents": self.survey.embeddings is not None,
-            "write_dropped": self.dropped_dir is not None,
+            "write_dropped": self.write_dropped,
         }
 
 
@@ -168,19 +198,28 @@ def filter_file(file: CorpusFile, request: FilterRequest) -> FilterReport:
     kept = request.cuts.kept(survey)
     report = _report(file, request, survey, kept)
     with ExitStack() as stack:
-        output = stack.enter_context(publish(request.output(file)))
-        _write(output, file, request, kept)
-        if request.dropped_dir is not None:
-            dropped = stack.enter_context(publish(file.output(request.dropped_dir, request.suffix)))
-            _write(dropped, file, request, ~kept)
+        identities = []
+        try:
+            for path, wanted in zip(request.outputs(file), (kept, ~kept), strict=False):
+                output = stack.enter_context(publish(path))
+                _write(output, file, request, wanted)
+                identities.append(file_identity(output))
+        except ValueError:
+            check_unchanged(file, survey)  # which is why it has another number of lines
+            raise
+        check_unchanged(file, survey)
         made = {
-            "request": request.provenance(),
+            "request": request.provenance(survey.groups),
+            "groups": survey.groups,
             "annotated": survey.annotated,
-            "output": file_identity(output),
+            "output": identities[0],
+            "dropped": identities[1] if request.write_dropped else None,
             "report": {name: value for name, value in asdict(report).items() if name not in ("output", "status")},
         }
         # It appears first: a filtered file without it, or of another size or time, is not ours to replace.
         publish_json(request.provenance_file(file), made)
+    for path in request.stale(file):  # which nobody gets here with, but who replaces them
+        path.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     _log.info("%s: %d of %d documents kept in %.1f s", file.relative, report.kept, report.documents, seconds)
     return FilterReport(**{**vars(report), "seconds": seconds})
@@ -197,27 +236,31 @@ def finished_filter(file: CorpusFile, request: FilterRequest, read_content: bool
     Raises:
         OutputConflictError: The output was made from another annotated file, by another request or another tool.
     """
-    output = request.output(file)
-    if not output.exists():
+    for path in request.stale(file):
+        raise OutputConflictError(f"{path} was written by another request; {REPLACE}")
+    outputs = request.outputs(file)
+    if not all(path.exists() for path in outputs):
         return None
+    output = outputs[0]
     try:
-        made: dict[str, Any] = orjson.loads(request.provenance_file(file).read_bytes())
-    except (FileNotFoundError, ValueError):
+        made = orjson.loads(request.provenance_file(file).read_bytes())
+        wanted = orjson.loads(orjson.dumps(request.provenance(made["groups"])))
+        differing = [name for name, value in wanted.items() if made["request"].get(name) != value]
+        found = {**made["report"], "output": str(output), "status": "skipped", "seconds": 0.0}
+        report = FilterReport(**{**found, "criteria": request.criteria()})
+        recorded = [made["annotated"], made["output"], made["dropped"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         raise OutputConflictError(f"{output} does not say which annotated file it was made from; {REPLACE}") from None
-    wanted = orjson.loads(orjson.dumps(request.provenance()))
-    differing = [name for name, value in wanted.items() if made["request"].get(name) != value]
     if differing:
         raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {REPLACE}")
-    for path, recorded, what in (
-        (output, made["output"], f"{output} was changed since it was written"),
-        (file.path, made["annotated"], f"{output} was made from another version of {file.path}"),
-    ):
-        is_same = is_same_file(path, recorded, read_content)
+    for path, identity in zip((file.path, *outputs), recorded, strict=False):
+        is_same = is_same_file(path, identity, read_content)
         if is_same is False:
-            raise OutputConflictError(f"{what}; {REPLACE}")
+            what = "is of another version of" if path == file.path else "was changed since it was written:"
+            raise OutputConflictError(f"{output} {what} {path}; {REPLACE}")
         if is_same is None:
             return None
-    return FilterReport(**{**made["report"], "output": str(output), "status": "skipped", "seconds": 0.0})
+    return report
 
 
 def _report(file: CorpusFile, request: FilterRequest, survey: Survey, kept: NDArray[np.bool_]) -> FilterReport:
@@ -232,7 +275,7 @@ def _report(file: CorpusFile, request: FilterRequest, survey: Survey, kept: NDAr
         without_score=int(np.isnan(survey.scores).any(axis=1).sum()),
         reached={cuts.score: int(cuts.reached(survey).sum()) for cuts in request.cuts.of_scores},
         by_group=by_group,
-        criteria=tuple(cuts.describe() for cuts in request.cuts.of_scores),
+        criteria=request.criteria(),
     )
 
 
@@ -241,12 +284,31 @@ def _write(path: Path, file: CorpusFile, request: FilterRequest, wanted: NDArray
         with open_annotations(path, request.compression) as sink:
             sink.writelines(_lines(file, request, wanted))
         return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # the columns are known at the end
-        spool = Path(folder) / "documents.jsonl"
-        with open(spool, "wb") as lines:
-            lines.writelines(_lines(file, request, wanted))
-        kinds = kinds_of(record_of(line, spool) for line in lines_of(spool))
-        write_parquet(path, (record_of(line, spool) for line in lines_of(spool)), kinds)
+    shown = wanted.copy()
+    shown[:1] |= not wanted.any()  # a file without rows has the columns of its first document
+    with tempfile.TemporaryFile(
+        dir=path.parent
+    ) as spool:  # has no name to be left behind; columns are known at its end
+        spool.writelines(_lines(file, request, shown))
+
+        def records() -> Iterator[Record]:
+            spool.seek(0)
+            return (_document(line, file) for line in spool)
+
+        kinds = kinds_of(records())
+        fields = [field for name in request.survey.scores for field in (name, f"{SCORE_PREFIX}{name}")]
+        kinds |= dict.fromkeys((field for field in fields if field in kinds), "float")  # 3 in one file, 2.5 in the next
+        try:
+            write_parquet(path, records() if wanted.any() else [], kinds)
+        except orjson.JSONEncodeError as error:
+            raise AnnotationError(f"{file.path}: a nested value cannot be written as JSON ({error})") from error
+
+
+def _document(line: bytes, file: CorpusFile) -> Record:
+    record = parse_line(line)
+    if isinstance(record, BadRecordError):
+        raise AnnotationError(f"{file.path}: a document cannot be read: {record.detail}")
+    return record
 
 
 def _lines(file: CorpusFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> Iterator[bytes]:
@@ -257,14 +319,16 @@ def _lines(file: CorpusFile, request: FilterRequest, wanted: NDArray[np.bool_]) 
         yield from (line.content + b"\n" for line in annotated)
         return
     with embeddings_of(file, folder, request.survey.group) as embeddings:
+        if embeddings.n_rows != len(wanted):
+            raise AnnotationError(f"{embeddings.path} was changed since {file.path} was surveyed; annotate again")
         if not wanted.any():
             return
         offsets = embeddings.array(SOURCE_OFFSET, ALL)[wanted]
         with SourceDocuments(embeddings, request.source_dir, ["the whole document"]) as source:
-            fields: Sequence[str] = ()
+            made = annotation_of(file)
             for document, line in zip(source.documents(offsets), annotated, strict=True):
                 record = record_of(line, file.path)
-                fields = fields or _score_fields(file, request, record)
+                fields = _score_fields(file, request, record) if made is None else made["columns"]
                 yield _encoded(_with_scores(document, record, fields, file), line.number, file)
             source.check_unchanged()
 
@@ -277,11 +341,9 @@ def _encoded(record: Record, line: int, file: CorpusFile) -> bytes:
 
 
 def _score_fields(file: CorpusFile, request: FilterRequest, record: Record) -> Sequence[str]:
-    """Returns what is written beside a source document: all that its annotation computed."""
-    made = annotation_of(file)
-    if made is not None:
-        return list(made["columns"])
-    return [score_field(name, record, file.path) for name in request.survey.scores]
+    """Returns what is written beside a source document where no annotation says what it computed."""
+    fields = (score_field(name, record, file.path) for name in request.survey.scores)
+    return [field for field in fields if field is not None]
 
 
 def _with_scores(document: Record, record: Record, fields: Sequence[str], file: CorpusFile) -> Record:

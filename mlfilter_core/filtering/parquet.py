@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ROWS = 4096  # of a row group; texts of some KB then make some MB. Arbitrary.
 INT64 = range(-(2**63), 2**63)
+EXACT_IN_FLOATS = range(-(2**53), 2**53 + 1)
 
 
 def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) -> None:
@@ -27,9 +28,8 @@ def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) 
     import pyarrow as pa
     from pyarrow import parquet
 
-    types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "json": pa.string(), "null": pa.null()}
-    types["string"] = pa.string()
-    schema = pa.schema([(name, types[kind]) for name, kind in kinds.items()])
+    types = {"bool": pa.bool_(), "int": pa.int64(), "long": pa.int64(), "float": pa.float64()}
+    schema = pa.schema([(name, types.get(kind, pa.string())) for name, kind in kinds.items()])
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         rows = iter(records)
         while part := list(islice(rows, ROWS)):
@@ -39,8 +39,8 @@ def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) 
 def kinds_of(records: Iterable[Record]) -> dict[str, str]:
     """Returns what each column holds, in the order in which they first appear.
 
-    `bool`, `int` (64 bits), `float`, `string`; `null` where nothing ever is; else `json`: nested values, and those that
-    differ from row to row, are strings of JSON.
+    `bool`, `int` (64 bits; `long` where a float would not do), `float`, `string`; `null` where nothing ever is, which
+    becomes a column of strings; else `json`: nested values, and those that differ from row to row, are strings of JSON.
     """
     kinds: dict[str, str] = {}
     for record in records:
@@ -56,7 +56,7 @@ def _kind(value: Any) -> str:
         case bool():
             return "bool"
         case int():
-            return "int" if value in INT64 else "json"
+            return "int" if value in EXACT_IN_FLOATS else "long" if value in INT64 else "json"
         case float():
             return "float"
         case str():
@@ -69,7 +69,8 @@ def _joined(one: str, other: str) -> str:
         return one
     if one == "null":
         return other
-    return "float" if {one, other} == {"int", "float"} else "json"
+    numbers = {one, other}
+    return "float" if numbers == {"int", "float"} else "long" if numbers == {"int", "long"} else "json"
 
 
 def _table(records: list[Record], kinds: dict[str, str], schema: "pa.Schema") -> "pa.Table":

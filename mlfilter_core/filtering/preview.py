@@ -1,9 +1,11 @@
 """What other limits would keep of a corpus."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlfilter_core.config.filtering import Bound, Selection
+from mlfilter_core.errors import ConfigError
 from mlfilter_core.filtering.cuts import Surveys, find_cuts
 from mlfilter_core.filtering.kept_counts import KeptCounts, share
 
@@ -29,17 +31,28 @@ class Kept:
         return [self.scores, self.limit, f"{counts.kept:,}", share(counts.kept, counts.documents), *tokens]
 
 
-def preview(
-    selection: Selection, percentiles: Sequence[float], thresholds: Sequence[float], surveys: Surveys
-) -> list[Kept]:
-    """Returns what a selection would keep, then what each percentile and threshold of each of its scores would.
+def bounds_of(percentiles: Sequence[float], thresholds: Sequence[float]) -> list[Bound]:
+    """Returns the bounds with these values.
+
+    Raises:
+        ConfigError: One is not within 0 to 100, or not finite.
+    """
+    outside = [value for value in percentiles if not 0 <= value < 100]
+    if outside:
+        raise ConfigError(f"--percentiles: {outside[0]:g} is none; give numbers from 0 to below 100")
+    if not all(map(math.isfinite, thresholds)):
+        raise ConfigError("--thresholds: give finite numbers")
+    return [Bound(percentile=value) for value in percentiles] + [Bound(threshold=value) for value in thresholds]
+
+
+def preview(selection: Selection, bounds: Sequence[Bound], surveys: Surveys) -> list[Kept]:
+    """Returns what a selection would keep, then what each of some bounds for each of its scores would.
 
     Raises:
         ConfigError: As `find_cuts`.
     """
-    bounds = [Bound(percentile=value) for value in percentiles] + [Bound(threshold=value) for value in thresholds]
     others = [Selection(scores={name: bound}, per=selection.per) for name in selection.scores for bound in bounds]
-    others = [other for other in others if other.scores != selection.scores]
+    others = [other for other in others if _limits(other) != _limits(selection)]
     return [_kept(each, surveys) for each in (selection, *others)]
 
 
@@ -48,7 +61,11 @@ def _kept(selection: Selection, surveys: Surveys) -> Kept:
     counts = KeptCounts()
     for survey in surveys():
         counts += KeptCounts.of(survey.known_tokens(), cuts.kept(survey))
-    limits = [bound.describe() for bound in selection.scores.values()]
+    limits = list(_limits(selection).values())
     if len(limits) > 1:
         limits.append(f"{selection.n_needed} of {len(limits)}")
     return Kept(", ".join(selection.scores), ", ".join(limits), counts)
+
+
+def _limits(selection: Selection) -> dict[str, str]:
+    return {name: bound.describe() for name, bound in selection.scores.items()}

@@ -18,22 +18,23 @@ from mlfilter_core.publishing import publish_json
 CUTS_NAME = "cuts.json"
 
 
-def cuts_found_once(folder: Path, selection: Selection, surveys: Iterable[Path], find: Callable[[], Cuts]) -> Cuts:
+def cuts_found_once(folder: Path, selection: Selection, files: Iterable[Path], find: Callable[[], Cuts]) -> Cuts:
     """Returns what a selection means for a corpus: as it was found before, if neither has changed since.
 
     Args:
         folder: Where cuts are kept, those of one selection at a time.
         selection: Which documents are kept.
-        surveys: Files of the surveys; another size or time of change of one, or another list, is another corpus.
+        files: The surveys and what they are of; another size or time of change of one, or another list, is another
+            corpus.
         find: Finds the cuts.
 
     Raises:
-        FileError: A survey is missing, as `find` says.
+        FileError: A survey is missing or of another version of its file, as `find` says.
         OSError: Reading or writing failed.
     """
     path = folder / CUTS_NAME
     try:
-        of = {"selection": selection.model_dump(mode="json"), "surveys": _state(surveys)}
+        of = {"selection": selection.model_dump(mode="json"), "files": _state(files)}
     except FileNotFoundError:
         return find()
     if (stored := _load(path, of)) is not None:
@@ -76,10 +77,10 @@ def _load(path: Path, of: dict[str, Any]) -> Cuts | None:
         return None
 
 
-def _state(surveys: Iterable[Path]) -> str:
+def _state(files: Iterable[Path]) -> str:
     """Returns a digest of the names, sizes and times of change."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in surveys:
+    for path in files:
         status = path.stat()
         digest.update(orjson.dumps([str(path), status.st_size, status.st_mtime_ns]))
     return digest.hexdigest()

@@ -6,7 +6,9 @@ A survey is a small file of columns, so that limits over a whole corpus are foun
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,10 +20,17 @@ from numpy.typing import NDArray
 from mlfilter_core.config.filtering import SCORE_PREFIX, FilterParameters
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.documents import as_string, find_value
-from mlfilter_core.embedding_store import N_TOKENS, EmbeddingFile
+from mlfilter_core.embedding_store import DOCUMENT_ID, N_TOKENS, EmbeddingFile
 from mlfilter_core.errors import AnnotationError, FileError
 from mlfilter_core.file_identity import is_same_file
-from mlfilter_core.filtering.annotated_file import embeddings_of, identity_of, lines_of, record_of
+from mlfilter_core.filtering.annotated_file import (
+    annotation_of,
+    embeddings_of,
+    embeddings_path,
+    identity_of,
+    lines_of,
+    record_of,
+)
 from mlfilter_core.publishing import publish
 from mlfilter_core.records import Record
 
@@ -31,6 +40,7 @@ NO_GROUP = ""  # of documents without the key
 MAX_GROUPS = 256  # as a byte can tell apart
 UNKNOWN = -1
 LARGEST = float(np.finfo(np.float32).max)
+MOST_TOKENS = 2**40  # of a document: sums of a corpus stay within 64 bits
 
 ALL = slice(None)
 _log = logging.getLogger(__name__)
@@ -102,7 +112,7 @@ class SurveyReport:
 
 
 class SurveyMissingError(FileError):
-    """A file has no survey yet."""
+    """A file has no survey yet, or one of another version of it or for another selection."""
 
 
 @dataclass(frozen=True)
@@ -134,27 +144,34 @@ class SurveyRequest:
     def output(self, file: CorpusFile) -> Path:
         return file.output(self.folder, SUFFIX)
 
-    def facts(self) -> dict[str, Any]:
-        """What decides a survey, but for the file."""
-        return {"scores": list(self.scores), "per": self.per, "has_embeddings": self.embeddings is not None}
+    def facts(self, file: CorpusFile) -> dict[str, Any]:
+        """What decides the survey of a file, but for its lines."""
+        embeddings = None
+        if self.embeddings is not None and (path := embeddings_path(file, self.embeddings)) is not None:
+            status = path.stat()
+            embeddings = [self.group, status.st_size, status.st_mtime_ns]
+        return {"scores": list(self.scores), "per": self.per, "embeddings": embeddings}
 
 
 def make_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport:
     """Reads one annotated file, and writes what a selection needs to know of it.
 
     Raises:
-        AnnotationError: A line is broken or lacks a score field, the embeddings are others, or the key has many values.
+        AnnotationError: A line is broken, no line has a score, the embeddings are others, the key has many values, or
+            the file changed meanwhile.
         EmbeddingFileError: The file of embeddings is none.
         SourceError: The annotated file is missing, not readable, or breaks off.
         OSError: Reading or writing failed.
     """
     started = time.monotonic()
+    facts, annotated = request.facts(file), identity_of(file)  # before it is read, so that a change is noticed
     if request.embeddings is None:
-        survey = _read(file, request, None)
+        survey = _read(file, request, None, annotated)
     else:
         with embeddings_of(file, request.embeddings, request.group) as embeddings:
-            survey = _read(file, request, embeddings)
-    facts = {**request.facts(), "groups": survey.groups, "annotated": survey.annotated}
+            survey = _read(file, request, embeddings, annotated)
+    check_unchanged(file, survey)
+    facts |= {"groups": survey.groups, "annotated": annotated, "documents": len(survey)}
     is_short = survey.tokens.max(initial=0) <= np.iinfo(np.int32).max
     with publish(request.output(file)) as temporary, open(temporary, "wb") as sink:
         np.savez(  # of the narrowest types: a corpus of a billion documents is read several times
@@ -169,72 +186,105 @@ def make_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport:
     return SurveyReport(file.relative, str(request.output(file)), "surveyed", len(survey), seconds)
 
 
-def finished_survey(file: CorpusFile, request: SurveyRequest, read_content: bool) -> SurveyReport | None:
-    """Returns the report of a survey that was made of this file; None where there is none, or it is of another one.
+def finished_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport | None:
+    """Returns the report of a survey that is that of this file; None where one is to be made.
 
-    Args:
-        file: The annotated file.
-        request: What is asked of it.
-        read_content: Whether to read a file whose time of change differs; None is returned for it otherwise.
+    A file whose time of change differs is surveyed again: that costs no more than to see whether its content does.
     """
-    output = request.output(file)
     try:
-        with np.load(output) as stored:
-            facts = _facts(stored)
-            n_documents = len(stored["group"])
-    except (FileNotFoundError, ValueError, KeyError, OSError):
+        with _stored(file, request) as (facts, _):
+            return SurveyReport(file.relative, str(request.output(file)), "skipped", facts["documents"])
+    except SurveyMissingError:
         return None
-    is_right = all(facts.get(name) == value for name, value in request.facts().items())
-    if not is_right or not is_same_file(file.path, facts["annotated"], read_content):
-        return None
-    return SurveyReport(file.relative, str(output), "skipped", n_documents)
 
 
 def load_survey(file: CorpusFile, request: SurveyRequest) -> Survey:
-    """Returns the survey of a file.
+    """Returns the survey of a file, as the file is now.
 
     Raises:
-        SurveyMissingError: There is none.
+        SurveyMissingError: There is none, it is of another version of the file, or for other scores.
+        OSError: The annotated file is missing.
     """
+    with _stored(file, request) as (facts, columns):
+        return Survey(
+            *(file.stem, tuple(facts["scores"]), columns["scores"], columns["tokens"].astype(np.int64)),
+            *(columns["group"].astype(np.int32), tuple(facts["groups"]), facts["annotated"]),
+        )
+
+
+@contextmanager
+def _stored(file: CorpusFile, request: SurveyRequest) -> Iterator[tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]]:
+    """Gives the facts and the columns of a survey, which are read when they are asked for."""
     try:
-        with np.load(request.output(file)) as stored:
-            facts = _facts(stored)
-            names, groups = tuple(facts["scores"]), tuple(facts["groups"])
-            tokens, group = stored["tokens"].astype(np.int64), stored["group"].astype(np.int32)
-            return Survey(file.stem, names, stored["scores"], tokens, group, groups, facts["annotated"])
-    except (FileNotFoundError, ValueError, KeyError) as error:
+        with open(request.output(file), "rb") as opened, np.load(opened) as columns:
+            facts = orjson.loads(columns["facts"].tobytes())
+            if not is_same_file(file.path, facts["annotated"], read_content=False):
+                raise SurveyMissingError(f"{file.path} was changed since it was surveyed; run the job again")
+            if any(facts[name] != value for name, value in request.facts(file).items()):
+                raise SurveyMissingError(
+                    f"{file.path} was surveyed for other scores, another params.keep.per or other embeddings; run the "
+                    "job again, and give each of two jobs that run at once an output_dir of its own"
+                )
+            yield facts, columns
+    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SurveyMissingError(f"{file.path} has not been surveyed ({error}); run the job") from error
 
 
-def score_field(name: str, record: Record, path: Path) -> str:
-    """Returns the field of a line that holds a score.
+def check_unchanged(file: CorpusFile, survey: Survey) -> None:
+    """Makes sure that an annotated file that was read just now is the one that a survey is of.
 
     Raises:
-        AnnotationError: There is none.
+        AnnotationError: It is another.
     """
-    for field in (name, f"{SCORE_PREFIX}{name}"):
-        if field in record:
-            return field
-    raise AnnotationError(
-        f'{path}: there is no score "{name}" nor "{SCORE_PREFIX}{name}"; the lines have: {", ".join(record)}'
-    )
+    if not is_same_file(file.path, survey.annotated, read_content=False):
+        raise AnnotationError(f"{file.path} was changed while it was read; run again once nobody writes it any more")
 
 
-def _read(file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | None) -> Survey:
+def score_field(name: str, record: Record, path: Path) -> str | None:
+    """Returns the field of a line that holds a score; None where the line has none.
+
+    Raises:
+        AnnotationError: Two fields could be meant.
+    """
+    found = [field for field in (name, f"{SCORE_PREFIX}{name}") if field in record]
+    if len(found) > 1:
+        raise AnnotationError(f'{path}: a line has both "{found[0]}" and "{found[1]}"; give params.keep the latter')
+    return found[0] if found else None
+
+
+def _read(
+    file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | None, annotated: Mapping[str, Any]
+) -> Survey:
     scores: list[list[float]] = []
     tokens: list[int] = []
     codes: dict[str, int] = {}
     group: list[int] = []
-    fields: list[str] = []
+    n_found = dict.fromkeys(request.scores, 0)
     place = None if embeddings is None or request.per is None else embeddings.find(request.per)
     path = file.path
+    ids = _ids(embeddings) if embeddings is not None and annotation_of(file) is None else None
+    record: Record = {}
     for line in lines_of(path):
         record = record_of(line, path)
-        fields = fields or [score_field(name, record, path) for name in request.scores]
-        scores.append([_number(record.get(field)) for field in fields])
+        row = []
+        for name in request.scores:
+            field = score_field(name, record, path)
+            n_found[name] += field is not None
+            row.append(math.nan if field is None else _number(record[field]))
+        scores.append(row)
         tokens.append(_tokens(record.get(N_TOKENS)))
         if place is None:
             group.append(_code(_group(record, request.per), codes, file, request.per))
+        if ids is not None and DOCUMENT_ID in record and (expected := next(ids, None)) != record[DOCUMENT_ID]:
+            raise AnnotationError(
+                f'{path}:{line.number}: the document is "{record[DOCUMENT_ID]}", and that of the same row of '
+                f'{embeddings.path if embeddings else ""} "{expected}"; annotate again'
+            )
+    for name, n in n_found.items():
+        if scores and not n:
+            raise AnnotationError(
+                f'{path}: there is no score "{name}" nor "{SCORE_PREFIX}{name}"; the lines have: {", ".join(record)}'
+            )
     if embeddings is not None:
         if embeddings.n_rows != len(scores):
             raise AnnotationError(
@@ -253,8 +303,17 @@ def _read(file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | 
         np.array(tokens, np.int64),
         np.array(group, np.int32),
         tuple(codes),
-        identity_of(file),
+        annotated,
     )
+
+
+def _ids(embeddings: EmbeddingFile) -> Iterator[str] | None:
+    """Returns the id of each row, None where they have none."""
+    if DOCUMENT_ID not in embeddings.names():
+        return None
+    place = embeddings.find(DOCUMENT_ID)
+    assert place is not None
+    return (as_string(value) for rows in embeddings.slices(1 << 16) for value in embeddings.column(place, rows))
 
 
 def _number(value: Any) -> float:
@@ -263,7 +322,8 @@ def _number(value: Any) -> float:
 
 
 def _tokens(value: Any) -> int:
-    return value if isinstance(value, int) and value >= 0 else UNKNOWN
+    is_number = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return int(value) if is_number and 0 <= value <= MOST_TOKENS else UNKNOWN
 
 
 def _group(record: Record, per: str | None) -> str:
@@ -284,8 +344,3 @@ def _code(value: str, codes: dict[str, int], file: CorpusFile, per: str | None) 
             "be grouped by, such as language"
         )
     return code
-
-
-def _facts(stored: Any) -> dict[str, Any]:
-    facts: dict[str, Any] = orjson.loads(stored["facts"].tobytes())
-    return facts

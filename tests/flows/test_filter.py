@@ -100,6 +100,35 @@ def test_other_limits_are_refused_over_finished_files_unless_overwritten(
     assert len(records(tmp_path / "out" / "filtered")) == 21
 
 
+def test_other_scores_over_a_folder_that_was_filtered_before_are_surveyed_anew(
+    scored: None, filter_job: WriteFilterJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_filter(filter_job())
+    keep = {"scores": {"linear": {"percentile": 50}}}
+    assert finished_before(load_job(filter_job(keep=keep), FilterJob)) is None
+    scores = sorted(row["score_linear"] for row in records(tmp_path / "out" / "annotated_data"))
+    n_kept = sum(score >= scores[10] for score in scores)
+    assert run_filter(filter_job(keep=keep, overwrite=True)).totals()["kept"] == n_kept
+    # A shard whose own files are as they were does not go on with limits of a corpus that has changed.
+    (first, *_) = (tmp_path / "out" / "annotated_data").glob("*/*.jsonl")
+    first.touch()
+    job = load_job(filter_job(keep=keep), FilterJob)
+    assert finished_before(job) is None
+    left = tmp_path / "out" / "filtered" / "b" / "z.jsonl"
+    left.write_text("{}\n")
+    assert run_filter(filter_job(keep=keep)).totals()["kept"] == n_kept
+    assert f"{left}: its annotated file is gone; remove it if its documents are not wanted" in caplog.text
+
+
+def test_folders_within_one_another_are_refused(scored: None, filter_job: WriteFilterJob, tmp_path: Path) -> None:
+    for folder in (tmp_path / "out", tmp_path / "out" / "filtered" / "a"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with pytest.raises(
+            ConfigError, match=r"params.annotated_directory: .* lie within each other; give another out"
+        ):
+            run_filter(filter_job(annotated_directory=str(folder), overwrite=True))
+
+
 def test_a_score_that_there_is_not_stops_the_run_before_any_document_is_written(
     scored: None, filter_job: WriteFilterJob, tmp_path: Path
 ) -> None:

@@ -145,7 +145,8 @@ def test_a_killed_process_s_work_is_taken_up(
 ) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, source, tiny_model], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert embed(source, request_, tiny_encoder).resumed >= 3 * WINDOW
+    # One window is queued, one is being written, one is not written yet.
+    assert embed(source, request_, tiny_encoder).resumed > 20 - 3 * WINDOW
     embed(source, request_, tiny_encoder, "undisturbed")
     assert content(source.parent / "out/x.h5") == content(source.parent / "undisturbed/x.h5")
 

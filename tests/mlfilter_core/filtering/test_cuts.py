@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_a_percentile_is_that_of_the_sorted_scores(scores: list[float], percenti
     parts = [part for part in (scores[:at], scores[at:]) if part]
     found = kept(keep(Bound(percentile=percentile)), *(survey_of(part, stem=str(i)) for i, part in enumerate(parts)))
     values = np.array(scores, np.float32)
-    limit = np.sort(values)[math.floor(len(scores) * percentile / 100)]
+    limit = np.sort(values)[len(scores) * Fraction(str(percentile)) // 100]
     assert np.concatenate(found).tolist() == (values >= limit).tolist()
 
 
@@ -61,6 +62,20 @@ def test_of_equal_scores_a_budget_keeps_some_of_every_file() -> None:
     counts = [sum(each) for each in kept(keep(Bound(best_tokens=1000)), *surveys)]
     assert sum(counts) == 1000
     assert 400 < counts[0] < 600
+
+
+def test_a_percentile_is_the_decimal_that_was_written() -> None:
+    scores = list(range(1000))
+    assert (
+        sum(kept(keep(Bound(percentile=32.3)), survey_of(scores))[0]) == 677
+    )  # 32.3 * 1000 / 100 is below 323 in floats
+
+
+def test_a_budget_of_tokens_tells_what_it_ends_at() -> None:
+    survey = survey_of([7, 8, 6, 9], [10] * 4)
+    for budget, words in ((25, "above 7, and as many of 7 as fit"), (40, "all that have the score")):
+        told = find_cuts(keep(Bound(best_tokens=budget)), lambda: [survey]).of_scores[0].describe()
+        assert told == f"q: best {budget} tokens of 4 documents, which is {words}"
 
 
 def test_a_budget_for_all_keeps_all_that_have_a_score() -> None:

@@ -1,17 +1,21 @@
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 
 from mlfilter_core.config.filtering import FilterParameters
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.errors import AnnotationError, OutputConflictError, SourceError
+from mlfilter_core.filtering import filter_file as filter_module
+from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
 from mlfilter_core.filtering.cuts import find_cuts
 from mlfilter_core.filtering.filter_file import FilterReport, FilterRequest, filter_file, finished_filter
 from mlfilter_core.filtering.survey import SurveyRequest, load_survey, make_survey
+from mlfilter_core.lines import Line
 from mlfilter_core.zstd import zstd
 from tests.conftest import WriteLines
 from tests.mlfilter_core.filtering.conftest import Filter, annotate, annotated_files, document, lines_of
@@ -159,6 +163,106 @@ def test_an_output_of_another_request_or_other_scores_is_in_the_way(parameters: 
     (params.filtered_dir / ".provenance" / "a" / "x.jsonl.json").unlink()
     with pytest.raises(OutputConflictError, match="does not say which annotated file it was made from"):
         finished_filter(files[0], request, read_content=True)
+
+
+def test_outputs_of_another_form_are_in_the_way_and_are_replaced(parameters: Filter) -> None:
+    params = parameters(write_dropped=True)
+    files, request = surveyed(params)
+    filter_file(files[1], request)
+    dropped = params.dropped_dir / "y.jsonl"
+    content = dropped.read_bytes()
+    dropped.write_bytes(content + b"{}\n")
+    with pytest.raises(OutputConflictError, match=r"was changed since it was written: .*dropped/y.jsonl"):
+        finished_filter(files[1], request, read_content=True)
+    dropped.unlink()
+    assert finished_filter(files[1], request, read_content=True) is None
+    filter_file(files[1], request)
+    assert dropped.read_bytes() == content
+    _, other = surveyed(parameters(output_format="parquet"))
+    for path in (params.filtered_dir / "y.jsonl", dropped):
+        assert path in other.stale(files[1])
+    with pytest.raises(OutputConflictError, match=r"filtered/y.jsonl was written by another request; use another outp"):
+        finished_filter(files[1], other, read_content=True)
+    filter_file(files[1], other)
+    assert {path.name for path in params.filtered_dir.glob("y*")} == {"y.parquet"}
+    assert list(params.dropped_dir.glob("y*")) == []
+
+
+def test_a_new_group_of_another_file_changes_nothing_of_a_finished_one(write_lines: WriteLines, tmp_path: Path) -> None:
+    folder = write_lines("corpus/x.jsonl", [{"q": 1, "lang": "de"}, {"q": 5, "lang": "de"}]).parent
+    params = FilterParameters.model_validate(
+        {
+            **{"annotated_directory": folder, "output_dir": tmp_path / "out"},
+            "keep": {"scores": {"q": {"percentile": 50}}, "per": "lang"},
+        }
+    )
+    filtered(params)
+    write_lines("corpus/y.jsonl", [{"q": 1, "lang": "en"}])
+    files, request = surveyed(params)
+    found = finished_filter(files[0], request, read_content=True)
+    assert found is not None
+    assert found.criteria == ("q: percentile 50 of 3 documents, which is de: 5 and above, en: 1 and above",)
+
+
+def test_a_file_that_changes_while_it_is_filtered_is_an_error(
+    parameters: Filter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kept_lines in (slice(None), slice(5)):
+        params = parameters(embeddings_directory=None)
+        files, request = surveyed(params)
+
+        def lines_of_a_file_that_is_replaced(path: Path, kept_lines: slice = kept_lines) -> Iterator[Line]:
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[kept_lines]))
+            return lines_of_file(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(filter_module, "lines_of", lines_of_a_file_that_is_replaced)
+            with pytest.raises(AnnotationError, match=r"y.jsonl was changed while it was read; run again once"):
+                filter_file(files[1], request)
+        assert not (params.filtered_dir / "y.jsonl").exists()
+
+
+def test_parquet_files_have_the_columns_of_their_documents_even_without_rows(
+    write_lines: WriteLines, tmp_path: Path
+) -> None:
+    folder = write_lines("corpus/x.jsonl", [{"q": 1, "id": "a"}, {"q": 2, "id": "b"}]).parent
+    write_lines("corpus/y.jsonl", [{"q": 3.5, "id": "c"}])
+    params = FilterParameters.model_validate(
+        {
+            **{"annotated_directory": folder, "output_dir": tmp_path / "out", "output_format": "parquet"},
+            **{"keep": {"scores": {"q": {"threshold": 3}}}, "write_dropped": True},
+        }
+    )
+    filtered(params)
+    for folder, ids in ((params.filtered_dir, ["c"]), (params.dropped_dir, ["a", "b"])):
+        together = pyarrow.dataset.dataset(folder).to_table()
+        assert together.column("id").to_pylist() == ids
+        assert str(together.schema.field("q").type) == "double"
+        assert {path.name for path in folder.glob("*.*")} - {".provenance", ".survey"} == {"x.parquet", "y.parquet"}
+
+
+def test_documents_that_parquet_cannot_hold_are_an_error(write_lines: WriteLines, tmp_path: Path) -> None:
+    deep = b'{"q": 5, "deep": ' + b"[" * 300 + b"]" * 300 + b"}"
+    path = write_lines("corpus/x.jsonl", [deep])
+    params = FilterParameters.model_validate(
+        {
+            **{"annotated_directory": path.parent, "output_dir": tmp_path / "out", "output_format": "parquet"},
+            "keep": {"scores": {"q": {"threshold": 3}}},
+        }
+    )
+    with pytest.raises(AnnotationError, match=r"x.jsonl: a nested value cannot be written as JSON"):
+        filtered(params)
+    assert [path.name for path in params.filtered_dir.iterdir()] == [".survey"]
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"null", b"{"])
+def test_provenance_that_says_nothing_is_in_the_way(content: bytes, parameters: Filter) -> None:
+    params = parameters()
+    files, request = surveyed(params)
+    filter_file(files[1], request)
+    request.provenance_file(files[1]).write_bytes(content)
+    with pytest.raises(OutputConflictError, match="does not say which annotated file it was made from"):
+        finished_filter(files[1], request, read_content=True)
 
 
 def test_sources_must_be_those_that_were_embedded(parameters: Filter, annotated: Path) -> None:

@@ -10,13 +10,15 @@ from mlfilter_core.filtering.parquet import kinds_of, write_parquet
 RECORDS: list[dict[str, Any]] = [
     {"a": "x", "b": 1, "c": True, "d": None, "e": {"k": [1]}},
     {"a": None, "b": 2.5, "c": False, "f": 3, "g": "s"},
-    {"b": 3, "f": 2**63, "g": 1, "h": 2**40},
+    {"b": 3, "f": 2**63, "g": 1, "h": 2**40, "i": 2**60 + 1, "j": 2**60 + 1},
+    {"i": 1, "j": 0.5},
 ]
 
 
 def test_columns_have_the_kind_of_their_values() -> None:
     assert kinds_of(RECORDS) == {
-        **{"a": "string", "b": "float", "c": "bool", "d": "null", "e": "json", "f": "json", "g": "json", "h": "int"}
+        **{"a": "string", "b": "float", "c": "bool", "d": "null", "e": "json", "f": "json", "g": "json", "h": "int"},
+        **{"i": "long", "j": "json"},
     }
 
 
@@ -25,11 +27,14 @@ def test_records_are_written_with_all_their_values(tmp_path: Path, monkeypatch: 
     write_parquet(tmp_path / "x.parquet", RECORDS, kinds_of(RECORDS))
     file = pyarrow.parquet.ParquetFile(tmp_path / "x.parquet")
     assert file.metadata.num_row_groups == 2
+    nothing = dict.fromkeys("abcdefghij")
     assert file.read().to_pylist() == [
-        {"a": "x", "b": 1.0, "c": True, "d": None, "e": '{"k":[1]}', "f": None, "g": None, "h": None},
-        {"a": None, "b": 2.5, "c": False, "d": None, "e": None, "f": "3", "g": '"s"', "h": None},
-        {"a": None, "b": 3.0, "c": None, "d": None, "e": None, "f": str(2**63), "g": "1", "h": 2**40},
+        {**nothing, "a": "x", "b": 1.0, "c": True, "e": '{"k":[1]}'},
+        {**nothing, "b": 2.5, "c": False, "f": "3", "g": '"s"'},
+        {**nothing, "b": 3.0, "f": str(2**63), "g": "1", "h": 2**40, "i": 2**60 + 1, "j": str(2**60 + 1)},
+        {**nothing, "i": 1, "j": "0.5"},
     ]
+    assert str(file.schema_arrow.field("d").type) == "string"  # in another file there may be values
 
 
 def test_no_records_are_a_file_without_rows(tmp_path: Path) -> None:

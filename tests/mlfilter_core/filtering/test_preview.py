@@ -1,12 +1,17 @@
+import math
+
+import pytest
+
 from mlfilter_core.config.filtering import Bound, Selection
-from mlfilter_core.filtering.preview import preview
+from mlfilter_core.errors import ConfigError
+from mlfilter_core.filtering.preview import bounds_of, preview
 from tests.mlfilter_core.filtering.conftest import survey_of
 
 
 def test_other_limits_are_shown_beside_those_of_the_job() -> None:
     surveys = [survey_of({"q": [1, 2, 3, 4], "r": [4, 3, 2, 1]}, tokens=[10, 20, 30, 40])]
     selection = Selection(scores={"q": Bound(threshold=2), "r": Bound(threshold=2)})
-    rows = [row.cells() for row in preview(selection, [50], [4], lambda: surveys)]
+    rows = [row.cells() for row in preview(selection, bounds_of([50], [4]), lambda: surveys)]
     assert rows == [
         ["q, r", "threshold 2, threshold 2, 2 of 2", "2", "50.0 %", "50", "50.0 %"],
         ["q", "percentile 50", "2", "50.0 %", "70", "70.0 %"],
@@ -18,9 +23,21 @@ def test_other_limits_are_shown_beside_those_of_the_job() -> None:
 
 def test_the_limit_of_the_job_is_shown_once_and_unknown_tokens_not_at_all() -> None:
     surveys = [survey_of([1, 2, 3, 4], tokens=[-1] * 4)]
-    selection = Selection.model_validate({"scores": {"q": {"percentile": 50}}})
-    rows = [row.cells() for row in preview(selection, [50, 75], [], lambda: surveys)]
+    selection = Selection.model_validate({"scores": "q"})
+    rows = [row.cells() for row in preview(selection, bounds_of([70, 75], []), lambda: surveys)]
     assert rows == [
-        ["q", "percentile 50", "2", "50.0 %", "-", "-"],
+        ["q", "percentile 70", "2", "50.0 %", "-", "-"],
         ["q", "percentile 75", "1", "25.0 %", "-", "-"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("percentiles", "thresholds", "message"),
+    [
+        ([100], [], "--percentiles: 100 is none; give numbers from 0 to below 100"),
+        ([], [math.inf], "--thresholds: give f"),
+    ],
+)
+def test_limits_that_are_none_are_refused(percentiles: list[float], thresholds: list[float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bounds_of(percentiles, thresholds)

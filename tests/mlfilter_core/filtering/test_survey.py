@@ -1,4 +1,7 @@
 import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
+from mlfilter_core.filtering import survey as survey_module
+from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
 from mlfilter_core.filtering.survey import (
     SurveyMissingError,
     SurveyRequest,
@@ -14,6 +19,7 @@ from mlfilter_core.filtering.survey import (
     load_survey,
     make_survey,
 )
+from mlfilter_core.lines import Line
 from tests.conftest import WriteLines
 from tests.mlfilter_core.filtering.conftest import Filter, annotated_files, lines_of
 
@@ -53,19 +59,59 @@ def test_lines_of_other_tools_are_surveyed_without_embeddings(write_lines: Write
 def test_a_survey_is_made_once_for_each_version_of_a_file(write_lines: WriteLines, tmp_path: Path) -> None:
     path = write_lines("x.jsonl", [{"q": 1}])
     file, request = CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path)
-    assert finished_survey(file, request, read_content=True) is None
+    assert finished_survey(file, request) is None
     with pytest.raises(SurveyMissingError, match=r"x.jsonl has not been surveyed"):
         load_survey(file, request)
     made = make_survey(file, request)
-    found = finished_survey(file, request, read_content=False)
+    found = finished_survey(file, request)
     assert found is not None
     assert (found.status, found.documents, found.output) == ("skipped", 1, made.output)
-    assert finished_survey(file, request_for(tmp_path, ("r",)), read_content=True) is None
-    assert finished_survey(file, request_for(tmp_path, per="k"), read_content=True) is None
-    path.write_text('{"q": 2}\n{"q": 3}\n')
-    assert finished_survey(file, request, read_content=True) is None
-    Path(made.output).write_bytes(b"broken")
-    assert finished_survey(file, request, read_content=True) is None
+    for other in (request_for(tmp_path, ("r",)), request_for(tmp_path, per="k")):
+        assert finished_survey(file, other) is None
+        with pytest.raises(SurveyMissingError, match=r"x.jsonl was surveyed for other scores, another params.keep.per"):
+            load_survey(file, other)
+    path.write_text('{"q": 2}\n')
+    assert finished_survey(file, request) is None
+    with pytest.raises(SurveyMissingError, match=r"x.jsonl was changed since it was surveyed"):
+        load_survey(file, request)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 100, -100, -1])
+def test_a_broken_survey_is_made_anew(kept_bytes: int, write_lines: WriteLines, tmp_path: Path) -> None:
+    path = write_lines("x.jsonl", [{"q": 1}])
+    file, request = CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path)
+    survey = Path(make_survey(file, request).output)
+    survey.write_bytes(survey.read_bytes()[:kept_bytes])
+    assert finished_survey(file, request) is None
+    make_survey(file, request)
+    assert finished_survey(file, request) is not None
+
+
+def test_a_file_that_changes_while_it_is_surveyed_is_an_error(
+    write_lines: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines("x.jsonl", [{"q": 1}, {"q": 2}])
+
+    def lines_of_a_file_that_is_replaced(path: Path) -> Iterator[Line]:
+        lines = list(lines_of_file(path))
+        path.write_text('{"q": 3}\n{"q": 4}\n')
+        yield from lines
+
+    monkeypatch.setattr(survey_module, "lines_of", lines_of_a_file_that_is_replaced)
+    with pytest.raises(AnnotationError, match=r"x.jsonl was changed while it was read; run again once"):
+        make_survey(CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path))
+    assert not (tmp_path / "surveys" / "x.npz").exists()
+
+
+def test_a_score_may_begin_in_any_line_and_tokens_may_be_written_as_floats(
+    write_lines: WriteLines, tmp_path: Path
+) -> None:
+    path = write_lines("x.jsonl", [{"id": 1, "n_tokens": 3.0}, {"score_q": 2, "n_tokens": 2.5}, {"n_tokens": 2**70}])
+    file = CorpusFile("x.jsonl", "x", path.parent)
+    make_survey(file, request_for(tmp_path))
+    survey = load_survey(file, request_for(tmp_path))
+    np.testing.assert_array_equal(survey.scores_of("q"), [np.nan, 2, np.nan])
+    assert survey.tokens.tolist() == [3, -1, -1]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +119,7 @@ def test_a_survey_is_made_once_for_each_version_of_a_file(write_lines: WriteLine
     [
         ([{"q": 1}, b"{"], r"x.jsonl:2: .*; annotate the file again"),
         ([{"score_r": 1, "id": 2}], r'there is no score "q" nor "score_q"; the lines have: score_r, id'),
+        ([{"q": 1, "score_q": 2}], r'a line has both "q" and "score_q"; give params.keep the latter'),
         ([{"q": 1, "k": i} for i in range(257)], r'params.keep.per: "k" has more than 256 values; name a key that'),
     ],
 )
@@ -96,7 +143,41 @@ def test_embeddings_must_be_those_that_were_scored(parameters: Filter, annotated
     with pytest.raises(AnnotationError, match=r"there is no .*y.h5, the embeddings that were scored; correct params"):
         make_survey(file, SurveyRequest.of(params))
     embeddings.write_bytes(kept)
+    lines = file.path.read_bytes().splitlines(keepends=True)
+    file.path.write_bytes(b"".join(lines[::-1]))
+    with pytest.raises(
+        AnnotationError, match=r"y.jsonl was changed since it was annotated, so its lines may not be in"
+    ):
+        make_survey(file, SurveyRequest.of(params))
     # A file of another tool says nothing of its embeddings, but has a line for each.
-    (annotated / "out" / "annotated_data" / "y.jsonl").write_text('{"score_good": 1}\n')
+    (annotated / "out" / "annotated_data" / ".provenance" / "y.jsonl.json").unlink()
+    with pytest.raises(AnnotationError, match=r'y.jsonl:1: the document is "y.jsonl-19", and that of the same row of '):
+        make_survey(file, SurveyRequest.of(params))
+    file.path.write_text('{"score_good": 1}\n')
     with pytest.raises(AnnotationError, match=r"y.jsonl has 1 lines, and .*y.h5 20 rows; annotate again"):
         make_survey(file, SurveyRequest.of(params))
+
+
+def test_the_embeddings_of_filtered_files_are_others(parameters: Filter) -> None:
+    params = parameters()
+    (_, file) = annotated_files(params)
+    made = params.annotated_directory / ".provenance" / "y.jsonl.json"
+    made.write_text(json.dumps({"output": json.loads(made.read_text())["output"]}))
+    with pytest.raises(
+        AnnotationError, match=r"y.jsonl was not written by an annotation, so its lines are not the rows"
+    ):
+        make_survey(file, SurveyRequest.of(params))
+
+
+def test_other_embeddings_are_another_survey(parameters: Filter) -> None:
+    params = parameters()
+    file = annotated_files(params)[1]
+    request = SurveyRequest.of(params)
+    make_survey(file, request)
+    assert finished_survey(file, request) is not None
+    assert params.embeddings_directory is not None
+    os.utime(params.embeddings_directory / "y.h5")
+    assert finished_survey(file, request) is None
+    make_survey(file, request)
+    assert finished_survey(file, replace(request, embeddings=None)) is None
+    assert finished_survey(file, replace(request, group="other")) is None
