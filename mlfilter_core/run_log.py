@@ -46,10 +46,10 @@ class RunLog:
         self.folder = folder
         self._facts: dict[str, Any] = {
             "flow": flow,
-            "output_dir": str(output_dir.absolute()),
+            "output_dir": _writable(str(output_dir.absolute())),
             "started": time.time(),
             "host": socket.gethostname(),
-            "command": sys.argv,
+            "command": [_writable(argument) for argument in sys.argv],
             "versions": dict(library_versions()),
             "files": n_files,
             "finished_before": n_before,
@@ -85,8 +85,16 @@ class RunLog:
 
     def end(self, seconds: float, n_failed: int) -> None:
         """Writes that the run came to its end."""
+        self._write_end({"seconds": seconds, "failed": n_failed})
+
+    def end_by(self, error: Exception) -> None:
+        """Writes what ended the run before its files."""
+        seconds = time.time() - self._facts["started"]
+        self._write_end({"seconds": seconds, "failed": 0, "error": _writable(f"{type(error).__name__}: {error}")})
+
+    def _write_end(self, facts: Mapping[str, Any]) -> None:
         try:
-            publish_json(self.folder / RUN, {**self._facts, "seconds": seconds, "failed": n_failed})
+            publish_json(self.folder / RUN, {**self._facts, **facts})
         except OSError as error:
             self._warn(error)
 
@@ -122,7 +130,11 @@ def run_log(folder: Path, flow: str, output_dir: Path, job: Job, n_files: int, n
     log = RunLog(folder, flow, output_dir, n_files, n_before)
     with ExitStack() as claimed:
         log.begin(job, claimed)
-        yield log
+        try:
+            yield log
+        except Exception as error:
+            log.end_by(error)
+            raise
 
 
 def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -134,6 +146,11 @@ def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     content = b"".join(map(_line, rows))
     with publish(folder / ROWS) as temporary:
         temporary.write_bytes(content)
+
+
+def _writable(text: str) -> str:
+    """Returns what can be written as UTF-8: a command may hold other bytes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

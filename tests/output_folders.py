@@ -83,11 +83,20 @@ def annotate_row(report: Any) -> dict[str, Any]:
     return {"file": facts.pop("embeddings"), **facts, "documents/s": round(report.documents / report.seconds, 1)}
 
 
-def write_run(folder: Path, flow: str, rows: Any, has_end: bool = True, after_s: float = 0.0) -> None:
-    """Leaves what a run leaves; without an end, as one that was killed."""
+def write_run(
+    folder: Path, flow: str, rows: Any, has_end: bool = True, after_s: float = 0.0, output_dir: Path | None = None
+) -> None:
+    """Leaves what a run leaves in `<output_dir>/logs/<run>`; without an end, as one that was killed."""
     folder.mkdir(parents=True)
     rows = list(rows)
-    about = {"flow": flow, "started": STARTED + after_s - 5, "files": len(rows), "finished_before": 0}
+    written = str(output_dir or folder.parent.parent)
+    about: dict[str, Any] = {
+        "output_dir": written,
+        "flow": flow,
+        "started": STARTED + after_s - 5,
+        "files": len(rows),
+        "finished_before": 0,
+    }
     if has_end:
         about |= {"seconds": 60.0, "failed": sum(row["status"] == "failed" for row in rows)}
     (folder / RUN).write_text(json.dumps(about))

@@ -59,10 +59,10 @@ def output_section(
     stays = params.keep_embeddings
     # What is committed of the files under way lies beside them.
     row_bytes = encoder.dim * np.dtype(request.embedding_dtype).itemsize
-    largest = max(sample.bytes_by_file.values()) / max(1, sum(sample.bytes_by_file.values()))
-    n_under_way = min(workers.n, n_files)
-    under_way = n_under_way * largest * documents.value * row_bytes
-    needed = total if stays else total.times(n_under_way * largest)
+    largest_first = sorted(sample.bytes_by_file.values(), reverse=True)
+    share_under_way = sum(largest_first[: workers.n]) / max(1, sum(largest_first))
+    under_way = share_under_way * documents.value * row_bytes
+    needed = total if stays else total.times(share_under_way)
     needed = Estimate(needed.value + under_way, needed.low, needed.high + under_way)
     n_made = n_files * (1 + 2 * (params.annotate_inline is not None)) + (n_files if count_reasons(sampled) else 0)
     room, words = check_room(params.output_dir, needed, n_made, findings)

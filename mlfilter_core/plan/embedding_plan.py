@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from mlfilter_core.encoder import Encoder
     from mlfilter_core.heads import Head
 
-N_SHOWN_KEYS = 12
-N_TELLING_LINES = 20  # of a file, below which its share of rejected lines says little
 LEAST_COSINE = 0.99  # of bfloat16 with float32 it is 0.996, and what pools differently is far below
 DIGEST_CHARACTERS = 12
 

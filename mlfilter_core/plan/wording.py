@@ -14,7 +14,7 @@ MAGNITUDES = ((1e12, " trillion"), (1e9, " billion"), (1e6, " million"))
 def in_bytes(n_bytes: float) -> str:
     """Returns `3.4 MB`."""
     for unit in UNITS:
-        if n_bytes < 1000 or unit == UNITS[-1]:
+        if n_bytes < 999.5 or unit == UNITS[-1]:
             return f"{n_bytes:,.0f} {unit}" if unit == "B" or n_bytes >= 1000 else f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     raise AssertionError
@@ -31,7 +31,7 @@ def in_time(seconds: float) -> str:
 
 def in_number(n: float) -> str:
     """Returns `12,345`, or `1.23 million` from a million on."""
-    size, name = next(((size, name) for size, name in MAGNITUDES if n >= size), (1, ""))
+    size, name = next(((size, name) for size, name in MAGNITUDES if n >= 0.9995 * size), (1, ""))
     return f"{n / size:.3g}{name}" if name else f"{n:,.0f}"
 
 
@@ -42,7 +42,8 @@ def in_rate(n: float) -> str:
 
 def in_share(part: float, whole: float) -> str:
     """Returns `0.3 %`."""
-    return f"{100 * part / whole:.2g} %" if whole else "0 %"
+    percent = 100 * part / whole if whole else 0.0
+    return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:.2g} %"
 
 
 def estimated(estimate: Estimate, say: Wording = in_number) -> str:

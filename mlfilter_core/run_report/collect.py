@@ -46,7 +46,7 @@ def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = Non
     Raises:
         ConfigError: There is neither an output nor a record of a run.
     """
-    records = read_run_records([output_dir / LOGS_DIR, *logs, *_known_logs(output_dir)])
+    records = read_run_records(output_dir, output_dir / LOGS_DIR, [*logs, *_known_logs(output_dir)])
     runs = [record.run for record in records]
     outputs = _Outputs(output_dir, group or _group_of(runs))
     try:
@@ -57,10 +57,11 @@ def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = Non
                 f"nothing to report of in {output_dir}: no outputs, and no logs of runs; give the output_dir of a job"
             ) from error
     rejects = rejects_by_reason(output_dir, outputs.by_reason, outputs.rejects_files)
+    files = _files(records, outputs.files, output_dir)
     return OutputFacts(
         output_dir=str(output_dir.absolute()),
         made=time.time(),
-        notices=[*_notices_of_runs(runs), *outputs.notices()],
+        notices=[*_notices_of_runs(runs), *_notices_of_failures(files), *outputs.notices()],
         totals=outputs.totals,
         encoder=outputs.encoder,
         heads=outputs.heads,
@@ -69,13 +70,13 @@ def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = Non
         rejects=rejects,
         scores=outputs.scores,
         runs=runs,
-        files=_files(records, outputs.files, output_dir),
+        files=files,
     )
 
 
 @dataclass
 class _Outputs:
-    """Adds up what the outputs of a folder say, one after another: memory does not grow with their bins."""
+    """Adds up what the outputs of a folder say, one after another: their histograms and requests are not kept."""
 
     output_dir: Path
     group: str
@@ -169,7 +170,7 @@ class _Outputs:
         return notices
 
     def _add_embeddings(self, file: OutputFile) -> None:
-        self.files.append(file)
+        self.files.append(_row_of(file))
         self.totals = replace(self.totals, output_bytes=self.totals.output_bytes + file.n_bytes)
         if file.source is None:
             self._n_of_others += 1
@@ -179,7 +180,7 @@ class _Outputs:
         self._add_counts(file)
 
     def _add_annotated(self, file: OutputFile) -> None:
-        self.files.append(file)
+        self.files.append(_row_of(file))
         totals = self.totals
         self.totals = replace(
             totals,
@@ -220,13 +221,22 @@ class _Outputs:
         self._n_by_encoder[made_by] += 1
 
 
+def _row_of(file: OutputFile) -> OutputFile:
+    """Returns what the table of files needs of an output."""
+    counts = {name: file.counts[name] for name in ("rejected", "truncated", "tokens") if name in file.counts}
+    return replace(file, counts=counts, scores=None, document_tokens=None, encoder={}, heads={})
+
+
 def _files(records: Sequence[RunRecord], outputs: Iterable[OutputFile], output_dir: Path) -> list[FileFacts]:
-    """Returns one row for each file and flow: what the latest run did with it that did something."""
+    """Returns one row for each file and flow: what the latest run did with it that did something.
+
+    A run that skipped it found it finished, whatever failed before.
+    """
     rows: dict[tuple[str, str], FileFacts] = {}
     for record in records:  # the latest first
         for file in record.files:
             key = (record.run.flow, file.file)
-            if key not in rows or rows[key].status == SKIPPED:
+            if key not in rows or (rows[key].status == SKIPPED and file.status != FAILED):
                 rows[key] = replace(file, output=_relative(file.output, output_dir))
     told = {row.output for row in rows.values() if row.status != FAILED}
     for output in outputs:
@@ -243,11 +253,10 @@ def _files(records: Sequence[RunRecord], outputs: Iterable[OutputFile], output_d
 
 def _notices_of_runs(runs: Sequence[RunFacts]) -> list[str]:
     notices = []
-    latest: dict[str, RunFacts] = {}
     n_runs = Counter(run.flow for run in runs if run.done)
     for run in runs:
-        latest.setdefault(run.flow, run)
-    for flow, run in latest.items():
+        if _is_made_up_for(run, runs):
+            continue
         if run.state == "going on":
             notices.append(
                 f"{run.name} is going on: what follows is as far as it has come; make the report again later"
@@ -256,17 +265,31 @@ def _notices_of_runs(runs: Sequence[RunFacts]) -> list[str]:
             notices.append(f"{run.name} was killed before its end; run it again, and it takes up what is missing")
         elif run.state == "without an end":
             notices.append(f"{run.name} has no end in its record: it goes on elsewhere, or it was killed")
-        if run.failed:
-            n_shown = f"{run.failed:,} file{'s' if run.failed > 1 else ''}"
-            notices.append(f"{n_shown} of {run.name} failed: see Failed files")
-        if n_runs[flow] > 1:
+        elif run.state == "ended by an error":
+            notices.append(f"{run.name} ended by an error: {run.error}")
+    for flow, n in sorted(n_runs.items()):
+        if n > 1:
             notices.append(
-                f"{n_runs[flow]} runs of {flow} wrote to this folder: totals are over all; plots of speed are of the "
-                "latest that finished a file"
+                f"{n} runs of {flow} wrote to this folder: totals are over all; plots of speed are of the latest that "
+                "finished a file"
             )
     if not runs:
         notices.append("there are no records of runs, as of another release or in another logging_dir: no speeds")
     return notices
+
+
+def _is_made_up_for(run: RunFacts, runs: Sequence[RunFacts]) -> bool:
+    """Tells whether a run of the same flow that began after this one came to its end."""
+    if run.state == "going on" or run.started is None:
+        return False
+    ended = run.started + run.seconds
+    later = (other for other in runs if other.flow == run.flow and (other.started or 0.0) >= ended and other is not run)
+    return any(other.state.startswith("finished") for other in later)
+
+
+def _notices_of_failures(files: Sequence[FileFacts]) -> list[str]:
+    n_failed = Counter(file.flow for file in files if file.status == FAILED)
+    return [f"{_files_of(n)} of {flow} failed: see Failed files" for flow, n in sorted(n_failed.items())]
 
 
 def _known_logs(output_dir: Path) -> list[Path]:

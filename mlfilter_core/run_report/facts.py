@@ -13,7 +13,7 @@ FACTS_VERSION = 1
 # Takes one head after another; how many documents it reads a second says nothing.
 TRAINING = "train_head"
 
-State = Literal["finished", "finished, some files failed", "going on", "killed", "without an end"]
+State = Literal["finished", "finished, some files failed", "ended by an error", "going on", "killed", "without an end"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,16 @@ class FileFacts:
     reason: str = ""
     resumed: int = 0
 
+    @property
+    def n_new(self) -> int:
+        """Documents that this run did itself."""
+        return self.documents - self.resumed
+
+    @property
+    def n_new_tokens(self) -> int:
+        """Tokens in them, as if documents were of one length."""
+        return round(self.tokens * self.n_new / self.documents) if self.documents else 0
+
 
 @dataclass(frozen=True)
 class WorkerFacts:
@@ -62,8 +72,8 @@ class WorkerFacts:
     Attributes:
         name: Of its process.
         files: That it finished.
-        documents: In them.
-        tokens: In them.
+        documents: That it did of them; what an earlier run had done is left out.
+        tokens: In these documents.
         busy_s: Seconds that it was at them.
         first: When it began its first file, in seconds since 1970.
         last: When it finished its last.
@@ -114,8 +124,9 @@ class RunFacts:
         finished_before: Of these, before it.
         done: Files that it finished.
         failed: Files.
-        documents: In the files that it finished.
-        tokens: In them.
+        documents: That it did of the files that it finished; what an earlier run had done of them is left out.
+        tokens: In these documents.
+        error: That ended it before its files; empty where none did.
         workers: That finished something.
         busy_s: By stage, seconds that it worked, in all files; empty where the flow has no stages.
         waited_s: By stage, seconds that it waited for another.
@@ -138,6 +149,7 @@ class RunFacts:
     failed: int
     documents: int
     tokens: int
+    error: str
     workers: Sequence[WorkerFacts]
     busy_s: Mapping[str, float]
     waited_s: Mapping[str, float]
@@ -164,10 +176,15 @@ class RunFacts:
 
     @property
     def startup_s(self) -> float:
-        """Seconds from the run's start to each worker's first file, on average: queue, start, loading."""
+        """Seconds from the run's start to each worker's first file, on average: queue, start, loading.
+
+        Of the first workers: those that replace others begin when these have ended.
+        """
         if self.started is None or not self.workers:
             return 0.0
-        return sum(max(0.0, worker.first - self.started) for worker in self.workers) / len(self.workers)
+        first_end = min(worker.last for worker in self.workers)
+        waits = [max(0.0, worker.first - self.started) for worker in self.workers if worker.first < first_end]
+        return sum(waits) / len(waits) if waits else 0.0
 
 
 @dataclass(frozen=True)

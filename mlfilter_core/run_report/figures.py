@@ -91,7 +91,7 @@ def draw_throughput(rates: Rates, unit: str) -> str:
             above, below = figure.subplots(2, sharex=True)
             above.stairs(values.sum(axis=0), edges, fill=True, color=PALETTE["blue"])
             above.set_ylabel(f"{unit}/s,\nall workers")
-            low, middle, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
+            low, middle, high = quantiles_of_present(values)
             below.stairs(high, edges, baseline=low, fill=True, color=PALETTE["sky"], label="10 to 90 % of them")
             below.stairs(middle, edges, baseline=None, color=PALETTE["vermilion"], linewidth=1.4, label="median")
             below.set_ylabel(f"{unit}/s,\none worker")
@@ -103,6 +103,16 @@ def draw_throughput(rates: Rates, unit: str) -> str:
             _finish(axes)
         every[-1].set_xlabel(f"{time_unit} since the first file")
         return _svg(figure, label)
+
+
+def quantiles_of_present(rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the 10, 50 and 90 % quantiles of each bin, (3, n_bins), over the workers that had begun and not ended."""
+    works = rates > 0
+    has_begun = np.maximum.accumulate(works, axis=1)
+    goes_on = np.maximum.accumulate(works[:, ::-1], axis=1)[:, ::-1]
+    is_present = has_begun & goes_on
+    is_present |= ~is_present.any(axis=0)  # nobody: all are at 0
+    return np.nanquantile(np.where(is_present, rates, np.nan), [0.1, 0.5, 0.9], axis=0)
 
 
 def draw_time(run: RunFacts) -> str:

@@ -69,7 +69,7 @@ def render(facts: OutputFacts) -> str:
         slowest=sorted((file for file in facts.files if file.seconds), key=lambda file: -file.seconds)[:MAX_SLOWEST],
         runs=facts.runs[:MAX_RUNS],
         encoder=[(name, _fact(name, facts.encoder[name])) for name in ENCODER_FIELDS if facts.encoder.get(name)],
-        jobs=[run for flow in _flows(facts) if (run := next(run for run in facts.runs if run.flow == flow)).job],
+        jobs=[run for flow in _job_flows(facts) if (run := next(run for run in facts.runs if run.flow == flow)).job],
         versions=next((run.versions for run in facts.runs if run.versions), {}),
         table=_table(facts.files),
     )
@@ -83,7 +83,7 @@ def count(value: float) -> str:
 def short(value: float) -> str:
     """Returns a large number so that it reads at a glance: `1,234`, `12.3 M`, `4.56 B`."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # is rounded up to it
             return f"{value / size:.3g} {letter}"
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
@@ -106,9 +106,10 @@ def duration(seconds: float) -> str:
     """Returns a time for people: `45.3 s`, `12 min 3 s`, `3 h 12 min`, `2 d 4 h`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    whole = round(seconds)
+    minutes, hours = whole // 60, whole // 3600
     if minutes < 60:
-        return f"{minutes} min {seconds % 60:.0f} s"
+        return f"{minutes} min {whole % 60} s"
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
@@ -132,6 +133,12 @@ def _flows(facts: OutputFacts) -> list[str]:
     known = ("embed", TRAINING, "annotate")
     flows = {run.flow for run in facts.runs}
     return [flow for flow in known if flow in flows] + sorted(flows - set(known))
+
+
+def _job_flows(facts: OutputFacts) -> list[str]:
+    """Returns the flows whose jobs are shown: a survey is the first step of a filter's."""
+    flows = _flows(facts)
+    return [flow for flow in flows if flow != "survey" or "filter" not in flows]
 
 
 def _fact(name: str, value: Any) -> str:

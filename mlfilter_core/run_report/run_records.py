@@ -16,7 +16,7 @@ from mlfilter_core.run_report.facts import FileFacts, RunFacts, State, WorkerFac
 from mlfilter_core.run_report.throughput import rates_of
 
 # Commands of `ml_filter` that are not called as their flow.
-COMMANDS = {"embed": "run_embedding_pipeline", "annotate": "run_annotation_pipeline"}
+COMMANDS = {"embed": "run_embedding_pipeline", "annotate": "run_annotation_pipeline", "survey": "filter"}
 FAILED, SKIPPED = "failed", "skipped"
 MAX_JOB_BYTES = 1 << 20
 
@@ -32,12 +32,18 @@ class RunRecord:
     files: Sequence[FileFacts]
 
 
-def read_run_records(logs: Sequence[Path]) -> list[RunRecord]:
-    """Returns the runs that left something in some folders of logs, the latest first.
+def read_run_records(output_dir: Path, own_logs: Path, other_logs: Sequence[Path] = ()) -> list[RunRecord]:
+    """Returns the runs that wrote to an output folder, the latest first.
 
     What cannot be read is left out: a line that a killed run wrote half of, say.
+
+    Args:
+        output_dir: The folder.
+        own_logs: Folder of the logs of its runs alone; it may have been renamed or copied along with the outputs.
+        other_logs: Folders where runs of other output folders may have left their logs as well.
     """
-    folders = {folder.resolve(): folder for log in logs for folder in _run_folders(log)}
+    others = [folder for log in other_logs for folder in _run_folders(log) if _wrote_to(output_dir, folder)]
+    folders = {folder.resolve(): folder for folder in (*_run_folders(own_logs), *others)}
     records: dict[tuple[str, float | None], RunRecord] = {}
     for folder in folders.values():
         record = read_run_record(folder)
@@ -74,8 +80,9 @@ def read_run_record(folder: Path) -> RunRecord:
         finished_before=int(_number(about.get("finished_before"))),
         done=len(finished),
         failed=n_failed,
-        documents=sum(file.documents for file in finished),
-        tokens=sum(file.tokens for file in finished),
+        documents=sum(file.n_new for file in finished),
+        tokens=sum(file.n_new_tokens for file in finished),
+        error=str(about.get("error") or ""),
         workers=_workers(finished),
         busy_s=busy_s,
         waited_s=waited_s,
@@ -90,6 +97,11 @@ def read_run_record(folder: Path) -> RunRecord:
     return RunRecord(run, files)
 
 
+def _wrote_to(output_dir: Path, folder: Path) -> bool:
+    written = _json_object(folder / RUN).get("output_dir")
+    return isinstance(written, str) and Path(written).resolve() == output_dir.resolve()
+
+
 def _run_folders(logs: Path) -> Iterator[Path]:
     for pattern in ("*", f"*/{EARLIER}*"):
         yield from (path for path in sorted(logs.glob(pattern)) if (path / ROWS).exists() or (path / RUN).exists())
@@ -98,6 +110,8 @@ def _run_folders(logs: Path) -> Iterator[Path]:
 def _state(folder: Path, about: Row) -> State:
     if not about:
         return "finished"  # of an earlier release, which wrote its rows at the end
+    if about.get("error"):
+        return "ended by an error"
     if "seconds" in about:
         return "finished, some files failed" if about.get("failed") else "finished"
     is_alive = is_claimed(folder / RUN) if not folder.name.startswith(EARLIER) else False
@@ -112,7 +126,7 @@ def _command(flow: str, folder: Path) -> str:
 def _file(row: Row, flow: str, run: str) -> FileFacts:
     speed = row.get("documents/s")
     return FileFacts(
-        file=row["file"],
+        file=_text_of(row["file"]),
         flow=flow,
         run=run,
         status=str(row.get("status", "")),
@@ -120,9 +134,9 @@ def _file(row: Row, flow: str, run: str) -> FileFacts:
         seconds=_number(row.get("seconds")),
         documents_per_s=speed if isinstance(speed, (int, float)) else None,
         started=_number(row.get("started")),
-        worker=str(row.get("worker") or ""),
-        output=str(row.get("output", "")),
-        reason=str(row.get("reason", "")),
+        worker=_text_of(row.get("worker") or ""),
+        output=_text_of(row.get("output", "")),
+        reason=_text_of(row.get("reason", "")),
         resumed=int(_number(row.get("resumed"))),
     )
 
@@ -136,8 +150,8 @@ def _workers(files: Sequence[FileFacts]) -> list[WorkerFacts]:
         WorkerFacts(
             name,
             len(own),
-            sum(file.documents for file in own),
-            sum(file.tokens for file in own),
+            sum(file.n_new for file in own),
+            sum(file.n_new_tokens for file in own),
             sum(file.seconds for file in own),
             min(file.started for file in own),
             max(file.started + file.seconds for file in own),
@@ -188,6 +202,11 @@ def _text(path: Path) -> str:
             return file.read(MAX_JOB_BYTES)
     except FileNotFoundError:
         return ""
+
+
+def _text_of(value: Any) -> str:
+    """Returns what can be written as UTF-8: names of files may be none."""
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def _number(value: Any) -> float:

@@ -32,10 +32,7 @@ def rates_of(files: Sequence[FileFacts]) -> Rates | None:
         last = min(n_bins, int((file.started + file.seconds - started) // bin_s) + 1)
         inside = np.clip(edges[first : last + 1], file.started, file.started + file.seconds)
         shares = np.diff(inside) / file.seconds
-        # Of a file that went on after an earlier run, only the rest was done now.
-        n_new = file.documents - file.resumed
-        n_new_tokens = file.tokens * (n_new / file.documents if file.documents else 0.0)
-        for rates, n in ((documents, n_new), (tokens, n_new_tokens)):
+        for rates, n in ((documents, file.n_new), (tokens, file.n_new_tokens)):
             rates.setdefault(file.worker, np.zeros(n_bins))[first:last] += shares * n / bin_s
     has_tokens = any(rates.any() for rates in tokens.values())
     return Rates(started, bin_s, _rounded(documents), _rounded(tokens) if has_tokens else {})

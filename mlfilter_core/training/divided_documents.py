@@ -49,13 +49,15 @@ def divide_documents(request: TrainRequest) -> DividedDocuments:
     task = head_task(request.recipe, found.labels)
     held_out = is_held_out(found.hashes, request.test_fraction, request.split_seed)
     _check_parts(held_out)
-    return DividedDocuments(table, found, task, held_out, _folds(found.hashes[~held_out], request))
+    folds = _folds(found.hashes[~held_out], request)
+    _check_labels(found.labels[~held_out])
+    return DividedDocuments(table, found, task, held_out, folds)
 
 
 def _table(recipe: HeadRecipe) -> LabelTable | None:
     if recipe.labels_path is None:
         return None
-    return read_labels(label_files(recipe.labels_path), recipe.label_key, recipe.id_key)
+    return read_labels(label_files(recipe.labels_path), recipe.label_key, recipe.id_key, recipe.scale)
 
 
 def _labelled(request: TrainRequest, table: LabelTable | None) -> LabelledRows:
@@ -70,6 +72,16 @@ def _check_parts(held_out: NDArray[np.bool_]) -> None:
         raise TrainingError(
             f"of {len(held_out)} documents with labels, {n_held_out} are held out; label more, or change test_fraction "
             "or split_seed"
+        )
+
+
+def _check_labels(labels: NDArray[np.float32]) -> None:
+    trained_on = labels.reshape(len(labels), -1)
+    constant = np.flatnonzero(np.ptp(trained_on, axis=0) == 0)
+    if len(constant):
+        raise TrainingError(
+            f"all {len(trained_on)} labels that are not held out are {trained_on[0, constant[0]]:g}; label more "
+            "documents, or change split_seed"
         )
 
 

@@ -42,7 +42,12 @@ def label_files(path: Path) -> list[Path]:
         raise ConfigError(f"labels_path: {error}") from error
 
 
-def read_labels(files: Sequence[Path], keys: str | tuple[str, ...] | None, id_key: str | None) -> LabelTable:
+def read_labels(
+    files: Sequence[Path],
+    keys: str | tuple[str, ...] | None,
+    id_key: str | None,
+    scale: tuple[float, float] | None = None,
+) -> LabelTable:
     """Reads labels. Documents that are labelled twice with the same labels count once.
 
     Args:
@@ -50,6 +55,7 @@ def read_labels(files: Sequence[Path], keys: str | tuple[str, ...] | None, id_ke
         keys: Of the label, or of several; None takes the mean of a list of `scores`, else the first of `label`,
             `score` and `scores.score`.
         id_key: Of the document's id; None takes the first of `document_id`, `doc_id`, `id` and `uuid`.
+        scale: Lowest and highest label; of a list of `scores`, those outside are left out, as a -1 for "no answer" is.
 
     Raises:
         TrainingError: A document is labelled twice and differently, or no line gives a label.
@@ -59,7 +65,7 @@ def read_labels(files: Sequence[Path], keys: str | tuple[str, ...] | None, id_ke
     by_id: dict[str, tuple[float, ...]] = {}
     bad_lines, contradictions = Tally(), Tally()
     for path in files:
-        for line, (name, labels) in parse_records(path, lambda record: _labelled(record, schema), bad_lines):
+        for line, (name, labels) in parse_records(path, lambda record: _labelled(record, schema, scale), bad_lines):
             if by_id.setdefault(name, labels) != labels:
                 shown = f"{name} ({_shown(by_id[name])} and {_shown(labels)}, {path}:{line})"
                 contradictions.add(CONTRADICTION, shown)
@@ -76,7 +82,9 @@ def read_labels(files: Sequence[Path], keys: str | tuple[str, ...] | None, id_ke
     return LabelTable(by_id, bad_lines)
 
 
-def _labelled(record: Record, schema: DocumentSchema) -> tuple[str, tuple[float, ...]]:
+def _labelled(
+    record: Record, schema: DocumentSchema, scale: tuple[float, float] | None
+) -> tuple[str, tuple[float, ...]]:
     name = id_of(record, schema.id_key, "")
     if not name:
         raise BadRecordError("missing_key", f"no id; the record has: {', '.join(list(record)[:8]) or 'nothing'}")
@@ -84,8 +92,12 @@ def _labelled(record: Record, schema: DocumentSchema) -> tuple[str, tuple[float,
     if schema.label_keys is not None or not isinstance(draws, list):
         return name, labels_of(record, schema)
     valid = [draw for draw in draws if isinstance(draw, (int, float)) and not isinstance(draw, bool)]
+    if scale is not None:
+        valid = [draw for draw in valid if scale[0] <= draw <= scale[1]]
     if not valid:
-        raise BadRecordError("missing_label", f'none of "{DRAWS}" is a number')
+        raise BadRecordError(
+            "missing_label", f'none of "{DRAWS}" is a number{"" if scale is None else " of the scale"}'
+        )
     return name, labels_of({"label": fmean(valid)}, schema)
 
 

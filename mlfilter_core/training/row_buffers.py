@@ -83,11 +83,13 @@ class RowBuffers:
             yield self._kept
             return
         full: list[NDArray[np.int64]] = []
+        n_rows = 0
         for block in blocks:
-            if full and sum(map(len, full)) + len(block) > self._max_rows:
+            if full and n_rows + len(block) > self._max_rows:
                 yield self._read(full)
-                full = []
+                full, n_rows = [], 0
             full.append(block)
+            n_rows += len(block)
         if full:
             buffer = self._read(full)
             if len(full) == len(self._blocks):

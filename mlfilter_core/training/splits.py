@@ -30,7 +30,7 @@ def fold_numbers(hashes: NDArray[np.uint64], n_folds: int, validation_fraction: 
     Args:
         hashes: uint64 (n,), of the texts.
         n_folds: No more than there are different texts. With 1, `validation_fraction` of the texts are left out, in
-            fold 0, and one at least.
+            fold 0; one at least, and of several not all.
         validation_fraction: As above.
         seed: Of the division.
 
@@ -39,7 +39,8 @@ def fold_numbers(hashes: NDArray[np.uint64], n_folds: int, validation_fraction: 
     """
     texts, places = np.unique(_uniform(hashes, seed, FOLDS), return_inverse=True)
     if n_folds == 1:
-        return np.where(places < max(1, round(validation_fraction * len(texts))), 0, -1).astype(np.int8)
+        n_left_out = max(1, min(len(texts) - 1, round(validation_fraction * len(texts))))
+        return np.where(places < n_left_out, 0, -1).astype(np.int8)
     return (places * n_folds // len(texts)).astype(np.int8)
 
 

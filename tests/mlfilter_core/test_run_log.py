@@ -1,11 +1,13 @@
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 
 from mlfilter_core.claims import is_claimed
 from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_files import load_job
 from mlfilter_core.run_log import JOB, ROWS, RUN, run_log, write_rows
 
@@ -58,6 +60,21 @@ def test_a_record_that_cannot_be_written_costs_no_work(
         record.add({"file": "x"})
         record.end(1.0, 0)
     assert len([line for line in caplog.messages if "the record of this run is incomplete" in line]) == 1
+
+
+def test_what_ended_a_run_before_its_files_is_recorded(tmp_path: Path, job: EmbeddingJob) -> None:
+    with pytest.raises(ConfigError), run_log(tmp_path, "embed", tmp_path / "out", job, 3, 0):
+        raise ConfigError("no such key")
+    assert json.loads((tmp_path / RUN).read_text())["error"] == "ConfigError: no such key"
+
+
+def test_a_command_that_is_no_text_is_recorded_all_the_same(
+    tmp_path: Path, job: EmbeddingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ml_filter", "M\udcfcller.yaml"])
+    with run_log(tmp_path, "embed", tmp_path / "out", job, 3, 0):
+        pass
+    assert json.loads((tmp_path / RUN).read_text())["command"] == ["ml_filter", "M\\udcfcller.yaml"]
 
 
 def test_the_rows_at_the_end_replace_those_on_the_way(tmp_path: Path) -> None:

@@ -100,6 +100,44 @@ def test_a_run_that_was_killed_leaves_what_it_did(write_outputs: WriteOutputs) -
     assert "there are no annotated files yet" in facts.notices
 
 
+def test_a_file_that_a_later_run_found_finished_has_not_failed(write_outputs: WriteOutputs) -> None:
+    output_dir = write_outputs(FILES)
+    failed = [{"file": "a/x.jsonl", "status": "failed", "reason": "another request", "output": ""}]
+    skipped = [{"file": "a/x.jsonl", "status": "skipped", "documents": 9, "seconds": 0.0, "output": "x"}]
+    write_run(output_dir / "logs" / "embed-two", "embed", failed, after_s=1000)
+    facts = collect(output_dir)
+    assert "1 file of embed failed: see Failed files" in facts.notices
+    write_run(output_dir / "logs" / "embed-three", "embed", skipped, after_s=2000)
+    facts = collect(output_dir)
+    assert {row.status for row in facts.files} == {"embedded"}
+    assert not any("failed" in notice for notice in facts.notices)
+
+
+def test_every_run_that_needs_a_word_gets_one(write_outputs: WriteOutputs) -> None:
+    """Also where shards run side by side, of which the last to start has finished."""
+    output_dir = write_outputs(FILES)
+    done = {"file": "w", "status": "embedded", "documents": 9, "started": STARTED + 10, "seconds": 50.0, "worker": "w"}
+    write_run(output_dir / "logs" / "embed-two", "embed", [done], has_end=False, after_s=10)
+    write_run(output_dir / "logs" / "embed-three", "embed", [], after_s=20)
+    assert any(notice.startswith("embed-two was killed before its end") for notice in collect(output_dir).notices)
+    write_run(output_dir / "logs" / "embed-four", "embed", [], after_s=1000)
+    assert not any("was killed" in notice for notice in collect(output_dir).notices)
+    write_run(output_dir / "logs" / "embed-five", "embed", [], has_end=False, after_s=2000)
+    about = output_dir / "logs" / "embed-five" / RUN
+    about.write_text(json.dumps({**json.loads(about.read_text()), "error": "ConfigError: no such key"}))
+    assert "embed-five ended by an error: ConfigError: no such key" in collect(output_dir).notices
+
+
+def test_a_folder_that_was_renamed_has_not_the_runs_of_the_one_that_took_its_name(write_outputs: WriteOutputs) -> None:
+    from mlfilter_core.run_report.write_report import write_report
+
+    output_dir = write_outputs(FILES)
+    write_report(output_dir)
+    renamed = output_dir.rename(output_dir.with_name("renamed"))
+    write_run(output_dir / "logs" / "embed-new", "embed", [], after_s=1000)
+    assert [run.name for run in collect(renamed).runs] == ["embed-one"]
+
+
 def test_a_run_that_goes_on_is_told_by_its_claim(write_outputs: WriteOutputs) -> None:
     from mlfilter_core.claims import claim
 

@@ -124,14 +124,21 @@ def test_a_run_that_goes_on_and_has_no_annotated_files_says_so(write_outputs: Wr
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.04, "0.0 s"), (59.94, "59.9 s"), (125, "2 min 5 s"), (11_520, "3 h 12 min"), (187_200, "2 d 4 h")],
+    [
+        (0.04, "0.0 s"),
+        (59.94, "59.9 s"),
+        (125, "2 min 5 s"),
+        (179.7, "3 min 0 s"),
+        (11_520, "3 h 12 min"),
+        (187_200, "2 d 4 h"),
+    ],
 )
 def test_times_read_well(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
 def test_numbers_read_well() -> None:
-    assert [short(value) for value in (0, 0.1234, 52, 99.5, 7924, 12_345_678, 4.56e9, 1.2e13)] == [
-        *("0", "0.123", "52", "99.5", "7,924", "12.3 M", "4.56 B", "12 T"),
+    assert [short(value) for value in (0, 0.1234, 52, 99.5, 7924, 12_345_678, 999.9e6, 4.56e9, 1.2e13)] == [
+        *("0", "0.123", "52", "99.5", "7,924", "12.3 M", "1 B", "4.56 B", "12 T"),
     ]
     assert [share(*pair) for pair in ((0, 10), (1, 100_000), (1, 3), (5, 0))] == ["0.0 %", "< 0.1 %", "33.3 %", "-"]

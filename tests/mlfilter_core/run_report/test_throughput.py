@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mlfilter_core.run_report.facts import FileFacts
+from mlfilter_core.run_report.figures import quantiles_of_present
 from mlfilter_core.run_report.throughput import MAX_TIME_BINS, rates_of
 
 
@@ -45,3 +46,8 @@ def test_what_an_earlier_run_had_encoded_is_no_speed_of_this_one() -> None:
 
 def test_without_times_there_are_no_rates() -> None:
     assert rates_of([file(0, 5.0, 10), file(100, 0.0, 0)]) is None
+
+
+def test_workers_that_have_ended_or_not_begun_are_no_slow_ones() -> None:
+    rates = np.array([[10.0, 0, 10, 0, 0, 0], [0, 0, 0, 0, 10, 10]])
+    np.testing.assert_array_equal(quantiles_of_present(rates)[1], [10, 0, 10, 0, 10, 10])

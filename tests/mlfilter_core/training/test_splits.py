@@ -23,8 +23,8 @@ def test_parts_have_the_size_that_was_asked_for() -> None:
     assert abs(is_held_out(HASHES, 0.2, 0).mean() - 0.2) < 0.01
     assert np.bincount(fold_numbers(HASHES, 5, 0.1, 0)).tolist() == [len(HASHES) // 5] * 5
     assert np.bincount(fold_numbers(HASHES[:7], 3, 0.1, 0)).tolist() == [3, 2, 2]
-    for n, n_left_out in ((len(HASHES), len(HASHES) // 10), (3, 1)):
-        folds = fold_numbers(HASHES[:n], 1, 0.1, 0)
+    for n, fraction, n_left_out in ((len(HASHES), 0.1, len(HASHES) // 10), (3, 0.1, 1), (4, 0.9, 3)):
+        folds = fold_numbers(HASHES[:n], 1, fraction, 0)
         assert sorted(folds.tolist()) == [-1] * (n - n_left_out) + [0] * n_left_out
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from mlfilter_core.config.training import HeadRecipe
+from mlfilter_core.documents import hash_text
 from mlfilter_core.errors import HeadError, OutputConflictError, TrainingError
 from mlfilter_core.head_formats import load_head
 from mlfilter_core.heads import find_mismatched_heads, score
 from mlfilter_core.progress import Progress, heard_by
+from mlfilter_core.training.splits import is_held_out
 from mlfilter_core.training.train_head import train_head
 from mlfilter_core.training.train_request import TrainReport, TrainRequest, describe_metrics, finished_head
 from tests.conftest import WriteLines
@@ -163,6 +165,17 @@ def test_training_that_fails_leaves_nothing(write_labelled: WriteLabelled, train
     with pytest.raises(TrainingError, match="all 200 labels are 1"):
         train(write_labelled(labels=[1] * 200))
     assert not head.parent.exists()
+
+
+def test_equal_labels_of_all_that_are_not_held_out_are_refused(write_labelled: WriteLabelled, train: Train) -> None:
+    """The only other one may be held out."""
+    hashes = np.array([hash_text(f"x.h5 {i}") for i in range(200)], np.uint64)
+    held_out = is_held_out(hashes, 0.2, 0)
+    labels = np.ones(200)
+    labels[np.flatnonzero(held_out)[0]] = 2
+    n = int((~held_out).sum())
+    with pytest.raises(TrainingError, match=f"all {n} labels that are not held out are 1; label more documents, or"):
+        train(write_labelled("x.h5", labels=labels))
 
 
 def test_a_plain_reader_trains_on_our_files_as_the_predecessor_does(write_labelled: WriteLabelled) -> None:
