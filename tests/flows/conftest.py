@@ -1,7 +1,6 @@
 """A real Prefect server for the session, and job files over small corpora."""
 
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from distributed.utils import get_mp_context
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from flows.server import prefect_api
 from tests.conftest import TINY_DIM
 
 WriteJob = Callable[..., Path]
+
+PRELOADED = [
+    *("distributed.worker", "mlfilter_core.encoder", "transformers.models.bert.modeling_bert"),
+    *("flows.worker", "flows.embed", "flows.annotate", "flows.train_head", "flows.filter"),
+]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,13 +32,13 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def fast_workers() -> Iterator[None]:
-    """Workers are forked from a process that has loaded torch, which takes 7 s of a core, for each of a hundred.
+    """Workers are forked from a process that has loaded what they need, which takes 8 s of a core each time.
 
     What they inherit from their environment is that of the first test: `spawned_workers` is for tests of that. Runs in
     processes of their own start workers as users' runs do.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["distributed.worker", "mlfilter_core.encoder"])
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context().set_forkserver_preload(PRELOADED)  # its first call sets a list of Dask's own
         yield
 
 
