@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ LEVEL_BITS = 16
 N_RANGES = 1 << LEVEL_BITS
 SCORE_LEVELS, ALL_LEVELS = 2, 4  # of 16 bits: a score has 32, and so has the hash
 MAX_GROUPS = 1024  # of a corpus; each takes half a MB. Arbitrary.
+MAX_COUNTED = 1 << 27  # numbers of searches side by side: 1 GiB
 NOTHING = 2**64 - 1  # a rank that no document reaches: its score would be NaN
 EVERYTHING = 1  # a rank that each document with a score reaches
 
@@ -104,20 +106,32 @@ class Cuts:
 
 
 def find_cuts(selection: Selection, surveys: Surveys) -> Cuts:
-    """Returns what a selection means for a corpus.
+    """Returns what a selection means for a corpus; arguments and errors as in `find_cuts_of_all`."""
+    return find_cuts_of_all([selection], surveys)[0]
+
+
+def find_cuts_of_all(selections: Sequence[Selection], surveys: Surveys) -> list[Cuts]:
+    """Returns what each of some selections means for a corpus, in as few passes over it as one of them takes.
 
     Args:
-        selection: Which documents are kept.
+        selections: Which documents are kept; the first has every score of the others, and the same `per`.
         surveys: Gives the survey of each file, again and again, in any order.
 
     Raises:
         ConfigError: No document has a score or the key, or tokens are to be counted that are not known.
     """
-    groups, scored = _count(selection, surveys)
-    return Cuts(
-        tuple(_score_cuts(name, bound, surveys, groups, scored[name]) for name, bound in selection.scores.items()),
-        selection.n_needed,
+    bounds = [(name, bound) for selection in selections for name, bound in selection.scores.items()]
+    needs_tokens = any(bound.best_tokens is not None for _, bound in bounds)
+    groups, scored = _count(selections[0], surveys, needs_tokens)
+    searches = [_Search.of(name, bound, scored[name]) for name, bound in bounds]
+    _descend([search for search in searches if search is not None], groups, surveys)
+    found = iter(
+        [
+            _score_cuts(name, bound, search, groups, scored[name])
+            for (name, bound), search in zip(bounds, searches, strict=True)
+        ]
     )
+    return [Cuts(tuple(islice(found, len(selection.scores))), selection.n_needed) for selection in selections]
 
 
 def ranks(survey: Survey, score: str, among_equals: bool = True) -> Ranks:
@@ -156,7 +170,9 @@ def _mixed(numbers: Ranks) -> Ranks:
     return (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32)
 
 
-def _count(selection: Selection, surveys: Surveys) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
+def _count(
+    selection: Selection, surveys: Surveys, needs_tokens: bool
+) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
     """Returns the groups, and of each score how many documents of each group have it, int64 (n_groups,)."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in selection.scores}
     groups: set[str] = set()
@@ -181,7 +197,7 @@ def _count(selection: Selection, surveys: Surveys) -> tuple[list[str], dict[str,
     for name, of_groups in counts.items():
         if not of_groups.total():
             raise ConfigError(f'params.keep: no document has a score "{name}"; its values are missing or not finite')
-    if without_tokens and any(bound.best_tokens is not None for bound in selection.scores.values()):
+    if without_tokens and needs_tokens:
         raise ConfigError(
             f"params.keep: best_tokens needs the tokens of each document, which {without_tokens} does not say; set "
             "params.embeddings_directory, or annotate with n_tokens among the output_keys"
@@ -190,59 +206,122 @@ def _count(selection: Selection, surveys: Surveys) -> tuple[list[str], dict[str,
     return ordered, {name: np.array([n[group] for group in ordered], np.int64) for name, n in counts.items()}
 
 
+@dataclass
+class _Search:
+    """For the limit of one score in each of the n groups, 16 bits at a time.
+
+    Attributes:
+        score: Its name.
+        of_tokens: Whether budgets are numbers of tokens, or else of documents.
+        left: int64 (n,), of the budgets, below what is counted at this level.
+        prefixes: uint64 (n,), the leading bits of the rank with which, from the best on, the budget is exceeded.
+        never: bool (n,), where it never is.
+        counts: int64 (n, N_RANGES), of the level that is being counted.
+    """
+
+    score: str
+    of_tokens: bool
+    left: NDArray[np.int64]
+    prefixes: NDArray[np.uint64]
+    never: NDArray[np.bool_]
+    counts: NDArray[np.int64]
+
+    @staticmethod
+    def of(score: str, bound: Bound, n_scored: NDArray[np.int64]) -> "_Search | None":
+        """Returns the search for a bound, None for a threshold, which is known.
+
+        Args:
+            score: Its name.
+            bound: What is asked.
+            n_scored: int64 (n,), documents of each group that have the score.
+        """
+        if bound.threshold is not None:
+            return None
+        if bound.best_tokens is not None:
+            left = np.full(len(n_scored), bound.best_tokens, np.int64)
+        else:
+            percentile = Fraction(
+                str(bound.percentile_or_default)
+            )  # as it was written: in floats, 32.3 % of 1000 is 322
+            # The range that the last of the documents to keep lies in is where their number is reached, not passed.
+            left = np.array([n - n * percentile // 100 - 1 for n in n_scored.tolist()], np.int64)
+        n = len(n_scored)
+        nothing = np.zeros((n, 0), np.int64)
+        return _Search(
+            score, bound.best_tokens is not None, left, np.zeros(n, np.uint64), np.zeros(n, np.bool_), nothing
+        )
+
+    @property
+    def n_levels(self) -> int:
+        return ALL_LEVELS if self.of_tokens else SCORE_LEVELS
+
+    def count(self, survey: Survey, rank: Ranks, places: NDArray[np.int64], level: int) -> None:
+        """Counts the documents of a file, or their tokens, in the ranges of the level below the prefixes.
+
+        Args:
+            survey: Of the file.
+            rank: uint64 (n_documents,).
+            places: int64 (n_groups_of_the_file,), where its groups stand among all.
+            level: From 0 on.
+        """
+        shift = np.uint64(64 - LEVEL_BITS * (level + 1))
+        counted = rank > 0
+        if level > 0:
+            counted &= (rank >> (shift + np.uint64(LEVEL_BITS))) == self.prefixes[places][survey.group]
+        ranges = ((rank[counted] >> shift) & np.uint64(N_RANGES - 1)).astype(np.int64)
+        ranges += places[survey.group[counted]] * N_RANGES
+        np.add.at(self.counts.reshape(-1), ranges, survey.tokens[counted] if self.of_tokens else np.int64(1))
+
+    def narrow(self, level: int) -> None:
+        """Goes on within the range, of each group, that the limit lies in."""
+        for i, of_group in enumerate(self.counts):
+            from_best = of_group[::-1].cumsum()
+            place = int(np.searchsorted(from_best, self.left[i], side="right"))
+            if level == 0:
+                self.never[i] = place == N_RANGES
+            place = min(place, N_RANGES - 1)
+            self.left[i] -= from_best[place - 1] if place > 0 else 0
+            self.prefixes[i] = (int(self.prefixes[i]) << LEVEL_BITS) | (N_RANGES - 1 - place)
+
+    def limits(self) -> list[int | None]:
+        """Returns the leading bits of the limit of each group; None where all fit."""
+        limits = zip(self.never.tolist(), self.prefixes.tolist(), strict=True)
+        return [None if is_never else prefix for is_never, prefix in limits]
+
+
+def _descend(searches: Sequence[_Search], groups: Sequence[str], surveys: Surveys) -> None:
+    """Brings some searches to their end, as many of them side by side as memory is for."""
+    n_together = max(1, MAX_COUNTED // (len(groups) * N_RANGES)) if groups else 1
+    place_of = {group: i for i, group in enumerate(groups)}
+    for first in range(0, len(searches), n_together):
+        together = searches[first : first + n_together]
+        for level in range(max(search.n_levels for search in together)):
+            active = [search for search in together if level < search.n_levels]
+            for search in active:
+                search.counts = np.zeros((len(groups), N_RANGES), np.int64)
+            for survey in surveys():
+                places = np.array([place_of[group] for group in survey.groups], np.int64)
+                known: dict[tuple[str, bool], Ranks] = {}
+                for search in active:
+                    key = (search.score, search.of_tokens)
+                    if key not in known:
+                        known[key] = ranks(survey, search.score, among_equals=search.of_tokens)
+                    search.count(survey, known[key], places, level)
+            for search in active:
+                search.narrow(level)
+
+
 def _score_cuts(
-    name: str, bound: Bound, surveys: Surveys, groups: Sequence[str], n_scored: NDArray[np.int64]
+    name: str, bound: Bound, search: _Search | None, groups: Sequence[str], n_scored: NDArray[np.int64]
 ) -> ScoreCuts:
-    if bound.threshold is not None:
+    if search is None:
         cut = Cut(int(_keys(np.array([bound.threshold], np.float32))[0]) << 32)
         return ScoreCuts(name, bound, dict.fromkeys(groups, cut), 0)
-    if bound.best_tokens is not None:
-        budgets = np.full(len(groups), bound.best_tokens)
-        limits = _descend(surveys, name, groups, budgets, ALL_LEVELS, of_tokens=True)
-    else:
-        percentile = Fraction(str(bound.percentile_or_default))  # as it was written: in floats, 32.3 % of 1000 is 322
-        n_below = np.array([int(n) * percentile // 100 for n in n_scored], np.int64)
-        # The range that the last of the documents to keep lies in is where their number is reached, not passed.
-        limits = _descend(surveys, name, groups, n_scored - n_below - 1, SCORE_LEVELS, of_tokens=False)
     cuts = {
-        group: _cut(limit, bound.best_tokens is not None, n > 0)
-        for group, limit, n in zip(groups, limits, n_scored.tolist(), strict=True)
+        group: _cut(limit, search.of_tokens, n > 0)
+        for group, limit, n in zip(groups, search.limits(), n_scored.tolist(), strict=True)
     }
     return ScoreCuts(name, bound, cuts, int(n_scored.sum()))
-
-
-def _descend(
-    surveys: Surveys, score: str, groups: Sequence[str], budgets: NDArray[np.int64], n_levels: int, of_tokens: bool
-) -> list[int | None]:
-    """Returns the leading bits of the rank with which, from the best on, the budget of each group is exceeded.
-
-    None where it never is. Budgets are numbers of tokens, or else of documents.
-    """
-    place_of = {group: i for i, group in enumerate(groups)}
-    prefixes = np.zeros(len(groups), np.uint64)
-    left = budgets.astype(np.int64)
-    never = np.zeros(len(groups), np.bool_)
-    for level in range(n_levels):
-        shift = np.uint64(64 - LEVEL_BITS * (level + 1))
-        counts = np.zeros((len(groups), N_RANGES), np.int64)
-        for survey in surveys():
-            places = np.array([place_of[group] for group in survey.groups], np.int64)
-            rank = ranks(survey, score, among_equals=n_levels > SCORE_LEVELS)
-            counted = rank > 0
-            if level > 0:
-                counted &= (rank >> (shift + np.uint64(LEVEL_BITS))) == prefixes[places][survey.group]
-            ranges = ((rank[counted] >> shift) & np.uint64(N_RANGES - 1)).astype(np.int64)
-            ranges += places[survey.group[counted]] * N_RANGES
-            np.add.at(counts.reshape(-1), ranges, survey.tokens[counted] if of_tokens else np.int64(1))
-        for i, of_group in enumerate(counts):
-            from_best = of_group[::-1].cumsum()
-            place = int(np.searchsorted(from_best, left[i], side="right"))
-            if level == 0:
-                never[i] = place == N_RANGES
-            place = min(place, N_RANGES - 1)
-            left[i] -= from_best[place - 1] if place > 0 else 0
-            prefixes[i] = (int(prefixes[i]) << LEVEL_BITS) | (N_RANGES - 1 - place)
-    return [None if is_none else prefix for is_none, prefix in zip(never.tolist(), prefixes.tolist(), strict=True)]
 
 
 def _cut(limit: int | None, is_exclusive: bool, has_scores: bool) -> Cut:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.filtering.cuts import Surveys, find_cuts
+from mlfilter_core.filtering.cuts import Surveys, find_cuts_of_all
 from mlfilter_core.filtering.kept_counts import KeptCounts, share
 
 
@@ -49,18 +49,19 @@ def preview(selection: Selection, bounds: Sequence[Bound], surveys: Surveys) -> 
     """Returns what a selection would keep, then what each of some bounds for each of its scores would.
 
     Raises:
-        ConfigError: As `find_cuts`.
+        ConfigError: As `find_cuts_of_all`.
     """
     others = [Selection(scores={name: bound}, per=selection.per) for name in selection.scores for bound in bounds]
-    others = [other for other in others if _limits(other) != _limits(selection)]
-    return [_kept(each, surveys) for each in (selection, *others)]
-
-
-def _kept(selection: Selection, surveys: Surveys) -> Kept:
-    cuts = find_cuts(selection, surveys)
-    counts = KeptCounts()
+    shown = [selection, *(other for other in others if _limits(other) != _limits(selection))]
+    cuts = find_cuts_of_all(shown, surveys)
+    counts = [KeptCounts()] * len(shown)
     for survey in surveys():
-        counts += KeptCounts.of(survey.known_tokens(), cuts.kept(survey))
+        tokens = survey.known_tokens()
+        counts = [known + KeptCounts.of(tokens, each.kept(survey)) for known, each in zip(counts, cuts, strict=True)]
+    return [_kept(each, of_it) for each, of_it in zip(shown, counts, strict=True)]
+
+
+def _kept(selection: Selection, counts: KeptCounts) -> Kept:
     limits = list(_limits(selection).values())
     if len(limits) > 1:
         limits.append(f"{selection.n_needed} of {len(limits)}")

@@ -234,7 +234,8 @@ def test_a_run_that_ends_before_its_time_leaves_the_files_that_it_finished(
         embed(embed_job())
     facts = collect(tmp_path / "out")
     (run,) = facts.runs
-    assert (run.state, run.done, run.documents) == ("killed", 3, 21)
+    assert (run.state, run.done, run.documents) == ("ended by an error", 3, 21)
+    assert run.error == "RuntimeError: the machine goes down"
     assert {file.status for file in facts.files} == {"embedded"}
 
 

@@ -5,6 +5,7 @@ import pytest
 from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.filtering.preview import bounds_of, preview
+from mlfilter_core.filtering.survey import Survey
 from tests.mlfilter_core.filtering.conftest import survey_of
 
 
@@ -29,6 +30,22 @@ def test_the_limit_of_the_job_is_shown_once_and_unknown_tokens_not_at_all() -> N
         ["q", "percentile 70", "2", "50.0 %", "-", "-"],
         ["q", "percentile 75", "1", "25.0 %", "-", "-"],
     ]
+
+
+def test_many_limits_take_no_more_passes_than_one() -> None:
+    passes = []
+
+    def surveys() -> list[Survey]:
+        passes.append(1)
+        return [survey_of([1, 2, 3, 4], tokens=[5] * 4), survey_of([5, 6], tokens=[5] * 2, stem="y")]
+
+    selection = Selection(scores={"q": Bound(best_tokens=12)})
+    rows = [row.cells()[1:3] for row in preview(selection, bounds_of([0, 10, 50, 90], [2, 6]), surveys)]
+    assert rows == [
+        *(["best 12 tokens", "2"], ["percentile 0", "6"], ["percentile 10", "6"], ["percentile 50", "3"]),
+        *(["percentile 90", "1"], ["threshold 2", "5"], ["threshold 6", "1"]),
+    ]
+    assert len(passes) == 6  # how many there are, 64 bits in four, what is kept
 
 
 @pytest.mark.parametrize(
