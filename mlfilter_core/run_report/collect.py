@@ -274,7 +274,10 @@ def _notices_of_runs(runs: Sequence[RunFacts]) -> list[str]:
                 "finished a file"
             )
     if not runs:
-        notices.append("there are no records of runs, as of another release or in another logging_dir: no speeds")
+        notices.append(
+            "there are no records of runs that wrote to this folder, as of another release or in another logging_dir: "
+            "no speeds"
+        )
     return notices
 
 
