@@ -141,9 +141,11 @@ def _files(params: FilterParameters) -> list[CorpusFile]:
 
 def _warn_of_files_without_annotations(params: FilterParameters) -> None:
     """Tells of filtered files whose annotated files are gone: who reads the folder reads them as well."""
-    written = (path for suffix in OUTPUT_SUFFIXES for path in params.filtered_dir.glob(f"**/[!.]*{suffix}"))
-    for path in written:
+    for path in params.filtered_dir.glob("**/[!.]*"):
         relative = path.relative_to(params.filtered_dir).as_posix()
-        stem = next(relative.removesuffix(suffix) for suffix in OUTPUT_SUFFIXES if relative.endswith(suffix))
+        suffix = next((suffix for suffix in OUTPUT_SUFFIXES if relative.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        stem = relative.removesuffix(suffix)
         if not any((params.annotated_directory / f"{stem}{suffix}").exists() for suffix in SOURCE_SUFFIXES):
             _log.warning("%s: its annotated file is gone; remove it if its documents are not wanted any more", path)

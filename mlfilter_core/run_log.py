@@ -46,10 +46,10 @@ class RunLog:
         self.folder = folder
         self._facts: dict[str, Any] = {
             "flow": flow,
-            "output_dir": _writable(str(output_dir.absolute())),
+            "output_dir": writable(str(output_dir.absolute())),
             "started": time.time(),
             "host": socket.gethostname(),
-            "command": [_writable(argument) for argument in sys.argv],
+            "command": [writable(argument) for argument in sys.argv],
             "versions": dict(library_versions()),
             "files": n_files,
             "finished_before": n_before,
@@ -90,7 +90,7 @@ class RunLog:
     def end_by(self, error: Exception) -> None:
         """Writes what ended the run before its files."""
         seconds = time.time() - self._facts["started"]
-        self._write_end({"seconds": seconds, "failed": 0, "error": _writable(f"{type(error).__name__}: {error}")})
+        self._write_end({"seconds": seconds, "failed": 0, "error": writable(f"{type(error).__name__}: {error}")})
 
     def _write_end(self, facts: Mapping[str, Any]) -> None:
         try:
@@ -148,8 +148,8 @@ def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         temporary.write_bytes(content)
 
 
-def _writable(text: str) -> str:
-    """Returns what can be written as UTF-8: a command may hold other bytes."""
+def writable(text: str) -> str:
+    """Returns what can be written as UTF-8: a command or the name of a file may hold other bytes."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -86,8 +86,8 @@ def embeddings_of(file: CorpusFile, folder: Path, group: str) -> Iterator[Embedd
             f"{file.path}: there is no {folder / file.stem}{EMBEDDING_SUFFIXES[0]}, the embeddings that were scored; "
             "correct params.embeddings_directory, or leave it out to write the annotated lines as they are"
         )
-    made = annotation_of(file)
-    if made is None and _written_of(file) is not None:
+    made = _written_of(file)
+    if made is not None and not is_same_file(file.path, made["output"], read_content=True):
         raise AnnotationError(
             f"{file.path} was changed since it was annotated, so its lines may not be in the order of {path}; annotate "
             "it again, or leave params.embeddings_directory out to write its lines as they are"

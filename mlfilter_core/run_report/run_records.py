@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.claims import is_claimed
-from mlfilter_core.run_log import EARLIER, JOB, ROWS, RUN
+from mlfilter_core.run_log import EARLIER, JOB, ROWS, RUN, writable
 from mlfilter_core.run_report.facts import FileFacts, RunFacts, State, WorkerFacts
 from mlfilter_core.run_report.throughput import rates_of
 
@@ -126,7 +126,7 @@ def _command(flow: str, folder: Path) -> str:
 def _file(row: Row, flow: str, run: str) -> FileFacts:
     speed = row.get("documents/s")
     return FileFacts(
-        file=_text_of(row["file"]),
+        file=writable(row["file"]),
         flow=flow,
         run=run,
         status=str(row.get("status", "")),
@@ -134,9 +134,9 @@ def _file(row: Row, flow: str, run: str) -> FileFacts:
         seconds=_number(row.get("seconds")),
         documents_per_s=speed if isinstance(speed, (int, float)) else None,
         started=_number(row.get("started")),
-        worker=_text_of(row.get("worker") or ""),
-        output=_text_of(row.get("output", "")),
-        reason=_text_of(row.get("reason", "")),
+        worker=writable(str(row.get("worker") or "")),
+        output=writable(str(row.get("output", ""))),
+        reason=writable(str(row.get("reason", ""))),
         resumed=int(_number(row.get("resumed"))),
     )
 
@@ -202,11 +202,6 @@ def _text(path: Path) -> str:
             return file.read(MAX_JOB_BYTES)
     except FileNotFoundError:
         return ""
-
-
-def _text_of(value: Any) -> str:
-    """Returns what can be written as UTF-8: names of files may be none."""
-    return str(value).encode(errors="backslashreplace").decode()
 
 
 def _number(value: Any) -> float:
