@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,18 +119,23 @@ def find_cuts_of_all(selections: Sequence[Selection], surveys: Surveys) -> list[
     Raises:
         ConfigError: No document has a score or the key, or tokens are to be counted that are not known.
     """
-    bounds = [(name, bound) for selection in selections for name, bound in selection.scores.items()]
-    needs_tokens = any(bound.best_tokens is not None for _, bound in bounds)
+    bounds = [bound for selection in selections for bound in selection.scores.values()]
+    needs_tokens = any(bound.best_tokens is not None for bound in bounds)
     groups, scored = _count(selections[0], surveys, needs_tokens)
-    searches = [_Search.of(name, bound, scored[name]) for name, bound in bounds]
-    _descend([search for search in searches if search is not None], groups, surveys)
-    found = iter(
-        [
-            _score_cuts(name, bound, search, groups, scored[name])
-            for (name, bound), search in zip(bounds, searches, strict=True)
-        ]
-    )
-    return [Cuts(tuple(islice(found, len(selection.scores))), selection.n_needed) for selection in selections]
+    searches = [
+        {name: _Search.of(name, bound, scored[name]) for name, bound in selection.scores.items()}
+        for selection in selections
+    ]
+    _descend([search for own in searches for search in own.values() if search is not None], groups, surveys)
+    return [
+        Cuts(
+            tuple(
+                _score_cuts(name, bound, own[name], groups, scored[name]) for name, bound in selection.scores.items()
+            ),
+            selection.n_needed,
+        )
+        for selection, own in zip(selections, searches, strict=True)
+    ]
 
 
 def ranks(survey: Survey, score: str, among_equals: bool = True) -> Ranks:
@@ -216,7 +220,6 @@ class _Search:
         left: int64 (n,), of the budgets, below what is counted at this level.
         prefixes: uint64 (n,), the leading bits of the rank with which, from the best on, the budget is exceeded.
         never: bool (n,), where it never is.
-        counts: int64 (n, N_RANGES), of the level that is being counted.
     """
 
     score: str
@@ -224,7 +227,6 @@ class _Search:
     left: NDArray[np.int64]
     prefixes: NDArray[np.uint64]
     never: NDArray[np.bool_]
-    counts: NDArray[np.int64]
 
     @staticmethod
     def of(score: str, bound: Bound, n_scored: NDArray[np.int64]) -> "_Search | None":
@@ -240,25 +242,24 @@ class _Search:
         if bound.best_tokens is not None:
             left = np.full(len(n_scored), bound.best_tokens, np.int64)
         else:
-            percentile = Fraction(
-                str(bound.percentile_or_default)
-            )  # as it was written: in floats, 32.3 % of 1000 is 322
+            # As it was written: in floats, 32.3 % of 1000 is 322.
+            percentile = Fraction(str(bound.percentile_or_default))
             # The range that the last of the documents to keep lies in is where their number is reached, not passed.
             left = np.array([n - n * percentile // 100 - 1 for n in n_scored.tolist()], np.int64)
         n = len(n_scored)
-        nothing = np.zeros((n, 0), np.int64)
-        return _Search(
-            score, bound.best_tokens is not None, left, np.zeros(n, np.uint64), np.zeros(n, np.bool_), nothing
-        )
+        return _Search(score, bound.best_tokens is not None, left, np.zeros(n, np.uint64), np.zeros(n, np.bool_))
 
     @property
     def n_levels(self) -> int:
         return ALL_LEVELS if self.of_tokens else SCORE_LEVELS
 
-    def count(self, survey: Survey, rank: Ranks, places: NDArray[np.int64], level: int) -> None:
+    def count(
+        self, counts: NDArray[np.int64], survey: Survey, rank: Ranks, places: NDArray[np.int64], level: int
+    ) -> None:
         """Counts the documents of a file, or their tokens, in the ranges of the level below the prefixes.
 
         Args:
+            counts: int64 (n, N_RANGES), of the files before.
             survey: Of the file.
             rank: uint64 (n_documents,).
             places: int64 (n_groups_of_the_file,), where its groups stand among all.
@@ -270,11 +271,11 @@ class _Search:
             counted &= (rank >> (shift + np.uint64(LEVEL_BITS))) == self.prefixes[places][survey.group]
         ranges = ((rank[counted] >> shift) & np.uint64(N_RANGES - 1)).astype(np.int64)
         ranges += places[survey.group[counted]] * N_RANGES
-        np.add.at(self.counts.reshape(-1), ranges, survey.tokens[counted] if self.of_tokens else np.int64(1))
+        np.add.at(counts.reshape(-1), ranges, survey.tokens[counted] if self.of_tokens else np.int64(1))
 
-    def narrow(self, level: int) -> None:
+    def narrow(self, counts: NDArray[np.int64], level: int) -> None:
         """Goes on within the range, of each group, that the limit lies in."""
-        for i, of_group in enumerate(self.counts):
+        for i, of_group in enumerate(counts):
             from_best = of_group[::-1].cumsum()
             place = int(np.searchsorted(from_best, self.left[i], side="right"))
             if level == 0:
@@ -296,19 +297,19 @@ def _descend(searches: Sequence[_Search], groups: Sequence[str], surveys: Survey
     for first in range(0, len(searches), n_together):
         together = searches[first : first + n_together]
         for level in range(max(search.n_levels for search in together)):
-            active = [search for search in together if level < search.n_levels]
-            for search in active:
-                search.counts = np.zeros((len(groups), N_RANGES), np.int64)
+            active = [
+                (search, np.zeros((len(groups), N_RANGES), np.int64)) for search in together if level < search.n_levels
+            ]
             for survey in surveys():
                 places = np.array([place_of[group] for group in survey.groups], np.int64)
                 known: dict[tuple[str, bool], Ranks] = {}
-                for search in active:
+                for search, counts in active:
                     key = (search.score, search.of_tokens)
                     if key not in known:
                         known[key] = ranks(survey, search.score, among_equals=search.of_tokens)
-                    search.count(survey, known[key], places, level)
-            for search in active:
-                search.narrow(level)
+                    search.count(counts, survey, known[key], places, level)
+            for search, counts in active:
+                search.narrow(counts, level)
 
 
 def _score_cuts(

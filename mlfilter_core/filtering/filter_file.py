@@ -286,9 +286,8 @@ def _write(path: Path, file: CorpusFile, request: FilterRequest, wanted: NDArray
         return
     shown = wanted.copy()
     shown[:1] |= not wanted.any()  # a file without rows has the columns of its first document
-    with tempfile.TemporaryFile(
-        dir=path.parent
-    ) as spool:  # has no name to be left behind; columns are known at its end
+    # The columns are known at the end. The file has no name that a killed process would leave.
+    with tempfile.TemporaryFile(dir=path.parent) as spool:
         spool.writelines(_lines(file, request, shown))
 
         def records() -> Iterator[Record]:

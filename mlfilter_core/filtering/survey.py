@@ -275,11 +275,8 @@ def _read(
         tokens.append(_tokens(record.get(N_TOKENS)))
         if place is None:
             group.append(_code(_group(record, request.per), codes, file, request.per))
-        if ids is not None and DOCUMENT_ID in record and (expected := next(ids, None)) != record[DOCUMENT_ID]:
-            raise AnnotationError(
-                f'{path}:{line.number}: the document is "{record[DOCUMENT_ID]}", and that of the same row of '
-                f'{embeddings.path if embeddings else ""} "{expected}"; annotate again'
-            )
+        if embeddings is not None and ids is not None:
+            _check_id(record, next(ids, None), f"{path}:{line.number}", embeddings.path)
     for name, n in n_found.items():
         if scores and not n:
             raise AnnotationError(
@@ -311,9 +308,15 @@ def _ids(embeddings: EmbeddingFile) -> Iterator[str] | None:
     """Returns the id of each row, None where they have none."""
     if DOCUMENT_ID not in embeddings.names():
         return None
-    place = embeddings.find(DOCUMENT_ID)
-    assert place is not None
-    return (as_string(value) for rows in embeddings.slices(1 << 16) for value in embeddings.column(place, rows))
+    return (as_string(value) for rows in embeddings.slices(1 << 16) for value in embeddings.column(DOCUMENT_ID, rows))
+
+
+def _check_id(record: Record, expected: str | None, place: str, embeddings: Path) -> None:
+    if record.get(DOCUMENT_ID, expected) != expected:
+        raise AnnotationError(
+            f'{place}: the document is "{record[DOCUMENT_ID]}", and that of the same row of {embeddings} "{expected}"; '
+            "annotate again"
+        )
 
 
 def _number(value: Any) -> float:
