@@ -68,3 +68,14 @@ def keep_freed_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(*option) == 1 for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
+
+
+def give_back_freed_memory(device: torch.device) -> None:
+    """Gives back what an operation that ran out of memory had taken, so that all of it is there for a smaller one.
+
+    On a CPU glibc else keeps it (see `keep_freed_memory`) for tensors, where oneDNN's code and threads cannot get it.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "cpu" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        malloc_trim(0)

@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from mlfilter_core.attention import UNPADDED, can_attend_unpadded
 from mlfilter_core.batching import find_max_batch_tokens, plan_batches
-from mlfilter_core.devices import is_out_of_memory, keep_freed_memory, pick_device, pick_dtype
+from mlfilter_core.devices import give_back_freed_memory, is_out_of_memory, keep_freed_memory, pick_device, pick_dtype
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
 from mlfilter_core.linear import pack_linear_layers
@@ -212,8 +212,7 @@ class Encoder:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back_freed_memory(self.device)
         return None
 
     def _forward(self, batch: list[NDArray[np.int32]]) -> torch.Tensor:

@@ -65,7 +65,8 @@ def test_auto_is_bfloat16_from_ampere_on(
 KEEP = """
 import ctypes, os, sys
 from pathlib import Path
-from mlfilter_core.devices import keep_freed_memory
+import torch
+from mlfilter_core.devices import give_back_freed_memory, keep_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -80,17 +81,21 @@ for block in blocks:
     ctypes.memset(block, 1, 24 << 20)
 for block in reversed(blocks):
     libc.free(block)
-print(resident() - before)
+left = resident() - before
+give_back_freed_memory(torch.device("cpu"))
+print(left, resident() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
-def test_freed_memory_stays_with_the_process_even_under_dask() -> None:
+def test_freed_memory_stays_with_the_process_even_under_dask_until_it_is_given_back() -> None:
     """Dask's nanny starts its workers with this variable."""
     environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
     left = {}
     for mode in ("keep", "default"):
         command = [sys.executable, "-c", KEEP, mode]
-        left[mode] = int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+        output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        left[mode], left[f"{mode}, given back"] = map(int, output.split())
     assert left["keep"] > 90 << 20
+    assert left["keep, given back"] < 10 << 20
     assert left["default"] < 10 << 20
