@@ -22,7 +22,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 3 --dist loadfile
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 faults: $(STAMP)
 	MLFILTER_FAULTS=long MLFILTER_FAULTS_RESULT=benchmarks/results/faults.json $(BIN)/pytest --timeout 7200 tests/faults

@@ -14,39 +14,25 @@ README = (REPOSITORY / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Runs the demo into a folder of its own; returns the folder and what was printed."""
-    folder = tmp_path_factory.mktemp("demo")
-    arguments = [
-        *("--embed-config", "deployments/local/embed.yaml"),
-        *("--train-config", "deployments/local/train_head.yaml"),
-        *("--annotate-config", "deployments/local/annotate.yaml"),
-        *("--filter-config", "deployments/local/filter.yaml"),
-        *("--set-embed", f"params.output_dir={folder}"),
-        *("--set-train", f"params.output_dir={folder}"),
-        *("--set-train", f"params.embeddings_directory={folder}/embeddings"),
-        *("--set-annotate", f"params.regression_head_checkpoints.education={folder}/heads/education.safetensors"),
-        *("--set-annotate", f"params.regression_head_checkpoints.toxicity={folder}/heads/toxicity.safetensors"),
-        *("--set-annotate", f"params.output_dir={folder}"),
-        *("--set-annotate", f"params.embeddings_directory={folder}/embeddings"),
-        *("--set-filter", f"params.output_dir={folder}"),
-        *("--set-filter", f"params.embeddings_directory={folder}/embeddings"),
-        *("--set-filter", f"params.annotated_directory={folder}/annotated_data"),
-    ]
+    """Runs `make demo` beside a folder of outputs of its own; returns that folder and what was printed."""
+    checkout = tmp_path_factory.mktemp("demo")
+    for name in ("Makefile", "deployments", "examples", "flows", "pyproject.toml", "requirements.lock"):
+        (checkout / name).symlink_to(REPOSITORY / name)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    line = [sys.executable, "flows/pipeline.py", *arguments]
-    done = subprocess.run(line, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    line = ["make", "demo", f"BIN={Path(sys.executable).parent}", "STAMP="]  # with what is installed
+    done = subprocess.run(line, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    return checkout / "outputs" / "example", done.stdout
 
 
 def test_the_demo_prints_what_the_readme_shows(demo: tuple[Path, str]) -> None:
-    folder, printed = demo
+    _, printed = demo
     shown = README.partition("```text\n")[2].partition("```")[0]
     for name in ("de/wissen.jsonl.gz", "en/forum.jsonl", "en/lessons.jsonl", "en/shop.jsonl"):
         assert row(printed, name)[:7] == row(shown, name)[:7]
     for name in ("de/wissen.h5", "en/forum.h5", "en/lessons.h5", "en/shop.h5"):
         assert row(printed, name)[:3] == row(shown, name)[:3]
-    assert f"results: {folder}/annotated_data" in printed
+    assert "results: outputs/example/annotated_data" in printed
     documents, expected = (
         [json.loads(line) for line in text.splitlines() if line.startswith("  {")] for text in (printed, shown)
     )
@@ -88,6 +74,12 @@ def test_the_heads_are_trained_on_the_corpus_that_was_embedded(demo: tuple[Path,
         assert cells[1:5] == row(README, f"{name}.safetensors")[1:5] == ["trained", "52", "43", "9"]
         told = json.loads((folder / "heads" / f"{name}.metrics.json").read_text())
         assert told["metrics_of_folds"]["pearson"] > 0.4  # of documents that the models had not seen
+
+
+def test_the_scores_are_evaluated_on_documents_that_the_head_has_not_seen(demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    assert evaluation["truth"]["documents"] == 9
 
 
 def row(text: str, name: str) -> list[str]:

@@ -472,10 +472,10 @@ encoder = load_encoder(
 )
 text = "photosynthesis is a process of plants. " * 100
 encoder.encode(encoder.tokenize([text]))  # oneDNN then keeps its code for one text: that is no memory of the heap
-tokenized = encoder.tokenize([text] * 160)
+tokenized = encoder.tokenize([text] * 80)
 status = Path("/proc/self/status").read_text()
 in_use = int(status.partition("VmSize:")[2].split()[0]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (in_use + (256 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (128 << 20),) * 2)
 encoded = encoder.encode(tokenized)
 print(encoded.n_out_of_memory, encoded.fits.all(), encoder.max_batch_tokens)
 """
@@ -483,7 +483,7 @@ print(encoded.n_out_of_memory, encoded.fits.all(), encoder.max_batch_tokens)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of a process")
 def test_a_process_with_too_little_memory_goes_on_with_smaller_batches() -> None:
-    """The whole batch takes 500 MB for one layer alone; the process gets 256 MB more than it has."""
+    """The whole batch takes 250 MB for one layer alone; the process gets 128 MB more than it has."""
     output = subprocess.run([sys.executable, "-c", LIMITED], check=True, capture_output=True, text=True).stdout
     n_out_of_memory, fits, max_batch_tokens = output.split()
     assert int(n_out_of_memory) > 0

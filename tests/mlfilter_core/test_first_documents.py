@@ -1,5 +1,4 @@
 import json
-import time
 from pathlib import Path
 
 from mlfilter_core.corpus import CorpusFile
@@ -12,7 +11,7 @@ def file(path: Path) -> CorpusFile:
 
 
 def test_the_files_that_are_read_are_spread_over_all(write_lines: WriteLines) -> None:
-    files = [file(write_lines(f"{i:04}.jsonl", [{"file": i}] * 40)) for i in range(100)]
+    files = [file(write_lines(f"{i:04}.jsonl.gz", [{"file": i}] * 40)) for i in range(100)]
     first = read_first_documents(files, 1000)
     seen = [record["file"] for record in first.records]
     assert len(seen) == N_FILES * N_LINES
@@ -33,10 +32,3 @@ def test_what_cannot_be_read_and_what_is_no_object_is_passed_over(write_lines: W
 def test_of_long_lines_a_few_suffice(write_lines: WriteLines) -> None:
     long = write_lines("long.jsonl", [{"text": "x" * MAX_BYTES}] * 8)
     assert len(read_first_documents([file(long)], 64 << 20).records) == 1
-
-
-def test_a_thousand_files_take_no_time(write_lines: WriteLines) -> None:
-    files = [file(write_lines(f"{i}.jsonl.gz", [{"text": "word " * 100}] * 40)) for i in range(1000)]
-    started = time.process_time()
-    read_first_documents(files, 64 << 20)
-    assert time.process_time() - started < 2

@@ -118,7 +118,7 @@ def test_the_slow_stage_is_the_one_that_waits_least(n_items: int) -> None:
         stages.hand_over(doubled(stages.run(slow(stages.run(range(n_items))))), lambda items: list(items).clear())
         waited = stages.waited()
     assert list(waited) == ["count", "slow", "double", "collect"]
-    assert waited["slow"] < 0.1
+    assert min(waited, key=lambda stage: waited[stage]) == "slow"
     assert min(waited["count"], waited["double"], waited["collect"]) > 0.25
 
 
