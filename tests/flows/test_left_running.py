@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -59,12 +59,16 @@ def waiting(tmp_path: Path, api: None) -> Iterator["subprocess.Popen[bytes]"]:
     sign = tmp_path / "started"
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     with subprocess.Popen([sys.executable, "-c", WAITING.format(sign=str(sign))], env=environment) as process:
-        end = time.monotonic() + START_S
-        while not sign.exists():
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        until(sign.exists)
         yield process
         process.kill()
+
+
+def until(is_true: Callable[[], bool]) -> None:
+    end = time.monotonic() + GRACE_S + START_S
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def states(client: SyncPrefectClient, run: UUID) -> list[str | None]:
@@ -78,11 +82,11 @@ def test_a_flow_whose_process_is_killed_ends_as_crashed(
     waiting: "subprocess.Popen[bytes]", client: SyncPrefectClient
 ) -> None:
     (run,) = [run for run in client.read_flow_runs() if run.name == "to be killed"]
+    until(lambda: states(client, run.id) == ["Running"])  # Prefect tells of tasks some time after they have begun
     waiting.kill()
-    end = time.monotonic() + GRACE_S + START_S
-    while (state := client.read_flow_run(run.id).state) is None or not state.is_final():
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    until(lambda: (state := client.read_flow_run(run.id).state) is not None and state.is_final())
+    state = client.read_flow_run(run.id).state
+    assert state is not None
     assert (state.name, state.message) == ("Crashed", "the process of the flow was killed")
     assert states(client, run.id) == ["Crashed"]
 
