@@ -30,6 +30,7 @@ from mlfilter_core.model_files import ModelFiles
 from mlfilter_core.publishing import remove_leftovers
 from tests.conftest import WriteLines
 from tests.faults.conftest import PAGE, Disk, WriteJob, names_below
+from tests.flows.conftest import last_task_runs
 from tests.mlfilter_core.test_committed import content
 
 N = 60
@@ -198,7 +199,7 @@ def test_a_run_on_a_full_disk_fails_at_once_with_the_reason_and_a_rerun_does_the
     full = r"1 of 3 files failed(?s:.*)b/y.jsonl: OSError: \[Errno 28\] No space left on device: '.*/b/y.h5'"
     with pytest.raises(FilesFailedError, match=full):
         embed(job, elsewhere)
-    runs = client.read_task_runs(limit=3, sort="EXPECTED_START_TIME_DESC")
+    runs = last_task_runs(client, 3)
     assert {(run.name, run.state_type, run.run_count) for run in runs} >= {("embed b/y.jsonl", "FAILED", 1)}
     before = {path: path.read_bytes() for path in disk.folder.rglob("*.h5")}
     assert len(before) == 2

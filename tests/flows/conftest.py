@@ -1,6 +1,7 @@
 """A real Prefect server for the session, and job files over small corpora."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 import yaml
 from distributed.utils import get_mp_context
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import TaskRun
 
 from flows.server import prefect_api
 from tests.conftest import TINY_DIM
 
 WriteJob = Callable[..., Path]
+TOLD_S = 60  # of an event, by Prefect to its server, on a machine that is busy
 
 PRELOADED = [
     *("distributed.worker", "mlfilter_core.encoder", "transformers.models.bert.modeling_bert"),
@@ -109,6 +112,17 @@ def annotate_job(tmp_path: Path, heads: dict[str, str]) -> WriteJob:
         return _write_yaml(tmp_path / "annotate.yaml", {"params": params, "local_settings": {"workers": 1}})
 
     return write
+
+
+def last_task_runs(client: SyncPrefectClient, n: int) -> list[TaskRun]:
+    """Returns the last task runs, newest first, once they have ended: Prefect tells of that some time after it."""
+    end = time.monotonic() + TOLD_S
+    while True:
+        runs = client.read_task_runs(limit=n, sort="EXPECTED_START_TIME_DESC")
+        if all(run.state is not None and run.state.is_final() for run in runs):
+            return runs
+        assert time.monotonic() < end, runs
+        time.sleep(0.2)
 
 
 def write_embeddings(path: Path, n_rows: int, dim: int = TINY_DIM) -> None:

@@ -28,7 +28,7 @@ from mlfilter_core.errors import ConfigError, EncoderError, HeadError
 from mlfilter_core.job_files import load_job
 from mlfilter_core.run_log import RunLog
 from mlfilter_core.run_report.collect import collect
-from tests.flows.conftest import WriteJob
+from tests.flows.conftest import WriteJob, last_task_runs
 
 
 def test_the_flow_equals_the_direct_computation(
@@ -55,7 +55,7 @@ def test_a_file_that_fails_does_not_stop_the_others(
         embed(job, {"files_per_task": 1})
     outputs = tmp_path / "out" / "embeddings"
     assert sorted(path.name for path in outputs.rglob("*.h5")) == ["x.h5", "x.h5", "y.h5"]
-    states = {run.name: run.state_type for run in client.read_task_runs(limit=10, sort="EXPECTED_START_TIME_DESC")[:4]}
+    states = {run.name: run.state_type for run in last_task_runs(client, 4)}
     assert states["embed a/broken.jsonl"] == "FAILED"
     assert states["embed b/y.jsonl"] == "COMPLETED"
 
@@ -71,7 +71,7 @@ def test_files_that_share_a_task_fail_by_themselves(
     with pytest.raises(FilesFailedError, match=r"1 of 4 files failed.*\n.*a/broken.jsonl: 1 of 1 lines are rejected"):
         embed(embed_job(), {"files_per_task": 10})
     assert len(list((tmp_path / "out" / "embeddings").rglob("*.h5"))) == 3
-    (run,) = client.read_task_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
+    (run,) = last_task_runs(client, 1)
     assert (run.name, run.state_type) == ("embed a/broken.jsonl and 3 more", "FAILED")
     assert run.state is not None
     assert "a/broken.jsonl: 1 of 1 lines" in str(run.state.message)

@@ -21,6 +21,7 @@ from flows.worker import last_words
 from mlfilter_core.config.execution import LocalSettings
 from mlfilter_core.errors import SourceError
 from mlfilter_core.progress import Progress, ProgressTeller
+from tests.flows.conftest import last_task_runs
 
 
 class Items(list[str]):
@@ -124,7 +125,7 @@ def test_items_that_kill_every_worker_are_marked_crashed_and_the_others_go_on(
         assert "its worker died while running it, 4 times, last on 127.0.0.1; it was killed from" in str(
             done[item].error
         )
-    states = [run.state_type for run in client.read_task_runs(limit=7, sort="EXPECTED_START_TIME_DESC")]
+    states = [run.state_type for run in last_task_runs(client, 7)]
     assert (states.count("CRASHED"), states.count("COMPLETED")) == (len(poison), 2)
 
 
@@ -233,5 +234,5 @@ def test_a_run_that_ends_early_cancels_what_is_under_way_and_what_waits_to_be_tr
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match="no more"):
         run()
-    states = [run.state_type for run in client.read_task_runs(limit=3, sort="EXPECTED_START_TIME_DESC")]
+    states = [run.state_type for run in last_task_runs(client, 3)]
     assert sorted(map(str, states)) == ["StateType.CANCELLED", "StateType.CANCELLED", "StateType.COMPLETED"]

@@ -28,6 +28,7 @@ from flows.report import FilesFailedError
 from flows.slurm import SlurmError, slurm_workers
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding_store import EmbeddingFile
+from tests.flows.conftest import last_task_runs
 from tests.flows.test_deployments import prefect
 from tests.flows.test_fan_out import Items
 from tests.slurm import cluster
@@ -326,7 +327,7 @@ def test_nodes_that_cannot_reach_the_api_embed_all_the_same(
 ) -> None:
     report = embed(slurm_job({"a": 4}, env_command="export PREFECT_API_URL=http://127.0.0.1:9/api"))
     assert [row.documents for row in report.reports] == [4]
-    (run,) = client.read_task_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
+    (run,) = last_task_runs(client, 1)
     assert (run.name, run.state_type) == ("embed a.jsonl", "COMPLETED")
 
 
