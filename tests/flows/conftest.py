@@ -1,7 +1,6 @@
 """A real Prefect server for the session, and job files over small corpora."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import TaskRun
 
 from flows.server import prefect_api
-from tests.conftest import TINY_DIM
+from tests.conftest import TINY_DIM, within
 
 WriteJob = Callable[..., Path]
 TOLD_S = 60  # of an event, by Prefect to its server, on a machine that is busy
@@ -116,13 +115,12 @@ def annotate_job(tmp_path: Path, heads: dict[str, str]) -> WriteJob:
 
 def last_task_runs(client: SyncPrefectClient, n: int) -> list[TaskRun]:
     """Returns the last task runs, newest first, once they have ended: Prefect tells of that some time after it."""
-    end = time.monotonic() + TOLD_S
-    while True:
+
+    def ended() -> list[TaskRun]:
         runs = client.read_task_runs(limit=n, sort="EXPECTED_START_TIME_DESC")
-        if all(run.state is not None and run.state.is_final() for run in runs):
-            return runs
-        assert time.monotonic() < end, runs
-        time.sleep(0.2)
+        return runs if all(run.state is not None and run.state.is_final() for run in runs) else []
+
+    return within(TOLD_S, ended)
 
 
 def write_embeddings(path: Path, n_rows: int, dim: int = TINY_DIM) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.job_files import load_job
 from mlfilter_core.job_kinds import load_any_job
+from tests.conftest import within
 from tests.flows.conftest import WriteJob
 
 REPOSITORY = Path(__file__).parents[2]
@@ -102,20 +102,13 @@ def written(job_file: Path) -> dict[str, Any]:
     return content
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(LOOK_S)
-
-
 def ended(client: SyncPrefectClient, run: UUID, seconds: float = RUN_S) -> tuple[str, str]:
     """Waits for the end of a run; returns its state and the state's message."""
 
     def state() -> Any:
         return client.read_flow_run(run).state
 
-    wait_until(lambda: state().is_final(), seconds)
+    within(seconds, lambda: state().is_final())
     return state().name, state().message
 
 
@@ -136,8 +129,8 @@ def below(client: SyncPrefectClient, run: UUID) -> list[FlowRun]:
 
 def processes_in_the_middle_of_a_file(worker: psutil.Process, output: Path) -> list[psutil.Process]:
     """Waits until the short files are finished and the long one is under way; returns the run's processes."""
-    wait_until(lambda: len(list(output.rglob("*.h5"))) == 3, RUN_S)
-    wait_until(lambda: any(path.stat().st_size for path in output.rglob(".z.h5.*")), RUN_S)
+    within(RUN_S, lambda: len(list(output.rglob("*.h5"))) == 3)
+    within(RUN_S, lambda: any(path.stat().st_size for path in output.rglob(".z.h5.*")))
     return worker.children(recursive=True)
 
 
@@ -263,7 +256,7 @@ def test_a_cancelled_run_ends_within_a_minute_and_leaves_complete_files_only(
     processes = processes_in_the_middle_of_a_file(worker, tmp_path / "out")
     client.set_flow_run_state(run, Cancelling(), force=True)
     assert ended(client, run, CANCEL_S)[0] == "Cancelled"
-    wait_until(lambda: all_gone(processes), LOOK_S)
+    within(LOOK_S, lambda: all_gone(processes))
     assert tasks(client, run).pop("embed z.jsonl") == ["Cancelled"]
     assert {state for states in tasks(client, run).values() for state in states} == {"Completed", "Cancelled"}
     files = sorted((tmp_path / "out").rglob("*.h5"))
@@ -287,8 +280,8 @@ def test_nothing_stays_running_when_the_process_of_a_pipeline_is_killed(
     processes = processes_in_the_middle_of_a_file(worker, tmp_path / "out")
     worker.children()[0].kill()
     assert ended(client, run)[0] == "Crashed"
-    wait_until(lambda: all_gone(processes), RUN_S)
+    within(RUN_S, lambda: all_gone(processes))
     (embedding,) = below(client, run)
     assert ended(client, embedding.id)[0] == "Crashed"
     assert tasks(client, embedding.id)["embed z.jsonl"] == ["Crashed"]
-    wait_until(lambda: "Running" not in str(tasks(client, run)) + str(tasks(client, embedding.id)), RUN_S)
+    within(RUN_S, lambda: "Running" not in str(tasks(client, run)) + str(tasks(client, embedding.id)))

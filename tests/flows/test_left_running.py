@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -13,10 +12,12 @@ import pytest
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, Completed, Running
 
 from flows.left_running import GRACE_S, end_what_is_left, never_left_running
+from tests.conftest import within
 
 # More than the API shows at a time.
 N_TASKS = 205
@@ -59,16 +60,14 @@ def waiting(tmp_path: Path, api: None) -> Iterator["subprocess.Popen[bytes]"]:
     sign = tmp_path / "started"
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     with subprocess.Popen([sys.executable, "-c", WAITING.format(sign=str(sign))], env=environment) as process:
-        until(sign.exists)
+        within(START_S, sign.exists)
         yield process
         process.kill()
 
 
-def until(is_true: Callable[[], bool]) -> None:
-    end = time.monotonic() + GRACE_S + START_S
-    while not is_true():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+def final_state(client: SyncPrefectClient, run: UUID) -> State | None:
+    state = client.read_flow_run(run).state
+    return state if state is not None and state.is_final() else None
 
 
 def states(client: SyncPrefectClient, run: UUID) -> list[str | None]:
@@ -82,11 +81,10 @@ def test_a_flow_whose_process_is_killed_ends_as_crashed(
     waiting: "subprocess.Popen[bytes]", client: SyncPrefectClient
 ) -> None:
     (run,) = [run for run in client.read_flow_runs() if run.name == "to be killed"]
-    until(lambda: states(client, run.id) == ["Running"])  # Prefect tells of tasks some time after they have begun
+    # Prefect tells of tasks some time after they have begun.
+    within(START_S, lambda: states(client, run.id) == ["Running"])
     waiting.kill()
-    until(lambda: (state := client.read_flow_run(run.id).state) is not None and state.is_final())
-    state = client.read_flow_run(run.id).state
-    assert state is not None
+    state = within(GRACE_S + START_S, lambda: final_state(client, run.id))
     assert (state.name, state.message) == ("Crashed", "the process of the flow was killed")
     assert states(client, run.id) == ["Crashed"]
 

@@ -28,6 +28,7 @@ from flows.report import FilesFailedError
 from flows.slurm import SlurmError, slurm_workers
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding_store import EmbeddingFile
+from tests.conftest import within
 from tests.flows.conftest import last_task_runs
 from tests.flows.test_deployments import prefect
 from tests.flows.test_fan_out import Items
@@ -88,15 +89,6 @@ def queue() -> list[str]:
     return subprocess.run(
         ["squeue", "--me", "-h", "-o", "%i"], capture_output=True, text=True, check=True
     ).stdout.split()
-
-
-def within(seconds: float, happens: Callable[[], Any]) -> Any:
-    """Waits until something is true; returns it."""
-    end = time.monotonic() + seconds
-    while not (result := happens()):
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.2)
-    return result
 
 
 def start(job: Path) -> "subprocess.Popen[str]":

@@ -1,8 +1,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from mlfilter_core import first_documents as first_documents_module
 from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.first_documents import MAX_BYTES, N_FILES, N_LINES, read_first_documents
+from mlfilter_core.lines import SourceReader
 from tests.conftest import WriteLines
 
 
@@ -27,6 +31,19 @@ def test_what_cannot_be_read_and_what_is_no_object_is_passed_over(write_lines: W
     first = read_first_documents([file(cut), file(mixed), file(tmp_path / "gone.jsonl")], 1000)
     assert {"a": 2} in first.records
     assert all(isinstance(record, dict) for record in first.records)
+
+
+def test_of_a_thousand_files_a_few_are_opened(write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def noted(path: Path) -> SourceReader:
+        opened.append(path)
+        return SourceReader(path)
+
+    monkeypatch.setattr(first_documents_module, "SourceReader", noted)
+    path = write_lines("x.jsonl.gz", [{"text": "word " * 100}] * 40)
+    read_first_documents([file(path)] * 1000, 64 << 20)
+    assert len(opened) == N_FILES
 
 
 def test_of_long_lines_a_few_suffice(write_lines: WriteLines) -> None:

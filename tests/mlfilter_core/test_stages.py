@@ -1,11 +1,12 @@
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 
 import pytest
 
 from mlfilter_core.stages import QUEUED_ITEMS, Stages
+from tests.conftest import within
 
 who: ContextVar[str] = ContextVar("who")
 
@@ -47,7 +48,8 @@ def test_a_stage_runs_ahead_by_its_queue_and_no_further() -> None:
     with Stages("count", "print") as stages:
         numbers = stages.run(count())
         assert next(numbers) == 0
-        until(lambda: len(made) == 2 + QUEUED_ITEMS)  # the one taken, those in the queue, and one that waits for room
+        # The one taken, those in the queue, and one that waits for room.
+        within(30, lambda: len(made) == 2 + QUEUED_ITEMS)
         time.sleep(0.1)
         assert len(made) == 2 + QUEUED_ITEMS
 
@@ -130,10 +132,3 @@ def test_a_stage_runs_in_the_context_of_its_caller() -> None:
 
 def is_any_running() -> bool:
     return any(thread.name == "stage" for thread in threading.enumerate())
-
-
-def until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
