@@ -1,7 +1,9 @@
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
+from torch.nn.attention import varlen
 
 from mlfilter_core import attention
 from mlfilter_core.attention import can_attend_unpadded, unpadded_attention
@@ -53,7 +55,7 @@ def attend(
     window: int | None = None,
     scaling: float = 0.3,
 ) -> torch.Tensor:
-    bounds = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0)], dtype=torch.int32, device=query.device)
+    bounds = torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32, device=query.device)
     attended, weights = unpadded_attention(
         Layer(is_causal),
         query,
@@ -112,6 +114,66 @@ def test_long_documents_take_the_kernel_whose_memory_does_not_grow_with_the_squa
     fused = attend(query, key, value)
     assert not torch.equal(products, fused), "both took the same way"
     torch.testing.assert_close(products, fused, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("window", [-1, 4])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_compiled_around_it_knows_its_shape_and_strides(
+    dtype: torch.dtype, is_causal: bool, window: int
+) -> None:
+    query, key, value = (heads(4, scale).to(dtype) for scale in (1.0, 1.1, 1.2))
+    arguments = (query, key, value, torch.tensor([0, 7, 64], dtype=torch.int32), 57, is_causal, window, 0.3)
+    torch.library.opcheck(torch.ops.mlfilter.attend_on_cpu, arguments)
+
+
+@pytest.fixture
+def varlen_attn_on_cpu() -> None:
+    """A kernel for PyTorch's operator, which has none for a CPU, that does what its documentation says."""
+
+    @varlen._varlen_attn.register_kernel("cpu")
+    def _(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        is_causal: bool = False,
+        scale: float | None = None,
+        window_size: Sequence[int] = (-1, -1),
+        enable_gqa: bool = False,
+        *ignored: object,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        left, right = (1 << 30 if side < 0 else side for side in window_size)
+        attended = torch.empty_like(query)
+        for start, end in pairwise(cu_seq_q.tolist()):
+            assert end - start <= max_q
+            position = torch.arange(end - start)
+            ahead = position - position[:, None]
+            attended[start:end] = torch.nn.functional.scaled_dot_product_attention(
+                *(tensor[start:end].transpose(0, 1) for tensor in (query, key, value)),
+                attn_mask=(ahead >= -left) & (ahead <= right),
+                scale=scale,
+                enable_gqa=enable_gqa,
+            ).transpose(0, 1)
+        return attended, torch.zeros(query.shape[1], len(query)), torch.zeros(2, dtype=torch.uint64)
+
+
+@pytest.mark.parametrize("scaling", [0.3, WIDTH**-0.5])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("n_key_heads", [4, 2])
+@pytest.mark.usefixtures("varlen_attn_on_cpu")
+def test_a_gpu_is_asked_for_the_same_attention(
+    monkeypatch: pytest.MonkeyPatch, n_key_heads: int, is_causal: bool, window: int | None, scaling: float
+) -> None:
+    monkeypatch.setattr(attention, "_attend_on_cpu", attention._attend_on_gpu)
+    query, (key, value) = heads(4), (heads(n_key_heads, scale) for scale in (1.0, 2.0))
+    attended = attend(query, key, value, is_causal, window, scaling)
+    right = expected(query, key, value, scaling, is_causal, window)
+    torch.testing.assert_close(attended.double(), right, atol=1e-5, rtol=1e-5)
 
 
 def test_there_is_no_kernel_for_other_devices() -> None:
