@@ -83,14 +83,16 @@ def speed(
     config = save_model(name, folder)
     settings = EncoderSettings(max_length=max_length, model_dtype="bfloat16")
     encoder = load_encoder(resolve_model(str(folder)), settings, device)
+    compiled = load_encoder(resolve_model(str(folder)), settings, device, torch_compile=True)
     tokenized = encoder.tokenize(texts)
     runs: dict[str, Callable[[], Any]] = {
         "ours": lambda: embed(texts, encoder),
+        "ours_compiled": lambda: embed(texts, compiled),
         "ours_tokenized": lambda: encoder.encode(tokenized).embeddings(),
         "tokenizer": lambda: encoder.tokenize(texts),
         "matmul": matrix_product(lambda matrix: matrix @ matrix, torch.bfloat16, device, side(device)),
     }
-    facts = {"encoder": str(encoder)}
+    facts = {"encoder": str(encoder), "compiled encoder": str(compiled)}
     expected = embed(texts[:64], encoder)
     for path, attention in (("padded", "sdpa"), ("unpadded", "flash_attention_2")):
         try:
@@ -111,6 +113,7 @@ def speed(
     figures = {
         "tokens_per_s": n_tokens / seconds["ours"],
         "documents_per_s": len(texts) / seconds["ours"],
+        "compiled_tokens_per_s": n_tokens / seconds["ours_compiled"],
         "share_of_matmul": forward_flops(config, tokenized.n_tokens) / seconds["ours"] / matmul_rate,
         "tokens_per_s_without_tokenizing": n_tokens / seconds["ours_tokenized"],
         "tokenizer_tokens_per_s": n_tokens / seconds["tokenizer"],

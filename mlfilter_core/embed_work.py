@@ -100,7 +100,7 @@ class EmbedWork:
 
         params, request = self.params, self.request
         embeddings, rejects = self._embeddings(file), self._rejects(file)
-        encoder = _encoder(request.model, request.encoder, params.device, params.max_batch_tokens)
+        encoder = _encoder(request.model, request.encoder, params.device, params.max_batch_tokens, params.torch_compile)
         if self.annotation is None or params.annotate_inline is None:
             return embed_file(file, embeddings.path, rejects, request, encoder)
         heads = heads_of_process(params.annotate_inline, self.annotation.request)
@@ -194,9 +194,14 @@ def _size(path: Path) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _encoder(
-    model: ModelFiles, settings: EncoderSettings, device: str, max_batch_tokens: int | Literal["auto"]
+    model: ModelFiles,
+    settings: EncoderSettings,
+    device: str,
+    max_batch_tokens: int | Literal["auto"],
+    torch_compile: bool,
 ) -> "Encoder":
     """Returns the encoder, loaded once for each worker process: it takes seconds and gigabytes."""
     from mlfilter_core.encoder import load_encoder
 
-    return load_encoder(model, settings, device, None if max_batch_tokens == "auto" else max_batch_tokens)
+    limit = None if max_batch_tokens == "auto" else max_batch_tokens
+    return load_encoder(model, settings, device, limit, torch_compile)

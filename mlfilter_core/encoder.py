@@ -6,6 +6,7 @@ by sentence-transformers; the loop around them is ours.
 
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,18 @@ class Encoder:
         is_normalized: Whether the model scales its embeddings to unit length.
         device: Where it computes.
         is_unpadded: Whether the texts of a batch lie one after another, else padded to the longest.
+        is_compiled: Whether torch.compile has made the code of its forward pass.
         max_batch_tokens: Most tokens in one forward pass, padding included; less once memory ran out.
         why_max_batch_tokens: How that number was found.
     """
 
     def __init__(
-        self, model: SentenceTransformer, settings: EncoderSettings, device: torch.device, max_batch_tokens: int | None
+        self,
+        model: SentenceTransformer,
+        settings: EncoderSettings,
+        device: torch.device,
+        max_batch_tokens: int | None,
+        torch_compile: bool,
     ) -> None:
         self.device = device
         self.settings = settings
@@ -120,6 +127,7 @@ class Encoder:
         self._fixed_features = self._prompt_features()
         self._check_prompt()
         self.is_unpadded = not settings.pad_to_max_length and self._take_unpadded_attention()
+        self.is_compiled = torch_compile and self._compile()
         self.max_batch_tokens, self.why_max_batch_tokens = max_batch_tokens or 0, "as asked for"
         if max_batch_tokens is None:
             self.max_batch_tokens, self.why_max_batch_tokens = self._find_max_batch_tokens()
@@ -130,6 +138,7 @@ class Encoder:
         return (
             f"{made['compute_dtype']} on {self.device}, {made['attention']} attention, batches of at most "
             f"{self.max_batch_tokens} tokens ({self.why_max_batch_tokens})"
+            + (", compiled" if self.is_compiled else "")
             + (", with code that the model ships (trust_remote_code)" if self.settings.trust_remote_code else "")
         )
 
@@ -144,6 +153,7 @@ class Encoder:
             "device": self.device.type,
             "compute_dtype": str(self._transformer.model.dtype).removeprefix("torch."),
             "attention": "unpadded" if self.is_unpadded else self._transformer.model.config._attn_implementation,
+            "is_compiled": self.is_compiled,
             "max_batch_tokens": self.max_batch_tokens,
             "why_max_batch_tokens": self.why_max_batch_tokens,
         }
@@ -276,30 +286,58 @@ class Encoder:
         if not (can_attend_unpadded(self.device, model.dtype) and model.is_backend_compatible()):
             return False
         own_attention, own_parameters = model.config._attn_implementation, self._transformer.model_forward_params
+
+        def take() -> None:
+            model.set_attn_implementation(UNPADDED)
+            if own_parameters is not None:
+                names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+                self._transformer.model_forward_params = own_parameters | set(names)
+            self.is_unpadded = True
+
+        self.is_unpadded = False
+        reason = self._reason_against(take)
+        if reason is None:
+            return True
+        _log.warning("this model cannot take texts without padding (%s); padded batches are slower", reason)
+        model.set_attn_implementation(own_attention)
+        self._transformer.model_forward_params = own_parameters
+        self.is_unpadded = False
+        return False
+
+    @torch.inference_mode()
+    def _compile(self) -> bool:
+        """Compiles the forward pass where that gives the same embeddings, and says whether it did."""
+        model = self._transformer.model
+
+        def compile_it() -> None:
+            model.forward = torch.compile(model.forward, dynamic=True)  # one graph for batches of any size
+
+        started = time.monotonic()
+        reason = self._reason_against(compile_it)
+        if reason is None:
+            _log.info("torch.compile took %.0f s", time.monotonic() - started)
+            return True
+        _log.warning("torch_compile: this model is not compiled (%s); it is slower, and otherwise the same", reason)
+        vars(model).pop("forward", None)
+        return False
+
+    def _reason_against(self, change: Callable[[], None]) -> str | None:
+        """Changes how the model computes. Returns why that cannot stay; None where its embeddings are the same."""
+        model = self._transformer.model
         longest = min(self.max_length or TRIAL_TOKENS, TRIAL_TOKENS)
         lengths = [length for length in (longest // 2, longest * 2 // 3, longest) if length > 0]
         # Not the pad token, from which some models count positions.
         vocabulary = np.arange(model.config.get_text_config().vocab_size)
         tokens = vocabulary[vocabulary != self._tokenizer.pad_token_id]
         batch = [np.resize(tokens[number:], length).astype(np.int32) for number, length in enumerate(lengths)]
-        self.is_unpadded = False
         expected = self._forward(batch)
         try:
-            model.set_attn_implementation(UNPADDED)
-            if own_parameters is not None:
-                names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-                self._transformer.model_forward_params = own_parameters | set(names)
-            self.is_unpadded = True
+            change()
             distances = (self._forward(batch) - expected).norm(dim=1) / expected.norm(dim=1)
-            reason = f"embeddings differ by {distances.max():.0%}"
-            if bool((distances <= ROUNDING[model.dtype]).all()):
-                return True
-        except Exception as error:  # whatever a model's own code raises when it is given texts in one row
-            reason = f"{type(error).__name__}: {error}"
-        _log.warning("this model cannot take texts without padding (%s); padded batches are slower", reason)
-        model.set_attn_implementation(own_attention)
-        self._transformer.model_forward_params = own_parameters
-        return False
+        except Exception as error:  # whatever a model's own code or a compiler raises
+            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        are_same = bool((distances <= ROUNDING[model.dtype]).all())
+        return None if are_same else f"embeddings differ by {distances.max():.0%}"
 
     def _prompt_features(self) -> dict[str, Any]:
         """Runs sentence-transformers' own preprocessing once, for what it adds to the token ids."""
@@ -332,7 +370,11 @@ class Encoder:
 
 
 def load_encoder(
-    files: ModelFiles, settings: EncoderSettings, device: str = "auto", max_batch_tokens: int | None = None
+    files: ModelFiles,
+    settings: EncoderSettings,
+    device: str = "auto",
+    max_batch_tokens: int | None = None,
+    torch_compile: bool = False,
 ) -> Encoder:
     """Loads an encoder onto a device.
 
@@ -342,6 +384,7 @@ def load_encoder(
         device: `auto` (CUDA, then MPS, then CPU), or a torch device such as `cuda:1`.
         max_batch_tokens: Most tokens in one forward pass; None takes a few seconds to find the
             size that is fastest here.
+        torch_compile: Take a minute to have torch.compile make the code of the forward pass.
 
     Raises:
         EncoderError: The files do not make an encoder of texts, the device is absent, or `max_length`
@@ -374,9 +417,10 @@ def load_encoder(
         _set_pooling(model, settings.pooling)
     dtype = pick_dtype(settings.model_dtype, chosen)
     first.to(dtype)
-    pack_linear_layers(model)
+    if not torch_compile:  # it cannot look into packed weights
+        pack_linear_layers(model)
     model.eval()
-    encoder = Encoder(model, settings, chosen, max_batch_tokens)
+    encoder = Encoder(model, settings, chosen, max_batch_tokens, torch_compile)
     _log.info(
         "encoder %s: %d dimensions, %s pooling, at most %s tokens, %s",
         *(files.model, encoder.dim, encoder.pooling, encoder.max_length, encoder),

@@ -84,6 +84,11 @@ class EmbeddingPipelineParameters(Written):
         "float32",
         description="Precision of the forward pass; pooling is float32 always. auto: bfloat16 where it is fast.",
     )
+    torch_compile: bool = Field(
+        False,
+        description="Have torch.compile make the code of the model's forward pass: a minute for each worker. It is for "
+        "GPUs; a CPU is faster without.",
+    )
     embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Precision in the file.")
     label_dtype: Literal["float32", "float64", "int8", "int16", "int32", "int64"] = Field(
         "float32",

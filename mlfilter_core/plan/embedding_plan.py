@@ -101,7 +101,8 @@ def _load(
     asked: int | Literal["auto"] = params.max_batch_tokens
     started = time.monotonic()
     with findings.noting():
-        encoder = load_encoder(request.model, request.encoder, device, None if asked == "auto" else asked)
+        limit = None if asked == "auto" else asked
+        encoder = load_encoder(request.model, request.encoder, device, limit, params.torch_compile)
         return LoadedEncoder(encoder, time.monotonic() - started)
     return None
 

@@ -29,7 +29,7 @@ MAX_ENCODERS = 3  # ways to compute that workers may differ in
 FEW_SCORES = 2  # have plots of full size
 ENCODER_FIELDS = (
     *("model", "revision", "weights_sha256", "tokenizer_sha256", "dim", "pooling", "is_normalized", "prompt"),
-    *("max_length", "model_dtype", "embedding_dtype", "attention", "device"),
+    *("max_length", "model_dtype", "embedding_dtype", "attention", "is_compiled", "device"),
 )
 DIGEST_CHARACTERS = 16
 # Of the table of files: a field of `FileFacts`, and whether it is a number.

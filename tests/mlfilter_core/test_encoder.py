@@ -1,3 +1,4 @@
+import functools
 import re
 import shutil
 import subprocess
@@ -142,6 +143,7 @@ def test_a_saved_model_keeps_its_pooling_dense_layer_and_default_prompt(
         "device": "cpu",
         "compute_dtype": "float32",
         "attention": "unpadded",
+        "is_compiled": False,
         "max_batch_tokens": encoder.max_batch_tokens,
         "why_max_batch_tokens": encoder.why_max_batch_tokens,
     }
@@ -300,6 +302,42 @@ def test_a_model_whose_attention_is_more_than_attention_is_given_padded_texts(
     assert encoder.provenance()["attention"] == "sdpa"
     assert re.search(r"cannot take texts without padding \(embeddings differ by \d+%\)", caplog.text)
     np.testing.assert_allclose(encode(encoder, TEXTS), expected, atol=TOLERANCE)
+
+
+ignoring_warnings_of_the_compiler = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@ignoring_warnings_of_the_compiler
+@pytest.mark.parametrize(
+    ("pad_to_max_length", "n_graphs"), [(False, 1), (True, 2)], ids=["unpadded", "padded: one for a single text"]
+)
+def test_a_compiled_model_has_one_graph_for_batches_of_any_size(
+    tiny_model: Path, tiny_encoder: Encoder, pad_to_max_length: bool, n_graphs: int
+) -> None:
+    settings = EncoderSettings(pad_to_max_length=pad_to_max_length)
+    torch._dynamo.utils.counters.clear()
+    encoder = load_encoder(resolve_model(str(tiny_model)), settings, max_batch_tokens=512, torch_compile=True)
+    assert encoder.is_compiled
+    assert encoder.provenance()["is_compiled"]
+    for batch_size in (1, 2, 3, 5, 64):
+        np.testing.assert_allclose(encode(encoder, TEXTS, batch_size), encode(tiny_encoder, TEXTS), atol=TOLERANCE)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == n_graphs
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@ignoring_warnings_of_the_compiler
+def test_a_model_that_cannot_be_compiled_is_not(
+    tiny_model: Path, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fail))
+    encoder = load_encoder(resolve_model(str(tiny_model)), EncoderSettings(), max_batch_tokens=512, torch_compile=True)
+    assert not encoder.is_compiled
+    assert re.search(r"torch_compile: this model is not compiled \(BackendCompilerFailed: .*\bfail\b", caplog.text)
+    np.testing.assert_allclose(encode(encoder, TEXTS), encode(tiny_encoder, TEXTS), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("prompt", ["", "x x "])

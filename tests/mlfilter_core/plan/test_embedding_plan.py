@@ -1,3 +1,4 @@
+import functools
 import gzip
 import json
 import random
@@ -16,6 +17,7 @@ from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.disk_space import FreeSpace
 from mlfilter_core.embed_file import embed_file
 from mlfilter_core.embed_work import embed_work
+from mlfilter_core.embedding_store import EmbeddingFile
 from mlfilter_core.encoder import Encoder
 from mlfilter_core.model_files import ModelFiles
 from mlfilter_core.plan import blocks as blocks_module
@@ -278,6 +280,21 @@ def test_finished_files_are_left_out_and_those_of_another_request_are_problems(
     assert facts_of(made, "documents")["documents"]["value"] == 6
     (problem,) = plan(max_length=8).problems
     assert "was made by another request: max_length None then, 8 now" in problem
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_the_model_is_compiled_where_the_job_says_so(
+    plan: PlanJob, write_lines: WriteLines, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    write_lines("in/a.jsonl", records(9))
+    assert facts_of(plan(torch_compile=True), "encoder")["is_compiled"]
+    job = {"input_dir": tmp_path / "in", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
+    params = EmbeddingJob(params={**job, "text_field": "text", "max_batch_tokens": 512, "torch_compile": True}).params
+    embed_work(params).run(CorpusFile("a.jsonl", "a", tmp_path / "in"))
+    with EmbeddingFile(tmp_path / "out" / "embeddings" / "a.h5", "train") as file:
+        assert file.provenance is not None
+        assert file.provenance.encoder["is_compiled"]
 
 
 def test_all_facts_are_json(plan: PlanJob, write_lines: WriteLines) -> None:
