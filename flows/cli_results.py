@@ -257,6 +257,8 @@ def errors_as_messages() -> Iterator[None]:
     """Makes an expected error of the block its message and exit status 1."""
     try:
         yield
+    except BrokenPipeError:  # as in `| head`: the reader has seen enough, and typer ends without a word
+        raise
     except (MlfilterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -11,7 +11,14 @@ import yaml
 from prefect.settings import PREFECT_API_URL
 
 from flows.pipeline import pipeline
+from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.documents import DocumentSchema
+from mlfilter_core.embed_file import EmbedRequest, embed_file
 from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.encoder import Encoder
+from mlfilter_core.encoder_settings import EncoderSettings
+from mlfilter_core.model_files import ModelFiles
+from tests.conftest import WriteLines
 from tests.flows.conftest import WriteJob
 
 REPOSITORY = Path(__file__).parents[2]
@@ -112,6 +119,27 @@ def test_inspect_tells_what_a_file_holds(embed_job: WriteJob, tmp_path: Path) ->
     refused = ml_filter("inspect", job)
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"error: {job} is not an HDF5 file")
+
+
+def test_a_reader_of_the_output_that_has_seen_enough_is_no_error(
+    tiny_files: ModelFiles, tiny_encoder: Encoder, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    write_lines("in/x.jsonl", [{"text": "a"}])
+    request = EmbedRequest(tiny_files, EncoderSettings(), DocumentSchema(("text",)))
+    file = tmp_path / "x.h5"
+    embed_file(CorpusFile("x.jsonl", "x", tmp_path / "in"), file, tmp_path / "bad", request, tiny_encoder)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(
+            [Path(sys.executable).parent / "ml_filter", "inspect", file],
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.stderr == ""
 
 
 def test_verify_proves_that_outputs_add_up_or_names_the_file_that_is_not_right(
