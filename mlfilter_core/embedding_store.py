@@ -176,7 +176,9 @@ class EmbeddingWriter:
 
     def _create(self, name: str, dtype: Any, width: tuple[int, ...], chunk_rows: int) -> None:
         shape, maxshape, chunks = (0, *width), (None, *width), (chunk_rows, *width)
-        self._group.create_dataset(name, shape, dtype, maxshape=maxshape, chunks=chunks)
+        # Whoever reads a chunk whose bytes have changed is told so, by HDF5 itself; strings lie outside their chunks.
+        has_checksums = dtype is not _UTF8
+        self._group.create_dataset(name, shape, dtype, maxshape=maxshape, chunks=chunks, fletcher32=has_checksums)
 
     def _append_slice(
         self, documents: Sequence[Document], embeddings: NDArray[np.float32], n_tokens: NDArray[np.int32]

@@ -283,6 +283,23 @@ def test_an_embedding_that_is_not_finite_is_found(write: Write, value: float) ->
             file.check_content()
 
 
+@pytest.mark.parametrize("name", ["embeddings", "labels", "source_line", "source_offset", "n_tokens", "text_hash"])
+def test_a_bit_that_changed_is_found_when_it_is_read(write: Write, name: str) -> None:
+    path = write(10, n_labels=1)
+    with h5py.File(path) as f:
+        place = f[f"train/{name}"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with (
+        EmbeddingFile(path, "train") as file,
+        pytest.raises(
+            EmbeddingFileError, match=rf"{name} in rows 0 to 9 cannot be read \(.*\); embed its source again"
+        ),
+    ):
+        file.array(name, ALL)
+
+
 def test_an_embedding_that_is_not_of_unit_length_is_found_where_the_encoder_normalises(write: Write) -> None:
     path = write(3)
     unit = make_embeddings(3) / np.linalg.norm(make_embeddings(3), axis=1, keepdims=True)
