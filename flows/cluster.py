@@ -17,7 +17,10 @@ from flows.worker import GPUS_VARIABLE, PRELOAD
 from mlfilter_core.config.execution import LocalSettings
 
 # Of torch, NumPy and the tokenizers.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+THREAD_VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"),
+    "TORCHINDUCTOR_COMPILE_THREADS",
+)
 # A worker starts in seconds. Without any for so long, tasks fail instead of waiting for ever.
 NO_WORKERS_TIMEOUT = "10 minutes"
 # Of Dask's scheduler and its nannies.
@@ -79,6 +82,7 @@ def local_workers(
     n_workers = min(settings.workers if settings.workers > 0 else default, max(1, n_tasks))
     folder = logs / "dask"
     environment = worker_environment(n_cores() // n_workers, folder)
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute() / "torchinductor")
     if shares_gpus(device):
         environment[GPUS_VARIABLE] = ",".join(visible_gpus())
     with (
@@ -118,12 +122,11 @@ def worker_environment(n_threads: int, folder: Path) -> dict[str, str]:
 
     Args:
         n_threads: Of torch, NumPy and the tokenizers.
-        folder: For what torch compiles.
+        folder: For what matplotlib keeps.
     """
     return {
         **dict.fromkeys(THREAD_VARIABLES, str(max(1, n_threads))),
         **QUIET,
-        "TORCHINDUCTOR_CACHE_DIR": str(folder.absolute() / "torchinductor"),
         "MPLCONFIGDIR": str(folder.absolute() / "matplotlib"),
     }
 

@@ -153,6 +153,8 @@ def _prologue(settings: SlurmSettings, options: dict[str, str], n_threads: int, 
     # sbatch gives a job all of the flow's variables, passwords of Prefect's server and database among them.
     lines = ['unset "${!PREFECT_@}"']
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    # What torch compiles is small files, locked: on the node's own disk, for all jobs there.
+    lines.append('export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/torchinductor_$UID}"')
     if settings.randomize_start_duration:
         lines.append(f"sleep $((RANDOM % {settings.randomize_start_duration + 1}))")
     if settings.env_command:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MODEL_NAMES = ("model", "revision")
 
 # What decides the last bits of an embedding, and is no part of what is asked for.
-TUNED = ("max_batch_tokens", "why_max_batch_tokens")
+TUNED = ("max_batch_tokens", "why_max_batch_tokens", "is_compiled")
 
 _TokenizedWindow: TypeAlias = tuple[Window, "TokenizedTexts | Rows"]  # rows where an earlier run encoded it
 _EncodedWindow: TypeAlias = tuple[Window, Rows, bool]  # and whether an earlier run did

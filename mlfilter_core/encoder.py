@@ -128,6 +128,8 @@ class Encoder:
         self._check_prompt()
         self.is_unpadded = not settings.pad_to_max_length and self._take_unpadded_attention()
         self.is_compiled = torch_compile and self._compile()
+        if not self.is_compiled:  # which cannot look into packed weights
+            pack_linear_layers(model)
         self.max_batch_tokens, self.why_max_batch_tokens = max_batch_tokens or 0, "as asked for"
         if max_batch_tokens is None:
             self.max_batch_tokens, self.why_max_batch_tokens = self._find_max_batch_tokens()
@@ -310,14 +312,17 @@ class Encoder:
         model = self._transformer.model
 
         def compile_it() -> None:
-            model.forward = torch.compile(model.forward, dynamic=True)  # one graph for batches of any size
+            model.forward = torch.compile(model.forward, dynamic=True)
 
         started = time.monotonic()
+        torch._dynamo.config.suppress_errors = False
         reason = self._reason_against(compile_it)
+        # From here on, a graph that cannot be compiled is computed as it is, with a warning.
+        torch._dynamo.config.suppress_errors = True
         if reason is None:
             _log.info("torch.compile took %.0f s", time.monotonic() - started)
             return True
-        _log.warning("torch_compile: this model is not compiled (%s); it is slower, and otherwise the same", reason)
+        _log.warning("torch_compile: this model is not compiled (%s), and computes as without", reason)
         vars(model).pop("forward", None)
         return False
 
@@ -329,11 +334,13 @@ class Encoder:
         # Not the pad token, from which some models count positions.
         vocabulary = np.arange(model.config.get_text_config().vocab_size)
         tokens = vocabulary[vocabulary != self._tokenizer.pad_token_id]
-        batch = [np.resize(tokens[number:], length).astype(np.int32) for number, length in enumerate(lengths)]
-        expected = self._forward(batch)
+        texts = [np.resize(tokens[number:], length).astype(np.int32) for number, length in enumerate(lengths)]
+        batches = [texts, texts[-1:]]  # what is compiled for one text may differ from what is for several
+        expected = torch.cat([self._forward(batch) for batch in batches])
         try:
             change()
-            distances = (self._forward(batch) - expected).norm(dim=1) / expected.norm(dim=1)
+            distances = (torch.cat([self._forward(batch) for batch in batches]) - expected).norm(dim=1)
+            distances /= expected.norm(dim=1)
         except Exception as error:  # whatever a model's own code or a compiler raises
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         are_same = bool((distances <= ROUNDING[model.dtype]).all())
@@ -417,8 +424,6 @@ def load_encoder(
         _set_pooling(model, settings.pooling)
     dtype = pick_dtype(settings.model_dtype, chosen)
     first.to(dtype)
-    if not torch_compile:  # it cannot look into packed weights
-        pack_linear_layers(model)
     model.eval()
     encoder = Encoder(model, settings, chosen, max_batch_tokens, torch_compile)
     _log.info(

@@ -86,8 +86,8 @@ class EmbeddingPipelineParameters(Written):
     )
     torch_compile: bool = Field(
         False,
-        description="Have torch.compile make the code of the model's forward pass: a minute for each worker. It is for "
-        "GPUs; a CPU is faster without.",
+        description="Have torch.compile make the code of the model's forward pass, about a minute for each worker. "
+        "A CPU is faster without.",
     )
     embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Precision in the file.")
     label_dtype: Literal["float32", "float64", "int8", "int16", "int32", "int64"] = Field(

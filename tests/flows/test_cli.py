@@ -139,7 +139,7 @@ def test_a_reader_of_the_output_that_has_seen_enough_is_no_error(
             text=True,
             check=False,
         )
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_verify_proves_that_outputs_add_up_or_names_the_file_that_is_not_right(

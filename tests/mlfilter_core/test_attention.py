@@ -127,7 +127,7 @@ def test_what_is_compiled_around_it_knows_its_shape_and_strides(
     torch.library.opcheck(torch.ops.mlfilter.attend_on_cpu, arguments)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def varlen_attn_on_cpu() -> None:
     """A kernel for PyTorch's operator, which has none for a CPU, that does what its documentation says."""
 

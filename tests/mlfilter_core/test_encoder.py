@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from mlfilter_core.attention import UNPADDED
-from mlfilter_core.encoder import Encoder, load_encoder
+from mlfilter_core.encoder import Encoder, TokenizedTexts, load_encoder
 from mlfilter_core.encoder_settings import EncoderSettings
 from mlfilter_core.errors import ConfigError, EncoderError
 from mlfilter_core.model_files import ModelFiles, resolve_model
@@ -316,8 +316,10 @@ def test_a_compiled_model_has_one_graph_for_batches_of_any_size(
     tiny_model: Path, tiny_encoder: Encoder, pad_to_max_length: bool, n_graphs: int
 ) -> None:
     settings = EncoderSettings(pad_to_max_length=pad_to_max_length)
+    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    encoder = load_encoder(resolve_model(str(tiny_model)), settings, max_batch_tokens=512, torch_compile=True)
+    encoder = load_encoder(resolve_model(str(tiny_model)), settings, "cpu", 512, torch_compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == n_graphs, "made while sizes of batches are timed"
     assert encoder.is_compiled
     assert encoder.provenance()["is_compiled"]
     for batch_size in (1, 2, 3, 5, 64):
@@ -334,10 +336,32 @@ def test_a_model_that_cannot_be_compiled_is_not(
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fail))
-    encoder = load_encoder(resolve_model(str(tiny_model)), EncoderSettings(), max_batch_tokens=512, torch_compile=True)
+    encoder = load_encoder(resolve_model(str(tiny_model)), EncoderSettings(), "cpu", 512, torch_compile=True)
     assert not encoder.is_compiled
     assert re.search(r"torch_compile: this model is not compiled \(BackendCompilerFailed: .*\bfail\b", caplog.text)
     np.testing.assert_allclose(encode(encoder, TEXTS), encode(tiny_encoder, TEXTS), atol=TOLERANCE)
+
+
+@ignoring_warnings_of_the_compiler
+def test_a_graph_that_cannot_be_compiled_later_is_computed_as_it_is(
+    tiny_model: Path, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[Any] = []
+
+    def compile_the_first(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        if len(graphs) > 1:
+            raise RuntimeError("the compiler has died")
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compile_the_first))
+    encoder = load_encoder(resolve_model(str(tiny_model)), EncoderSettings(), "cpu", 512, torch_compile=True)
+    assert encoder.is_compiled
+    one_token = TokenizedTexts([np.array([7], np.int32)], np.ones(1, np.int32), np.zeros(1, np.bool_))
+    embeddings = encoder.encode(one_token).embeddings()
+    assert len(graphs) > 1
+    np.testing.assert_allclose(embeddings, tiny_encoder.encode(one_token).embeddings(), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("prompt", ["", "x x "])

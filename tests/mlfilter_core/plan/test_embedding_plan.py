@@ -288,9 +288,9 @@ def test_the_model_is_compiled_where_the_job_says_so(
 ) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     write_lines("in/a.jsonl", records(9))
-    assert facts_of(plan(torch_compile=True), "encoder")["is_compiled"]
+    assert facts_of(plan(device="cpu", torch_compile=True), "encoder")["is_compiled"]
     job = {"input_dir": tmp_path / "in", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
-    params = EmbeddingJob(params={**job, "text_field": "text", "max_batch_tokens": 512, "torch_compile": True}).params
+    params = EmbeddingJob(params={**job, "text_field": "text", "device": "cpu", "torch_compile": True}).params
     embed_work(params).run(CorpusFile("a.jsonl", "a", tmp_path / "in"))
     with EmbeddingFile(tmp_path / "out" / "embeddings" / "a.h5", "train") as file:
         assert file.provenance is not None
