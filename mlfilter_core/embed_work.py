@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mlfilter_core.annotate_file import score_columns
 from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded, finished_embedding_and_annotation
@@ -100,7 +100,9 @@ class EmbedWork:
 
         params, request = self.params, self.request
         embeddings, rejects = self._embeddings(file), self._rejects(file)
-        encoder = _encoder(request.model, request.encoder, params.device, params.max_batch_tokens, params.torch_compile)
+        encoder = _encoder(
+            request.model, request.encoder, params.device, params.batch_token_limit, params.torch_compile
+        )
         if self.annotation is None or params.annotate_inline is None:
             return embed_file(file, embeddings.path, rejects, request, encoder)
         heads = heads_of_process(params.annotate_inline, self.annotation.request)
@@ -197,11 +199,10 @@ def _encoder(
     model: ModelFiles,
     settings: EncoderSettings,
     device: str,
-    max_batch_tokens: int | Literal["auto"],
+    max_batch_tokens: int | None,
     torch_compile: bool,
 ) -> "Encoder":
     """Returns the encoder, loaded once for each worker process: it takes seconds and gigabytes."""
     from mlfilter_core.encoder import load_encoder
 
-    limit = None if max_batch_tokens == "auto" else max_batch_tokens
-    return load_encoder(model, settings, device, limit, torch_compile)
+    return load_encoder(model, settings, device, max_batch_tokens, torch_compile)

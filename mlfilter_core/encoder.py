@@ -128,7 +128,7 @@ class Encoder:
         self._check_prompt()
         self.is_unpadded = not settings.pad_to_max_length and self._take_unpadded_attention()
         self.is_compiled = torch_compile and self._compile()
-        if not self.is_compiled:  # which cannot look into packed weights
+        if not self.is_compiled:  # compiled code cannot look into packed weights
             pack_linear_layers(model)
         self.max_batch_tokens, self.why_max_batch_tokens = max_batch_tokens or 0, "as asked for"
         if max_batch_tokens is None:

@@ -147,6 +147,11 @@ class EmbeddingPipelineParameters(Written):
         return self
 
     @property
+    def batch_token_limit(self) -> int | None:
+        """`max_batch_tokens`; None leaves it to the encoder."""
+        return None if self.max_batch_tokens == "auto" else self.max_batch_tokens
+
+    @property
     def annotated_output_dir(self) -> Path:
         return self.output_dir / ANNOTATED_DIR
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mlfilter_core.annotate_file import score_columns
 from mlfilter_core.annotate_work import annotate_request
@@ -98,11 +98,9 @@ def _load(
 ) -> LoadedEncoder | None:
     from mlfilter_core.encoder import load_encoder
 
-    asked: int | Literal["auto"] = params.max_batch_tokens
     started = time.monotonic()
     with findings.noting():
-        limit = None if asked == "auto" else asked
-        encoder = load_encoder(request.model, request.encoder, device, limit, params.torch_compile)
+        encoder = load_encoder(request.model, request.encoder, device, params.batch_token_limit, params.torch_compile)
         return LoadedEncoder(encoder, time.monotonic() - started)
     return None
 

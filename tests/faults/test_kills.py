@@ -58,7 +58,7 @@ class CountingWork(EmbedWork):
     def run(self, file: CorpusFile) -> EmbedReport:
         encoder = embed_work_module._encoder(
             *(self.request.model, self.request.encoder, self.params.device),
-            *(self.params.max_batch_tokens, self.params.torch_compile),
+            *(self.params.batch_token_limit, self.params.torch_compile),
         )
         if "encode" not in vars(encoder):
             encode, log = encoder.encode, self.params.output_dir / "encoded"

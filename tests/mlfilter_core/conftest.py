@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
@@ -18,3 +19,12 @@ def heads(tmp_path: Path) -> list[Head]:
     torch.save(linear.state_dict(), tmp_path / "linear.pt")
     torch.save(mlp.state_dict(), tmp_path / "mlp.pt")
     return [load_head("quality", tmp_path / "linear.pt"), load_head("topics", tmp_path / "mlp.pt")]
+
+
+def flip_a_bit(path: Path, name: str) -> None:
+    """Changes the lowest bit of a dataset of a file of embeddings, as a disk does: behind HDF5's back."""
+    with h5py.File(path) as file:
+        place = file[f"train/{name}"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)

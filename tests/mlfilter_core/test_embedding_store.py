@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mlfilter_core.documents import Document, hash_text
 from mlfilter_core.embedding_store import EmbeddingFile, EmbeddingWriter, Provenance, library_versions
 from mlfilter_core.errors import EmbeddingFileError
+from tests.mlfilter_core.conftest import flip_a_bit
 
 ALL = slice(None)
 INDEX_KEYS = ("url", "meta/lang")
@@ -286,11 +287,7 @@ def test_an_embedding_that_is_not_finite_is_found(write: Write, value: float) ->
 @pytest.mark.parametrize("name", ["embeddings", "labels", "source_line", "source_offset", "n_tokens", "text_hash"])
 def test_a_bit_that_changed_is_found_when_it_is_read(write: Write, name: str) -> None:
     path = write(10, n_labels=1)
-    with h5py.File(path) as f:
-        place = f[f"train/{name}"].id.get_chunk_info(0).byte_offset
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(path, name)
     with (
         EmbeddingFile(path, "train") as file,
         pytest.raises(

@@ -17,6 +17,7 @@ from mlfilter_core.model_files import ModelFiles
 from mlfilter_core.verification.embeddings import VerifyRequest, check_embeddings, rejects_of
 from mlfilter_core.verification.findings import FileCheck, LineCounts
 from tests.conftest import COMPRESS, limit_memory
+from tests.mlfilter_core.conftest import flip_a_bit
 from tests.mlfilter_core.verification.conftest import Outputs
 
 FILE = "embeddings/a/x.h5"
@@ -137,14 +138,6 @@ def drop_row(outputs: Outputs) -> None:
     group.file.close()
 
 
-def flip_a_bit(outputs: Outputs, name: str) -> None:
-    with edited(outputs).file as file:
-        place = file["train"][name].id.get_chunk_info(0).byte_offset
-    content = bytearray((outputs.folder / FILE).read_bytes())
-    content[place] ^= 1
-    (outputs.folder / FILE).write_bytes(content)
-
-
 def drop(outputs: Outputs, name: str) -> None:
     group = edited(outputs)
     del group[name]
@@ -208,7 +201,7 @@ Break = Callable[[Outputs], Any]
         (lambda o: put(o, "source_offset", 2, 7), "row 2: source_offset is 7, line 7 of the source gives 51"),
         (lambda o: put(o, "embeddings", 1, np.nan), "the embedding of row 1 has length nan; embed it again"),
         (lambda o: normalize(o, 1.1), "the embedding of row 2 has length 1.1"),
-        (lambda o: flip_a_bit(o, "embeddings"), "embeddings in rows 0 to 3 cannot be read"),
+        (lambda o: flip_a_bit(o.folder / FILE, "embeddings"), "embeddings in rows 0 to 3 cannot be read"),
         (lambda o: put(o, "n_tokens", 1, 9), " tokens, and n_tokens adds up to"),
         (lambda o: put(o, "n_tokens", 1, 9), "its histogram of tokens is another than that of n_tokens; embed"),
         (lambda o: state(o, "statistics", document_tokens=[]), "its histogram of tokens is another than that of"),
