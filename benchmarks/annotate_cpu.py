@@ -18,14 +18,16 @@ import torch
 from measure import alternate, parser, peak_memory_bytes, print_peak_memory, publish
 from numpy.typing import NDArray
 
-from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.documents import Document
-from mlfilter_core.embedding_store import EmbeddingWriter, Provenance, library_versions
-from mlfilter_core.head_formats import load_head
-from mlfilter_core.heads import Head, score
-from mlfilter_core.linear import linear
-from mlfilter_core.windows import WINDOW_DOCUMENTS
+from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.compute.linear import linear
+from mlfilter_core.corpus.documents import Document
+from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
+from mlfilter_core.embedding_store.layout import Provenance
+from mlfilter_core.embedding_store.writer import EmbeddingWriter
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.heads.checkpoint_formats import load_head
+from mlfilter_core.heads.head import Head, score
+from mlfilter_core.versions import library_versions
 
 Rows = NDArray[np.float32]
 DIM, HIDDEN, N_ROWS, BATCH_SIZE = 768, 1000, 20_000, 2048
@@ -126,7 +128,7 @@ def peak_growth(folder: Path) -> float:
 def annotate(path: Path, heads: list[Head]) -> None:
     """Annotates one file as the flow does."""
     request = AnnotateRequest(path.parent / "out", {head.name: head.sha256 for head in heads}, batch_size=BATCH_SIZE)
-    annotate_file(CorpusFile(path.name, path.stem, path.parent), request, heads)
+    annotate_file(TaskFile(path.name, path.stem, path.parent), request, heads)
 
 
 def write_heads(folder: Path, n_heads: int) -> list[Head]:

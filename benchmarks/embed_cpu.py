@@ -25,15 +25,16 @@ from measure import MATRIX_FLOPS, alternate, matrix_product, parser, peak_memory
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
-from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
-from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedRequest, embed_file
-from mlfilter_core.encoder import Encoder, load_encoder
-from mlfilter_core.encoder_settings import EncoderSettings
-from mlfilter_core.linear import linear
-from mlfilter_core.lines import Line, SourceReader
-from mlfilter_core.model_files import ModelFiles, resolve_model
-from mlfilter_core.windows import WINDOW_DOCUMENTS
+from mlfilter_core.compute.linear import linear
+from mlfilter_core.corpus.documents import DocumentSchema
+from mlfilter_core.corpus.lines import Line, SourceReader
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
+from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.encoder.encoder import Encoder, load_encoder
+from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
+from mlfilter_core.encoder.settings import EncoderSettings
+from mlfilter_core.files.task_files import TaskFile, find_files
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_CORPUS = REPOSITORY.parent / "shared" / "data" / "fineweb_edu_1000.jsonl"
@@ -182,7 +183,7 @@ def predecessor(texts: list[str], tokenizer: Any, model: Any) -> list[list[float
 def embed(path: Path, encoder: Encoder) -> None:
     """Embeds one file as the flow does."""
     request = EmbedRequest(model_files(), encoder.settings, DocumentSchema(("text",)))
-    source = CorpusFile(path.name, path.stem, path.parent)
+    source = TaskFile(path.name, path.stem, path.parent)
     embed_file(source, path.with_suffix(".h5"), path.with_suffix(".rejected"), request, encoder)
 
 

@@ -34,10 +34,10 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from mlfilter_core.encoder import Encoder, TokenizedTexts, load_encoder
-from mlfilter_core.encoder_settings import EncoderSettings
-from mlfilter_core.model_files import resolve_model
-from mlfilter_core.stages import Stages
+from mlfilter_core.embedding.stages import Stages
+from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts, load_encoder
+from mlfilter_core.encoder.model_files import resolve_model
+from mlfilter_core.encoder.settings import EncoderSettings
 
 N_WORDS = 30_000
 MEAN_TOKENS = 690  # of web documents in the JQL paper, https://arxiv.org/abs/2505.22232

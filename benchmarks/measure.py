@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mlfilter_core.embedding_store import library_versions
+from mlfilter_core.versions import library_versions
 
 MATRIX_SIDE = 2048
 MATRIX_PRODUCTS = 8

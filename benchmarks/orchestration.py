@@ -27,11 +27,11 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect_dask import DaskTaskRunner
 
-from flows.cluster import local_workers
 from flows.embed import embed
-from flows.fan_out import fan_out
-from flows.report import RunReport
-from flows.server import prefect_api
+from flows.prefect_api.server import prefect_api
+from flows.running.fan_out import fan_out
+from flows.running.report import RunReport
+from flows.workers.local import local_workers
 from mlfilter_core.config.execution import LocalSettings
 
 N_DOCUMENTS = 20

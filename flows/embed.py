@@ -3,7 +3,7 @@
 if __name__ == "__main__":
     # Before the imports below: --help then needs no Prefect, Prefect's home can be chosen, and the tasks
     # travel to the workers as those of the module `flows.embed`, not of `__main__`.
-    from flows.cli import embed_script
+    from flows.commands.cli import embed_script
 
     embed_script()
     raise SystemExit
@@ -14,16 +14,16 @@ from typing import Any
 
 from prefect import flow
 
-from flows.failures import expected_errors_as_states
-from flows.left_running import never_left_running
-from flows.report import RunReport
-from flows.run_files import file_task, run_job
+from flows.prefect_api.failures import expected_errors_as_states
+from flows.prefect_api.left_running import never_left_running
+from flows.running.report import RunReport
+from flows.running.run_files import file_task, run_job
 from mlfilter_core.config.embedding import EmbeddingJob
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_report import EmbedReport
-from mlfilter_core.embed_work import EmbedWork, embedding_workload
-from mlfilter_core.job_files import load_job
-from mlfilter_core.work import run_in_turn
+from mlfilter_core.config.job_files import load_job
+from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.work import EmbedWork, embedding_workload
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.workload import run_in_turn
 
 
 @flow(name="embed", validate_parameters=False)
@@ -44,6 +44,6 @@ def embed(config: Path | EmbeddingJob, overrides: Mapping[str, Any] = {}) -> Run
 
 
 @file_task("embed")
-def embed_files(files: tuple[CorpusFile, ...], work: EmbedWork) -> list[EmbedReport]:
+def embed_files(files: tuple[TaskFile, ...], work: EmbedWork) -> list[EmbedReport]:
     """Embeds one file after another, on a worker."""
     return run_in_turn(work, files)

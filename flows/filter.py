@@ -2,7 +2,7 @@
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.
-    from flows.cli import filter_script
+    from flows.commands.cli import filter_script
 
     filter_script()
     raise SystemExit
@@ -13,17 +13,17 @@ from typing import Any
 
 from prefect import flow
 
-from flows.failures import expected_errors_as_states
-from flows.left_running import never_left_running
-from flows.report import RunReport
-from flows.run_files import file_task, run_job
+from flows.prefect_api.failures import expected_errors_as_states
+from flows.prefect_api.left_running import never_left_running
+from flows.running.report import RunReport
+from flows.running.run_files import file_task, run_job
 from mlfilter_core.config.filtering import FilterJob
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.filter_work import FilterWork, SurveyWork, filter_workload, survey_workload
+from mlfilter_core.config.job_files import load_job
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.filter_file import FilterReport
 from mlfilter_core.filtering.survey import SurveyReport
-from mlfilter_core.job_files import load_job
-from mlfilter_core.work import run_in_turn
+from mlfilter_core.filtering.work import FilterWork, SurveyWork, filter_workload, survey_workload
+from mlfilter_core.work.workload import run_in_turn
 
 
 @flow(name="filter", validate_parameters=False)
@@ -47,12 +47,12 @@ def filter(config: Path | FilterJob, overrides: Mapping[str, Any] = {}, dry_run:
 
 
 @file_task("survey")
-def survey_files(files: tuple[CorpusFile, ...], work: SurveyWork) -> list[SurveyReport]:
+def survey_files(files: tuple[TaskFile, ...], work: SurveyWork) -> list[SurveyReport]:
     """Surveys one file after another, on a worker."""
     return run_in_turn(work, files)
 
 
 @file_task("filter")
-def filter_files(files: tuple[CorpusFile, ...], work: FilterWork) -> list[FilterReport]:
+def filter_files(files: tuple[TaskFile, ...], work: FilterWork) -> list[FilterReport]:
     """Filters one file after another, on a worker."""
     return run_in_turn(work, files)

@@ -2,7 +2,7 @@
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.
-    from flows.cli import pipeline_script
+    from flows.commands.cli import pipeline_script
 
     pipeline_script()
     raise SystemExit
@@ -15,17 +15,17 @@ from prefect import flow
 
 from flows.annotate import annotate, check_annotation_job
 from flows.embed import embed
-from flows.failures import expected_errors_as_states
 from flows.filter import filter
-from flows.left_running import never_left_running
-from flows.report import RunReport
-from flows.run_files import check_job
+from flows.prefect_api.failures import expected_errors_as_states
+from flows.prefect_api.left_running import never_left_running
+from flows.running.report import RunReport
+from flows.running.run_files import check_job
 from flows.train_head import train_head
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.filtering import FilterJob
+from mlfilter_core.config.job_files import load_job
 from mlfilter_core.config.training import TrainingJob
-from mlfilter_core.job_files import load_job
 
 
 @flow(name="pipeline", validate_parameters=False)

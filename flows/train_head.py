@@ -2,7 +2,7 @@
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.
-    from flows.cli import train_script
+    from flows.commands.cli import train_script
 
     train_script()
     raise SystemExit
@@ -13,16 +13,16 @@ from typing import Any
 
 from prefect import flow
 
-from flows.failures import expected_errors_as_states
-from flows.left_running import never_left_running
-from flows.report import RunReport
-from flows.run_files import file_task, run_job
+from flows.prefect_api.failures import expected_errors_as_states
+from flows.prefect_api.left_running import never_left_running
+from flows.running.report import RunReport
+from flows.running.run_files import file_task, run_job
+from mlfilter_core.config.job_files import load_job
 from mlfilter_core.config.training import TrainingJob
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.job_files import load_job
-from mlfilter_core.train_work import TrainWork, training_workload
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.training.train_request import TrainReport
-from mlfilter_core.work import run_in_turn
+from mlfilter_core.training.work import TrainWork, training_workload
+from mlfilter_core.work.workload import run_in_turn
 
 
 @flow(name="train_head", validate_parameters=False)
@@ -43,6 +43,6 @@ def train_head(config: Path | TrainingJob, overrides: Mapping[str, Any] = {}) ->
 
 
 @file_task("train")
-def train_heads(files: tuple[CorpusFile, ...], work: TrainWork) -> list[TrainReport]:
+def train_heads(files: tuple[TaskFile, ...], work: TrainWork) -> list[TrainReport]:
     """Trains one head after another, on a worker."""
     return run_in_turn(work, files)

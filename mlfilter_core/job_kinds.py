@@ -10,8 +10,8 @@ from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
+from mlfilter_core.config.job_files import load_job
 from mlfilter_core.config.training import TrainingJob
-from mlfilter_core.job_files import load_job
 
 # Each kind needs its field.
 KINDS: Mapping[str, type[Job]] = {

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mlfilter_core.annotate_work import annotation_workload
+from mlfilter_core.annotating.work import annotation_workload
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.training import TrainingJob
-from mlfilter_core.embed_work import embedding_workload
-from mlfilter_core.filter_work import filter_workload
-from mlfilter_core.train_work import training_workload
-from mlfilter_core.work import Workload
+from mlfilter_core.embedding.work import embedding_workload
+from mlfilter_core.filtering.work import filter_workload
+from mlfilter_core.training.work import training_workload
+from mlfilter_core.work.workload import Workload
 
 WORKLOADS: Mapping[type[Job], Callable[[Any], Workload[Any]]] = {
     EmbeddingJob: embedding_workload,

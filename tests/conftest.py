@@ -21,9 +21,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from mlfilter_core.encoder import Encoder, EncoderSettings, load_encoder
-from mlfilter_core.model_files import ModelFiles, resolve_model
-from mlfilter_core.zstd import zstd
+from mlfilter_core.encoder.encoder import Encoder, EncoderSettings, load_encoder
+from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
+from mlfilter_core.files.zstd import zstd
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
 NOBODY = 65534

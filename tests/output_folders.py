@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
-from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
-from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedRequest, embed_file
-from mlfilter_core.encoder import Encoder, EncoderSettings
-from mlfilter_core.heads import Head
-from mlfilter_core.model_files import ModelFiles
-from mlfilter_core.run_log import ROWS, RUN
+from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.corpus.documents import DocumentSchema
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.encoder.encoder import Encoder, EncoderSettings
+from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.files.task_files import TaskFile, find_files
+from mlfilter_core.heads.head import Head
+from mlfilter_core.work.run_log import ROWS, RUN
 from tests.conftest import TINY_DIM
 
 STARTED = 1_790_000_000.0
@@ -60,7 +61,7 @@ def make_outputs(
     embedded, annotated = [], []
     scoring = AnnotateRequest(output_dir / "annotated_data", {one.name: one.name for one in heads})
     for i, source in enumerate(find_files(corpus, "**/*.jsonl", SOURCE_SUFFIXES)):
-        embeddings = CorpusFile(f"{source.stem}.h5", source.stem, output_dir / "embeddings")
+        embeddings = TaskFile(f"{source.stem}.h5", source.stem, output_dir / "embeddings")
         rejects = output_dir / "rejected" / f"{source.stem}.jsonl"
         report = embed_file(source, embeddings.path, rejects, request, encoder)
         embedded.append(replace(report, worker=f"worker-{i % 2}", started=STARTED + 10 * i, seconds=8.0))

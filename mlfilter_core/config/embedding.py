@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from mlfilter_core.config.annotation import ANNOTATED_DIR, Scoring
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.written import Written
-from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES
-from mlfilter_core.windows import DEFAULT_COMMIT_DOCUMENTS
+from mlfilter_core.corpus.documents import DocumentSchema
+from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES
+from mlfilter_core.corpus.windows import DEFAULT_COMMIT_DOCUMENTS
 
 DEFAULT_EMBEDDING_DIR = "embeddings"
 UNKEPT_DIR = ".embeddings"

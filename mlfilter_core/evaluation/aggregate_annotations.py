@@ -7,8 +7,10 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.annotations import write_records
-from mlfilter_core.documents import as_string
+from mlfilter_core.annotating.annotated_format import write_records
+from mlfilter_core.corpus.documents import as_string
+from mlfilter_core.corpus.records import Record, id_key, parse_records
+from mlfilter_core.corpus.source_files import stem_of
 from mlfilter_core.errors import AnnotationError, ConfigError, FileError
 from mlfilter_core.evaluation.aggregation_report import (
     NO_VALID_SCORE,
@@ -26,9 +28,8 @@ from mlfilter_core.evaluation.annotation_files import (
 )
 from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
 from mlfilter_core.evaluation.scale import Scale
-from mlfilter_core.publishing import check_writable, open_new, publish
-from mlfilter_core.records import Record, id_key, parse_records, stem_of
-from mlfilter_core.tally import N_EXAMPLES, Tally, merged
+from mlfilter_core.files.publishing import check_writable, open_new, publish
+from mlfilter_core.tallies.tally import N_EXAMPLES, Tally, merged
 
 DEFAULT_BATCH_SIZE = 100_000
 

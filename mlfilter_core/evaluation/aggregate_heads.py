@@ -7,16 +7,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypeGuard
 
-from mlfilter_core.annotations import write_records
-from mlfilter_core.documents import BadRecordError
+from mlfilter_core.annotating.annotated_format import write_records
+from mlfilter_core.corpus.documents import BadRecordError
+from mlfilter_core.corpus.records import Record
+from mlfilter_core.corpus.source_files import find_jsonl, stem_of
 from mlfilter_core.errors import AnnotationError, ConfigError, FileError
 from mlfilter_core.evaluation.aggregation_report import NO_VALID_SCORE, AggregationReport, OutputReport
 from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.score_fields import ScoredRecord, ScoreFields
-from mlfilter_core.publishing import check_writable, open_new, publish
-from mlfilter_core.records import Record, find_jsonl, stem_of
-from mlfilter_core.tally import Tally
+from mlfilter_core.files.publishing import check_writable, open_new, publish
+from mlfilter_core.tallies.tally import Tally
 
 SAME_DOCUMENTS = "give annotated files that were made from the same embeddings"
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.publishing import publish_json
-from mlfilter_core.tally import Tally
+from mlfilter_core.files.publishing import publish_json
+from mlfilter_core.tallies.tally import Tally
 
 REPORT_NAME = "aggregation_report.json"
 NO_VALID_SCORE = "no_valid_score"

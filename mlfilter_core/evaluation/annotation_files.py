@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.documents import BadRecordError, as_string, find_value
+from mlfilter_core.corpus.documents import BadRecordError, as_string, find_value
+from mlfilter_core.corpus.records import Record, id_key, read_records
+from mlfilter_core.corpus.source_files import find_jsonl, stem_of
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.file_names import in_file_names
-from mlfilter_core.records import Record, find_jsonl, id_key, read_records, stem_of
 
 NAMES = ("annotations_*", "*__annotations_*")
 MODEL_KEYS = ("meta_information.model_name", "meta_information.model")

@@ -13,7 +13,7 @@ from mlfilter_core.evaluation.predictions import WITHOUT_TRUTH, Predictions
 from mlfilter_core.evaluation.resampling import Interval, Pairs, bootstrap
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.truth import Truth
-from mlfilter_core.tally import Tally, merged
+from mlfilter_core.tallies.tally import Tally, merged
 
 Floats = NDArray[np.float64]
 

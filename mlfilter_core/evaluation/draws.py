@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.tally import Tally
+from mlfilter_core.tallies.tally import Tally
 
 Aggregation = Literal["mean", "max", "min", "majority"]
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlfilter_core.evaluation.comparison import Comparison
 from mlfilter_core.evaluation.truth import Truth
-from mlfilter_core.tally import Tally
+from mlfilter_core.tallies.tally import Tally
 
 MEASURES = (
     *("Acc", "MAE", "MSE", "Macro-F1", "Micro-F1", "Weighted-F1", "Spearman", "Kendall", "Pearson"),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mlfilter_core.evaluation.comparison import Comparison
 from mlfilter_core.evaluation.scale import Scale
-from mlfilter_core.publishing import publish
+from mlfilter_core.files.publishing import publish
 
 # From light to dark; reads alike with and without colour vision, and in grey.
 COLORS = "cividis_r"

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlfilter_core.corpus.records import parse_records
+from mlfilter_core.corpus.source_files import find_jsonl
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.annotation_files import annotator_of_records, find_annotation_files, parse_annotation
 from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
@@ -11,8 +13,7 @@ from mlfilter_core.evaluation.file_names import check_file_name, in_file_names
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.score_fields import ScoredRecord, ScoreFields
 from mlfilter_core.evaluation.truth import LANGUAGE_KEY, Truth
-from mlfilter_core.records import find_jsonl, parse_records
-from mlfilter_core.tally import Tally
+from mlfilter_core.tallies.tally import Tally
 
 UNDETERMINED = "und"  # as ISO 639 says it; of a file right below the root folder
 WITHOUT_TRUTH = "predicted_without_truth"

@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.documents import BadRecordError, as_string, find_value
+from mlfilter_core.corpus.documents import BadRecordError, as_string, find_value
+from mlfilter_core.corpus.records import Record, id_key, read_records
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.draws import MISSING
-from mlfilter_core.records import Record, id_key, read_records
 
 WILDCARDS = frozenset("*?[")
 # Documents have few different sets of keys; arbitrary, as a bound for those whose metadata differ from line to line.

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.documents import DEFAULT_LABEL_KEYS, BadRecordError, as_string, find_value
+from mlfilter_core.corpus.documents import DEFAULT_LABEL_KEYS, BadRecordError, as_string, find_value
+from mlfilter_core.corpus.records import Record, id_key, parse_records
+from mlfilter_core.corpus.source_files import find_jsonl
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
 from mlfilter_core.evaluation.file_names import in_file_names
 from mlfilter_core.evaluation.scale import Scale
-from mlfilter_core.records import Record, find_jsonl, id_key, parse_records
-from mlfilter_core.tally import Tally
+from mlfilter_core.tallies.tally import Tally
 
 LANGUAGE_KEY = "language"
 CONTRADICTION = "contradiction"

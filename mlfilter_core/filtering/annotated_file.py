@@ -7,14 +7,15 @@ from typing import Any
 
 import orjson
 
-from mlfilter_core.annotate_file import PROVENANCE_FOLDER
-from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile
-from mlfilter_core.documents import BadRecordError
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER
+from mlfilter_core.corpus.documents import BadRecordError
+from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES, Line, OverlongLine, SourceReader
+from mlfilter_core.corpus.records import Record, parse_line
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
-from mlfilter_core.file_identity import file_identity, is_same_file
-from mlfilter_core.lines import DEFAULT_MAX_LINE_BYTES, Line, OverlongLine, SourceReader
-from mlfilter_core.records import Record, parse_line
+from mlfilter_core.files.identity import file_identity, is_same_file
+from mlfilter_core.files.task_files import TaskFile
 
 
 def lines_of(path: Path) -> Iterator[Line]:
@@ -44,13 +45,13 @@ def record_of(line: Line, path: Path) -> Record:
     return record
 
 
-def annotation_of(file: CorpusFile) -> Mapping[str, Any] | None:
+def annotation_of(file: TaskFile) -> Mapping[str, Any] | None:
     """Returns what the run that wrote a file says of it; None of files of other tools, and of those changed since."""
     made = _written_of(file)
     return made if made is not None and is_same_file(file.path, made["output"], read_content=True) else None
 
 
-def _written_of(file: CorpusFile) -> Mapping[str, Any] | None:
+def _written_of(file: TaskFile) -> Mapping[str, Any] | None:
     path = file.folder / PROVENANCE_FOLDER / f"{file.relative}.json"
     try:
         made: dict[str, Any] = orjson.loads(path.read_bytes())
@@ -59,7 +60,7 @@ def _written_of(file: CorpusFile) -> Mapping[str, Any] | None:
         return None
 
 
-def identity_of(file: CorpusFile) -> dict[str, Any]:
+def identity_of(file: TaskFile) -> dict[str, Any]:
     """Returns what `is_same_file` needs of an annotated file, which is read where no annotation run says it."""
     made = _written_of(file)
     if made is not None and is_same_file(file.path, made["output"], read_content=False):
@@ -67,13 +68,13 @@ def identity_of(file: CorpusFile) -> dict[str, Any]:
     return file_identity(file.path)
 
 
-def embeddings_path(file: CorpusFile, folder: Path) -> Path | None:
+def embeddings_path(file: TaskFile, folder: Path) -> Path | None:
     """Returns where the embeddings of an annotated file lie, None where they do not."""
     return next((path for suffix in EMBEDDING_SUFFIXES if (path := folder / f"{file.stem}{suffix}").exists()), None)
 
 
 @contextmanager
-def embeddings_of(file: CorpusFile, folder: Path, group: str) -> Iterator[EmbeddingFile]:
+def embeddings_of(file: TaskFile, folder: Path, group: str) -> Iterator[EmbeddingFile]:
     """Opens the embeddings that an annotated file was made from.
 
     Raises:

@@ -14,22 +14,22 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotate_file import PROVENANCE_FOLDER, REPLACE
-from mlfilter_core.annotations import SUFFIXES, Compression, open_annotations
+from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER, REPLACE
+from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, open_annotations
 from mlfilter_core.config.filtering import SCORE_PREFIX, FilterParameters
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.documents import BadRecordError
-from mlfilter_core.embedding_store import SOURCE_OFFSET
+from mlfilter_core.corpus.documents import BadRecordError
+from mlfilter_core.corpus.records import Record, parse_line
+from mlfilter_core.embedding_store.layout import SOURCE_OFFSET
+from mlfilter_core.embedding_store.source_documents import SourceDocuments
 from mlfilter_core.errors import AnnotationError, OutputConflictError
-from mlfilter_core.file_identity import file_identity, is_same_file
+from mlfilter_core.files.identity import file_identity, is_same_file
+from mlfilter_core.files.publishing import publish, publish_json
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import annotation_of, embeddings_of, lines_of, record_of
 from mlfilter_core.filtering.cuts import Cuts
 from mlfilter_core.filtering.kept_counts import KeptCounts, share
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
 from mlfilter_core.filtering.survey import Survey, SurveyRequest, check_unchanged, load_survey, score_field
-from mlfilter_core.publishing import publish, publish_json
-from mlfilter_core.records import Record, parse_line
-from mlfilter_core.source_documents import SourceDocuments
 
 ALL = slice(None)
 PARQUET_SUFFIX = ".parquet"
@@ -75,17 +75,17 @@ class FilterRequest:
     def suffix(self) -> str:
         return PARQUET_SUFFIX if self.output_format == "parquet" else SUFFIXES[self.compression]
 
-    def output(self, file: CorpusFile) -> Path:
+    def output(self, file: TaskFile) -> Path:
         return file.output(self.output_dir, self.suffix)
 
-    def dropped(self, file: CorpusFile) -> Path:
+    def dropped(self, file: TaskFile) -> Path:
         return file.output(self.dropped_dir, self.suffix)
 
-    def outputs(self, file: CorpusFile) -> list[Path]:
+    def outputs(self, file: TaskFile) -> list[Path]:
         """Returns all that is written of a file, the kept documents first."""
         return [self.output(file), *([self.dropped(file)] if self.write_dropped else [])]
 
-    def stale(self, file: CorpusFile) -> list[Path]:
+    def stale(self, file: TaskFile) -> list[Path]:
         """Returns what there is of the file that only another request writes."""
         written = [
             file.output(folder, end) for folder in (self.output_dir, self.dropped_dir) for end in OUTPUT_SUFFIXES
@@ -93,7 +93,7 @@ class FilterRequest:
         wanted = self.outputs(file)
         return [path for path in written if path not in wanted and path.exists()]
 
-    def provenance_file(self, file: CorpusFile) -> Path:
+    def provenance_file(self, file: TaskFile) -> Path:
         return file.output(self.output_dir / PROVENANCE_FOLDER, f"{self.suffix}.json")
 
     def criteria(self) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ class FilterReport:
         return remarks
 
 
-def filter_file(file: CorpusFile, request: FilterRequest) -> FilterReport:
+def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
     """Writes the documents of one annotated file that are kept. They appear complete or not at all.
 
     Raises:
@@ -225,7 +225,7 @@ def filter_file(file: CorpusFile, request: FilterRequest) -> FilterReport:
     return FilterReport(**{**vars(report), "seconds": seconds})
 
 
-def finished_filter(file: CorpusFile, request: FilterRequest, read_content: bool) -> FilterReport | None:
+def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) -> FilterReport | None:
     """Returns the report of a finished output, or None where there is none yet.
 
     Args:
@@ -263,7 +263,7 @@ def finished_filter(file: CorpusFile, request: FilterRequest, read_content: bool
     return report
 
 
-def _report(file: CorpusFile, request: FilterRequest, survey: Survey, kept: NDArray[np.bool_]) -> FilterReport:
+def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArray[np.bool_]) -> FilterReport:
     tokens = survey.known_tokens()
     by_group = {}
     for code, group in enumerate(survey.groups if request.survey.per is not None else ()):
@@ -279,7 +279,7 @@ def _report(file: CorpusFile, request: FilterRequest, survey: Survey, kept: NDAr
     )
 
 
-def _write(path: Path, file: CorpusFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> None:
+def _write(path: Path, file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> None:
     if request.output_format == "jsonl":
         with open_annotations(path, request.compression) as sink:
             sink.writelines(_lines(file, request, wanted))
@@ -303,14 +303,14 @@ def _write(path: Path, file: CorpusFile, request: FilterRequest, wanted: NDArray
             raise AnnotationError(f"{file.path}: a nested value cannot be written as JSON ({error})") from error
 
 
-def _document(line: bytes, file: CorpusFile) -> Record:
+def _document(line: bytes, file: TaskFile) -> Record:
     record = parse_line(line)
     if isinstance(record, BadRecordError):
         raise AnnotationError(f"{file.path}: a document cannot be read: {record.detail}")
     return record
 
 
-def _lines(file: CorpusFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> Iterator[bytes]:
+def _lines(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> Iterator[bytes]:
     """Yields what is written of the documents that are wanted."""
     annotated = (line for line, is_wanted in zip(lines_of(file.path), wanted, strict=True) if is_wanted)
     folder = request.survey.embeddings
@@ -332,20 +332,20 @@ def _lines(file: CorpusFile, request: FilterRequest, wanted: NDArray[np.bool_]) 
             source.check_unchanged()
 
 
-def _encoded(record: Record, line: int, file: CorpusFile) -> bytes:
+def _encoded(record: Record, line: int, file: TaskFile) -> bytes:
     try:
         return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError as error:  # it writes fewer levels of nesting than it reads
         raise AnnotationError(f"{file.path}:{line}: the document cannot be written as JSON ({error})") from error
 
 
-def _score_fields(file: CorpusFile, request: FilterRequest, record: Record) -> Sequence[str]:
+def _score_fields(file: TaskFile, request: FilterRequest, record: Record) -> Sequence[str]:
     """Returns what is written beside a source document where no annotation says what it computed."""
     fields = (score_field(name, record, file.path) for name in request.survey.scores)
     return [field for field in fields if field is not None]
 
 
-def _with_scores(document: Record, record: Record, fields: Sequence[str], file: CorpusFile) -> Record:
+def _with_scores(document: Record, record: Record, fields: Sequence[str], file: TaskFile) -> Record:
     clash = [name for name in fields if name in document]
     if clash:
         raise AnnotationError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mlfilter_core.records import Record
+from mlfilter_core.corpus.records import Record
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from mlfilter_core.config.filtering import Bound, Selection
+from mlfilter_core.files.publishing import publish_json
 from mlfilter_core.filtering.cuts import Cut, Cuts, ScoreCuts
-from mlfilter_core.publishing import publish_json
 
 CUTS_NAME = "cuts.json"
 

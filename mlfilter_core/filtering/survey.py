@@ -18,11 +18,14 @@ import orjson
 from numpy.typing import NDArray
 
 from mlfilter_core.config.filtering import SCORE_PREFIX, FilterParameters
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.documents import as_string, find_value
-from mlfilter_core.embedding_store import DOCUMENT_ID, N_TOKENS, EmbeddingFile
+from mlfilter_core.corpus.documents import as_string, find_value
+from mlfilter_core.corpus.records import Record
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID, N_TOKENS
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, FileError
-from mlfilter_core.file_identity import is_same_file
+from mlfilter_core.files.identity import is_same_file
+from mlfilter_core.files.publishing import publish
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import (
     annotation_of,
     embeddings_of,
@@ -31,8 +34,6 @@ from mlfilter_core.filtering.annotated_file import (
     lines_of,
     record_of,
 )
-from mlfilter_core.publishing import publish
-from mlfilter_core.records import Record
 
 SURVEY_FOLDER, SUFFIX = ".survey", ".npz"
 NO_GROUP = ""  # of documents without the key
@@ -141,10 +142,10 @@ class SurveyRequest:
             *(params.embeddings_directory, params.hdf5_dataset_name),
         )
 
-    def output(self, file: CorpusFile) -> Path:
+    def output(self, file: TaskFile) -> Path:
         return file.output(self.folder, SUFFIX)
 
-    def facts(self, file: CorpusFile) -> dict[str, Any]:
+    def facts(self, file: TaskFile) -> dict[str, Any]:
         """What decides the survey of a file, but for its lines."""
         embeddings = None
         if self.embeddings is not None and (path := embeddings_path(file, self.embeddings)) is not None:
@@ -153,7 +154,7 @@ class SurveyRequest:
         return {"scores": list(self.scores), "per": self.per, "embeddings": embeddings}
 
 
-def make_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport:
+def make_survey(file: TaskFile, request: SurveyRequest) -> SurveyReport:
     """Reads one annotated file, and writes what a selection needs to know of it.
 
     Raises:
@@ -186,7 +187,7 @@ def make_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport:
     return SurveyReport(file.relative, str(request.output(file)), "surveyed", len(survey), seconds)
 
 
-def finished_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport | None:
+def finished_survey(file: TaskFile, request: SurveyRequest) -> SurveyReport | None:
     """Returns the report of a survey that is that of this file; None where one is to be made.
 
     A file whose time of change differs is surveyed again: that costs no more than to see whether its content does.
@@ -198,7 +199,7 @@ def finished_survey(file: CorpusFile, request: SurveyRequest) -> SurveyReport | 
         return None
 
 
-def load_survey(file: CorpusFile, request: SurveyRequest) -> Survey:
+def load_survey(file: TaskFile, request: SurveyRequest) -> Survey:
     """Returns the survey of a file, as the file is now.
 
     Raises:
@@ -213,7 +214,7 @@ def load_survey(file: CorpusFile, request: SurveyRequest) -> Survey:
 
 
 @contextmanager
-def _stored(file: CorpusFile, request: SurveyRequest) -> Iterator[tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]]:
+def _stored(file: TaskFile, request: SurveyRequest) -> Iterator[tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]]:
     """Gives the facts and the columns of a survey, which are read when they are asked for."""
     try:
         with open(request.output(file), "rb") as opened, np.load(opened) as columns:
@@ -230,7 +231,7 @@ def _stored(file: CorpusFile, request: SurveyRequest) -> Iterator[tuple[Mapping[
         raise SurveyMissingError(f"{file.path} has not been surveyed ({error}); run the job") from error
 
 
-def check_unchanged(file: CorpusFile, survey: Survey) -> None:
+def check_unchanged(file: TaskFile, survey: Survey) -> None:
     """Makes sure that an annotated file that was read just now is the one that a survey is of.
 
     Raises:
@@ -253,7 +254,7 @@ def score_field(name: str, record: Record, path: Path) -> str | None:
 
 
 def _read(
-    file: CorpusFile, request: SurveyRequest, embeddings: EmbeddingFile | None, annotated: Mapping[str, Any]
+    file: TaskFile, request: SurveyRequest, embeddings: EmbeddingFile | None, annotated: Mapping[str, Any]
 ) -> Survey:
     scores: list[list[float]] = []
     tokens: list[int] = []
@@ -339,7 +340,7 @@ def _group(record: Record, per: str | None) -> str:
     return NO_GROUP if value is None else as_string(value)
 
 
-def _code(value: str, codes: dict[str, int], file: CorpusFile, per: str | None) -> int:
+def _code(value: str, codes: dict[str, int], file: TaskFile, per: str | None) -> int:
     code = codes.setdefault(value, len(codes))
     if code >= MAX_GROUPS:
         raise AnnotationError(

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlfilter_core.annotate_file import score_columns
-from mlfilter_core.annotate_work import annotate_request
+from mlfilter_core.annotating.annotate_file import score_columns
+from mlfilter_core.annotating.work import annotate_request
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters
-from mlfilter_core.corpus import EMBEDDING_SUFFIXES, CorpusFile, find_files, shard
-from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.fingerprint import Fingerprint, OneEncoder, fingerprint, name_of
+from mlfilter_core.embedding_store.fingerprint import Fingerprint, OneEncoder, fingerprint, name_of
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.plan.annotation_trial import AnnotationTrial, try_annotation
 from mlfilter_core.plan.device_here import device_here
 from mlfilter_core.plan.estimates import Estimate
@@ -22,7 +23,7 @@ from mlfilter_core.plan.slurm_advice import Work, advise
 from mlfilter_core.plan.wording import in_bytes, in_rate, in_time
 
 if TYPE_CHECKING:
-    from mlfilter_core.heads import Head
+    from mlfilter_core.heads.head import Head
 
 N_TRIED_FILES = 8
 # Arbitrary: rows that were not tried may have longer texts.
@@ -56,7 +57,7 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, findings: Findi
     check_folders(job, findings)
     heads = find_heads(params, findings)
     are_all = len(heads) == len(params.regression_head_checkpoints)
-    files: list[CorpusFile] = []
+    files: list[TaskFile] = []
     with findings.noting():
         found = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
         files = shard(found, job.local.ranks, job.local.tasks)
@@ -82,10 +83,10 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, findings: Findi
 
 
 def _read_rows(
-    files: Sequence[CorpusFile], params: AnnotationPipelineParameters, heads: Sequence["Head"], findings: Findings
+    files: Sequence[TaskFile], params: AnnotationPipelineParameters, heads: Sequence["Head"], findings: Findings
 ) -> _Rows:
     """Reads what each file says of itself, and notes where a head does not fit."""
-    from mlfilter_core.heads import check_heads_fit, find_mismatched_heads
+    from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads
 
     one_encoder = OneEncoder()
     by_file: dict[str, int] = {}
@@ -111,7 +112,7 @@ def _read_rows(
     return _Rows(by_file, dim, one_encoder.fingerprint)
 
 
-def _files_section(files: Sequence[CorpusFile], to_do: FilesToDo, rows: _Rows) -> Section:
+def _files_section(files: Sequence[TaskFile], to_do: FilesToDo, rows: _Rows) -> Section:
     n_rows = sum(rows.by_file.values())
     left = sum(rows.by_file.get(file.relative, 0) for file in to_do.files)
     facts = {
@@ -136,7 +137,7 @@ def _files_section(files: Sequence[CorpusFile], to_do: FilesToDo, rows: _Rows) -
     return Section("files", facts, lines)
 
 
-def _spread_over(files: Sequence[CorpusFile]) -> list[CorpusFile]:
+def _spread_over(files: Sequence[TaskFile]) -> list[TaskFile]:
     n = min(N_TRIED_FILES, len(files))
     return [files[i * len(files) // n] for i in range(n)]
 
@@ -144,7 +145,7 @@ def _spread_over(files: Sequence[CorpusFile]) -> list[CorpusFile]:
 def _outlook(
     params: AnnotationPipelineParameters,
     workers: PlannedWorkers,
-    files: Sequence[CorpusFile],
+    files: Sequence[TaskFile],
     rows: _Rows,
     trial: AnnotationTrial,
     findings: Findings,

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotate_file import AnnotateRequest, check_finite, score_columns, scored
-from mlfilter_core.annotations import SUFFIXES, open_annotations, write_records
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.annotating.annotate_file import AnnotateRequest, check_finite, score_columns, scored
+from mlfilter_core.annotating.annotated_format import SUFFIXES, open_annotations, write_records
+from mlfilter_core.embedding_store.output_values import OutputValues
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
-from mlfilter_core.output_values import OutputValues
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.findings import Findings
 
 if TYPE_CHECKING:
-    from mlfilter_core.heads import Head
+    from mlfilter_core.heads.head import Head
 
 MAX_ROWS, MAX_S = 20_000, 2.0  # of one file; either is enough to tell its speed
 
@@ -53,7 +53,7 @@ class AnnotationTrial:
 
 
 def try_annotation(
-    files: Sequence[CorpusFile],
+    files: Sequence[TaskFile],
     request: AnnotateRequest,
     heads: Sequence["Head"],
     device: str,
@@ -73,7 +73,7 @@ def try_annotation(
     """
     import torch
 
-    from mlfilter_core.devices import pick_device
+    from mlfilter_core.compute.devices import pick_device
 
     chosen = pick_device(device)
     placed = [head.to(chosen, getattr(torch, request.model_dtype)) for head in heads]
@@ -97,9 +97,9 @@ def try_annotation(
     )
 
 
-def _annotate_first(file: CorpusFile, written: Path, request: AnnotateRequest, heads: list["Head"]) -> int:
+def _annotate_first(file: TaskFile, written: Path, request: AnnotateRequest, heads: list["Head"]) -> int:
     """Writes the first rows of a file as they would be annotated; returns how many they are."""
-    from mlfilter_core.heads import score
+    from mlfilter_core.heads.head import score
 
     columns = score_columns(heads, request)
     deadline = time.monotonic() + MAX_S

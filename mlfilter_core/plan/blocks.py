@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import IO, Any, cast
 
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.lines import GZIP_MAGIC, SKIPPABLE_FRAME, ZSTD_MAGIC
+from mlfilter_core.corpus.lines import GZIP_MAGIC, SKIPPABLE_FRAME, ZSTD_MAGIC
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.zstd import zstd
 from mlfilter_core.plan.findings import Findings
-from mlfilter_core.zstd import zstd
 
 # Some ten web pages. All of these are arbitrary: together they are read and tokenised in seconds.
 BLOCK_BYTES = 32 << 10
@@ -41,7 +41,7 @@ class Block:
         lines_bytes: Decompressed.
     """
 
-    file: CorpusFile
+    file: TaskFile
     n_bytes: float
     lines: Sequence[bytes]
     lines_bytes: int
@@ -96,7 +96,7 @@ class BlockSample:
         return len(self.blocks) == self.n_blocks and all_heads
 
 
-def draw_blocks(files: Sequence[CorpusFile], max_line_bytes: int, seed: int, findings: Findings) -> BlockSample:
+def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findings: Findings) -> BlockSample:
     """Draws pieces of some files; the same seed draws the same.
 
     Args:
@@ -105,8 +105,8 @@ def draw_blocks(files: Sequence[CorpusFile], max_line_bytes: int, seed: int, fin
         seed: Of the draw.
         findings: Takes the files that cannot be read.
     """
-    plain: list[tuple[CorpusFile, int]] = []
-    compressed: list[tuple[CorpusFile, int]] = []
+    plain: list[tuple[TaskFile, int]] = []
+    compressed: list[tuple[TaskFile, int]] = []
     for file in files:
         with findings.noting(f"{file.path} cannot be read", "mend its path or its permissions"):
             status = file.path.stat()
@@ -160,7 +160,7 @@ def _decompressed(file: IO[bytes], kind: str | None, source: Any = None) -> IO[b
     return cast(IO[bytes], zstd.ZstdFile(source or file)) if kind == "zstd" else file
 
 
-def _read_block(file: CorpusFile, start: int, n_bytes: int, max_line_bytes: int) -> Block:
+def _read_block(file: TaskFile, start: int, n_bytes: int, max_line_bytes: int) -> Block:
     """Reads the lines that begin in a stretch of a plain file; the last may end beyond it."""
     lines: list[bytes] = []
     lines_bytes = 0
@@ -187,7 +187,7 @@ def _skip_line(opened: IO[bytes], end: int) -> None:
             return
 
 
-def _read_head(file: CorpusFile, n_bytes: int, max_line_bytes: int) -> FileHead:
+def _read_head(file: TaskFile, n_bytes: int, max_line_bytes: int) -> FileHead:
     content = bytearray()
     # A decompressor gives what one block of the stream holds only after all of it, a little at a time: only when it
     # asks for more is it known how much of the file gave what is there.

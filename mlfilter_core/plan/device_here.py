@@ -11,7 +11,7 @@ def device_here(device: str, workers: PlannedWorkers, findings: Findings) -> str
     Returns:
         None where there is no such device, which is noted as a problem.
     """
-    from mlfilter_core.devices import pick_device
+    from mlfilter_core.compute.devices import pick_device
 
     try:
         pick_device(device)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
-from mlfilter_core.embed_file import EmbedRequest
+from mlfilter_core.embedding.embed_file import EmbedRequest
 from mlfilter_core.plan.blocks import BlockSample
 from mlfilter_core.plan.encoder_trial import Trial
 from mlfilter_core.plan.estimates import Estimate
@@ -22,7 +22,7 @@ from mlfilter_core.plan.source_contents import totals_of
 from mlfilter_core.plan.wording import estimated, in_bytes, in_rate, in_time
 
 if TYPE_CHECKING:
-    from mlfilter_core.encoder import Encoder
+    from mlfilter_core.encoder.encoder import Encoder
 
 
 @dataclass(frozen=True)

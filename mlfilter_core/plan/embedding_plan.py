@@ -4,13 +4,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlfilter_core.annotate_file import score_columns
-from mlfilter_core.annotate_work import annotate_request
+from mlfilter_core.annotating.annotate_file import score_columns
+from mlfilter_core.annotating.work import annotate_request
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
-from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files, shard
-from mlfilter_core.embed_file import EmbedRequest
-from mlfilter_core.embed_work import embed_request
-from mlfilter_core.model_files import ModelFiles, resolve_model
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.embed_file import EmbedRequest
+from mlfilter_core.embedding.work import embed_request
+from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
+from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.plan.blocks import draw_blocks
 from mlfilter_core.plan.device_here import device_here
 from mlfilter_core.plan.embedding_outlook import LoadedEncoder, output_section, speed_section
@@ -29,8 +30,8 @@ from mlfilter_core.plan.source_contents import check_rejects, documents_section,
 from mlfilter_core.plan.wording import in_time
 
 if TYPE_CHECKING:
-    from mlfilter_core.encoder import Encoder
-    from mlfilter_core.heads import Head
+    from mlfilter_core.encoder.encoder import Encoder
+    from mlfilter_core.heads.head import Head
 
 LEAST_COSINE = 0.99  # of bfloat16 with float32 it is 0.996, and what pools differently is far below
 DIGEST_CHARACTERS = 12
@@ -50,7 +51,7 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
     check_folders(job, findings)
     model = _find_model(params, findings)
     heads = find_heads(params.annotate_inline, findings) if params.annotate_inline is not None else None
-    files: list[CorpusFile] = []
+    files: list[TaskFile] = []
     with findings.noting():
         found = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
         files = shard(found, job.local.ranks, job.local.tasks)
@@ -96,7 +97,7 @@ def _find_model(params: EmbeddingPipelineParameters, findings: Findings) -> Mode
 def _load(
     params: EmbeddingPipelineParameters, request: EmbedRequest, device: str, findings: Findings
 ) -> LoadedEncoder | None:
-    from mlfilter_core.encoder import load_encoder
+    from mlfilter_core.encoder.encoder import load_encoder
 
     started = time.monotonic()
     with findings.noting():
@@ -159,7 +160,7 @@ def _check_heads(
     heads: list["Head"],
     findings: Findings,
 ) -> None:
-    from mlfilter_core.heads import check_heads_fit, find_mismatched_heads
+    from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads
 
     assert params.annotate_inline is not None
     made_by = {**request.provenance(), **encoder.provenance()}

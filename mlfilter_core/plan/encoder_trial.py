@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.sampled_documents import SampledDocuments
 
 if TYPE_CHECKING:
-    from mlfilter_core.encoder import Encoder
+    from mlfilter_core.encoder.encoder import Encoder
 
 # Long enough that the start of the threads and the first, largest batch do not count.
 MEASURED_S = 8.0
@@ -148,7 +148,7 @@ def _embed(lines: Sequence[bytes], folder: Path, request: EmbedRequest, encoder:
     try:
         started = time.monotonic()
         report = embed_file(
-            CorpusFile(source.name, source.stem, folder), output, folder / "rejected.jsonl", request, encoder
+            TaskFile(source.name, source.stem, folder), output, folder / "rejected.jsonl", request, encoder
         )
         seconds = time.monotonic() - started
     finally:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlfilter_core.config.execution import Job
-from mlfilter_core.corpus import CorpusFile
 from mlfilter_core.errors import FileError, MlfilterError
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.workloads import workload_of
 
@@ -21,11 +21,11 @@ class FilesToDo:
         n_finished: Others.
     """
 
-    files: Sequence[CorpusFile]
+    files: Sequence[TaskFile]
     n_finished: int
 
 
-def find_files_to_do(job: Job, files: Sequence[CorpusFile], findings: Findings) -> FilesToDo:
+def find_files_to_do(job: Job, files: Sequence[TaskFile], findings: Findings) -> FilesToDo:
     """Asks the job's work about each of its files, as a run does.
 
     Args:
@@ -38,7 +38,7 @@ def find_files_to_do(job: Job, files: Sequence[CorpusFile], findings: Findings) 
     except MlfilterError as error:
         findings.add_problem(str(error))
         return FilesToDo(files, 0)
-    to_do: list[CorpusFile] = []
+    to_do: list[TaskFile] = []
     in_the_way: list[str] = []
     n_finished = 0
     for file in workload.files:

@@ -8,12 +8,12 @@ from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Section
 
 if TYPE_CHECKING:
-    from mlfilter_core.heads import Head
+    from mlfilter_core.heads.head import Head
 
 
 def find_heads(scoring: Scoring, findings: Findings) -> list["Head"]:
     """Loads the heads onto the processor, and goes on after one that does not load."""
-    from mlfilter_core.head_formats import load_head
+    from mlfilter_core.heads.checkpoint_formats import load_head
 
     heads = []
     for name, checkpoint in scoring.regression_head_checkpoints.items():

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.config.execution import Job
-from mlfilter_core.disk_space import check_would_be_writable, free_space
+from mlfilter_core.files.disk_space import check_would_be_writable, free_space
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.wording import in_bytes, in_number

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mlfilter_core.documents import Document
-from mlfilter_core.embed_file import EmbedRequest
-from mlfilter_core.embedding_store import Provenance, library_versions
+from mlfilter_core.corpus.documents import Document
+from mlfilter_core.embedding.embed_file import EmbedRequest
+from mlfilter_core.embedding_store.layout import Provenance
+from mlfilter_core.versions import library_versions
 
 MAX_WRITTEN_DOCUMENTS = 4096  # beyond, a file grows evenly
 MAX_WRITTEN_BYTES = 256 << 20

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlfilter_core.documents import (
+from mlfilter_core.corpus.documents import (
     BadRecordError,
     Document,
     DocumentSchema,
@@ -13,7 +13,7 @@ from mlfilter_core.documents import (
     parse_document,
     parse_record,
 )
-from mlfilter_core.lines import Line
+from mlfilter_core.corpus.lines import Line
 from mlfilter_core.plan.blocks import Block
 
 

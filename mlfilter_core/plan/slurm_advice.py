@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from mlfilter_core.corpus.windows import WINDOW_BYTES
 from mlfilter_core.plan.plan import PlannedWorkers
 from mlfilter_core.plan.wording import in_bytes, in_time
-from mlfilter_core.windows import WINDOW_BYTES
 
 # Arbitrary: an evening's run. More workers end earlier, and pay for their start as often.
 WANTED_RUN_S = 4 * 3600

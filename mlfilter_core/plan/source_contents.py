@@ -6,7 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
-from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.embedding.wanted_keys import describe_absent, types_by_key, wanted_keys
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.blocks import BlockSample
 from mlfilter_core.plan.estimates import HOW, Estimate, estimate_total
 from mlfilter_core.plan.files_to_do import FilesToDo
@@ -14,16 +15,15 @@ from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Section
 from mlfilter_core.plan.sampled_documents import SampledDocuments, count_reasons, read_records
 from mlfilter_core.plan.wording import estimated, in_bytes, in_share
-from mlfilter_core.wanted_keys import describe_absent, types_by_key, wanted_keys
 
 if TYPE_CHECKING:
-    from mlfilter_core.encoder import Encoder
+    from mlfilter_core.encoder.encoder import Encoder
 
 N_SHOWN_KEYS = 12
 N_TELLING_LINES = 20  # of a file, below which its share of rejected lines says little
 
 
-def files_section(files: Sequence[CorpusFile], to_do: FilesToDo, sample: BlockSample) -> Section:
+def files_section(files: Sequence[TaskFile], to_do: FilesToDo, sample: BlockSample) -> Section:
     """Returns which files there are."""
     n_bytes = sum(sample.bytes_by_file.values())
     unpacked = estimate_total(sample, lambda block: block.lines_bytes)

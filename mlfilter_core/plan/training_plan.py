@@ -14,9 +14,9 @@ from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.output_room import check_folders, check_room
 from mlfilter_core.plan.plan import Plan, PlannedWorkers, Section
 from mlfilter_core.plan.wording import in_share
-from mlfilter_core.train_work import training_workload
 from mlfilter_core.training.divided_documents import divide_documents
 from mlfilter_core.training.train_request import TrainRequest
+from mlfilter_core.training.work import training_workload
 
 FLOAT_BYTES = 4
 FIGURE_BYTES = 200_000  # of a picture of a few thousand points, with the metrics

@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 
 from mlfilter_core.config.embedding import UNKEPT_DIR
-from mlfilter_core.corpus import SOURCE_SUFFIXES
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding_store.fingerprint import FIELDS
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.fingerprint import FIELDS
-from mlfilter_core.histogram import Histogram
 from mlfilter_core.run_report.facts import FileFacts, OutputFacts, RunFacts, Totals
 from mlfilter_core.run_report.outputs import (
     COUNTS,
@@ -26,8 +25,9 @@ from mlfilter_core.run_report.outputs import (
 )
 from mlfilter_core.run_report.rejected_examples import rejects_by_reason
 from mlfilter_core.run_report.run_records import FAILED, SKIPPED, RunRecord, read_run_records
-from mlfilter_core.score_statistics import ScoreStatistics
-from mlfilter_core.verification.embeddings import REJECTED_DIR, rejects_of, without_suffix
+from mlfilter_core.tallies.histogram import Histogram
+from mlfilter_core.tallies.score_statistics import ScoreStatistics
+from mlfilter_core.verification.embedding_files import REJECTED_DIR, rejects_of, without_suffix
 from mlfilter_core.verification.verify import LOGS_DIR, find_outputs
 
 DEFAULT_GROUP = "train"

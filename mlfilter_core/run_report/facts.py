@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mlfilter_core.histogram import Histogram
-from mlfilter_core.score_statistics import ScoreStatistics
+from mlfilter_core.tallies.histogram import Histogram
+from mlfilter_core.tallies.score_statistics import ScoreStatistics
 
 FACTS_VERSION = 1
 

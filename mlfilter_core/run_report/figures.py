@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from mlfilter_core.histogram import Histogram
 from mlfilter_core.run_report.facts import Rates, RunFacts
-from mlfilter_core.score_statistics import ScoreStatistics
+from mlfilter_core.tallies.histogram import Histogram
+from mlfilter_core.tallies.score_statistics import ScoreStatistics
 
 # Okabe and Ito's palette, which people with any kind of colour vision tell apart; the page has brighter shades of it
 # for dark backgrounds.

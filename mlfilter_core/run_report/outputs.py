@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.config.annotation import ANNOTATED_DIR
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
-from mlfilter_core.histogram import Histogram, read_histogram
-from mlfilter_core.score_statistics import ScoreStatistics, read_score_statistics
-from mlfilter_core.verification.annotations import provenance_of
+from mlfilter_core.tallies.histogram import Histogram, read_histogram
+from mlfilter_core.tallies.score_statistics import ScoreStatistics, read_score_statistics
+from mlfilter_core.verification.annotated_files import provenance_of
 
 COUNTS = ("lines", "documents", "rejected", "blank", "truncated", "duplicate_ids", "tokens")
 

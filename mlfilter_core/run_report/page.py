@@ -20,7 +20,7 @@ from mlfilter_core.run_report.figures import (
     draw_time,
     strongest_pairs,
 )
-from mlfilter_core.score_statistics import ScoreStatistics
+from mlfilter_core.tallies.score_statistics import ScoreStatistics
 
 TEMPLATE = "page.html"
 # What is shown of many; the table of files and report.json have all.

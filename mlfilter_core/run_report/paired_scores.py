@@ -9,12 +9,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotations import SUFFIXES
+from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
-from mlfilter_core.embedding_store import DOCUMENT_ID
+from mlfilter_core.corpus.lines import Line, SourceReader
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.errors import SourceError
-from mlfilter_core.lines import Line, SourceReader
-from mlfilter_core.verification.embeddings import without_suffix
+from mlfilter_core.verification.embedding_files import without_suffix
 
 # Documents that are compared one by one: 8 bytes of each score stay in memory, and a correlation of so many is exact to
 # a thousandth. Arbitrary; further files are left out, and counted.

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
+from mlfilter_core.corpus.lines import OverlongLine, SourceReader
 from mlfilter_core.errors import SourceError
-from mlfilter_core.lines import OverlongLine, SourceReader
 from mlfilter_core.run_report.facts import RejectFacts
 
 N_EXAMPLES = 3

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.claims import is_claimed
-from mlfilter_core.run_log import EARLIER, JOB, ROWS, RUN, writable
+from mlfilter_core.files.claims import is_claimed
 from mlfilter_core.run_report.facts import FileFacts, RunFacts, State, WorkerFacts
 from mlfilter_core.run_report.throughput import rates_of
+from mlfilter_core.work.run_log import EARLIER, JOB, ROWS, RUN, writable
 
 # Commands of `ml_filter` that are not called as their flow.
 COMMANDS = {"embed": "run_embedding_pipeline", "annotate": "run_annotation_pipeline", "survey": "filter"}

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from mlfilter_core.compute.linear import ACTIVATIONS
 from mlfilter_core.errors import TrainingError
-from mlfilter_core.linear import ACTIVATIONS
 from mlfilter_core.training.row_buffers import Buffer, RowBuffers
 
 _log = logging.getLogger(__name__)

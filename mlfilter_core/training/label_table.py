@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
-from mlfilter_core.documents import BadRecordError, DocumentSchema, id_of, labels_of
+from mlfilter_core.corpus.documents import BadRecordError, DocumentSchema, id_of, labels_of
+from mlfilter_core.corpus.records import Record, parse_records
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.errors import ConfigError, TrainingError
-from mlfilter_core.records import Record, parse_records
-from mlfilter_core.tally import Tally
+from mlfilter_core.files.task_files import find_files
+from mlfilter_core.tallies.tally import Tally
 
 DRAWS = "scores"  # several labels of one annotator: [1, null, 2]
 CONTRADICTION = "contradiction"

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfilter_core.documents import hash_text
-from mlfilter_core.embedding_store import CHUNK_ROWS, DOCUMENT_ID, LABELS, TEXT_HASH, EmbeddingFile
+from mlfilter_core.corpus.documents import hash_text
+from mlfilter_core.embedding_store.fingerprint import Fingerprint, OneEncoder, fingerprint
+from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID, LABELS, TEXT_HASH
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, TrainingError
-from mlfilter_core.fingerprint import Fingerprint, OneEncoder, fingerprint
 from mlfilter_core.training.row_buffers import RowPlaces
 
 LabelsById = Mapping[str, tuple[float, ...]]

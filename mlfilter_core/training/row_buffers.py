@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfilter_core.embedding_store import CHUNK_ROWS, EmbeddingFile
+from mlfilter_core.embedding_store.layout import CHUNK_ROWS
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from mlfilter_core.config.training import HeadRecipe
-from mlfilter_core.embedding_store import library_versions
-from mlfilter_core.heads import Head, score
-from mlfilter_core.progress import Progress, ProgressTeller
-from mlfilter_core.publishing import open_new, publish
-from mlfilter_core.trained_head import TrainedHead, write_head
+from mlfilter_core.files.publishing import open_new, publish
+from mlfilter_core.heads.head import Head, score
+from mlfilter_core.heads.trained_head import TrainedHead, write_head
 from mlfilter_core.training.divided_documents import divide_documents
 from mlfilter_core.training.fit_head import FitSettings, FittedHead, fit_head
 from mlfilter_core.training.head_task import HeadTask, label_weights
@@ -26,6 +24,8 @@ from mlfilter_core.training.labelled_rows import LabelledRows
 from mlfilter_core.training.row_buffers import RowBuffers
 from mlfilter_core.training.train_request import SUFFIX, TrainReport, TrainRequest, describe_metrics
 from mlfilter_core.training.training_figure import draw_training
+from mlfilter_core.versions import library_versions
+from mlfilter_core.work.progress import Progress, ProgressTeller
 
 METRICS_SUFFIX, FIGURE_SUFFIX, HELD_OUT_SUFFIX = ".metrics.json", ".svg", ".held_out.jsonl"
 

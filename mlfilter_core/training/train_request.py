@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mlfilter_core.config.training import HeadRecipe
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import HeadError, OutputConflictError
-from mlfilter_core.file_identity import file_sha256
-from mlfilter_core.trained_head import read_training
+from mlfilter_core.files.identity import file_sha256
+from mlfilter_core.heads.trained_head import read_training
 from mlfilter_core.training.label_table import label_files
 
 SUFFIX = ".safetensors"

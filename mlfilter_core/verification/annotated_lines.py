@@ -9,12 +9,12 @@ from typing import Any
 
 import orjson
 
-from mlfilter_core.embedding_store import DOCUMENT_ID
+from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID
+from mlfilter_core.embedding_store.output_values import WHOLE_DOCUMENT
 from mlfilter_core.errors import AnnotationError, SourceError
-from mlfilter_core.lines import Line, OverlongLine, SourceReader
-from mlfilter_core.output_values import WHOLE_DOCUMENT
-from mlfilter_core.scores import LABEL_PREFIX
-from mlfilter_core.verification.findings import Findings
+from mlfilter_core.heads.scores import LABEL_PREFIX
+from mlfilter_core.verification.discrepancies import Findings
 
 # A line may hold a whole document, in which JSON takes up to six bytes for one. Arbitrary: 16 of the longest.
 MAX_LINE_BYTES = 1 << 30

@@ -1,6 +1,6 @@
 """The lines of a rejects file, read back.
 
-`mlfilter_core.rejects` writes them.
+`mlfilter_core.corpus.rejects` writes them.
 """
 
 import base64
@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
+from mlfilter_core.corpus.lines import OverlongLine, SourceReader
 from mlfilter_core.errors import SourceError
-from mlfilter_core.lines import OverlongLine, SourceReader
 
 WHOLE_BYTES = 1 << 20  # a longer line with raw_base64 is decoded in pieces; arbitrary
 RAW_BASE64 = b',"raw_base64":"'  # nowhere in the facts before it, where quotation marks have backslashes

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfilter_core.documents import Document, DocumentSchema, hash_text
-from mlfilter_core.embedding_store import (
+from mlfilter_core.corpus.documents import Document, DocumentSchema, hash_text
+from mlfilter_core.embedding_store.layout import (
     DOCUMENT_ID,
     INDEX,
     LABELS,
     SOURCE_LINE,
     SOURCE_OFFSET,
     TEXT_HASH,
-    EmbeddingFile,
     Provenance,
 )
-from mlfilter_core.verification.findings import Findings
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.verification.discrepancies import Findings
 from mlfilter_core.verification.source_account import AGAIN, schema_of
 
 N_SHOWN_CHARACTERS = 60

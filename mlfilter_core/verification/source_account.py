@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.documents import Document, DocumentSchema, Rejection, parse_document
-from mlfilter_core.lines import Line, OverlongLine, SourceReader
-from mlfilter_core.verification.findings import Findings
+from mlfilter_core.corpus.documents import Document, DocumentSchema, Rejection, parse_document
+from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
+from mlfilter_core.verification.discrepancies import Findings
 from mlfilter_core.verification.rejected_lines import RejectedLine
 
 # Only the encoder knows these; the lines themselves are documents.

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlfilter_core.annotate_file import PROVENANCE_FOLDER
-from mlfilter_core.annotations import SUFFIXES
+from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER
+from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.config.embedding import UNKEPT_DIR
-from mlfilter_core.corpus import EMBEDDING_SUFFIXES
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.publishing import COMMITTED_SUFFIX, TEMPORARY_SUFFIX
-from mlfilter_core.verification.annotations import Surroundings, check_annotations
-from mlfilter_core.verification.embeddings import REJECTED_DIR, VerifyRequest, check_embeddings, without_suffix
-from mlfilter_core.verification.findings import FileCheck, LineCounts
+from mlfilter_core.files.publishing import COMMITTED_SUFFIX, TEMPORARY_SUFFIX
+from mlfilter_core.verification.annotated_files import Surroundings, check_annotations
+from mlfilter_core.verification.discrepancies import FileCheck, LineCounts
+from mlfilter_core.verification.embedding_files import REJECTED_DIR, VerifyRequest, check_embeddings, without_suffix
 from mlfilter_core.verification.isolation import in_processes
 
 LOGS_DIR = "logs"

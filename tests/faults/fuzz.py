@@ -62,11 +62,11 @@ class Target:
 class Reader(Target):
     """The first byte chooses how the rest is stored: as it is, compressed, or compressed and cut."""
 
-    modules = ("mlfilter_core.lines", "mlfilter_core.documents", "mlfilter_core.windows")
+    modules = ("mlfilter_core.corpus.lines", "mlfilter_core.corpus.documents", "mlfilter_core.corpus.windows")
     max_line_bytes = 100
 
     def seeds(self) -> list[bytes]:
-        from mlfilter_core.zstd import zstd
+        from mlfilter_core.files.zstd import zstd
 
         lines = (
             b'{"text": "ba", "id": 3, "label": 1.5, "meta": {"url": null}}\n\n[1e5, "\\ud83d\\ude00"]\n' + b"x" * 150
@@ -78,14 +78,14 @@ class Reader(Target):
         ]
 
     def try_input(self, content: bytes) -> None:
-        from mlfilter_core.corpus import CorpusFile
-        from mlfilter_core.documents import DocumentSchema
-        from mlfilter_core.lines import SourceReader
-        from mlfilter_core.windows import read_windows
+        from mlfilter_core.corpus.documents import DocumentSchema
+        from mlfilter_core.corpus.lines import SourceReader
+        from mlfilter_core.corpus.windows import read_windows
+        from mlfilter_core.files.task_files import TaskFile
 
         kind, content = content[:1], content[1:]
         stored = content if kind in (b"", b"\0") else self._compressed(kind[0], content)
-        source = CorpusFile("x.jsonl", "x", self.folder)
+        source = TaskFile("x.jsonl", "x", self.folder)
         source.path.write_bytes(stored)
         schema = DocumentSchema(("text",), index_keys=("meta.url",), label_keys=None, label_dtype="int8")
         n_lines = 0
@@ -99,7 +99,7 @@ class Reader(Target):
             assert reader.n_bytes == len(stored)
 
     def _compressed(self, kind: int, content: bytes) -> bytes:
-        from mlfilter_core.zstd import zstd
+        from mlfilter_core.files.zstd import zstd
 
         stored = gzip.compress(content, 1, mtime=0) if kind % 2 else zstd.compress(content)
         return stored if kind < 128 else stored[: len(stored) * (kind - 127) // 128]
@@ -109,7 +109,7 @@ class Config(Target):
     """The first byte chooses the kind of job."""
 
     modules = (
-        *("mlfilter_core.job_files", "mlfilter_core.config.execution", "mlfilter_core.config.embedding"),
+        *("mlfilter_core.config.job_files", "mlfilter_core.config.execution", "mlfilter_core.config.embedding"),
         *("mlfilter_core.config.annotation", "yaml"),
     )
 
@@ -122,7 +122,7 @@ class Config(Target):
     def try_input(self, content: bytes) -> None:
         from mlfilter_core.config.annotation import AnnotationJob
         from mlfilter_core.config.embedding import EmbeddingJob
-        from mlfilter_core.job_files import load_job
+        from mlfilter_core.config.job_files import load_job
 
         (self.folder / "job.yaml").write_bytes(content[1:])
         if content[:1] < b"\x01":
@@ -134,15 +134,16 @@ class Config(Target):
 class Embeddings(Target):
     """Bytes as an HDF5 file."""
 
-    modules = ("mlfilter_core.embedding_store",)
+    modules = ("mlfilter_core.embedding_store.reader",)
     library = "/h5py/"
 
     def seeds(self) -> list[bytes]:
         import h5py
         import numpy as np
 
-        from mlfilter_core.documents import Document
-        from mlfilter_core.embedding_store import EmbeddingWriter, Provenance
+        from mlfilter_core.corpus.documents import Document
+        from mlfilter_core.embedding_store.layout import Provenance
+        from mlfilter_core.embedding_store.writer import EmbeddingWriter
 
         def file(write: Callable[[Any], Any], **settings: Any) -> bytes:
             content = io.BytesIO()
@@ -172,7 +173,7 @@ class Embeddings(Target):
         ]
 
     def try_input(self, content: bytes) -> None:
-        from mlfilter_core.embedding_store import EmbeddingFile
+        from mlfilter_core.embedding_store.reader import EmbeddingFile
 
         (self.folder / "x.h5").write_bytes(content)
         with EmbeddingFile(self.folder / "x.h5", "train") as file:
@@ -186,7 +187,11 @@ class Embeddings(Target):
 class Checkpoint(Target):
     """The first byte chooses the format: safetensors, a `.pt` file as it is, or the pickle in a sound one."""
 
-    modules = ("mlfilter_core.head_formats", "mlfilter_core.linear_layers", "mlfilter_core.heads")
+    modules = (
+        "mlfilter_core.heads.checkpoint_formats",
+        "mlfilter_core.heads.linear_layers",
+        "mlfilter_core.heads.head",
+    )
 
     def seeds(self) -> list[bytes]:
         import torch
@@ -212,7 +217,7 @@ class Checkpoint(Target):
         return [kinds[i : i + 1] + content for i, content in enumerate([*files, *facts])]
 
     def try_input(self, content: bytes) -> None:
-        from mlfilter_core.head_formats import load_head
+        from mlfilter_core.heads.checkpoint_formats import load_head
 
         kind, content = content[:1], content[1:]
         if kind >= b"\3":

@@ -14,24 +14,26 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows.embed import embed
-from flows.report import FilesFailedError, ReportError
-from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
-from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES, find_files
-from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedRequest, embed_file, finished_embedding
-from mlfilter_core.embed_report import EmbedReport
-from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.encoder import EncodedTexts, Encoder, TokenizedTexts
-from mlfilter_core.encoder_settings import EncoderSettings
+from flows.running.report import FilesFailedError, ReportError
+from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.corpus.documents import DocumentSchema
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.encoder.encoder import EncodedTexts, Encoder, TokenizedTexts
+from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.errors import SourceError
-from mlfilter_core.file_identity import file_sha256
-from mlfilter_core.head_formats import load_head
-from mlfilter_core.model_files import ModelFiles
-from mlfilter_core.publishing import remove_leftovers
+from mlfilter_core.files.identity import file_sha256
+from mlfilter_core.files.publishing import remove_leftovers
+from mlfilter_core.files.task_files import find_files
+from mlfilter_core.heads.checkpoint_formats import load_head
 from tests.conftest import WriteLines
 from tests.faults.conftest import PAGE, Disk, WriteJob, names_below
 from tests.flows.conftest import last_task_runs
-from tests.mlfilter_core.test_committed import content
+from tests.mlfilter_core.embedding.test_committed import content
 
 N = 60
 WINDOW = 5

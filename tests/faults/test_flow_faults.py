@@ -20,16 +20,17 @@ import pytest
 import yaml
 from distributed import LocalCluster
 
-from flows import run_files as run_files_module
-from flows.cluster import SCHEDULER_SETTINGS
 from flows.embed import embed
-from flows.task_runner import WorkerTaskRunner
-from flows.worker import PRELOAD
+from flows.running import run_files as run_files_module
+from flows.workers.local import SCHEDULER_SETTINGS
+from flows.workers.on_worker import PRELOAD
+from flows.workers.task_runner import WorkerTaskRunner
 from mlfilter_core.config.embedding import EmbeddingJob
-from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
-from mlfilter_core.embed_work import embed_work
-from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.job_files import load_job
+from mlfilter_core.config.job_files import load_job
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.work import embed_work
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.files.task_files import find_files
 from tests.faults.campaign import IS_LONG
 from tests.faults.conftest import END_S, MINILM, Run, WriteJob, leftovers, statuses, within, write_corpus
 from tests.flows.conftest import write_embeddings

@@ -16,20 +16,20 @@ import pytest
 import torch
 import yaml
 
-from flows import task_runner as task_runner_module
 from flows.annotate import annotate
 from flows.embed import embed
-from flows.report import RunReport
-from flows.server import prefect_api
-from mlfilter_core import embed_work as embed_work_module
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_report import EmbedReport
-from mlfilter_core.embed_work import EmbedWork, embed_work
-from mlfilter_core.encoder import EncodedTexts, TokenizedTexts
+from flows.prefect_api.server import prefect_api
+from flows.running.report import RunReport
+from flows.workers import task_runner as task_runner_module
+from mlfilter_core.embedding import work as embed_work_module
+from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.work import EmbedWork, embed_work
+from mlfilter_core.encoder.encoder import EncodedTexts, TokenizedTexts
+from mlfilter_core.files.task_files import TaskFile
 from tests.conftest import TINY_DIM
 from tests.faults.campaign import SEED, amount, record
 from tests.flows.conftest import write_embeddings
-from tests.mlfilter_core.test_committed import content
+from tests.mlfilter_core.embedding.test_committed import content
 
 N_FILES = 20
 DOCUMENTS = 400  # of a file to embed
@@ -55,7 +55,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class CountingWork(EmbedWork):
     """Notes how many documents are encoded, in a file that outlives the workers."""
 
-    def run(self, file: CorpusFile) -> EmbedReport:
+    def run(self, file: TaskFile) -> EmbedReport:
         encoder = embed_work_module._encoder(
             *(self.request.model, self.request.encoder, self.params.device),
             *(self.params.batch_token_limit, self.params.torch_compile),

@@ -15,11 +15,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
-from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
-from mlfilter_core.encoder import load_encoder
-from mlfilter_core.encoder_settings import EncoderSettings
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.encoder.encoder import load_encoder
+from mlfilter_core.encoder.model_files import code_elsewhere, resolve_model
+from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
-from mlfilter_core.model_files import code_elsewhere, resolve_model
+from mlfilter_core.files.task_files import find_files
 from tests.conftest import TINY_DIM
 
 
@@ -123,7 +124,7 @@ import socket, sys
 def refuse(*args): raise AssertionError(f"reached out to {args}")
 socket.getaddrinfo = socket.socket.connect = refuse
 from mlfilter_core.errors import EncoderError
-from mlfilter_core.model_files import resolve_model
+from mlfilter_core.encoder.model_files import resolve_model
 try:
     resolve_model("org/absent")
 except EncoderError as error:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from tests.faults.campaign import IS_LONG
 from tests.faults.conftest import END_S, MINILM, Run, leftovers, statuses, within, write_corpus
 

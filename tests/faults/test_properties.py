@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlfilter_core.batching import plan_batches
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.documents import DocumentSchema
+from mlfilter_core.corpus.documents import DocumentSchema
+from mlfilter_core.corpus.lines import GZIP_MAGIC, SKIPPABLE_FRAME, ZSTD_MAGIC, Line, SourceReader
+from mlfilter_core.corpus.rejects import RejectsFile
+from mlfilter_core.corpus.windows import Window, read_windows
+from mlfilter_core.encoder.batching import plan_batches
 from mlfilter_core.errors import SourceError
-from mlfilter_core.lines import GZIP_MAGIC, SKIPPABLE_FRAME, ZSTD_MAGIC, Line, SourceReader
-from mlfilter_core.rejects import RejectsFile
-from mlfilter_core.windows import Window, read_windows
+from mlfilter_core.files.task_files import TaskFile
 from tests.conftest import COMPRESS
 
 TEXT = DocumentSchema(("text",))
@@ -77,7 +77,7 @@ def test_lines_are_those_of_the_content_whatever_its_compression(
 ) -> None:
     (folder / "x").write_bytes(COMPRESS[suffix](content))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlfilter_core.lines.READ_BYTES", read_bytes)
+        patch.setattr("mlfilter_core.corpus.lines.READ_BYTES", read_bytes)
         lines = list(read_lines(folder / "x", max_line_bytes))
     assert lines == split(content)
     assert b"\n".join(line for *_, line in lines) == content.removesuffix(b"\n")
@@ -145,10 +145,10 @@ def read(
     folder: Path, suffix: str, lines: list[bytes], window_documents: int = 4, window_bytes: int = 200
 ) -> list[Window]:
     (folder / "x.jsonl").write_bytes(COMPRESS[suffix](b"".join(line + b"\n" for line in lines)))
-    source = CorpusFile("x.jsonl", "x", folder)
+    source = TaskFile("x.jsonl", "x", folder)
     with pytest.MonkeyPatch.context() as patch, SourceReader(source.path) as reader:
-        patch.setattr("mlfilter_core.windows.WINDOW_DOCUMENTS", window_documents)
-        patch.setattr("mlfilter_core.windows.WINDOW_BYTES", window_bytes)
+        patch.setattr("mlfilter_core.corpus.windows.WINDOW_DOCUMENTS", window_documents)
+        patch.setattr("mlfilter_core.corpus.windows.WINDOW_BYTES", window_bytes)
         return list(read_windows(reader, source, TEXT, MAX_LINE_BYTES, folder))
 
 

@@ -14,15 +14,15 @@ from distributed.utils import get_mp_context
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import TaskRun
 
-from flows.server import prefect_api
+from flows.prefect_api.server import prefect_api
 from tests.conftest import TINY_DIM, within
 
 WriteJob = Callable[..., Path]
 TOLD_S = 60  # of an event, by Prefect to its server, on a machine that is busy
 
 PRELOADED = [
-    *("distributed.worker", "mlfilter_core.encoder", "transformers.models.bert.modeling_bert"),
-    *("flows.worker", "flows.embed", "flows.annotate", "flows.train_head", "flows.filter"),
+    *("distributed.worker", "mlfilter_core.encoder.encoder", "transformers.models.bert.modeling_bert"),
+    *("flows.workers.on_worker", "flows.embed", "flows.annotate", "flows.train_head", "flows.filter"),
 ]
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from flows.annotate import annotate
 from flows.embed import embed
 from flows.pipeline import pipeline
-from flows.report import FilesFailedError, print_report
-from mlfilter_core.embedding_store import EmbeddingFile
+from flows.running.report import FilesFailedError, print_report
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, HeadError
 from tests.conftest import TINY_DIM
 from tests.flows.conftest import WriteJob, write_embeddings

@@ -22,9 +22,9 @@ from prefect.states import Cancelling, Scheduled
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.filtering import FilterJob
+from mlfilter_core.config.job_files import load_job
 from mlfilter_core.config.training import TrainingJob
-from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.job_files import load_job
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.job_kinds import load_any_job
 from tests.conftest import within
 from tests.flows.conftest import WriteJob

@@ -13,21 +13,21 @@ import torch
 from prefect.client.orchestration import SyncPrefectClient
 from safetensors.torch import save_file
 
-from flows import run_files as run_files_module
 from flows.annotate import annotate
 from flows.embed import embed
-from flows.report import FilesFailedError, print_report
-from mlfilter_core import embed_work as embed_work_module
+from flows.running import run_files as run_files_module
+from flows.running.report import FilesFailedError, print_report
 from mlfilter_core.config.embedding import EmbeddingJob
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_report import EmbedReport
-from mlfilter_core.embed_work import EmbedWork, embed_work, embedding_workload
-from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.encoder import Encoder
+from mlfilter_core.config.job_files import load_job
+from mlfilter_core.embedding import work as embed_work_module
+from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.work import EmbedWork, embed_work, embedding_workload
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.errors import ConfigError, EncoderError, HeadError
-from mlfilter_core.job_files import load_job
-from mlfilter_core.run_log import RunLog
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.run_report.collect import collect
+from mlfilter_core.work.run_log import RunLog
 from tests.flows.conftest import WriteJob, last_task_runs
 
 
@@ -80,7 +80,7 @@ def test_files_that_share_a_task_fail_by_themselves(
 class DeadlyWork(EmbedWork):
     """Dies of one file, as a worker does whose node has too little memory."""
 
-    def run(self, file: CorpusFile) -> EmbedReport:
+    def run(self, file: TaskFile) -> EmbedReport:
         if "poison" in file.relative:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().run(file)
@@ -103,7 +103,7 @@ def test_a_file_that_kills_its_worker_fails_and_those_that_shared_its_task_are_d
 class ForgetfulWork(EmbedWork):
     """Reports a file that is not there in the end."""
 
-    def run(self, file: CorpusFile) -> EmbedReport:
+    def run(self, file: TaskFile) -> EmbedReport:
         report = super().run(file)
         Path(report.output).unlink()
         return report

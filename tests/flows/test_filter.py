@@ -10,16 +10,16 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from typer.testing import CliRunner
 
 from flows.annotate import annotate
-from flows.cli import app
+from flows.commands.cli import app
+from flows.commands.run import run_filter
 from flows.embed import embed
 from flows.filter import filter
-from flows.finished import finished_before
 from flows.pipeline import pipeline
-from flows.report import FilesFailedError
-from flows.run import run_filter
+from flows.running.finished import finished_before
+from flows.running.report import FilesFailedError
 from mlfilter_core.config.filtering import FilterJob
+from mlfilter_core.config.job_files import load_job
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.job_files import load_job
 from tests.flows.conftest import WriteJob
 
 WriteFilterJob = Callable[..., Path]

@@ -11,16 +11,17 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.annotate import annotate
 from flows.embed import embed
-from flows.finished import finished_before
 from flows.pipeline import pipeline
-from flows.report import FilesFailedError
+from flows.running.finished import finished_before
+from flows.running.report import FilesFailedError
 from flows.train_head import train_head
+from mlfilter_core.compute.devices import pick_device
+from mlfilter_core.config.job_files import load_job
 from mlfilter_core.config.training import HeadRecipe, TrainingJob
-from mlfilter_core.corpus import EMBEDDING_SUFFIXES, find_files
-from mlfilter_core.devices import pick_device
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.errors import HeadError
-from mlfilter_core.head_formats import load_head
-from mlfilter_core.job_files import load_job
+from mlfilter_core.files.task_files import find_files
+from mlfilter_core.heads.checkpoint_formats import load_head
 from mlfilter_core.training.train_head import train_head as train_head_directly
 from mlfilter_core.training.train_request import TrainRequest
 from tests.flows.conftest import WriteJob

@@ -4,8 +4,8 @@ import h5py
 import pytest
 import torch
 
-from mlfilter_core.head_formats import load_head
-from mlfilter_core.heads import Head
+from mlfilter_core.heads.checkpoint_formats import load_head
+from mlfilter_core.heads.head import Head
 from tests.conftest import TINY_DIM
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.by import By
 
-from mlfilter_core.encoder import Encoder
-from mlfilter_core.model_files import ModelFiles
+from mlfilter_core.encoder.encoder import Encoder
+from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.run_report.write_report import write_report
 from tests.browser import chromium, screenshot
 from tests.output_folders import STARTED, documents, head, make_outputs, write_run

@@ -1,5 +1,5 @@
 """`ml_filter.annotation.annotation_pipeline`, where the predecessor kept its function."""
 
-from flows.run import run_annotation_pipeline
+from flows.commands.run import run_annotation_pipeline
 
 __all__ = ["run_annotation_pipeline"]

@@ -1,5 +1,5 @@
 """`ml_filter.annotation.embedding_pipeline`, where the predecessor kept its function."""
 
-from flows.run import run_embedding_pipeline
+from flows.commands.run import run_embedding_pipeline
 
 __all__ = ["run_embedding_pipeline"]

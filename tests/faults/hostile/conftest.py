@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlfilter_core.annotate_file import AnnotateReport, AnnotateRequest, annotate_file, finished_annotation
-from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES, find_files
-from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedRequest, embed_file
-from mlfilter_core.embed_report import EmbedReport
-from mlfilter_core.encoder import Encoder
-from mlfilter_core.head_formats import load_head
-from mlfilter_core.heads import Head
-from mlfilter_core.model_files import ModelFiles
+from mlfilter_core.annotating.annotate_file import AnnotateReport, AnnotateRequest, annotate_file, finished_annotation
+from mlfilter_core.corpus.documents import DocumentSchema
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.encoder.encoder import Encoder
+from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.files.task_files import find_files
+from mlfilter_core.heads.checkpoint_formats import load_head
+from mlfilter_core.heads.head import Head
 from tests.conftest import TINY_DIM
 
 MAX_LINE_BYTES = 4096

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, EmbeddingFileError, SourceError
 from tests.conftest import TINY_DIM
 from tests.faults.hostile.conftest import MAX_LINE_BYTES, Annotate, outputs

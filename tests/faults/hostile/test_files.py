@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from mlfilter_core.corpus import SOURCE_SUFFIXES, find_files
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.corpus.lines import FREE_BYTES, MAX_EXPANSION, OverlongLine, SourceReader
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, SourceError
-from mlfilter_core.lines import FREE_BYTES, MAX_EXPANSION, OverlongLine, SourceReader
-from mlfilter_core.zstd import zstd
+from mlfilter_core.files.task_files import find_files
+from mlfilter_core.files.zstd import zstd
 from tests.faults.hostile.conftest import MAX_LINE_BYTES, Annotate, Embed, outputs
 
 ALL = slice(None)
@@ -233,7 +234,7 @@ def bomb(compress: Callable[[bytes], bytes], piece: bytes, n_mb: int) -> bytes:
 def test_a_decompression_bomb_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes], piece: bytes
 ) -> None:
-    monkeypatch.setattr("mlfilter_core.lines.FREE_BYTES", 1 << 20)
+    monkeypatch.setattr("mlfilter_core.corpus.lines.FREE_BYTES", 1 << 20)
     (tmp_path / "x.jsonl").write_bytes(content := bomb(compress, piece, 3))
     most = max(1 << 20, MAX_EXPANSION * len(content))
     message = (

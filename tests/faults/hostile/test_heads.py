@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from mlfilter_core.errors import HeadError
-from mlfilter_core.head_formats import load_head
+from mlfilter_core.heads.checkpoint_formats import load_head
 
 # What PyTorch says of the formats of others; the message is what matters here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:`torch.jit:DeprecationWarning")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.job_files import load_job
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.job_files import load_job
 
 PARAMS = "params: {input_dir: in, output_dir: out, embedding_model: org/model}\n"
 NOT_YAML = r"job\.yaml is not valid YAML: "

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.documents import BadRecordError
+from mlfilter_core.corpus.documents import BadRecordError
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.annotation_files import (
     annotator_of_name,

@@ -5,7 +5,7 @@ import pytest
 
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.evaluation.draws import MISSING, Aggregation, aggregate, parse_aggregation, valid_draws
-from mlfilter_core.tally import Tally
+from mlfilter_core.tallies.tally import Tally
 
 
 @pytest.mark.parametrize(

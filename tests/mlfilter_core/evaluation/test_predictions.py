@@ -9,7 +9,7 @@ from mlfilter_core.evaluation.predictions import Predictions, read_annotators, r
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.score_fields import ScoreFields
 from mlfilter_core.evaluation.truth import Truth
-from mlfilter_core.tally import Tally
+from mlfilter_core.tallies.tally import Tally
 from tests.conftest import WriteLines
 from tests.mlfilter_core.evaluation.conftest import annotation
 

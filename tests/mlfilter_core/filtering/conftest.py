@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
 from mlfilter_core.config.filtering import FilterParameters
-from mlfilter_core.corpus import EMBEDDING_SUFFIXES, SOURCE_SUFFIXES, CorpusFile, find_files
-from mlfilter_core.embed_work import embed_work
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.work import embed_work
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.filtering.survey import NO_GROUP, Survey
-from mlfilter_core.heads import Head
+from mlfilter_core.heads.head import Head
 from tests.conftest import TINY_DIM
 
 WORDS = ["ba", "be", "bi", "bo", "bu", "ca", "ce", "ci", "co", "cu"]
@@ -100,7 +102,7 @@ def parameters(annotated: Path) -> Filter:
     return parameters
 
 
-def annotated_files(params: FilterParameters) -> list[CorpusFile]:
+def annotated_files(params: FilterParameters) -> list[TaskFile]:
     return find_files(params.annotated_directory, params.glob_pattern, SOURCE_SUFFIXES)
 
 

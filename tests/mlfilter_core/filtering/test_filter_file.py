@@ -8,20 +8,20 @@ import pyarrow.parquet
 import pytest
 
 from mlfilter_core.config.filtering import FilterParameters
-from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.corpus.lines import Line
 from mlfilter_core.errors import AnnotationError, OutputConflictError, SourceError
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.zstd import zstd
 from mlfilter_core.filtering import filter_file as filter_module
 from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
 from mlfilter_core.filtering.cuts import find_cuts
 from mlfilter_core.filtering.filter_file import FilterReport, FilterRequest, filter_file, finished_filter
 from mlfilter_core.filtering.survey import SurveyRequest, load_survey, make_survey
-from mlfilter_core.lines import Line
-from mlfilter_core.zstd import zstd
 from tests.conftest import WriteLines
 from tests.mlfilter_core.filtering.conftest import Filter, annotate, annotated_files, document, lines_of
 
 
-def surveyed(params: FilterParameters) -> tuple[list[CorpusFile], FilterRequest]:
+def surveyed(params: FilterParameters) -> tuple[list[TaskFile], FilterRequest]:
     files, survey = annotated_files(params), SurveyRequest.of(params)
     for file in files:
         make_survey(file, survey)

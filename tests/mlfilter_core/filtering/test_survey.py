@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.corpus.lines import Line
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering import survey as survey_module
 from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
 from mlfilter_core.filtering.survey import (
@@ -19,7 +20,6 @@ from mlfilter_core.filtering.survey import (
     load_survey,
     make_survey,
 )
-from mlfilter_core.lines import Line
 from tests.conftest import WriteLines
 from tests.mlfilter_core.filtering.conftest import Filter, annotated_files, lines_of
 
@@ -48,7 +48,7 @@ def test_lines_of_other_tools_are_surveyed_without_embeddings(write_lines: Write
     values = [1, 2.5, None, "3", float("nan"), float("inf"), True, 1e300]
     lines = [{"id": i, "q": value, "meta": {"lang": "de"}, "n_tokens": i} for i, value in enumerate(values)]
     path = write_lines("x.jsonl", [*(json.dumps(line).encode() for line in lines), b"", b'{"id": 9}'])
-    file, request = CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="meta.lang")
+    file, request = TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="meta.lang")
     make_survey(file, request)
     survey = load_survey(file, request)
     np.testing.assert_array_equal(survey.scores_of("q"), [1, 2.5, *[np.nan] * 4, 1, np.nan, np.nan])
@@ -58,7 +58,7 @@ def test_lines_of_other_tools_are_surveyed_without_embeddings(write_lines: Write
 
 def test_a_survey_is_made_once_for_each_version_of_a_file(write_lines: WriteLines, tmp_path: Path) -> None:
     path = write_lines("x.jsonl", [{"q": 1}])
-    file, request = CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path)
+    file, request = TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path)
     assert finished_survey(file, request) is None
     with pytest.raises(SurveyMissingError, match=r"x.jsonl has not been surveyed"):
         load_survey(file, request)
@@ -79,7 +79,7 @@ def test_a_survey_is_made_once_for_each_version_of_a_file(write_lines: WriteLine
 @pytest.mark.parametrize("kept_bytes", [0, 100, -100, -1])
 def test_a_broken_survey_is_made_anew(kept_bytes: int, write_lines: WriteLines, tmp_path: Path) -> None:
     path = write_lines("x.jsonl", [{"q": 1}])
-    file, request = CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path)
+    file, request = TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path)
     survey = Path(make_survey(file, request).output)
     survey.write_bytes(survey.read_bytes()[:kept_bytes])
     assert finished_survey(file, request) is None
@@ -99,7 +99,7 @@ def test_a_file_that_changes_while_it_is_surveyed_is_an_error(
 
     monkeypatch.setattr(survey_module, "lines_of", lines_of_a_file_that_is_replaced)
     with pytest.raises(AnnotationError, match=r"x.jsonl was changed while it was read; run again once"):
-        make_survey(CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path))
+        make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path))
     assert not (tmp_path / "surveys" / "x.npz").exists()
 
 
@@ -107,7 +107,7 @@ def test_a_score_may_begin_in_any_line_and_tokens_may_be_written_as_floats(
     write_lines: WriteLines, tmp_path: Path
 ) -> None:
     path = write_lines("x.jsonl", [{"id": 1, "n_tokens": 3.0}, {"score_q": 2, "n_tokens": 2.5}, {"n_tokens": 2**70}])
-    file = CorpusFile("x.jsonl", "x", path.parent)
+    file = TaskFile("x.jsonl", "x", path.parent)
     make_survey(file, request_for(tmp_path))
     survey = load_survey(file, request_for(tmp_path))
     np.testing.assert_array_equal(survey.scores_of("q"), [np.nan, 2, np.nan])
@@ -128,7 +128,7 @@ def test_lines_that_tell_too_little_are_an_error(
 ) -> None:
     path = write_lines("x.jsonl", lines)
     with pytest.raises(AnnotationError, match=message):
-        make_survey(CorpusFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k"))
+        make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k"))
 
 
 def test_embeddings_must_be_those_that_were_scored(parameters: Filter, annotated: Path) -> None:

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from mlfilter_core.annotate_file import annotate_file
-from mlfilter_core.annotate_work import annotate_work, load_heads
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.work import annotate_work, load_heads
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_work import embed_work
-from mlfilter_core.heads import Head
+from mlfilter_core.embedding.work import embed_work
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.heads.head import Head
 from mlfilter_core.plan.annotation_plan import plan_annotation
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers
@@ -30,7 +30,7 @@ def plan(tmp_path: Path, write_lines: WriteLines, tiny_model: Path, heads: list[
     for i in range(3):
         own = [{"id": f"{i}-{n}", "text": "word " * (1 + n % 20), "url": f"https://{n}"} for n in range(40 + 10 * i)]
         write_lines(f"in/{i}.jsonl", own)
-        work.run(CorpusFile(f"{i}.jsonl", str(i), tmp_path / "in"))
+        work.run(TaskFile(f"{i}.jsonl", str(i), tmp_path / "in"))
 
     def planned(**params: Any) -> Plan:
         return plan_annotation(job_over(tmp_path, **params), WORKERS, Findings())
@@ -60,7 +60,7 @@ def test_rows_columns_and_size_are_those_of_a_run(plan: PlanJob, tmp_path: Path)
     loaded = load_heads(job.params)
     written = 0
     for i in range(3):
-        file = CorpusFile(f"{i}.h5", str(i), tmp_path / "out" / "embeddings")
+        file = TaskFile(f"{i}.h5", str(i), tmp_path / "out" / "embeddings")
         written += Path(annotate_file(file, work.request, loaded).output).stat().st_size
     needed = made["outputs"]["needed_bytes"]
     assert needed["low"] <= written <= needed["high"]
@@ -95,7 +95,7 @@ def test_a_source_that_is_gone_is_a_problem_where_it_is_needed(plan: PlanJob, tm
 def test_embeddings_of_two_encoders_are_a_problem(plan: PlanJob, tmp_path: Path, tiny_model: Path) -> None:
     job = {"input_dir": tmp_path / "in", "output_dir": tmp_path / "other", "embedding_model": str(tiny_model)}
     work = embed_work(EmbeddingJob(params={**job, "text_field": "text", "prompt": "x "}).params)
-    work.run(CorpusFile("0.jsonl", "0", tmp_path / "in"))
+    work.run(TaskFile("0.jsonl", "0", tmp_path / "in"))
     (tmp_path / "other/embeddings/0.h5").rename(tmp_path / "out/embeddings/z.h5")
     assert any("were made by different encoders" in problem for problem in plan().problems)
 

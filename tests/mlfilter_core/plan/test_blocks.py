@@ -5,24 +5,24 @@ from typing import Any
 
 import pytest
 
-from mlfilter_core.corpus import CorpusFile
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.zstd import zstd
 from mlfilter_core.plan import blocks as blocks_module
 from mlfilter_core.plan.blocks import BLOCK_BYTES, BlockSample, draw_blocks
 from mlfilter_core.plan.findings import Findings
-from mlfilter_core.zstd import zstd
 from tests.conftest import COMPRESS
 
 MAX_LINE_BYTES = 1 << 20
 
 
-def corpus_of(folder: Path, contents: dict[str, bytes]) -> list[CorpusFile]:
+def corpus_of(folder: Path, contents: dict[str, bytes]) -> list[TaskFile]:
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    return [CorpusFile(name, name.partition(".")[0], folder) for name in sorted(contents)]
+    return [TaskFile(name, name.partition(".")[0], folder) for name in sorted(contents)]
 
 
-def draw(files: list[CorpusFile], seed: int = 0) -> BlockSample:
+def draw(files: list[TaskFile], seed: int = 0) -> BlockSample:
     findings = Findings()
     sample = draw_blocks(files, MAX_LINE_BYTES, seed, findings)
     assert findings.problems == []

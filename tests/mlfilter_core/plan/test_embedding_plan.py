@@ -13,13 +13,13 @@ import yaml
 
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import SlurmSettings
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.disk_space import FreeSpace
-from mlfilter_core.embed_file import embed_file
-from mlfilter_core.embed_work import embed_work
-from mlfilter_core.embedding_store import EmbeddingFile
-from mlfilter_core.encoder import Encoder
-from mlfilter_core.model_files import ModelFiles
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.work import embed_work
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.encoder.encoder import Encoder
+from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.files.disk_space import FreeSpace
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan import blocks as blocks_module
 from mlfilter_core.plan import encoder_trial, output_room
 from mlfilter_core.plan.embedding_plan import plan_embedding
@@ -102,7 +102,7 @@ def test_the_predicted_size_is_that_of_the_files_that_a_run_writes(
     written = 0
     for i in range(3):
         output = tmp_path / "out" / f"{i}.h5"
-        embed_file(CorpusFile(f"{i}.jsonl", str(i), tmp_path / "in"), output, tmp_path / "bad", request, tiny_encoder)
+        embed_file(TaskFile(f"{i}.jsonl", str(i), tmp_path / "in"), output, tmp_path / "bad", request, tiny_encoder)
         written += output.stat().st_size
     assert facts_of(made, "outputs")["bytes"]["value"] == pytest.approx(written, rel=0.05)
 
@@ -273,7 +273,7 @@ def test_finished_files_are_left_out_and_those_of_another_request_are_problems(
         write_lines(f"in/{i}.jsonl", records(5 + i))
     job = {"input_dir": tmp_path / "in", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
     work = embed_work(EmbeddingJob(params={**job, "text_field": "text"}).params)
-    work.run(CorpusFile("0.jsonl", "0", tmp_path / "in"))
+    work.run(TaskFile("0.jsonl", "0", tmp_path / "in"))
     made = plan()
     assert made.problems == []
     assert facts_of(made, "files")["finished"] == 1
@@ -291,7 +291,7 @@ def test_the_model_is_compiled_where_the_job_says_so(
     assert facts_of(plan(device="cpu", torch_compile=True), "encoder")["is_compiled"]
     job = {"input_dir": tmp_path / "in", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
     params = EmbeddingJob(params={**job, "text_field": "text", "device": "cpu", "torch_compile": True}).params
-    embed_work(params).run(CorpusFile("a.jsonl", "a", tmp_path / "in"))
+    embed_work(params).run(TaskFile("a.jsonl", "a", tmp_path / "in"))
     with EmbeddingFile(tmp_path / "out" / "embeddings" / "a.h5", "train") as file:
         assert file.provenance is not None
         assert file.provenance.encoder["is_compiled"]

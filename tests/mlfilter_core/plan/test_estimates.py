@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.corpus import CorpusFile, find_files
+from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.plan import blocks as blocks_module
 from mlfilter_core.plan.blocks import Block, BlockSample, draw_blocks
 from mlfilter_core.plan.estimates import Estimate, estimate_total
@@ -31,7 +31,7 @@ def pages(seed: int, n: int, mean_words: float) -> bytes:
     return b"".join(b"word " * int(chosen.lognormvariate(0, 1) * mean_words + 1) + b"\n" for _ in range(n))
 
 
-def draws(files: list[CorpusFile]) -> list[BlockSample]:
+def draws(files: list[TaskFile]) -> list[BlockSample]:
     return [draw_blocks(files, 1 << 20, seed, Findings()) for seed in range(N_SEEDS)]
 
 

@@ -2,9 +2,9 @@ import pytest
 import yaml
 
 from mlfilter_core.config.execution import SlurmSettings
+from mlfilter_core.corpus.windows import WINDOW_BYTES
 from mlfilter_core.plan.plan import PlannedWorkers
 from mlfilter_core.plan.slurm_advice import Work, advise, embedding_memory
-from mlfilter_core.windows import WINDOW_BYTES
 
 HOUR = 3600
 GPUS = PlannedWorkers(4, 4, 8, True, True, "1 Slurm job of 4 workers")

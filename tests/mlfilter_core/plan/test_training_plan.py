@@ -7,12 +7,12 @@ import pytest
 
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.training import TrainingJob
-from mlfilter_core.corpus import CorpusFile
-from mlfilter_core.embed_work import embed_work
+from mlfilter_core.embedding.work import embed_work
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers
 from mlfilter_core.plan.training_plan import plan_training
-from mlfilter_core.train_work import training_workload
+from mlfilter_core.training.work import training_workload
 from tests.conftest import WriteLines
 
 WORKERS = PlannedWorkers(1, 1, 2, False, False, "1 worker on this machine")
@@ -27,7 +27,7 @@ def plan(tmp_path: Path, write_lines: WriteLines, tiny_model: Path) -> PlanJob:
     write_lines("in/a.jsonl", own)
     job = {"input_dir": tmp_path / "in", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
     params = {**job, "text_field": "text", "save_labels": True, "label_key": "score", "max_batch_tokens": 512}
-    embed_work(EmbeddingJob(params=params).params).run(CorpusFile("a.jsonl", "a", tmp_path / "in"))
+    embed_work(EmbeddingJob(params=params).params).run(TaskFile("a.jsonl", "a", tmp_path / "in"))
 
     def planned(heads: Any, **params: Any) -> Plan:
         return plan_training(job_over(tmp_path, heads, **params), WORKERS, Findings())

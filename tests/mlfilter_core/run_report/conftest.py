@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.encoder import Encoder
-from mlfilter_core.model_files import ModelFiles
+from mlfilter_core.encoder.encoder import Encoder
+from mlfilter_core.encoder.model_files import ModelFiles
 from tests.output_folders import make_outputs
 
 WriteOutputs = Callable[..., Path]

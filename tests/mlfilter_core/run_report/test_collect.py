@@ -6,10 +6,10 @@ import h5py
 import numpy as np
 import pytest
 
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.run_log import ROWS, RUN
 from mlfilter_core.run_report.collect import collect
+from mlfilter_core.work.run_log import ROWS, RUN
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
 from tests.output_folders import STARTED, documents, head, write_run
 
@@ -139,7 +139,7 @@ def test_a_folder_that_was_renamed_has_not_the_runs_of_the_one_that_took_its_nam
 
 
 def test_a_run_that_goes_on_is_told_by_its_claim(write_outputs: WriteOutputs) -> None:
-    from mlfilter_core.claims import claim
+    from mlfilter_core.files.claims import claim
 
     output_dir = write_outputs(FILES, has_end=False)
     with claim(output_dir / "logs" / "embed-one" / RUN):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from mlfilter_core.documents import Rejection
-from mlfilter_core.rejects import RejectsFile
+from mlfilter_core.corpus.documents import Rejection
+from mlfilter_core.corpus.rejects import RejectsFile
 from mlfilter_core.run_report.rejected_examples import N_CHARACTERS, N_EXAMPLES, rejects_by_reason
 
 

@@ -2,8 +2,8 @@ import json
 import shutil
 from pathlib import Path
 
-from mlfilter_core.run_log import JOB, ROWS, RUN
 from mlfilter_core.run_report.run_records import read_run_records
+from mlfilter_core.work.run_log import JOB, ROWS, RUN
 from tests.output_folders import STARTED, write_run
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mlfilter_core.documents import Document
-from mlfilter_core.embedding_store import EmbeddingWriter, Provenance, library_versions
+from mlfilter_core.corpus.documents import Document
+from mlfilter_core.embedding_store.layout import Provenance
+from mlfilter_core.embedding_store.writer import EmbeddingWriter
+from mlfilter_core.versions import library_versions
 
 DIM = 8
 WEIGHTS = np.random.default_rng(7).standard_normal(DIM).astype(np.float32)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlfilter_core.embedding_store import EmbeddingFile
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.training.held_out import write_held_out
 from mlfilter_core.training.labelled_rows import find_labelled_rows
 from tests.mlfilter_core.training.conftest import WriteLabelled

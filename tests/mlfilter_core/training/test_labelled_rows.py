@@ -4,8 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from mlfilter_core.documents import hash_text
-from mlfilter_core.embedding_store import CHUNK_ROWS
+from mlfilter_core.corpus.documents import hash_text
+from mlfilter_core.embedding_store.layout import CHUNK_ROWS
 from mlfilter_core.errors import ConfigError, TrainingError
 from mlfilter_core.training.labelled_rows import find_labelled_rows
 from tests.mlfilter_core.training.conftest import DIM, WriteLabelled, embeddings_of, label_of

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mlfilter_core.embedding_store import CHUNK_ROWS
+from mlfilter_core.embedding_store.layout import CHUNK_ROWS
 from mlfilter_core.training.row_buffers import RowBuffers, RowPlaces
 
 DIM = 3

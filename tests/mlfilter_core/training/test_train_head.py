@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from mlfilter_core.config.training import HeadRecipe
-from mlfilter_core.documents import hash_text
+from mlfilter_core.corpus.documents import hash_text
 from mlfilter_core.errors import HeadError, OutputConflictError, TrainingError
-from mlfilter_core.head_formats import load_head
-from mlfilter_core.heads import find_mismatched_heads, score
-from mlfilter_core.progress import Progress, heard_by
+from mlfilter_core.heads.checkpoint_formats import load_head
+from mlfilter_core.heads.head import find_mismatched_heads, score
 from mlfilter_core.training.splits import is_held_out
 from mlfilter_core.training.train_head import train_head
 from mlfilter_core.training.train_request import TrainReport, TrainRequest, describe_metrics, finished_head
+from mlfilter_core.work.progress import Progress, heard_by
 from tests.conftest import WriteLines
 from tests.mlfilter_core.training.conftest import WriteLabelled, embeddings_of, label_of
 
@@ -190,7 +190,7 @@ def test_a_plain_reader_trains_on_our_files_as_the_predecessor_does(write_labell
 def test_whoever_listens_hears_of_the_epochs(
     write_labelled: WriteLabelled, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlfilter_core.progress.TELL_S", 0)
+    monkeypatch.setattr("mlfilter_core.work.progress.TELL_S", 0)
     heard: list[Progress] = []
     with heard_by(heard.append):
         train(write_labelled(), recipe={"max_epochs": 4})

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from mlfilter_core.annotate_file import AnnotateRequest, annotate_file
-from mlfilter_core.annotate_inline import InlineAnnotation, annotate_embedded
-from mlfilter_core.corpus import SOURCE_SUFFIXES, CorpusFile, find_files
-from mlfilter_core.documents import DocumentSchema
-from mlfilter_core.embed_file import EmbedRequest, embed_file
-from mlfilter_core.embed_report import EmbedReport
-from mlfilter_core.encoder import Encoder
-from mlfilter_core.heads import Head
-from mlfilter_core.model_files import ModelFiles
+from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.corpus.documents import DocumentSchema
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.annotate_inline import InlineAnnotation, annotate_embedded
+from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.encoder.encoder import Encoder
+from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.files.task_files import TaskFile, find_files
+from mlfilter_core.heads.head import Head
 from tests.conftest import WriteLines
 
 
@@ -38,7 +39,7 @@ class Outputs:
         rejected_dir: str = "rejected",
         encoder: Encoder | None = None,
         **changes: Any,
-    ) -> tuple[CorpusFile, EmbedReport]:
+    ) -> tuple[TaskFile, EmbedReport]:
         """Writes a source, or leaves it for None, and embeds it; keywords change the request."""
         if records is not None:
             self.write_lines(f"corpus/{name}", records)
@@ -46,14 +47,14 @@ class Outputs:
         encoder = encoder or self.encoder
         request = dataclasses.replace(self.request, encoder=encoder.settings, **changes)
         rejects = source.output(self.folder / rejected_dir, ".jsonl")
-        file = CorpusFile(f"{source.stem}.h5", source.stem, self.folder / embedding_dir)
+        file = TaskFile(f"{source.stem}.h5", source.stem, self.folder / embedding_dir)
         return file, embed_file(source, file.path, rejects, request, encoder)
 
     def annotate_request(self, **changes: Any) -> AnnotateRequest:
         sha256 = {head.name: head.sha256 for head in self.heads}
         return dataclasses.replace(AnnotateRequest(self.folder / "annotated_data", sha256), **changes)
 
-    def annotate(self, file: CorpusFile, **changes: Any) -> None:
+    def annotate(self, file: TaskFile, **changes: Any) -> None:
         """Scores a file with a linear head of one target and an MLP of two; keywords change the request."""
         annotate_file(file, self.annotate_request(**changes), self.heads)
 

@@ -2,8 +2,8 @@
 
 import os
 
-from mlfilter_core.verification.embeddings import VerifyRequest, check_embeddings
-from mlfilter_core.verification.findings import FileCheck
+from mlfilter_core.verification.discrepancies import FileCheck
+from mlfilter_core.verification.embedding_files import VerifyRequest, check_embeddings
 
 
 def die_over_b(relative: str, request: VerifyRequest) -> FileCheck:

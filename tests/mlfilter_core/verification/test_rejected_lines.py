@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.documents import Rejection
+from mlfilter_core.corpus.documents import Rejection
+from mlfilter_core.corpus.lines import SourceReader
+from mlfilter_core.corpus.rejects import BASE64_BYTES, RejectsFile
 from mlfilter_core.errors import SourceError
-from mlfilter_core.lines import SourceReader
-from mlfilter_core.rejects import BASE64_BYTES, RejectsFile
 from mlfilter_core.verification.rejected_lines import WHOLE_BYTES, read_rejected_lines
 
 Write = Callable[..., Path]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.verification.annotations import NO_EMBEDDINGS, provenance_of
-from mlfilter_core.verification.embeddings import VerifyRequest
-from mlfilter_core.verification.findings import FileCheck, LineCounts
+from mlfilter_core.verification.annotated_files import NO_EMBEDDINGS, provenance_of
+from mlfilter_core.verification.discrepancies import FileCheck, LineCounts
+from mlfilter_core.verification.embedding_files import VerifyRequest
 from mlfilter_core.verification.verify import Verification, find_outputs, verify
 from tests.mlfilter_core.verification.conftest import Outputs
 from tests.mlfilter_core.verification.deadly import die_over_b

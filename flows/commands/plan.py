@@ -1,0 +1,121 @@
+"""The plan of a job, made where its flow would run; no worker, no Prefect and nothing of the job's is started."""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.execution import Job
+from mlfilter_core.config.training import TrainingJob
+from mlfilter_core.errors import ConfigError
+from mlfilter_core.job_kinds import load_any_job
+from mlfilter_core.plan.findings import Findings
+from mlfilter_core.plan.plan import Plan, PlannedWorkers
+
+ADVISED = {
+    "time": ("time",),
+    "cpus_per_task": ("cpus-per-task",),
+    "mem_per_cpu_gb": ("mem-per-cpu", "mem", "mem-per-gpu"),
+}
+
+
+def plan_job(config: Path, overrides: Mapping[str, Any], seed: int = 0) -> Plan:
+    """Returns what a job would do and need, with all that is wrong with it.
+
+    Args:
+        config: YAML job file.
+        overrides: Values that replace those of the file, by dotted name.
+        seed: Of the documents that are drawn.
+    """
+    findings = Findings()
+    try:
+        job = load_any_job(config, overrides)
+    except ConfigError as error:
+        return Plan("unknown", [], [str(error)], [])
+    workers = planned_workers(job, findings)
+    _check_port(job, findings)
+    return _plan(job, workers, seed, findings)
+
+
+def _plan(job: Job, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
+    # Before torch, which reads them once, is imported: what is measured here is one of the workers.
+    from flows.workers.local import QUIET, THREAD_VARIABLES, n_cores
+
+    n_threads = min(workers.n_cores, n_cores())
+    for name, value in {**dict.fromkeys(THREAD_VARIABLES, str(n_threads)), **QUIET}.items():
+        os.environ.setdefault(name, value)
+    if isinstance(job, EmbeddingJob):
+        from mlfilter_core.plan.embedding_plan import plan_embedding
+
+        return plan_embedding(job, workers, seed, findings)
+    if isinstance(job, AnnotationJob):
+        from mlfilter_core.plan.annotation_plan import plan_annotation
+
+        return plan_annotation(job, workers, findings)
+    if isinstance(job, TrainingJob):
+        from mlfilter_core.plan.training_plan import plan_training
+
+        return plan_training(job, workers, findings)
+    raise ConfigError("a filter job has no plan; `ml_filter filter --dry-run` shows what it would keep")
+
+
+def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:
+    """Returns the workers that a job would have, without asking Slurm.
+
+    Args:
+        job: The job.
+        findings: Takes what would keep its workers from starting.
+    """
+    from flows.workers.local import n_cores, shares_gpus, visible_gpus
+
+    if not job.running_on_slurm:
+        n_gpus = len(visible_gpus()) if shares_gpus(job.device) else 0
+        default = n_cores() if job.one_per_core else max(1, n_gpus)
+        n = job.local.workers if job.local.workers > 0 else default
+        words = f"{_count(n, 'worker')} on this machine"
+        return PlannedWorkers(n, 1, max(1, n_cores() // n), n_gpus > 0, False, words)
+    from flows.workers.slurm_job import slurm_job
+
+    asked = slurm_job(job.slurm, job.one_per_core, job.device, job.logging_dir)
+    if shutil.which("sbatch") is None:
+        findings.add_warning("there is no sbatch on this machine: start the flow on a login node")
+    if " " in str(job.logging_dir.absolute()):
+        findings.add_problem(
+            f"slurm_settings.logging_dir: {job.logging_dir} has a space, which the lines of a job's script cannot have"
+        )
+    cores = int(asked.options["cpus-per-task"])
+    own = job.slurm.sbatch_options()
+    n_jobs = job.slurm.max_jobs
+    words = f"{_count(n_jobs, 'Slurm job')} of {_count(asked.n_workers, 'worker')}"
+    return PlannedWorkers(
+        n_jobs * asked.n_workers,
+        asked.n_workers,
+        max(1, cores // asked.n_workers),
+        job.device != "cpu" and any(re.match("gpu", part) or "gpu:" in part for part in _asked_for(asked.options)),
+        True,
+        words,
+        job.slurm.model_dump(mode="json", exclude_unset=True),
+        tuple(field for field, options in ADVISED.items() if own.keys() & set(options)),
+    )
+
+
+def _asked_for(options: Mapping[str, str]) -> list[str]:
+    """Returns what of a job's options may stand for GPUs."""
+    names = [name for name, value in options.items() if name.startswith("gpus") and value != "0"]
+    return [*names, *options.get("gres", "").split(",")]
+
+
+def _check_port(job: Job, findings: Findings) -> None:
+    if job.metrics_port is not None:
+        from flows.watching.metrics import check_port
+
+        with findings.noting():
+            check_port(job.metrics_port)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

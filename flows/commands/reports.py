@@ -1,0 +1,147 @@
+"""The commands that show runs: report, compare.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands.results import errors_as_messages, print_table
+
+if TYPE_CHECKING:
+    from mlfilter_core.run_report.comparison import Comparison
+
+reports = typer.Typer()
+
+Folder = typer.Argument(help="The output_dir of a job, or of several.", metavar="OUTPUT_DIR")
+
+
+@reports.command("report")
+def report_command(
+    output_dir: Annotated[Path, Folder],
+    logging_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Folder of logs, where a job names another than <output_dir>/logs; repeatable."
+        ),
+    ] = None,
+    hdf5_dataset_name: Annotated[
+        str | None, typer.Option(help="Group inside each HDF5 file. Default: that of the latest job.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the facts; write nothing.")] = False,
+) -> None:
+    """Write the report of runs to <output_dir>/report: a page for a browser; also while a run goes on."""
+    from mlfilter_core.run_report.collect import collect
+    from mlfilter_core.run_report.write_report import as_json, write_report
+
+    with errors_as_messages():
+        if json_:
+            sys.stdout.buffer.write(as_json(collect(output_dir, logging_dir or [], hdf5_dataset_name)))
+        else:
+            print(write_report(output_dir, logging_dir or [], hdf5_dataset_name).page)
+
+
+@reports.command("compare")
+def compare_command(
+    run_a: Annotated[Path, typer.Argument(help="The output_dir of a job, or of several.", metavar="RUN_A")],
+    run_b: Annotated[Path, typer.Argument(help="Another.", metavar="RUN_B")],
+    thresholds: Annotated[
+        str | None,
+        typer.Option(metavar="2,3,...", help="How far both keep the same documents, those of this score and above."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Put two output folders side by side: counts, speed, how scores moved, whether they agree on documents."""
+    from mlfilter_core.evaluation.scale import parse_numbers
+    from mlfilter_core.run_report.comparison import compare
+    from mlfilter_core.run_report.write_report import as_json
+
+    with errors_as_messages():
+        asked = tuple(parse_numbers(thresholds, "--thresholds")) if thresholds is not None else ()
+        comparison = compare(run_a, run_b, asked)
+        if json_:
+            sys.stdout.buffer.write(as_json(comparison))
+        else:
+            _print(comparison)
+
+
+def _print(comparison: "Comparison") -> None:
+    one, other = comparison.sides
+    print(f"A: {one.output_dir}\nB: {other.output_dir}")
+    for letter, side in zip("AB", comparison.sides, strict=True):
+        for notice in side.notices:
+            print(f"note on {letter}: {notice}")
+    rows = [[name, *_pair(one.counts[name], other.counts[name])] for name in one.counts]
+    for flow in dict.fromkeys([*one.speeds, *other.speeds]):
+        speeds = [side.speeds.get(flow, {}) for side in comparison.sides]
+        rows += [[f"{flow}: {name}", *_pair(*(own.get(name) for own in speeds))] for name in {**speeds[0], **speeds[1]}]
+    print_table([["", "A", "B", "B / A"], *rows], n_names=1)
+    if comparison.shifts:
+        heading = [
+            "score",
+            "",
+            "documents",
+            "mean",
+            "std. dev.",
+            *(f"{float(q):.0%}" for q in comparison.shifts[0].quantiles),
+        ]
+        lines = [
+            [shift.name if letter == "A" else "", letter, f"{shift.documents[i]:,}"]
+            + [_number(pair[i]) for pair in (shift.means, shift.deviations, *shift.quantiles.values())]
+            for shift in comparison.shifts
+            for i, letter in enumerate("AB")
+        ]
+        print_table([heading, *lines], n_names=2)
+    for letter, names in zip("AB", comparison.only_in, strict=True):
+        if names:
+            print(f"scores of {letter} alone: {', '.join(names)}")
+    _print_agreements(comparison)
+
+
+def _print_agreements(comparison: "Comparison") -> None:
+    if not comparison.shifts:
+        print("no score is on both sides: nothing more to compare")
+        return
+    if not comparison.agreements:
+        print("no document is on both sides: files are joined by their names, documents by their ids")
+        return
+    first = comparison.agreements[0]
+    heading = ["score", "documents", "Pearson", "Spearman", "mean B - A", "mean |B - A|", "max |B - A|"]
+    heading += [f"top {float(share):.0%} shared" for share in first.top]
+    heading += [f"agree at {threshold} (A, B keep)" for threshold in first.agreement]
+    lines = []
+    for row in comparison.agreements:
+        line = [
+            row.name,
+            f"{row.documents:,}",
+            _number(row.pearson),
+            _number(row.spearman),
+            _number(row.mean_difference),
+        ]
+        line += [_number(row.mean_absolute_difference), _number(row.largest_difference)]
+        line += [f"{share:.1%}" for share in row.top.values()]
+        for threshold, agreed in row.agreement.items():
+            kept = row.kept[threshold]
+            line.append(f"{agreed:.1%} ({kept[0]:.1%}, {kept[1]:.1%})")
+        lines.append(line)
+    print_table([heading, *lines], n_names=1)
+    about = f"document by document: {comparison.paired_files:,} files of the same name"
+    if comparison.left_out_files:
+        about += f", {comparison.left_out_files:,} more left out: these are documents enough"
+    if comparison.without_partner:
+        about += f"; {comparison.without_partner:,} documents are on one side only"
+    print(about)
+
+
+def _pair(one: float | None, other: float | None) -> list[str]:
+    ratio = f"{other / one:.2f}" if one and other is not None else "-"
+    return [_number(one), _number(other), ratio]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,291 @@
+"""The commands that look at results: inspect, verify, aggregate_scores, evaluate_predicted_annotations.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlfilter_core.errors import ConfigError, MlfilterError
+from mlfilter_core.evaluation.aggregate_annotations import DEFAULT_BATCH_SIZE
+
+LOG_WIDTH = 200
+MAX_SHOWN_REMARKS = 20
+
+results = typer.Typer()
+
+InputDirectories = Annotated[
+    list[Path],
+    typer.Option(
+        "--input_directory",
+        "--input-directory",
+        metavar="DIR",
+        help="Folder of annotation files, searched recursively. With --score_keys of annotated files, and repeatable.",
+    ),
+]
+InputDirectory = Annotated[
+    Path,
+    typer.Option(
+        "--input_directory",
+        "--input-directory",
+        metavar="DIR",
+        help="Folder of annotation files, below it one for each language. With --score_keys of annotated files.",
+    ),
+]
+OutputDirectory = Annotated[
+    Path, typer.Option("--output_directory", "--output-directory", metavar="DIR", help="Folder of the results.")
+]
+
+
+@results.command("inspect")
+def inspect_command(
+    file: Annotated[Path, typer.Argument(help="An HDF5 file of embeddings.", exists=True, dir_okay=False)],
+    hdf5_dataset_name: Annotated[str, typer.Option(help="Group inside the file.")] = "train",
+) -> None:
+    """Show what a file of embeddings holds, and where it comes from."""
+    from mlfilter_core.embedding_store.describe import describe
+
+    with errors_as_messages():
+        print(describe(file, hdf5_dataset_name))
+
+
+@results.command("verify")
+def verify_command(
+    output_dir: Annotated[Path, typer.Argument(help="The output_dir of a job.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Check metadata alone; read no content.")] = False,
+    source_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the source files now, if not where they were embedded from.", metavar="DIR"),
+    ] = None,
+    hdf5_dataset_name: Annotated[str, typer.Option(help="Group inside each HDF5 file.")] = "train",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read files at the same time. Default: one for each core.")
+    ] = None,
+) -> None:
+    """Prove that outputs add up: source lines, embeddings, rejected and annotated lines."""
+    from mlfilter_core.verification.discrepancies import FileCheck
+    from mlfilter_core.verification.embedding_files import VerifyRequest
+    from mlfilter_core.verification.verify import verify
+
+    def print_problems(check: FileCheck) -> None:
+        for problem in check.problems:
+            print(f"{check.path}: {problem}", flush=True)
+
+    with errors_as_messages():
+        request = VerifyRequest(output_dir, hdf5_dataset_name, source_dir, read_content=not quick)
+        verification = verify(request, workers, print_problems)
+        print(verification.summary())
+        if not verification.is_right:
+            raise typer.Exit(1)
+
+
+@results.command("aggregate_scores")
+def aggregate_command(
+    input_directory: InputDirectories,
+    output_directory: OutputDirectory,
+    aggregation: Annotated[
+        str,
+        typer.Option(
+            metavar="mean|max|min|majority",
+            help="How several draws become one score. majority: the most frequent one, the mean of several such.",
+        ),
+    ],
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="0,1,2,...", help="What a draw may be; others are counted as invalid, and left out."),
+    ] = None,
+    raw_data_lookup_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--raw_data_lookup_dir",
+            "--raw-data-lookup-dir",
+            metavar="DIR",
+            help="Folder of the raw files, deduplicated ones say. Default: they are where the annotations say.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch_size", "--batch-size", min=1, help="Documents that are written at a time.")
+    ] = DEFAULT_BATCH_SIZE,
+    score_keys: Annotated[
+        str | None,
+        typer.Option(
+            "--score_keys",
+            "--score-keys",
+            metavar="PATTERN",
+            help="Make one of the scores of several heads instead: fields of annotated files, as 'score_*' or a,b.",
+        ),
+    ] = None,
+) -> None:
+    """Make one score of several draws of an annotator, or of the scores of several heads."""
+    from mlfilter_core.evaluation.aggregate_annotations import AnnotationAggregation, aggregate_annotations
+    from mlfilter_core.evaluation.aggregate_heads import HeadAggregation, aggregate_heads
+    from mlfilter_core.evaluation.aggregation_report import REPORT_NAME
+    from mlfilter_core.evaluation.draws import parse_aggregation
+    from mlfilter_core.evaluation.scale import parse_scale
+    from mlfilter_core.evaluation.score_fields import ScoreFields
+
+    with errors_as_messages(), _progress_on_stderr():
+        how = parse_aggregation(aggregation, "--aggregation")
+        scale = parse_scale(labels, "--labels") if labels is not None else None
+        if score_keys is not None:
+            if raw_data_lookup_dir is not None:
+                raise ConfigError("--raw_data_lookup_dir goes with annotation files, not with --score_keys")
+            fields = ScoreFields(score_keys)
+            report = aggregate_heads(HeadAggregation(tuple(input_directory), output_directory, how, fields, scale))
+        elif scale is None:
+            raise ConfigError("--labels is needed, as 0,1,2,3,4,5: a model writes other things than labels, too")
+        elif len(input_directory) > 1:
+            raise ConfigError("several --input_directory go with --score_keys; aggregate annotations one by one")
+        else:
+            report = aggregate_annotations(
+                AnnotationAggregation(input_directory[0], output_directory, how, scale, raw_data_lookup_dir, batch_size)
+            )
+        if report.outputs:
+            rows = [output.row() for output in report.outputs]
+            print_table([list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)], n_names=1)
+        remarks = [remark for output in report.outputs for remark in output.remarks()]
+        _print_remarks(remarks, output_directory / REPORT_NAME)
+        print(f"results: {output_directory}")
+        if report.failures:
+            reasons = "\n".join(f"  {reason}" for reason in report.failures.values())
+            raise MlfilterError(f"{len(report.failures)} files failed; the others are aggregated:\n{reasons}")
+
+
+@results.command("evaluate_predicted_annotations")
+def evaluate_command(
+    input_directory: InputDirectory,
+    output_directory: OutputDirectory,
+    path_to_ground_truth_file: Annotated[
+        Path,
+        typer.Option(
+            "--path_to_ground_truth_file",
+            "--path-to-ground-truth-file",
+            metavar="PATH",
+            exists=True,
+            help="JSONL file, or folder of them, of annotations or of any records with an id and a label.",
+        ),
+    ],
+    valid_labels: Annotated[
+        str,
+        typer.Option("--valid_labels", "--valid-labels", metavar="0,1,2,...", help="What a draw of a model may be."),
+    ],
+    aggregation_strategy: Annotated[
+        str,
+        typer.Option(
+            "--aggregation_strategy",
+            "--aggregation-strategy",
+            metavar="mean|max|min|majority",
+            help="How several draws become one score.",
+        ),
+    ] = "majority",
+    thresholds: Annotated[
+        str | None,
+        typer.Option(metavar="2,3,...", help="Tell documents of this score and above from others, and measure that."),
+    ] = None,
+    label_key: Annotated[
+        str | None,
+        typer.Option(
+            "--label_key",
+            "--label-key",
+            metavar="KEY",
+            help="Where the truth has its label. Default: scores as a list, else label, score or scores.score.",
+        ),
+    ] = None,
+    score_keys: Annotated[
+        str | None,
+        typer.Option(
+            "--score_keys",
+            "--score-keys",
+            metavar="PATTERN",
+            help="Evaluate heads instead: the fields of annotated files that they write, as 'score_*' or a,b.",
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamples of the documents for the 95 % intervals; 0 leaves them out.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples: the same gives the same intervals.")] = 0,
+) -> None:
+    """Compare what annotators or heads predict with true labels, in each language and in all."""
+    from mlfilter_core.evaluation.comparison import Measuring
+    from mlfilter_core.evaluation.draws import parse_aggregation
+    from mlfilter_core.evaluation.evaluate import Evaluation, evaluate
+    from mlfilter_core.evaluation.scale import parse_numbers, parse_scale
+    from mlfilter_core.evaluation.score_fields import ScoreFields
+
+    with errors_as_messages(), _progress_on_stderr():
+        measuring = Measuring(
+            parse_scale(valid_labels, "--valid_labels"),
+            tuple(parse_numbers(thresholds, "--thresholds")) if thresholds is not None else (),
+            *(bootstrap, seed),
+        )
+        request = Evaluation(
+            *(input_directory, output_directory, path_to_ground_truth_file),
+            parse_aggregation(aggregation_strategy, "--aggregation_strategy"),
+            *(measuring, label_key, ScoreFields(score_keys) if score_keys is not None else None),
+        )
+        report = evaluate(request)
+        print("\n".join(report.about()))
+        print_table([[cell.replace(" [", "\n[") for cell in row] for row in report.shown_table()], n_names=2)
+        _print_remarks(report.exclusions(), output_directory / "evaluation.md")
+        if report.gaps():
+            print(f"why measures are undefined, some of them in some resamples: {output_directory / 'evaluation.md'}")
+        print(f"results: {output_directory}")
+
+
+@contextmanager
+def _progress_on_stderr() -> Iterator[None]:
+    """Shows what the core logs meanwhile; a command of minutes should not be silent."""
+    logger, handler = logging.getLogger("mlfilter_core"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextmanager
+def errors_as_messages() -> Iterator[None]:
+    """Makes an expected error of the block its message and exit status 1."""
+    try:
+        yield
+    except BrokenPipeError:  # as in `| head`: the reader has seen enough, and typer ends without a word
+        raise
+    except (MlfilterError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def print_table(table: Sequence[Sequence[str]], n_names: int) -> None:
+    """Prints rows below the first, which is the heading; all but the first columns are numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=SIMPLE_HEAD)
+    for i, name in enumerate(table[0]):
+        shown.add_column(name, justify="left" if i < n_names else "right", overflow="fold")
+    for row in table[1:]:
+        shown.add_row(*map(Text, row))
+    # A log has no width: cut to the usual 80 columns, its names and numbers would be torn apart.
+    (Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)).print(shown)
+
+
+def _print_remarks(remarks: Sequence[str], file: Path) -> None:
+    for remark in remarks[:MAX_SHOWN_REMARKS]:
+        print(remark)
+    if len(remarks) > MAX_SHOWN_REMARKS:
+        print(f"... and {len(remarks) - MAX_SHOWN_REMARKS:,} more remarks in {file}")
+
+
+def _cell(value: str | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else value

@@ -1,0 +1,75 @@
+"""Files to tasks: one file each, but several where files are so small that tasks would cost more than they do."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.workload import FileReport
+
+Bundle = tuple[TaskFile, ...]
+
+# Between two tasks a worker waits for some 20 ms, and each costs the flow and Prefect's server some 7 ms of CPU,
+# whatever the number of workers (benchmarks/orchestration.py). So tasks are to take so long at least, and to end
+# no more often than so.
+MIN_TASK_S = 0.5
+MAX_TASKS_PER_S = 20
+# Arbitrary: what a worker that dies loses, and a list that is still read by a person.
+MAX_FILES = 500
+
+
+class Bundles:
+    """The files that are to do, in the order of the corpus, bundled as they are taken."""
+
+    def __init__(self, files: Iterable[TaskFile], files_per_task: int | Literal["auto"], say: Callable[[str], None]):
+        """Takes the files, how many share a task, and what tells the run's log of it."""
+        self._files = deque(files)
+        self._again: deque[TaskFile] = deque()
+        self._files_per_task = files_per_task
+        self._say = say
+        self._n_last = 1 if files_per_task == "auto" else files_per_task
+        self._seconds = 0.0
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        """About how many tasks are left."""
+        return len(self._again) + -(-len(self._files) // self._n_last)
+
+    def take(self, n_workers: int) -> Bundle:
+        """Returns the next task's files, none if none is left."""
+        if self._again:
+            return (self._again.popleft(),)
+        bundle: list[TaskFile] = []
+        seconds = 0.0
+        while self._files and (not bundle or self._has_room(len(bundle), seconds, n_workers)):
+            bundle.append(self._files.popleft())
+            seconds += _size(bundle[-1]) * self._seconds / max(1, self._bytes)
+        n = max(1, len(bundle))
+        if self._files_per_task == "auto" and not self._n_last / 2 < n < self._n_last * 2:
+            self._say(f"small files: about {n} of them share a task from now on")
+            self._n_last = n
+        return tuple(bundle)
+
+    def learn(self, file: TaskFile, report: FileReport) -> None:
+        """Takes note of how long a file took, if something was done."""
+        if report.status != "skipped":
+            self._seconds += report.seconds
+            self._bytes += _size(file)
+
+    def part(self, bundle: Bundle) -> None:
+        """Puts back the files of a bundle whose worker died, each as a task of its own: one of them is at fault."""
+        self._again.extend(bundle)
+
+    def _has_room(self, n_files: int, seconds: float, n_workers: int) -> bool:
+        if self._files_per_task != "auto":
+            return n_files < self._files_per_task
+        enough_s = max(MIN_TASK_S, n_workers / MAX_TASKS_PER_S)
+        following_s = _size(self._files[0]) * self._seconds / max(1, self._bytes)
+        return self._bytes > 0 and n_files < MAX_FILES and seconds + following_s <= enough_s
+
+
+def _size(file: TaskFile) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError:  # its task will say so
+        return 0

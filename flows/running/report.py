@@ -1,0 +1,287 @@
+"""What a run did: tables for the terminal, artifacts for the Prefect UI, a line for each file on disk."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from flows.prefect_api.server import ApiLostError, is_of_api
+from mlfilter_core.errors import MlfilterError
+from mlfilter_core.work import run_log
+from mlfilter_core.work.workload import FileReport
+
+# The UI loads a table artifact whole; the full table is in files.jsonl.
+MAX_ARTIFACT_ROWS = 1000
+MAX_PRINTED_ROWS = 40
+NOT_ALL = "the failed, the most rejected and the slowest; all are in files.jsonl beside the logs"
+TEXT_COLUMNS = ("file", "status")
+LOG_WIDTH = 200
+FONTS_VARIABLE = "MPLCONFIGDIR"  # of the list of fonts, which matplotlib else keeps in the home folder
+FAILED = "failed"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What became of every file of a run.
+
+    Attributes:
+        flow: `embed` or `annotate`.
+        output_dir: Where the outputs lie.
+        logs: Folder of the run's logs.
+        seconds: Wall time, workers' start included.
+        reports: Of the files that are finished, by name.
+        failures: Why a file failed, by name.
+        is_step: Whether the flow goes on after it.
+        page: The report of all that lies in the job's output folder, for a browser; None where there is none.
+    """
+
+    flow: str
+    output_dir: Path
+    logs: Path
+    seconds: float
+    reports: Sequence[FileReport]
+    failures: dict[str, str] = field(default_factory=dict)
+    is_step: bool = False
+    page: Path | None = None
+
+    @property
+    def artifacts(self) -> str:
+        """Begins the keys of its artifacts, which have no underscores."""
+        return self.flow.replace("_", "-")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns one row for each file, failed ones first."""
+        failed = [failed_row(name, reason) for name, reason in self.failures.items()]
+        return failed + [row_of(report) for report in self.reports]
+
+    def telling_rows(self, n: int) -> list[dict[str, Any]]:
+        """Returns at most `n` rows: all, or the failed, those with most rejected lines, and the slowest."""
+        rows = self.rows()
+        if len(rows) <= n:
+            return rows
+        n_failed = len(self.failures)
+        failed, finished = rows[:n_failed], rows[n_failed:]
+        rejecting = sorted((row for row in finished if row.get("rejected")), key=lambda row: -row["rejected"])
+        slowest = sorted(finished, key=lambda row: -row["seconds"])
+        telling = [*failed, *rejecting[: max(0, n - n_failed) // 2], *slowest]
+        return list({row["file"]: row for row in telling}.values())[:n]
+
+    def totals(self) -> dict[str, Any]:
+        """Returns the sums over the finished files."""
+        rows = [row_of(report) for report in self.reports]
+        totals: dict[str, Any] = {"files": len(rows), "failed": len(self.failures)}
+        totals["skipped"] = sum(report.status == "skipped" for report in self.reports)
+        for name in self.reports[0].SUMMED if self.reports else ():
+            totals[name] = sum(row[name] for row in rows)
+        return {**totals, "seconds": round(self.seconds, 1)}
+
+    def remarks(self) -> list[str]:
+        """Returns what a person should know of the run."""
+        return type(self.reports[0]).remarks_on(self.reports) if self.reports else []
+
+
+class FilesFailedError(MlfilterError):
+    """A run ended with failed files; the others are finished."""
+
+    def __init__(self, report: RunReport) -> None:
+        self.report = report
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(report.failures.items())[:MAX_PRINTED_ROWS])
+        super().__init__(
+            f"{len(report.failures)} of {len(report.failures) + len(report.reports)} files failed; the others are "
+            f"finished, and a rerun takes up the failed ones only:\n{reasons}"
+        )
+
+
+class ReportError(MlfilterError):
+    """The list of a run's files cannot be written; what the run did is done."""
+
+    def __init__(self, report: RunReport, error: OSError) -> None:
+        self.report = report
+        failed = "".join(f"\n  {name}: {reason}" for name, reason in list(report.failures.items())[:MAX_PRINTED_ROWS])
+        rows = report.logs / run_log.ROWS
+        super().__init__(
+            f"{rows} cannot be written ({error.strerror or error}); {len(report.reports)} files are "
+            f"finished, {len(report.failures)} failed. Make room, and run again: finished files are left as they are"
+            + failed
+        )
+
+
+# Of `keeping_reports`: Prefect loses what a flow returns where it cannot tell its API.
+_kept: ContextVar[list[RunReport] | None] = ContextVar("reports", default=None)
+
+
+@contextmanager
+def keeping_reports() -> Iterator[list[RunReport]]:
+    """Gives a list, to which the report of each run in the block is added, whatever becomes of its flow.
+
+    Reports of steps are left out.
+    """
+    reports: list[RunReport] = []
+    token = _kept.set(reports)
+    try:
+        yield reports
+    finally:
+        _kept.reset(token)
+
+
+def publish_report(report: RunReport, pictures: Mapping[str, str] = {}) -> None:
+    """Gives a table and a summary to the Prefect UI, if it answers.
+
+    Args:
+        report: Of the run.
+        pictures: Addresses of images for the summary, by what they show.
+    """
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact  # a second, for who needs it
+
+    if (kept := _kept.get()) is not None and not report.is_step:
+        kept.append(report)
+    rows = report.rows()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    telling = report.telling_rows(MAX_ARTIFACT_ROWS)
+    shown = [{name: row.get(name, "") for name in columns} for row in telling]
+    about = f"Files of {report.flow}" + (f": {NOT_ALL}" if len(telling) < len(rows) else "")
+    try:
+        create_table_artifact(shown, key=f"{report.artifacts}-files", description=about)
+        create_markdown_artifact(
+            _markdown(report, pictures), key=f"{report.artifacts}-summary", description=f"What {report.flow} did"
+        )
+    except Exception as error:
+        if not is_of_api(error):
+            raise
+        _log.warning("the Prefect UI lacks the table and the summary of this run: %s", ApiLostError(error))
+
+
+def write_rows(report: RunReport) -> None:
+    """Writes `files.jsonl`, one line for each file, to the run's logs.
+
+    Raises:
+        ReportError: It cannot be written.
+    """
+    try:
+        run_log.write_rows(report.logs, report.rows())
+    except OSError as error:
+        raise ReportError(report, error) from error
+
+
+@dataclass(frozen=True)
+class Page:
+    """The report of an output folder.
+
+    Attributes:
+        path: For a browser; None where it cannot be written.
+        pictures: Addresses of images for the Prefect UI, by what they show.
+    """
+
+    path: Path | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
+    """Writes the report of an output folder; a run does not fail for it, a warning says that it cannot be written.
+
+    Args:
+        flow: Whose pictures are for the Prefect UI.
+        output_dir: Of the job.
+        logging_dir: Folder of its logs.
+    """
+    os.environ.setdefault(FONTS_VARIABLE, str(logging_dir.absolute() / "matplotlib"))
+    from mlfilter_core.run_report.pictures import pictures_of  # a second, for who makes one
+    from mlfilter_core.run_report.write_report import write_report
+
+    try:
+        report = write_report(output_dir, [logging_dir])
+        return Page(report.page, pictures_of(report.facts, flow))
+    except Exception as error:
+        _log.warning(
+            "the report in %s cannot be written: %s: %s; `ml_filter report %s` tries again",
+            *(output_dir, type(error).__name__, error, output_dir),
+        )
+        return Page()
+
+
+def print_report(report: RunReport) -> None:
+    """Prints the run's table and where its results lie; reasons of failures are the error's to tell."""
+    # A log has no width: cut to the usual 80 columns, its names and numbers would be torn apart.
+    console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+    rows = report.rows()
+    present = {name for row in rows for name in row}
+    printed = report.reports[0].PRINTED if report.reports else ()
+    columns = [name for name in (*TEXT_COLUMNS, *printed) if name in present]
+    table = Table(title=f"{report.flow}: {len(rows)} files", title_justify="left", box=SIMPLE_HEAD)
+    for name in columns:
+        is_text = name in TEXT_COLUMNS
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    telling = report.telling_rows(MAX_PRINTED_ROWS)
+    for row in telling:
+        table.add_row(*(_cell(row.get(name, "")) for name in columns))
+    table.add_section()
+    totals = {"file": "total", **report.totals()}
+    table.add_row(*(_cell(totals.get(name, "")) for name in columns))
+    console.print(table)
+    if len(telling) < len(rows):
+        console.print(f"{len(telling)} of {len(rows)} files: {NOT_ALL}")
+    places = [f"results: {report.output_dir}", f"logs:    {report.logs}"]
+    if report.page is not None:
+        places.append(f"report:  {report.page}")
+    for remark in (*report.remarks(), *places):
+        console.print(remark, highlight=False, soft_wrap=True, markup=False)
+
+
+def failed_row(name: str, reason: str) -> dict[str, Any]:
+    """Returns the row of a file that failed."""
+    return {"file": name, "status": FAILED, "reason": reason}
+
+
+def row_of(report: FileReport) -> dict[str, Any]:
+    """Returns the row of a file that is finished."""
+    facts = asdict(report)
+    name = facts.pop(next(iter(facts)))
+    seconds = facts.pop("seconds")
+    output = facts.pop("output")
+    facts.pop("rejected_by_reason", None)
+    facts.pop("mismatched_heads", None)
+    facts.pop("criteria", None)
+    if not facts["worker"]:  # of a file that was finished before
+        del facts["worker"], facts["started"]
+    facts.update(facts.pop("metrics", {}))
+    n_done = report.documents - facts.get("resumed", 0)
+    speed = round(n_done / seconds, 1) if seconds else ""
+    return {"file": name, **facts, "seconds": round(seconds, 2), "documents/s": speed, "output": output}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {count}" for key, count in value.items())
+    if value is None:
+        return "-"
+    return f"{round(value, 3):,}" if isinstance(value, (int, float)) else str(value)
+
+
+def _markdown(report: RunReport, pictures: Mapping[str, str]) -> str:
+    lines = [f"# {report.flow}", "", "| | |", "| --- | ---: |"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in report.totals().items()]
+    lines += ["", *(f"- {remark}" for remark in report.remarks())]
+    lines += ["", f"Results in `{report.output_dir}`, logs in `{report.logs}`."]
+    if report.page is not None:
+        # A page of an http server may not lead to files; the address can be copied.
+        lines += ["", f"Report, with pictures and every file: `{report.page}`"]
+    if report.failures:
+        lines += ["", "## Failed", ""]
+        shown = list(report.failures.items())[:MAX_PRINTED_ROWS]
+        lines += [f"- `{name}`: {reason}" for name, reason in shown]
+    for title, address in pictures.items():
+        plain = re.sub(r"([\\`*_\[\]<>!])", r"\\\1", title)  # a head may be called anything
+        lines += ["", f"**{plain}**", "", f"![{plain}]({address})"]
+    return "\n".join(lines)

@@ -1,0 +1,219 @@
+"""The course of a run, the same for every pipeline: leave out what is finished, do the rest, report."""
+
+import functools
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, get_run_logger, task
+from prefect.logging.handlers import APILogHandler
+from prefect.runtime import flow_run
+from prefect.tasks import exponential_backoff
+
+from flows.prefect_api.failures import RETRIES, can_heal
+from flows.running.bundles import Bundle, Bundles
+from flows.running.fan_out import Outcome, Workers, fan_out
+from flows.running.report import (
+    FilesFailedError,
+    Page,
+    RunReport,
+    failed_row,
+    make_page,
+    publish_report,
+    row_of,
+    write_rows,
+)
+from flows.watching.dashboard_link import link_dashboard
+from flows.watching.logs import logging_to
+from flows.watching.metrics import check_port
+from flows.watching.run_progress import RunProgress
+from flows.watching.watching import watching
+from flows.workers.local import local_workers
+from flows.workers.task_runner import WorkerLostError
+from mlfilter_core.config.execution import Job
+from mlfilter_core.errors import FileError, JobError, MlfilterError
+from mlfilter_core.files.claims import why_locks_are_local
+from mlfilter_core.files.publishing import check_writable, remove_leftovers
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.run_log import RunLog, run_log
+from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload
+
+FileTask = Callable[..., list[Report]]
+StartWorkers = Callable[[int, Path], AbstractContextManager[Workers]]
+
+
+def file_task(verb: str) -> Callable[[FileTask[Report]], Task[Any, list[Report]]]:
+    """Returns what makes a Prefect task of a function that does one file after another, on a worker.
+
+    Args:
+        verb: Before the file's name in the UI.
+    """
+    return task(
+        name=verb,
+        task_run_name=named_by_file(verb),
+        retries=RETRIES,
+        retry_delay_seconds=exponential_backoff(2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=can_heal,
+    )
+
+
+def run_job(task: Task[Any, list[Report]], workload_of: Callable[[Any], Workload[Report]], job: Job) -> RunReport:
+    """Does all that a flow does once it has its job: checks, logs, files, report.
+
+    Args:
+        task: Takes files and the work, returns the reports in the order of the files.
+        workload_of: Tells what the job is to do.
+        job: Of the flow run that this is called in.
+
+    Raises:
+        JobError: The job cannot run as it is configured; or a task met an error that every file would meet.
+        FilesFailedError: Some files failed; the others are finished.
+    """
+    started = time.monotonic()
+    check_job(job)
+    remove_leftovers(job.params.output_dir)
+    logs = job.logging_dir / f"{flow_run.get_flow_name()}-{flow_run.get_name()}"
+    with logging_to(logs, "flow", APILogHandler()):
+        return _run_files(task, workload_of(job), job, logs, started)
+
+
+def _run_files(
+    task: Task[Any, list[Report]], workload: Workload[Report], job: Job, logs: Path, started: float
+) -> RunReport:
+    """Runs a task for every file that is not finished, or for several small ones.
+
+    A file that fails does not stop the others.
+    """
+    log = get_run_logger()
+    files, work = workload.files, workload.work
+    reports: dict[str, Report] = {}
+    failures: dict[str, str] = {}
+    to_do: list[TaskFile] = []
+    for file in files:
+        try:
+            report = work.finished(file, read_content=False)
+        except FileError as error:
+            failures[file.relative] = str(error)
+            continue
+        except OSError:  # its task tries again, and reports
+            report = None
+        if report is None:
+            to_do.append(file)
+        else:
+            reports[file.relative] = report
+    log.info(
+        "%d files: %d finished before, %d to do, %d in the way", len(files), len(reports), len(to_do), len(failures)
+    )
+    with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
+        if to_do:
+            work.prepare(files)
+            _do_files(task, workload, job, to_do, record, reports, failures)
+        ordered = [reports[file.relative] for file in files if file.relative in reports]
+        run = RunReport(
+            workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures, workload.is_step
+        )
+        record.end(run.seconds, len(failures))
+    write_rows(run)
+    page = Page() if workload.is_step else make_page(workload.flow, job.params.output_dir, job.logging_dir)
+    run = replace(run, page=page.path)
+    publish_report(run, page.pictures)
+    if failures:
+        raise FilesFailedError(run)
+    return run
+
+
+def _do_files(
+    task: Task[Any, list[Report]],
+    workload: Workload[Report],
+    job: Job,
+    to_do: list[TaskFile],
+    record: RunLog,
+    reports: dict[str, Report],
+    failures: dict[str, str],
+) -> None:
+    """Runs the tasks of the files that are to be done; adds what becomes of each to `reports` or `failures`."""
+    log = get_run_logger()
+    n_files = len(workload.files)
+    bundles = Bundles(to_do, job.files_per_task, log.info)
+    progress = RunProgress(n_files, to_do, len(failures))
+    with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(to_do), record.folder) as workers:
+        workers.runner.on_progress = progress.hear
+        link_dashboard(workers.runner.client.dashboard_link, workload.flow)
+        for outcome in fan_out(workers, task, bundles, {"work": workload.work}):
+            if isinstance(outcome.error, JobError):
+                raise outcome.error
+            if isinstance(outcome.error, WorkerLostError | OSError) and len(outcome.item) > 1:
+                log.warning("%s; %d files are tried again, one by one", outcome.error, len(outcome.item))
+                bundles.part(outcome.item)
+                continue
+            done = _by_name(outcome)
+            for file in outcome.item:
+                result = done[file.relative]
+                if isinstance(result, str):
+                    failures[file.relative] = result
+                    progress.fail(file.relative)
+                    record.add(failed_row(file.relative, result))
+                    log.error("%s failed: %s", file.relative, result)
+                else:
+                    reports[file.relative] = result
+                    progress.finish(file.relative, result)
+                    record.add(row_of(result))
+                    bundles.learn(file, result)
+                    log.info("%s (%d of %d files)", file.relative, len(reports) + len(failures), n_files)
+
+
+def check_job(job: Job) -> None:
+    """Checks, before any work, that a job can write here.
+
+    Raises:
+        ConfigError: A folder for its outputs or logs cannot be written to.
+    """
+    check_writable(job.params.output_dir)
+    check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
+    check_port(job.metrics_port)
+    why_local = why_locks_are_local(job.params.output_dir)
+    if job.running_on_slurm and why_local:
+        get_run_logger().warning(
+            "locks in %s do not reach other machines: %s; start one run at a time on it",
+            job.params.output_dir,
+            why_local,
+        )
+
+
+def workers_of(job: Job) -> StartWorkers:
+    """Returns what starts the workers that a job asks for."""
+    if job.running_on_slurm:
+        from flows.workers.slurm import slurm_workers  # dask_jobqueue writes to the user's home when it is imported
+
+        return functools.partial(slurm_workers, job.slurm, job.one_per_core, job.device)
+    return functools.partial(local_workers, job.local, job.one_per_core, job.device)
+
+
+def named_by_file(flow: str) -> Any:
+    """Returns what names a flow's task runs in the UI: by their file, or by the first of several."""
+
+    def name(parameters: dict[str, Any]) -> str:
+        files = parameters["files"]
+        return f"{flow} {files[0].relative}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+    return name
+
+
+def _by_name(outcome: Outcome[Bundle, list[Report]]) -> dict[str, Report | str]:
+    """Returns the report of each file of a task, or why it is not finished."""
+    error, reports = outcome.error, outcome.result or []
+    failures: dict[str, str] = {}
+    if isinstance(error, SomeFilesFailedError):
+        reports, failures = list(error.reports), dict(error.failures)
+    elif error is not None:
+        reason = str(error) if isinstance(error, MlfilterError) else f"{type(error).__name__}: {error}"
+        failures = {file.relative: reason for file in outcome.item}
+    finished = [file.relative for file in outcome.item if file.relative not in failures]
+    done: dict[str, Report | str] = {**failures, **dict.fromkeys(finished, "its task ended without a word of it")}
+    for name, report in zip(finished, reports, strict=False):
+        done[name] = report if Path(report.output).exists() else f"its task ended, but {report.output} is not there"
+    return done

@@ -1,0 +1,1 @@
+"""The progress of a run: terminal, log, Prefect UI, Prometheus."""

@@ -1,0 +1,51 @@
+"""How far a run has come, in the Prefect UI."""
+
+import logging
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from flows.prefect_api.server import is_of_api
+from flows.watching.run_progress import Snapshot, describe
+from mlfilter_core.work.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+
+class ProgressArtifact:
+    """A progress bar of the run, or task run, that it is first shown in; made when it is first shown.
+
+    An API that does not answer costs the run nothing but the bar.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        """Takes its key, lower-case with dashes, under which the UI lists it beside those of other runs; None lists
+        it with its run alone."""
+        self._key = key
+        self._id: UUID | None = None
+        self._is_lost = False
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Shows how far the run is."""
+        self._show(snapshot.share, describe(snapshot))
+
+    def show_file(self, progress: Progress) -> None:
+        """Shows how far a file is."""
+        self._show(progress.share, f"{progress.file}: {progress.documents:,} documents")
+
+    def _show(self, share: float, description: str) -> None:
+        if self._is_lost:
+            return
+        percent = round(100 * share, 1)
+        try:
+            if self._id is None:
+                created: Any = create_progress_artifact(percent, self._key, description)
+                self._id = created
+            else:
+                update_progress_artifact(self._id, percent, description)
+        except Exception as error:
+            if not is_of_api(error):
+                raise
+            self._is_lost = True
+            _log.warning("the Prefect UI shows no progress from here on: %s: %s", type(error).__name__, error)

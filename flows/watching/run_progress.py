@@ -1,0 +1,220 @@
+"""How far a run has come: what its finished files, and those under way, add up to.
+
+Knows nothing about who looks at it.
+"""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.progress import Progress
+from mlfilter_core.work.workload import FileReport
+
+# Rates are those of the last minute; the time that is left goes by five, as files differ.
+RATE_S, LEFT_S = 60, 300
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A file that a worker is at.
+
+    Attributes:
+        worker: Its name.
+        progress: How far the file has come.
+        seconds: Since the worker began it.
+    """
+
+    worker: str
+    progress: Progress
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment. Counts are of this run: files that were finished before it are in `files_before` alone.
+
+    Attributes:
+        files: Of the run.
+        files_before: That were finished before it.
+        files_done: That it has finished.
+        files_failed: That failed.
+        documents: In files that are finished, or so far.
+        tokens: The same.
+        rejected: The same.
+        share: Of the bytes that there were to do, from 0 to 1.
+        documents_per_s: Of the last minute.
+        tokens_per_s: The same.
+        seconds: Since the run began to work.
+        seconds_left: About; None where nothing tells.
+        out_of_memory: How often a batch did not fit.
+        waited: Seconds that each stage waited for another, in all files so far.
+        under_way: By file name.
+    """
+
+    files: int
+    files_before: int
+    files_done: int
+    files_failed: int
+    documents: int
+    tokens: int
+    rejected: int
+    share: float
+    documents_per_s: float
+    tokens_per_s: float
+    seconds: float
+    seconds_left: float | None
+    out_of_memory: int
+    waited: Mapping[str, float]
+    under_way: Sequence[UnderWay]
+
+    @property
+    def limit(self) -> str | None:
+        """The stage that waited least, which is the one to speed up."""
+        return min(self.waited, key=lambda stage: self.waited[stage]) if self.waited else None
+
+
+class RunProgress:
+    """Adds up what workers tell of the files that they are at, and the reports of those that are finished."""
+
+    def __init__(self, n_files: int, to_do: Iterable[TaskFile], n_failed: int) -> None:
+        """Takes the files of a run: how many there are, which are left to do, and how many cannot be done."""
+        self._bytes = {file.relative: max(1, _size(file)) for file in to_do}
+        self._n_files = n_files
+        self._n_before = n_files - len(self._bytes) - n_failed
+        self._n_failed = n_failed
+        self._all_bytes = max(1, sum(self._bytes.values()))
+        self._done: Counter[str] = Counter()
+        self._waited: Counter[str] = Counter()
+        self._under_way: dict[str, tuple[str, Progress, float]] = {}
+        self._started = time.monotonic()
+        self._samples: deque[tuple[float, int, int, float]] = deque()  # time, documents, tokens, share
+        self._lock = threading.Lock()
+
+    def hear(self, worker: str, progress: Progress) -> None:
+        """Takes what a worker tells of a file."""
+        with self._lock:
+            known = self._under_way.get(progress.file)
+            began = known[2] if known is not None and known[0] == worker else time.monotonic()
+            self._under_way[progress.file] = worker, progress, began
+
+    def finish(self, name: str, report: FileReport) -> None:
+        """Takes the report of a file that is finished."""
+        with self._lock:
+            self._end(name)
+            self._done["files"] += 1
+            for count in ("documents", "tokens", "rejected", "out_of_memory"):
+                self._done[count] += getattr(report, count, 0)
+            self._waited.update(getattr(report, "waited", {}))
+
+    def fail(self, name: str) -> None:
+        """Takes note of a file that failed."""
+        with self._lock:
+            self._end(name)
+            self._n_failed += 1
+
+    def snapshot(self) -> Snapshot:
+        """Returns how far the run is now."""
+        with self._lock:
+            now = time.monotonic()
+            under_way = [
+                UnderWay(worker, progress, now - began) for worker, progress, began in self._under_way.values()
+            ]
+            totals = Counter(self._done)
+            waited = Counter(self._waited)
+            n_bytes = float(self._done["bytes"])
+            for file in under_way:
+                progress = file.progress
+                totals.update(documents=progress.documents, tokens=progress.tokens, rejected=progress.rejected)
+                totals.update(out_of_memory=progress.out_of_memory)
+                waited.update(progress.waited)
+                n_bytes += progress.share * self._bytes.get(progress.file, 0)
+            share = min(1.0, n_bytes / self._all_bytes)
+            self._sample(now, totals["documents"], totals["tokens"], share)
+            documents_per_s, tokens_per_s, _ = self._rates(RATE_S)
+            share_per_s = self._rates(LEFT_S)[2]
+            return Snapshot(
+                files=self._n_files,
+                files_before=self._n_before,
+                files_done=totals["files"],
+                files_failed=self._n_failed,
+                documents=totals["documents"],
+                tokens=totals["tokens"],
+                rejected=totals["rejected"],
+                share=share,
+                documents_per_s=documents_per_s,
+                tokens_per_s=tokens_per_s,
+                seconds=now - self._started,
+                seconds_left=(1 - share) / share_per_s if share_per_s > 0 and share < 1 else None,
+                out_of_memory=totals["out_of_memory"],
+                waited=dict(waited),
+                under_way=sorted(under_way, key=lambda file: file.progress.file),
+            )
+
+    def _end(self, name: str) -> None:
+        self._under_way.pop(name, None)
+        self._done["bytes"] += self._bytes.get(name, 0)
+
+    def _sample(self, now: float, documents: int, tokens: int, share: float) -> None:
+        if not self._samples:
+            self._samples.append((self._started, 0, 0, 0.0))
+        self._samples.append((now, documents, tokens, share))
+        while len(self._samples) > 2 and now - self._samples[1][0] > LEFT_S:
+            self._samples.popleft()
+
+    def _rates(self, seconds: float) -> tuple[float, float, float]:
+        """Returns documents, tokens and shares for each second, over the last seconds."""
+        now, *last = self._samples[-1]
+        began, *first = next(
+            sample for sample in self._samples if now - sample[0] <= seconds or sample is self._samples[-2]
+        )
+        passed = now - began
+        # A worker that died takes what it had not committed along.
+        rates = [
+            max(0.0, (after - before) / passed) if passed > 0 else 0.0
+            for before, after in zip(first, last, strict=True)
+        ]
+        return rates[0], rates[1], rates[2]
+
+
+def describe(snapshot: Snapshot) -> str:
+    """Returns a snapshot in one line: `3 of 9 files, 12,345 documents, 950 documents/s, 3 h 12 min left`."""
+    parts = [f"{snapshot.files_before + snapshot.files_done:,} of {snapshot.files:,} files"]
+    if snapshot.files_failed:
+        parts.append(f"{snapshot.files_failed:,} failed")
+    parts.append(f"{snapshot.documents:,} documents")
+    if snapshot.rejected:
+        parts.append(f"{snapshot.rejected:,} rejected")
+    parts.append(f"{_rounded(snapshot.documents_per_s)} documents/s")
+    if snapshot.tokens:
+        parts.append(f"{_rounded(snapshot.tokens_per_s)} tokens/s")
+    if snapshot.seconds_left is not None:
+        parts.append(f"{duration(snapshot.seconds_left)} left")
+    if snapshot.limit is not None:
+        parts.append(f"{snapshot.limit} is the limit")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time for people: `45 s`, `12 min`, `3 h 12 min`, `2 days 4 h`."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+
+
+def _size(file: TaskFile) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError:  # its task says so
+        return 0

@@ -1,0 +1,70 @@
+"""Looks at a run while it goes on, and has it shown."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+
+from prefect import get_run_logger
+
+from flows.watching.live_display import live_display
+from flows.watching.metrics import metrics_served
+from flows.watching.progress_artifacts import ProgressArtifact
+from flows.watching.run_progress import RunProgress, Snapshot, describe
+
+Show = Callable[[Snapshot], None]
+
+LOOK_S = 0.5
+ARTIFACT_S = 5.0  # a person looks at the UI for a sign that something moves
+LOG_S = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def watching(progress: RunProgress, flow: str, metrics_port: int | None) -> Iterator[None]:
+    """Shows a run in the block: on the terminal, if there is one, in the Prefect UI, in the log, to Prometheus.
+
+    Args:
+        progress: Of the run; somebody else tells it what happens.
+        flow: Its name.
+        metrics_port: Where Prometheus asks; None serves nothing.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+    log = get_run_logger()
+    artifact = ProgressArtifact(f"{flow.replace('_', '-')}-progress")
+    with metrics_served(progress, flow, metrics_port), live_display(flow, sys.stderr) as display:
+        shown: list[tuple[float, Show]] = [
+            (ARTIFACT_S, artifact.show),
+            (LOG_S, lambda snapshot: log.info("%s", describe(snapshot))),
+        ]
+        if display is not None:
+            shown.append((LOOK_S, display.show))
+        is_over = threading.Event()
+        watcher = threading.Thread(target=copy_context().run, args=(_watch, progress, shown, is_over), name="watcher")
+        watcher.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            watcher.join()
+            artifact.show(progress.snapshot())
+
+
+def _watch(progress: RunProgress, shown: list[tuple[float, Show]], is_over: threading.Event) -> None:
+    due = [time.monotonic() + every_s for every_s, _ in shown]
+    while not is_over.wait(LOOK_S):
+        snapshot = progress.snapshot()
+        for i, (every_s, show) in enumerate(shown):
+            if time.monotonic() < due[i]:
+                continue
+            due[i] = time.monotonic() + every_s
+            try:
+                show(snapshot)
+            except Exception:  # a run does not end because it cannot be looked at
+                _log.exception("the run cannot be shown")

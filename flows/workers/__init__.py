@@ -1,0 +1,1 @@
+"""Dask workers, on this machine or in Slurm jobs."""

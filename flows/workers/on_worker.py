@@ -1,0 +1,122 @@
+"""What surrounds a task's function on a Dask worker. Imports no Prefect: workers have no use for its API."""
+
+import faulthandler
+import functools
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distributed import Worker, get_worker
+
+from flows.watching.logs import CORE, logging_to
+from mlfilter_core.errors import MlfilterError
+from mlfilter_core.work.progress import Progress, heard_by
+from mlfilter_core.work.workload import worker_name
+
+Result = TypeVar("Result")
+
+# Dask's name for this module, which each worker loads before anything else.
+PRELOAD = __name__
+# For the workers' environment: devices as in CUDA_VISIBLE_DEVICES, of which each worker takes one.
+GPUS_VARIABLE = "MLFILTER_GPUS"
+# What workers tell the flow goes by this name.
+TOPIC = "mlfilter"
+STARTED = "started"
+PROGRESSED = "progressed"
+LOGGED = "logged"
+BEGINS = "task run %s begins"
+# How Python begins to say where it was when the process died.
+CRASH = "Fatal Python error"
+N_LAST_LINES = 12
+
+
+def dask_setup(worker: Worker) -> None:
+    """Called by Dask when a worker has started: of several GPUs it sees one from now on.
+
+    CUDA looks at the variable when it is first used, in the first task.
+    """
+    gpus = os.environ.get(GPUS_VARIABLE, "")
+    if gpus:
+        devices = gpus.split(",")
+        n = int(str(worker.name).rpartition("-")[2])  # 3, or job-3 where a job holds several workers
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[n % len(devices)]
+
+
+def run_on_worker(
+    function: Callable[..., Result], arguments: dict[str, Any], run: str, logs: Path
+) -> "Result | MlfilterError":
+    """Calls a function in this worker process; its log lines go to the worker's file and to the flow.
+
+    Args:
+        function: Of a task.
+        arguments: By name.
+        run: What the flow calls this task run; stands in each event that is sent to it.
+        logs: Folder of the log files.
+
+    Returns:
+        What the function returns, or the expected error that it raises.
+    """
+    worker = get_worker()
+    name = worker_name()
+    worker.log_event(TOPIC, {"event": STARTED, "run": run})
+    with suppress(OSError):  # on a full disk: no work is lost for a log
+        _say_last_words_to(logs / f"{name}.log")
+
+    def tell_flow(progress: Progress) -> None:
+        worker.log_event(TOPIC, {"event": PROGRESSED, "run": run, "worker": name, "progress": asdict(progress)})
+
+    with logging_to(logs, name, _ToFlow(worker, run)), heard_by(tell_flow):
+        logging.getLogger(CORE).debug(BEGINS, run)  # on disk at once; the event would die with a worker that dies now
+        try:
+            return function(**arguments)
+        except MlfilterError as error:  # raised, Dask would print it with its traceback
+            return error
+
+
+def last_words(logs: Path, run: str) -> str:
+    """Returns how the log of the worker ends that was the last to begin a task run, and died.
+
+    Args:
+        logs: Folder of the log files.
+        run: What the flow calls the task run.
+    """
+    begun = [log for log in logs.glob("worker-*.log") if BEGINS % run in log.read_text("utf-8", "replace")]
+    if not begun:
+        return "it had not begun; look at the workers' logs"
+    log = max(begun, key=lambda path: path.stat().st_mtime_ns)
+    _, _, lines = log.read_text("utf-8", "replace").rpartition(BEGINS % run)
+    said = lines.splitlines()[1:]
+    crash = next((i for i, line in enumerate(said) if line.startswith(CRASH)), None)
+    if crash is not None:
+        return "\n".join([f"its log {log} ends with:", *said[crash : crash + N_LAST_LINES]])
+    return "\n".join(
+        [
+            f"it was killed from outside, as by the kernel where memory runs out: there is no error in its log {log}, "
+            "which ends with:",
+            *said[-N_LAST_LINES // 4 :],
+        ]
+    )
+
+
+@functools.cache
+def _say_last_words_to(log: Path) -> None:
+    """Has Python write where it was to the log, if the process dies of a segmentation fault or an abort."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    faulthandler.enable(open(log, "a"), all_threads=False)
+
+
+class _ToFlow(logging.Handler):
+    """Sends log lines to the flow's process, which has the Prefect API."""
+
+    def __init__(self, worker: Worker, run: str) -> None:
+        super().__init__()
+        self._worker = worker
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = {"name": record.name, "level": record.levelno, "message": record.getMessage(), "time": record.created}
+        self._worker.log_event(TOPIC, {"event": LOGGED, "run": self._run, **line})

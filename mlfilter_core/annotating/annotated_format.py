@@ -1,0 +1,51 @@
+"""The annotated JSONL format: one line for each embedding, metadata first, then scores."""
+
+import gzip
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import orjson
+
+from mlfilter_core.files.publishing import open_new
+from mlfilter_core.files.zstd import zstd
+
+Compression = Literal["gzip", "zstd"] | None
+SUFFIXES: dict[Compression, str] = {None: ".jsonl", "gzip": ".jsonl.gz", "zstd": ".jsonl.zst"}
+# Level 6 of 9 takes twice the time of level 1 for a few per cent; scores are written and read often.
+GZIP_LEVEL = 1
+WRITE_BYTES = 1 << 20  # arbitrary: large enough that writing does not show in a profile
+
+
+@contextmanager
+def open_annotations(path: Path, compression: Compression) -> Iterator[IO[bytes]]:
+    """Opens a new annotated file for `write_records`. The same records give the same bytes under any name."""
+    with open_new(path) as on_disk:
+        if compression == "gzip":
+            with gzip.GzipFile("", "wb", GZIP_LEVEL, on_disk, mtime=0) as file:
+                yield cast(IO[bytes], file)
+        elif compression == "zstd":
+            with zstd.open(on_disk, "wb") as file:
+                file.write(b"")  # without it a file of no records has no frame, which `zstd -d` takes for a broken one
+                yield cast(IO[bytes], file)
+        else:
+            yield on_disk
+
+
+def write_records(file: IO[bytes], records: Iterable[dict[str, Any]]) -> None:
+    """Writes one line for each record, keys in their order, about a MB at a time.
+
+    Scores may be NumPy scalars: float32 is written with the digits that it has, 0.9 and not
+    0.8999999761581421.
+    """
+    dumps, option = orjson.dumps, orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+    lines: list[bytes] = []
+    n_bytes = 0
+    for record in records:
+        lines.append(dumps(record, option=option))
+        n_bytes += len(lines[-1])
+        if n_bytes >= WRITE_BYTES:
+            file.write(b"".join(lines))
+            lines, n_bytes = [], 0
+    file.write(b"".join(lines))

@@ -1,0 +1,168 @@
+"""An annotation job, applied to one file after another by a worker."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlfilter_core.annotating.annotate_file import (
+    AnnotateReport,
+    AnnotateRequest,
+    annotate_file,
+    finished_annotation,
+    score_columns,
+)
+from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
+from mlfilter_core.embedding_store.fingerprint import OneEncoder, fingerprint
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.embedding_store.output_values import check_output_keys
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.errors import EmbeddingFileError
+from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.task_files import TaskFile, find_files, shard
+from mlfilter_core.heads.checkpoint_files import head_digests
+from mlfilter_core.work.workload import Workload
+
+if TYPE_CHECKING:
+    from mlfilter_core.heads.head import Head
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnnotateWork:
+    """What an annotation job does with each of its files.
+
+    Attributes:
+        params: The job's parameters.
+        request: What they ask of every file.
+    """
+
+    params: AnnotationPipelineParameters
+    request: AnnotateRequest
+
+    def finished(self, file: TaskFile, read_content: bool) -> AnnotateReport | None:
+        """Returns the report of a finished file, None for one to do.
+
+        Raises:
+            FileError: The file cannot be done, or an output of another request is in the way.
+        """
+        return unless_overwritten(lambda: finished_annotation(file, self.request, read_content), self.params.overwrite)
+
+    def prepare(self, files: Sequence[TaskFile]) -> None:
+        """Checks that the heads load, and fit every readable file of a run; the others fail by themselves.
+
+        Raises:
+            HeadError: A checkpoint is corrupted, holds code, or does not fit the embeddings; or two scores would have
+                one name, or an ensemble names one that there is not.
+            ConfigError: Two files were made by different encoders, or an output key is nowhere.
+        """
+        heads = load_heads(self.params)
+        columns = score_columns(heads, self.request)
+        _check_contract(heads, files, self.request)
+        paths = [file.path for file in files]
+        request = self.request
+        check_output_keys(paths, request.group, request.output_keys, columns.names, request.source_dir)
+
+    def run(self, file: TaskFile) -> AnnotateReport:
+        """Scores one file, unless that was done before, by a task that was lost after it had finished, say.
+
+        Another process that is at it is waited for.
+        """
+        with claim_outputs(self.request.output(file), self.request.provenance_file(file)):
+            return self.finished(file, read_content=True) or annotate_file(
+                file, self.request, heads_of_process(self.params, self.request)
+            )
+
+
+def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
+    """Returns what an annotation job is to do.
+
+    Raises:
+        ConfigError: The folder of embeddings is missing, or its files cannot be told apart.
+        HeadError: As `annotate_work`.
+    """
+    params = job.params
+    files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
+    files = shard(files, job.local.ranks, job.local.tasks)
+    return Workload("annotate", files, annotate_work(params), params.annotated_output_dir)
+
+
+def annotate_work(params: AnnotationPipelineParameters) -> AnnotateWork:
+    """Returns the work that the parameters ask for.
+
+    Raises:
+        HeadError: A checkpoint is missing.
+    """
+    group = params.hdf5_dataset_name
+    return AnnotateWork(params, annotate_request(params, params.annotated_output_dir, group, params.source_dir))
+
+
+def load_heads(params: Scoring) -> list["Head"]:
+    """Loads the heads of a job onto its device.
+
+    Raises:
+        HeadError: A checkpoint is missing, corrupted, or holds code.
+    """
+    import torch
+
+    from mlfilter_core.compute.devices import pick_device
+    from mlfilter_core.heads.checkpoint_formats import load_head
+
+    device, dtype = pick_device(params.device), getattr(torch, params.model_dtype)
+    checkpoints = params.regression_head_checkpoints
+    return [load_head(name, path).to(device, dtype) for name, path in checkpoints.items()]
+
+
+def annotate_request(params: Scoring, output_dir: Path, group: str, source_dir: Path | None = None) -> AnnotateRequest:
+    """Returns what the parameters ask of every file.
+
+    Raises:
+        HeadError: A checkpoint is missing.
+    """
+    return AnnotateRequest(
+        output_dir=output_dir,
+        head_sha256=head_digests(params.regression_head_checkpoints),
+        output_keys=params.output_keys,
+        score_prefix=params.score_prefix,
+        group=group,
+        batch_size=params.batch_size,
+        model_dtype=params.model_dtype,
+        compression=params.compression,
+        source_dir=source_dir,
+        allow_mismatched_head=params.allow_mismatched_head,
+        ensembles=params.ensembles,
+        integer_scales=params.integer_scales,
+    )
+
+
+_heads_of_process: dict[str, list["Head"]] = {}
+
+
+def heads_of_process(params: Scoring, request: AnnotateRequest) -> list["Head"]:
+    """Returns the heads, loaded once for each worker process and version of their checkpoints."""
+    key = repr((params.regression_head_checkpoints, request.head_sha256, params.device, params.model_dtype))
+    if key not in _heads_of_process:
+        _heads_of_process.clear()
+        _heads_of_process[key] = load_heads(params)
+    return _heads_of_process[key]
+
+
+def _check_contract(heads: list["Head"], files: Iterable[TaskFile], request: AnnotateRequest) -> None:
+    from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads
+
+    one_encoder = OneEncoder()
+    said: set[str] = set()
+    for file in files:
+        try:
+            with EmbeddingFile(file.path, request.group) as embeddings:
+                dim, made_by = embeddings.dim, fingerprint(embeddings.provenance)
+        except (EmbeddingFileError, OSError):  # its task says so
+            continue
+        one_encoder.check(file.path, made_by)
+        check_heads_fit(heads, dim, str(file.path))
+        mismatched = find_mismatched_heads(heads, made_by, str(file.path), request.allow_mismatched_head)
+        for name in mismatched.keys() - said:
+            _log.warning("allow_mismatched_head: head %s was trained on other embeddings: %s", name, mismatched[name])
+            said.add(name)

@@ -1,0 +1,1 @@
+"""Source files as documents: names, lines, records, rejected lines, windows."""

@@ -1,0 +1,266 @@
+"""One JSON line as a document, or as a rejection with its reason.
+
+Knows nothing about files beyond the line it is given.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mlfilter_core.corpus.lines import Line
+
+DEFAULT_ID_KEYS = ("document_id", "doc_id", "id", "uuid")
+DEFAULT_LABEL_KEYS = ("label", "score", "scores.score")
+UTF8_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class DocumentSchema:
+    """Where a record keeps what is read from it. Keys may be dotted paths: `scores.score`.
+
+    Attributes:
+        text_keys: Their values, joined by one line feed each, are the text that is embedded.
+        id_key: The document's id; None takes the first of `DEFAULT_ID_KEYS` that the record has.
+        index_keys: Values to store beside the embedding.
+        label_keys: Number to store as the label, or several numbers, each in a column of its own; None takes the
+            first of `DEFAULT_LABEL_KEYS` that the record has; empty reads no labels.
+        label_dtype: NumPy name of the dtype whose range each label must be in; integers take no fractions.
+    """
+
+    text_keys: tuple[str, ...]
+    id_key: str | None = None
+    index_keys: tuple[str, ...] = ()
+    label_keys: str | tuple[str, ...] | None = ()
+    label_dtype: str = "float32"
+
+    @property
+    def label_shape(self) -> tuple[int, ...] | None:
+        """Of one document's labels: () for a number, (k,) for k columns, None without labels."""
+        if self.label_keys is None or isinstance(self.label_keys, str):
+            return ()
+        return (len(self.label_keys),) if self.label_keys else None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One record of a corpus.
+
+    Attributes:
+        line: 1-based line of the source file.
+        offset: Byte offset of that line in the decompressed source.
+        id: Never empty of meaning: the record's own id, or `<relative path>:<line>`.
+        text: What is embedded, without the encoder's prompt.
+        index: One string for each of the schema's `index_keys`; other values as JSON.
+        labels: One finite number for each label key.
+    """
+
+    line: int
+    offset: int
+    id: str
+    text: str
+    index: tuple[str, ...]
+    labels: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A line that is not a document, and why.
+
+    Attributes:
+        line: 1-based line of the source file.
+        offset: Byte offset of that line in the decompressed source.
+        reason: One of a small set of words, to be counted: `not_json`, `missing_key`, ...
+        detail: What exactly is wrong, for a person.
+    """
+
+    line: int
+    offset: int
+    reason: str
+    detail: str
+
+
+class BadRecordError(Exception):
+    """A line is not the record that is asked for; `reason` and `detail` as in `Rejection`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def parse_document(line: Line, schema: DocumentSchema, source_name: str) -> Document | Rejection:
+    """Reads one line that is not blank.
+
+    Args:
+        line: The line, with or without a carriage return or a byte order mark.
+        schema: Where the record keeps its text, id, index values and labels.
+        source_name: Names documents without an id of their own: `<source_name>:<line>`.
+    """
+    try:
+        record = parse_record(line.content)
+        return Document(
+            line=line.number,
+            offset=line.offset,
+            id=id_of(record, schema.id_key, f"{source_name}:{line.number}"),
+            text=_text(record, schema.text_keys),
+            index=tuple(_stored_string(_required(record, key), key) for key in schema.index_keys),
+            labels=labels_of(record, schema),
+        )
+    except BadRecordError as rejected:
+        return Rejection(line.number, line.offset, rejected.reason, rejected.detail)
+
+
+def parse_record(content: bytes) -> dict[str, Any]:
+    """Returns the JSON object in `content`.
+
+    Raises:
+        BadRecordError: It is not UTF-8, not JSON, or not an object.
+    """
+    content = content.removeprefix(UTF8_BOM)
+    try:
+        record = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError as bad_byte:
+            raise BadRecordError("not_utf8", str(bad_byte)) from error
+        raise BadRecordError("not_json", str(error)) from error
+    if not isinstance(record, dict):
+        raise BadRecordError("not_an_object", f"the line holds {_json_type(record)}, not an object")
+    return record
+
+
+def find_value(record: Mapping[str, Any], key: str) -> Any:
+    """Returns the value at a key or dotted path; a key that holds dots itself wins over the path.
+
+    Example: `find_value({"scores": {"score": 3}}, "scores.score")` is 3.
+
+    Raises:
+        KeyError: Nothing is there.
+    """
+    if key in record:
+        return record[key]
+    value: Any = record
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise KeyError(key)
+        value = value[part]
+    return value
+
+
+def as_string(value: Any) -> str:
+    """Returns a string as it is, and every other JSON value as JSON."""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def id_of(record: Mapping[str, Any], id_key: str | None, default: str) -> str:
+    """Returns the id of a record: the value at `id_key`, else of the first of `DEFAULT_ID_KEYS`, else `default`.
+
+    Raises:
+        BadRecordError: It has nothing at `id_key`, or an id that cannot be stored.
+    """
+    if id_key is not None:
+        value = _required(record, id_key)
+        if value in (None, ""):
+            raise BadRecordError("missing_key", f'"{id_key}" is empty')
+        return _stored_string(value, id_key)
+    for key in DEFAULT_ID_KEYS:
+        if record.get(key) not in (None, ""):
+            return _stored_string(record[key], key)
+    return default
+
+
+def labels_of(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float, ...]:
+    """Returns the labels of a record, one finite number for each label key.
+
+    Raises:
+        BadRecordError: One is missing, no number, or out of the range of the schema's dtype.
+    """
+    if schema.label_keys is None:
+        present = next((key for key in DEFAULT_LABEL_KEYS if has_value(record, key)), None)
+        if present is None:
+            looked_for = " or ".join(f'"{key}"' for key in DEFAULT_LABEL_KEYS)
+            raise BadRecordError(
+                "missing_label", f"no {looked_for}; set params.label_key, or params.save_labels: false"
+            )
+        return (_label(record, present, schema.label_dtype),)
+    keys = (schema.label_keys,) if isinstance(schema.label_keys, str) else schema.label_keys
+    return tuple(_label(record, key, schema.label_dtype) for key in keys)
+
+
+def hash_text(text: str) -> int:
+    """Returns 64 bits that tell a text from others, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _required(record: Mapping[str, Any], key: str) -> Any:
+    try:
+        return find_value(record, key)
+    except KeyError:
+        present = ", ".join(list(record)[:8]) or "none"
+        raise BadRecordError("missing_key", f'"{key}" is missing; the record has: {present}') from None
+
+
+def _without_nul(value: str, key: str) -> str:
+    if "\0" in value:  # HDF5 ends its strings at a NUL
+        raise BadRecordError("nul_character", f'"{key}" holds a NUL character')
+    return value
+
+
+def _text(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    parts = []
+    for key in keys:
+        value = _required(record, key)
+        if not isinstance(value, str):
+            raise BadRecordError("not_a_string", f'"{key}" is {_json_type(value)}, not a string')
+        parts.append(_without_nul(value, key))
+    text = "\n".join(parts)
+    if not text or text.isspace():
+        raise BadRecordError("empty_text", f"nothing to embed in {', '.join(keys)}")
+    return text
+
+
+def _stored_string(value: Any, key: str) -> str:
+    try:
+        return _without_nul(as_string(value), key)
+    except orjson.JSONEncodeError:  # it writes fewer levels than it reads
+        raise BadRecordError("nested_too_deep", f'"{key}" is nested too deep to be stored as JSON') from None
+
+
+def has_value(record: Mapping[str, Any], key: str) -> bool:
+    """Tells whether something is at a key or dotted path, as `find_value` looks it up."""
+    try:
+        find_value(record, key)
+    except KeyError:
+        return False
+    return True
+
+
+def _label(record: Mapping[str, Any], key: str, dtype: str) -> float:
+    try:
+        value = find_value(record, key)
+    except KeyError:
+        raise BadRecordError("missing_label", f'"{key}" is missing') from None
+    if value is None:
+        raise BadRecordError("missing_label", f'"{key}" is null')
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadRecordError("bad_label", f'"{key}" is {_json_type(value)}, not a finite number')
+    if np.issubdtype(np.dtype(dtype), np.integer):
+        limits = np.iinfo(dtype)
+        if value != int(value) or not limits.min <= value <= limits.max:
+            raise BadRecordError("bad_label", f'"{key}" is {value}, which label_dtype {dtype} cannot hold')
+    elif abs(value) > float(np.finfo(dtype).max):
+        raise BadRecordError("bad_label", f'"{key}" is {value}, which label_dtype {dtype} cannot hold')
+    return value
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,197 @@
+"""A source file, plain or compressed, as numbered lines.
+
+Knows nothing about JSON. A line ends with a line feed and nothing else, so that line numbers agree
+with `sed -n 7p` and offsets with `tail -c +N`.
+"""
+
+import gzip
+import hashlib
+import io
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from mlfilter_core.errors import SourceError
+from mlfilter_core.files.zstd import zstd
+
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+SKIPPABLE_FRAME = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # pzstd begins its files with one
+READ_BYTES = 1 << 20  # arbitrary: large enough that system calls do not show in a profile
+# A longer line is rejected. Arbitrary: a thousand times a long web page, and still small in memory.
+DEFAULT_MAX_LINE_BYTES = 64 << 20
+# A stream that unpacks to more than so many times its size is a bomb, of 100 GB of blank lines say, which would hold a
+# worker for hours. Web text is compressed 3 to 20 times, and gzip comes to 1030 at most; a small file may be of blanks.
+MAX_EXPANSION, FREE_BYTES = 200, 256 << 20
+# Errors of opening that trying again does not mend.
+LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a source.
+
+    Attributes:
+        number: Its place in the file, from 1.
+        offset: Byte offset of its first byte in the decompressed source.
+        content: Its bytes without the line feed.
+    """
+
+    number: int
+    offset: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OverlongLine:
+    """A line above the limit, in pieces, so that it never stands in memory as a whole.
+
+    Attributes:
+        number: Its place in the file, from 1.
+        offset: Byte offset of its first byte in the decompressed source.
+        pieces: Its bytes without the line feed; to be read before the next line is asked for.
+    """
+
+    number: int
+    offset: int
+    pieces: Iterator[bytes]
+
+
+class SourceReader:
+    """Reads one source file once, from the first byte to the last.
+
+    Compression is told from the first bytes, not from the name. Memory does not depend on the size
+    of the file. Use it as a context manager.
+
+    Attributes:
+        path: The file.
+        n_lines: Lines read so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file.
+
+        Raises:
+            SourceError: It is not there, not readable, or no file.
+        """
+        self.path = path
+        self.n_lines = 0
+        self._offset = 0
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode) and not path.is_dir():  # a pipe or a device may have no end
+                raise SourceError(f"{path} is no file but a pipe or a device; give a file")
+            self._raw = _HashingReader(open(path, "rb", buffering=0))
+        except LASTING_ERRORS as error:
+            raise SourceError(f"{path} cannot be read ({error.strerror}); mend its path or its permissions") from error
+        self._stream = _decompressed(self._raw)
+        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * status.st_size)  # of the source, decompressed
+
+    def __enter__(self) -> "SourceReader":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stream.close()
+        self._raw.close()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on disk read so far; the file's size once `lines` is exhausted."""
+        return self._raw.n_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the bytes on disk, as `sha256sum` prints it; whole once `lines` is exhausted."""
+        return self._raw.digest.hexdigest()
+
+    def lines(self, max_line_bytes: int) -> Iterator[Line | OverlongLine]:
+        """Yields every line in order; the last one needs no line feed.
+
+        Raises:
+            SourceError: The compressed stream is broken, or unpacks to more than `MAX_EXPANSION` times its size
+                and `FREE_BYTES`; names the line that it breaks off in.
+        """
+        while content := self._read_piece(max_line_bytes + 1):
+            self.n_lines += 1
+            if content.endswith(b"\n") or len(content) <= max_line_bytes:
+                yield Line(self.n_lines, self._offset, content.removesuffix(b"\n"))
+                self._offset += len(content)
+            else:
+                pieces = self._pieces(content)
+                yield OverlongLine(self.n_lines, self._offset, pieces)
+                for _ in pieces:  # what the consumer left
+                    pass
+
+    def _pieces(self, piece: bytes) -> Iterator[bytes]:
+        while piece:
+            self._offset += len(piece)
+            yield piece.removesuffix(b"\n")
+            piece = b"" if piece.endswith(b"\n") else self._read_piece(READ_BYTES)
+
+    def _read_piece(self, size: int) -> bytes:
+        if self._offset > self._max_bytes:
+            raise SourceError(
+                f"{self.path}:{self.n_lines + 1}: the compressed stream unpacks to more than {self._max_bytes} bytes, "
+                f"{MAX_EXPANSION} times its size, as web text never does; if its content is sound, give it decompressed"
+            )
+        try:
+            return self._stream.readline(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+            raise SourceError(
+                f"{self.path}:{self.n_lines + 1}: the compressed stream breaks off here ({error}); "
+                "fetch or compress the file again (nothing was written for it)"
+            ) from error
+
+
+class _HashingReader(io.RawIOBase):
+    """A file whose bytes are counted and hashed as they are read."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.n_bytes = 0
+        self.head = self._file.read(4)
+        self._file.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        n_bytes = self._file.readinto(buffer)
+        self.digest.update(buffer[:n_bytes])
+        self.n_bytes += n_bytes
+        return n_bytes
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _PromptReader(io.RawIOBase):
+    """Gives what is decompressed so far, so that all lines before a break are read before the break shows."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        return self._stream.readinto1(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _decompressed(raw: _HashingReader) -> IO[bytes]:
+    on_disk = io.BufferedReader(raw, READ_BYTES)
+    if raw.head.startswith(GZIP_MAGIC):
+        return io.BufferedReader(_PromptReader(gzip.GzipFile(fileobj=on_disk)), READ_BYTES)
+    if raw.head.startswith(ZSTD_MAGIC) or SKIPPABLE_FRAME.match(raw.head):
+        return io.BufferedReader(_PromptReader(zstd.ZstdFile(on_disk)), READ_BYTES)
+    return on_disk

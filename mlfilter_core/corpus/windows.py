@@ -1,0 +1,136 @@
+"""The documents of a source file, some thousands at a time."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from mlfilter_core.corpus.documents import Document, DocumentSchema, Rejection, parse_document
+from mlfilter_core.corpus.lines import OverlongLine, SourceReader
+from mlfilter_core.files.publishing import naming
+from mlfilter_core.files.task_files import TaskFile
+
+# Documents are sorted by length within a window, and a window stands in memory. Measured with MiniLM on
+# the CPU: beyond a few thousand documents sorting wastes no less. The bytes bound windows of long texts.
+# A killed run encodes some windows again: minutes of work on two cores, seconds on a GPU.
+WINDOW_DOCUMENTS = 4096
+WINDOW_BYTES = 32 << 20
+# Arbitrary: a flush takes tens of milliseconds on a disk, and more on a shared file system, beside the encoding.
+DEFAULT_COMMIT_DOCUMENTS = 4 * WINDOW_DOCUMENTS
+
+
+@dataclass
+class Window:
+    """Consecutive lines of a source.
+
+    Attributes:
+        documents: In order.
+        lines: The line of each document; it may yet be rejected.
+        rejected: The lines that are not documents; one above the limit as an open, unnamed file.
+        dropped: Those of them that are no fault of the line: the encoder would not take the document.
+        n_blank: Lines without content.
+        n_bytes: Of the lines that stand in memory.
+        is_last: Whether the source ends with it.
+        sha256: Of its documents' lines; empty in the last window.
+    """
+
+    documents: list[Document] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)
+    rejected: list[tuple[Rejection, bytes | IO[bytes]]] = field(default_factory=list)
+    dropped: list[Rejection] = field(default_factory=list)
+    n_blank: int = 0
+    n_bytes: int = 0
+    is_last: bool = False
+    sha256: str = ""
+
+    def drop(self, rows: Sequence[int], reason: str, detail: str) -> None:
+        """Moves documents, given by their place, to the rejected lines."""
+        gone = [self.documents[row] for row in rows]
+        self.drop_lines([Rejection(document.line, document.offset, reason, detail) for document in gone])
+
+    def drop_lines(self, dropped: Sequence[Rejection]) -> None:
+        """Moves documents to the rejected lines."""
+        if not dropped:
+            return
+        by_line = {rejection.line: rejection for rejection in dropped}
+        for document, line in zip(self.documents, self.lines, strict=True):
+            if document.line in by_line:
+                self.rejected.append((by_line[document.line], line))
+        kept = [row for row, document in enumerate(self.documents) if document.line not in by_line]
+        self.documents = [self.documents[row] for row in kept]
+        self.lines = [self.lines[row] for row in kept]
+        self.dropped += dropped
+
+
+def read_windows(
+    reader: SourceReader,
+    source: TaskFile,
+    schema: DocumentSchema,
+    max_line_bytes: int,
+    scratch: Path,
+    max_documents: int = WINDOW_DOCUMENTS,
+) -> Iterator[Window]:
+    """Yields the lines of a file.
+
+    Args:
+        reader: Of the file.
+        source: Names documents without an id.
+        schema: Where records keep what is read from them.
+        max_line_bytes: A longer line is rejected.
+        scratch: Folder for the bytes of such a line.
+        max_documents: Most lines that hold something in a window; `WINDOW_DOCUMENTS` at most.
+
+    Raises:
+        SourceError: The compressed stream is broken.
+        OSError: Reading failed, or writing to `scratch`.
+    """
+    full = min(max_documents, WINDOW_DOCUMENTS)
+    window = Window()
+    for line in reader.lines(max_line_bytes):
+        # Not before there is a next line: the last window knows that it is the last.
+        if len(window.documents) + len(window.rejected) >= full or window.n_bytes >= WINDOW_BYTES:
+            window.sha256 = _sha256(window.lines)
+            yield window
+            window = Window()
+        if isinstance(line, OverlongLine):
+            detail = f"the line is longer than params.max_line_bytes, {max_line_bytes} bytes"
+            rejection = Rejection(line.number, line.offset, "line_too_long", detail)
+            window.rejected.append((rejection, _kept(line, scratch)))
+        elif not line.content or line.content.isspace():
+            window.n_blank += 1
+        else:
+            document = parse_document(line, schema, source.relative)
+            if isinstance(document, Rejection):
+                window.rejected.append((document, line.content))
+            else:
+                window.documents.append(document)
+                window.lines.append(line.content)
+            window.n_bytes += len(line.content)
+    window.is_last = True
+    yield window
+
+
+def _sha256(lines: list[bytes]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line)
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _kept(line: OverlongLine, scratch: Path) -> IO[bytes]:
+    file = tempfile.TemporaryFile(dir=scratch)
+    try:
+        for piece in line.pieces:
+            with naming(scratch):
+                file.write(piece)
+        with naming(scratch):
+            file.seek(0)  # writes what is buffered
+    except BaseException:
+        with suppress(OSError):  # what is buffered cannot be written now either
+            file.close()
+        raise
+    return file

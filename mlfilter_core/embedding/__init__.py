@@ -1,0 +1,1 @@
+"""Source files to files of embeddings."""

@@ -1,0 +1,90 @@
+"""One source file to one annotated file in one go; its embeddings stay, or do not."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mlfilter_core.annotating.annotate_file import (
+    REPLACE,
+    AnnotateRequest,
+    annotate_file,
+    finished_annotation,
+    read_annotation,
+)
+from mlfilter_core.embedding.embed_file import EmbedRequest, check_same_request, finished_embedding
+from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.errors import OutputConflictError
+from mlfilter_core.files.identity import is_same_file
+from mlfilter_core.files.task_files import TaskFile
+
+if TYPE_CHECKING:
+    from mlfilter_core.heads.head import Head
+
+
+@dataclass(frozen=True)
+class InlineAnnotation:
+    """What is done with each file of an embedding run besides.
+
+    Attributes:
+        request: What is asked of the annotated file.
+        keep_embeddings: Whether the HDF5 file stays.
+    """
+
+    request: AnnotateRequest
+    keep_embeddings: bool
+
+
+def annotate_embedded(
+    embedded: EmbedReport, embeddings: TaskFile, annotation: InlineAnnotation, heads: list["Head"]
+) -> EmbedReport:
+    """Scores a file that was just embedded as an annotation job would, and removes its embeddings or not.
+
+    Killed in between, the finished embeddings are there for the next call.
+
+    Args:
+        embedded: The report of the embedding.
+        embeddings: The HDF5 file.
+        annotation: What to do with it.
+        heads: The heads of `annotation.request`, on the device to use.
+
+    Returns:
+        The same report; its output is the annotated file where the embeddings do not stay.
+
+    Raises:
+        HeadError, AnnotationError, OSError: As `annotate_file`.
+    """
+    annotate_file(embeddings, annotation.request, heads)
+    if annotation.keep_embeddings:
+        return embedded
+    embeddings.path.unlink()
+    return replace(embedded, output=str(annotation.request.output(embeddings)))
+
+
+def finished_embedding_and_annotation(
+    source: TaskFile,
+    embeddings: TaskFile,
+    request: EmbedRequest,
+    annotation: InlineAnnotation,
+    read_content: bool = True,
+) -> EmbedReport | None:
+    """Returns the report of finished outputs, or None where one is missing.
+
+    Raises:
+        OutputConflictError: An output was made from another source, by another request or another tool.
+    """
+    if annotation.keep_embeddings:
+        report = finished_embedding(source, embeddings.path, request, read_content)
+        if report is not None:
+            return report if finished_annotation(embeddings, annotation.request, read_content) else None
+    made = read_annotation(embeddings, annotation.request, read_content)
+    if made is None:
+        return None
+    output = annotation.request.output(embeddings)
+    if made["source"] is None:
+        raise OutputConflictError(f"{output} was made from embeddings of another tool; {REPLACE}")
+    check_same_request(made["embeddings"]["request"], request, output, "output_dir")
+    is_same = is_same_file(source.path, made["source"], read_content)
+    if is_same is False:
+        raise OutputConflictError(f"{output} was made from another version of {source.path}; {REPLACE}")
+    if is_same is None or annotation.keep_embeddings:
+        return None
+    return EmbedReport(source.relative, str(output), "skipped", **made["counts"])

@@ -1,0 +1,65 @@
+"""How far the embedding of one file has come, as its stages tell it, each from a thread of its own."""
+
+from typing import TYPE_CHECKING
+
+from mlfilter_core.work.progress import Progress, ProgressTeller
+
+if TYPE_CHECKING:
+    from mlfilter_core.corpus.lines import SourceReader
+    from mlfilter_core.embedding.stages import Stages
+    from mlfilter_core.encoder.encoder import Encoder
+
+
+class EmbedProgress:
+    """Counts what the stages have done, and tells it to whoever listens."""
+
+    def __init__(self, file: str, n_bytes: int, reader: "SourceReader", stages: "Stages", encoder: "Encoder") -> None:
+        """Takes the file's name and size, and what else there is to tell of."""
+        self._file = file
+        self._n_bytes = max(1, n_bytes)
+        self._reader = reader
+        self._stages = stages
+        self._encoder = encoder
+        self._teller = ProgressTeller()
+        self._read_documents = 0
+        self._documents = 0
+        self._tokens = 0
+        self._rejected = 0
+        self._committed = 0
+        self._out_of_memory = 0
+
+    def read(self, n_documents: int) -> None:
+        """Some documents were read."""
+        self._read_documents += n_documents
+
+    def encoded(self, n_documents: int, n_tokens: int) -> None:
+        """Some documents were encoded, by this run or one before."""
+        self._documents += n_documents
+        self._tokens += n_tokens
+        self._tell()
+
+    def wrote(self, n_committed: int, n_rejected: int, n_out_of_memory: int) -> None:
+        """So many documents are committed, so many lines were rejected, and memory ran out so often, in all."""
+        self._committed = max(self._committed, n_committed)
+        self._rejected, self._out_of_memory = n_rejected, n_out_of_memory
+        self._tell()
+
+    def _tell(self) -> None:
+        if not self._teller.is_due(self._committed):
+            return
+        # What was read and is not encoded yet stands in windows of the stages between.
+        share_read = min(1.0, self._reader.n_bytes / self._n_bytes)
+        self._teller.tell(
+            Progress(
+                file=self._file,
+                documents=self._documents,
+                tokens=self._tokens,
+                rejected=self._rejected,
+                committed=self._committed,
+                share=share_read * self._documents / max(1, self._read_documents),
+                waited=self._stages.waited(),
+                max_batch_tokens=self._encoder.max_batch_tokens,
+                out_of_memory=self._out_of_memory,
+                gpu_memory_bytes=self._encoder.gpu_memory_bytes(),
+            )
+        )

@@ -1,0 +1,107 @@
+"""Whether documents have the keys that an embedding job asks for.
+
+Knows nothing about files.
+"""
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from mlfilter_core.config.embedding import EmbeddingPipelineParameters
+from mlfilter_core.corpus.documents import DEFAULT_LABEL_KEYS, has_value
+from mlfilter_core.errors import ConfigError
+
+N_SHOWN_KEYS = 12
+JSON_TYPES: Mapping[type, str] = {
+    **{str: "string", bool: "boolean", int: "number", float: "number"},
+    **{list: "array", dict: "object", type(None): "null"},
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WantedKey:
+    """A key that every document must have.
+
+    Attributes:
+        field: Of the job, that names it.
+        keys: The key; where there are several, one of them suffices.
+    """
+
+    field: str
+    keys: tuple[str, ...]
+
+    def is_in(self, record: Mapping[str, Any]) -> bool:
+        return any(has_value(record, key) for key in self.keys)
+
+
+def wanted_keys(params: EmbeddingPipelineParameters) -> list[WantedKey]:
+    """Returns the keys without which a document is rejected."""
+    schema = params.schema_of_documents()
+    wanted = [
+        WantedKey("params.text_field" if params.text_field else "params.keys_to_index", (key,))
+        for key in schema.text_keys
+    ]
+    wanted += [WantedKey("params.keys_to_index", (key,)) for key in schema.index_keys if key not in schema.text_keys]
+    if schema.id_key is not None:
+        wanted.append(WantedKey("params.id_key", (schema.id_key,)))
+    if schema.label_keys is None:
+        wanted.append(WantedKey("params.label_key", DEFAULT_LABEL_KEYS))
+    else:
+        labels = (schema.label_keys,) if isinstance(schema.label_keys, str) else schema.label_keys
+        wanted += [WantedKey("params.label_key", (key,)) for key in labels]
+    return wanted
+
+
+def describe_absent(wanted: Sequence[WantedKey], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the keys that no record has, in words; none where there are no records to tell by."""
+    types = types_by_key(records)
+    absent = [key for key in wanted if not any(key.is_in(record) for record in records)] if records else []
+    there = ", ".join(f"{key} ({' or '.join(kinds)})" for key, kinds in islice(types.items(), N_SHOWN_KEYS))
+    more = ", ..." if len(types) > N_SHOWN_KEYS else ""
+    return [
+        f"{key.field}: none of {len(records)} sampled documents has {' or '.join(map(repr, key.keys))}"
+        f"{_nearest(key.keys[0], list(types))}; they have: {there or 'no keys'}{more}"
+        for key in absent
+    ]
+
+
+def types_by_key(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Returns how often the value at each key is of which JSON type; keys within an object as `scores.education`."""
+    types: dict[str, dict[str, int]] = {}
+
+    def add(prefix: str, record: Mapping[str, Any]) -> None:
+        for key, value in record.items():
+            kind = JSON_TYPES[type(value)]
+            counts = types.setdefault(f"{prefix}{key}", {})
+            counts[kind] = counts.get(kind, 0) + 1
+            if kind == "object" and not prefix:
+                add(f"{key}.", value)
+
+    for record in records:
+        add("", record)
+    return types
+
+
+def check_wanted_keys(params: EmbeddingPipelineParameters, records: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that some of the first documents of a run have what the job asks of each.
+
+    Raises:
+        ConfigError: None has one of the keys; names the keys that they have.
+    """
+    absent = describe_absent(wanted_keys(params), records)
+    if not absent:
+        return
+    if params.max_rejected_fraction == 1:  # the job allows that every line is rejected
+        _log.warning("%s", "; ".join(absent))
+        return
+    raise ConfigError("\n  ".join(["no document could be embedded; correct the job's keys", *absent]))
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, 1, 0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,211 @@
+"""An embedding job, applied to one file after another by a worker."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlfilter_core.annotating.annotate_file import score_columns
+from mlfilter_core.annotating.work import annotate_request, heads_of_process, load_heads
+from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
+from mlfilter_core.corpus.first_documents import FirstDocuments, read_first_documents
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.annotate_inline import (
+    InlineAnnotation,
+    annotate_embedded,
+    finished_embedding_and_annotation,
+)
+from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.wanted_keys import check_wanted_keys
+from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolve_model, stated_dim
+from mlfilter_core.encoder.settings import EncoderSettings
+from mlfilter_core.files.disk_space import check_room_for
+from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.task_files import TaskFile, find_files, shard
+from mlfilter_core.work.workload import Workload
+
+if TYPE_CHECKING:
+    from mlfilter_core.encoder.encoder import Encoder
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EmbedWork:
+    """What an embedding job does with each of its files.
+
+    Attributes:
+        params: The job's parameters.
+        request: What they ask of every file.
+        annotation: What is done with each file once it is embedded, if anything.
+    """
+
+    params: EmbeddingPipelineParameters
+    request: EmbedRequest
+    annotation: InlineAnnotation | None
+
+    def finished(self, file: TaskFile, read_content: bool) -> EmbedReport | None:
+        """Returns the report of a finished file, None for one to do.
+
+        Raises:
+            FileError: The file cannot be done, or an output of another request is in the way.
+        """
+        return self._finished(file, self.annotation, read_content)
+
+    def prepare(self, files: Sequence[TaskFile]) -> None:
+        """Checks what can be checked before the encoder is loaded: keys, room, heads of an annotation in the same pass.
+
+        Says whose code the encoder runs.
+
+        Raises:
+            ConfigError: None of the first documents has a key that is wanted, or the disk is too small.
+            HeadError: A checkpoint is corrupted, holds code, or was trained on another encoder.
+        """
+        first = read_first_documents(files, self.params.max_line_bytes)
+        check_wanted_keys(self.params, first.records)
+        self._check_room(files, first)
+        if self.params.trust_remote_code:
+            others = ", ".join(code_elsewhere(self.request.model.folder))
+            elsewhere = f", and code of {others}, which it takes from there" if others else ""
+            _log.warning("trust_remote_code: code of %s is run%s", self.params.embedding_model, elsewhere)
+        if self.annotation is not None and self.params.annotate_inline is not None:
+            from mlfilter_core.heads.head import find_mismatched_heads
+
+            heads = load_heads(self.params.annotate_inline)
+            score_columns(heads, self.annotation.request)
+            is_allowed = self.annotation.request.allow_mismatched_head
+            find_mismatched_heads(heads, self.request.model.provenance(), "what this job embeds", is_allowed)
+
+    def run(self, file: TaskFile) -> EmbedReport:
+        """Embeds one file, unless that was done before, by a task that was lost after it had finished, say.
+
+        Another process that is at it is waited for.
+        """
+        outputs = [self._embeddings(file).path, self._rejects(file)]
+        if self.annotation is not None:
+            outputs += [self.annotation.request.output(file), self.annotation.request.provenance_file(file)]
+        with claim_outputs(*outputs):
+            return self.finished(file, read_content=True) or self._embed(file)
+
+    def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
+        """Checks the room for the embeddings alone, of half as many documents as the bytes on disk give."""
+        dim = stated_dim(self.request.model.folder)
+        if dim is None or not first.records or not self.params.keep_embeddings:
+            return
+        n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
+        n_documents = n_bytes * len(first.records) / first.n_bytes
+        row_bytes = dim * (2 if self.request.embedding_dtype == "float16" else 4)
+        check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
+
+    def _embed(self, file: TaskFile) -> EmbedReport:
+        from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads
+
+        params, request = self.params, self.request
+        embeddings, rejects = self._embeddings(file), self._rejects(file)
+        encoder = _encoder(
+            request.model, request.encoder, params.device, params.batch_token_limit, params.torch_compile
+        )
+        if self.annotation is None or params.annotate_inline is None:
+            return embed_file(file, embeddings.path, rejects, request, encoder)
+        heads = heads_of_process(params.annotate_inline, self.annotation.request)
+        made_by = {**request.provenance(), **encoder.provenance()}
+        check_heads_fit(heads, encoder.dim, request.model.model)
+        find_mismatched_heads(heads, made_by, str(file.path), self.annotation.request.allow_mismatched_head)
+        embedded = self._finished(file, None, read_content=True)
+        embedded = embedded or embed_file(file, embeddings.path, rejects, request, encoder)
+        return annotate_embedded(embedded, embeddings, self.annotation, heads)
+
+    def _finished(self, file: TaskFile, annotation: InlineAnnotation | None, read_content: bool) -> EmbedReport | None:
+        embeddings = self._embeddings(file)
+
+        def finished() -> EmbedReport | None:
+            if annotation is None:
+                return finished_embedding(file, embeddings.path, self.request, read_content)
+            return finished_embedding_and_annotation(file, embeddings, self.request, annotation, read_content)
+
+        return unless_overwritten(finished, self.params.overwrite)
+
+    def _rejects(self, file: TaskFile) -> Path:
+        return file.output(self.params.rejected_output_dir, ".jsonl")
+
+    def _embeddings(self, file: TaskFile) -> TaskFile:
+        return TaskFile(f"{file.stem}.h5", file.stem, self.params.embedding_output_dir)
+
+
+def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
+    """Returns what an embedding job is to do.
+
+    Raises:
+        ConfigError: The corpus is missing, or its files cannot be told apart.
+        EncoderError, HeadError: As `embed_work`.
+    """
+    params = job.params
+    files = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
+    return Workload("embed", shard(files, job.local.ranks, job.local.tasks), embed_work(params), params.results_dir)
+
+
+def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
+    """Returns the work that the parameters ask for, the model found and fingerprinted.
+
+    Raises:
+        EncoderError: The model is not there.
+        HeadError: A checkpoint is missing.
+    """
+    request = embed_request(params, resolve_model(params.embedding_model, params.model_revision))
+    return EmbedWork(params, request, _inline_annotation(params))
+
+
+def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
+    """Returns what the parameters ask of every file."""
+    return EmbedRequest(
+        model=model,
+        encoder=EncoderSettings(
+            max_length=params.max_length,
+            truncate=params.truncation not in (False, "do_not_truncate"),
+            pad_to_max_length=params.padding == "max_length",
+            pooling=params.pooling,
+            prompt=params.prompt,
+            model_dtype=params.model_dtype,
+            trust_remote_code=params.trust_remote_code,
+        ),
+        schema=params.schema_of_documents(),
+        group=params.hdf5_dataset_name,
+        embedding_dtype=params.embedding_dtype,
+        batch_size=params.batch_size,
+        writer_batch_size=params.writer_batch_size,
+        commit_documents=params.commit_documents,
+        fail_on_bad_record=params.on_bad_record == "fail",
+        max_rejected_fraction=params.max_rejected_fraction,
+        max_line_bytes=params.max_line_bytes,
+    )
+
+
+def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation | None:
+    if params.annotate_inline is None:
+        return None
+    asked = annotate_request(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name)
+    return InlineAnnotation(asked, params.keep_embeddings)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # its task says so
+        return 0
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(
+    model: ModelFiles,
+    settings: EncoderSettings,
+    device: str,
+    max_batch_tokens: int | None,
+    torch_compile: bool,
+) -> "Encoder":
+    """Returns the encoder, loaded once for each worker process: it takes seconds and gigabytes."""
+    from mlfilter_core.encoder.encoder import load_encoder
+
+    return load_encoder(model, settings, device, max_batch_tokens, torch_compile)

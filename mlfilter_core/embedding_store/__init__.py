@@ -1,0 +1,1 @@
+"""The HDF5 files of embeddings, and their joins to source documents."""

@@ -1,0 +1,187 @@
+"""What an annotated file holds beside the scores: values of the HDF5 file, or of the source documents.
+
+Knows nothing about scores, but for the names that they take.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlfilter_core.corpus.documents import find_value
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID, SOURCE_OFFSET
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.embedding_store.source_documents import SourceDocuments
+from mlfilter_core.errors import AnnotationError, ConfigError, FileError
+
+WHOLE_DOCUMENT = "*"
+# Values that stand in memory at a time: texts may be stored, and some are a thousand times longer than most.
+READ_ROWS = 256
+N_CHECKED_FILES = 4  # before a run; a wrong key shows in the first
+
+
+class OutputValues:
+    """Looks the output keys of one file up. Use it as a context manager.
+
+    Attributes:
+        missing_values: Keys that some document lacks, written as null, and how often.
+    """
+
+    def __init__(
+        self, file: EmbeddingFile, output_keys: Sequence[str], columns: Sequence[str], source_dir: Path | None
+    ) -> None:
+        """Finds out where each key is; opens the source where it is needed.
+
+        Args:
+            file: Open for as long as this is used.
+            output_keys: Names in the HDF5 file, else keys of the source document; `*` is all of it.
+            columns: Names of the scores, which are left to others and must stay free.
+            source_dir: Where the sources lie; None takes the folder that the file names.
+
+        Raises:
+            AnnotationError: The source is needed, and the file does not name it.
+            SourceError: The source is needed, and missing or changed.
+        """
+        self.missing_values: dict[str, int] = {}
+        self._file = file
+        self._columns = columns
+        self._places = {key: _find(file, key) for key in output_keys if key not in columns}
+        joined = [key for key, place in self._places.items() if place is None]
+        self._source = SourceDocuments(file, source_dir, joined) if joined else None
+        self._document_keys: list[str] = []
+
+    def __enter__(self) -> "OutputValues":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._source is not None:
+            self._source.__exit__(*exc_info)
+
+    def records(self, rows: slice) -> Iterator[dict[str, Any]]:
+        """Yields one record for each row, with the output keys in their order.
+
+        Args:
+            rows: The rows after those of the call before.
+
+        Raises:
+            AnnotationError: A stored number is NaN or infinite, or a document has a score's name as a key.
+            SourceError: The source changed.
+        """
+        for start in range(rows.start, rows.stop, READ_ROWS):
+            part = slice(start, min(start + READ_ROWS, rows.stop))
+            stored = {key: self._stored(place, part) for key, place in self._places.items() if place}
+            documents: Iterator[Mapping[str, Any]] = repeat({}, part.stop - part.start)
+            if self._source is not None:
+                documents = self._source.documents(self._file.array(SOURCE_OFFSET, part))
+            for i, document in enumerate(documents):
+                yield self._record(document, i, stored)
+
+    def check_complete(self) -> None:
+        """Checks, after the last row, what only then is known.
+
+        Raises:
+            SourceError: The source is not the one that was embedded.
+            AnnotationError: No document has one of the keys.
+        """
+        if self._source is None:
+            return
+        self._source.check_unchanged()
+        for key, n_missing in self.missing_values.items():
+            if n_missing == self._file.n_rows:
+                raise AnnotationError(
+                    f'params.output_keys: "{key}" is neither in {self._file.path} nor in any document of '
+                    f"{self._source.path}; there are: {', '.join(self.known_keys())}"
+                )
+
+    def known_keys(self) -> list[str]:
+        """Returns the names in the HDF5 file, and the keys of the last document that lacked one."""
+        return [*self._file.names(), *self._document_keys]
+
+    def _stored(self, place: str, rows: slice) -> Any:
+        values = self._file.column(place, rows)
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f" and not np.isfinite(values).all():
+            row = rows.start + int(np.argwhere(~np.isfinite(values))[0][0])
+            raise AnnotationError(
+                f"{self._file.path}: row {row}: {place} is not finite, which JSON cannot say; leave it out of "
+                "params.output_keys"
+            )
+        return values
+
+    def _record(self, document: Mapping[str, Any], i: int, stored: dict[str, Any]) -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        for key, place in self._places.items():
+            if place is not None:
+                record[key] = stored[key][i]
+            elif key == WHOLE_DOCUMENT:
+                record.update(self._without_clash(document))
+            else:
+                record[key] = self._joined(document, key)
+        return record
+
+    def _joined(self, document: Mapping[str, Any], key: str) -> Any:
+        try:
+            return find_value(document, key)
+        except KeyError:
+            self._document_keys = list(document)
+            self.missing_values[key] = self.missing_values.get(key, 0) + 1
+            return None
+
+    def _without_clash(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        clash = [column for column in self._columns if column in document]
+        if clash:
+            raise AnnotationError(
+                f'{self._file.path}: the source documents have a key "{clash[0]}" already; set '
+                "params.score_prefix to another one"
+            )
+        return document
+
+
+def check_output_keys(
+    files: Sequence[Path], group: str, output_keys: Sequence[str], columns: Sequence[str], source_dir: Path | None
+) -> None:
+    """Looks for the output keys in a few files and in the first documents of their sources, before any work.
+
+    Args:
+        files: Of embeddings; what is wrong with one of them alone is left to its task.
+        group: Name of their HDF5 group.
+        output_keys: As in `OutputValues`, and so are the others.
+        columns: Names of the scores.
+        source_dir: Where the sources lie.
+
+    Raises:
+        ConfigError: A key is in none of them; names those that there are.
+    """
+    n_files = min(N_CHECKED_FILES, len(files))
+    absent, known = set(output_keys), list[str]()
+    n_documents = 0
+    for path in (files[i * len(files) // n_files] for i in range(n_files)):
+        try:
+            with (
+                EmbeddingFile(path, group) as file,
+                OutputValues(file, output_keys, columns, source_dir) as values,
+            ):
+                rows = slice(0, min(READ_ROWS, file.n_rows))
+                n_read = sum(1 for _ in values.records(rows))
+                absent &= {key for key, n_missing in values.missing_values.items() if n_missing == n_read}
+                n_documents += n_read
+                known = known or values.known_keys()
+        except (FileError, OSError):
+            continue
+    if n_documents and absent:
+        raise ConfigError(
+            f"params.output_keys: {' and '.join(map(repr, sorted(absent)))} is neither in the files of embeddings nor "
+            f"in any of {n_documents} documents of their sources; there are: {', '.join(known)}"
+        )
+
+
+def _find(file: EmbeddingFile, key: str) -> str | None:
+    """Returns the dataset that holds an output key, or None for the source document."""
+    if key == WHOLE_DOCUMENT:
+        return None
+    name = file.find(key)
+    if name is None and key == "doc_id":  # the predecessor's name for the document's id
+        own_id = file.provenance.request["id_key"] if file.provenance else None
+        return file.find(DOCUMENT_ID) if own_id in (None, key) else None
+    return name

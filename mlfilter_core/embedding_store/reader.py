@@ -1,0 +1,290 @@
+"""A file of embeddings, read and checked: ours, and those of other tools."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.embedding_store.layout import (
+    CHUNK_ROWS,
+    EMBEDDINGS,
+    FORMAT_VERSION,
+    INDEX,
+    OPTIONAL_PROVENANCE,
+    Provenance,
+)
+from mlfilter_core.errors import EmbeddingFileError, in_one_line
+from mlfilter_core.files.identity import file_identity
+
+UNIT_LENGTH_TOLERANCE = 5e-3  # float16 keeps three digits
+# What a file may claim to hold. All three are arbitrary, and far from what any encoder or tool writes: the widest
+# embeddings take 64 KiB, h5py makes chunks of 1 MiB, and embeddings hardly compress at all.
+MAX_ROW_BYTES = 1 << 20
+MAX_CHUNK_BYTES = 1 << 30
+MAX_EXPANSION, FREE_BYTES = 1000, 1 << 30
+# What the readers of a provenance rely on, and its type there.
+_PROVENANCE_VALUES: Mapping[str, Mapping[str, Any]] = {
+    "source": {"path": str, "folder": str, "bytes": int, "mtime_ns": int, "sha256": str},
+    "request": {"max_line_bytes": int, "id_key": (str, type(None))},
+    "encoder": {"is_normalized": bool},
+    "counts": dict.fromkeys(("lines", "documents", "rejected", "blank", "truncated", "duplicate_ids", "tokens"), int),
+    "versions": {},
+    "statistics": {},
+}
+
+
+class EmbeddingFile:
+    """A file of embeddings, open for reading. Use it as a context manager.
+
+    Files of other tools are read too, as long as they hold `<group>/embeddings`; what they lack is
+    said by the error of what needs it. Nothing outside the file is read: links are not followed, and
+    datasets whose rows lie in other files are refused.
+
+    Attributes:
+        path: The file.
+        n_rows: Documents.
+        dim: Width of an embedding.
+        provenance: None where another tool wrote the file.
+    """
+
+    def __init__(self, path: Path, group: str) -> None:
+        """Opens and checks a file.
+
+        Raises:
+            EmbeddingFileError: It is not HDF5, cut short, lacks the group or its embeddings, leads to other
+                files, claims to hold more than it can, or its datasets disagree on the number of rows.
+        """
+        self.path = path
+        self._file = _open(path)
+        try:
+            with self._reading("its structure"):
+                self._group = self._find_group(group)
+                self._names = self._find_names()
+                embeddings = self._group[EMBEDDINGS]
+                if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or not embeddings.shape[1]:
+                    raise self._error(f"embeddings are {embeddings.dtype} {embeddings.shape}, not float (n, dim)")
+                self._check_is_written(self._dataset(EMBEDDINGS))
+                self.n_rows, self.dim = map(int, embeddings.shape)
+                self.provenance = self._read_provenance()
+                for name in self._names:
+                    if len(self._group[name]) != self.n_rows:
+                        raise self._error(f"{name} has {len(self._group[name])} rows, embeddings {self.n_rows}")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "EmbeddingFile":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells one version of the file from another; ours say it without being read as a whole."""
+        if self.provenance is None:
+            return file_identity(self.path)
+        return {
+            "source_sha256": self.provenance.source["sha256"],
+            "request": dict(self.provenance.request),
+            "rows": self.n_rows,
+        }
+
+    def names(self) -> list[str]:
+        """Returns the names of the datasets with rows: `embeddings`, `document_id`, `index/<key>`, ..."""
+        return list(self._names)
+
+    def find(self, key: str) -> str | None:
+        """Returns the name of the dataset that holds a key: itself, or that key of the index."""
+        own = set(self._names) - {EMBEDDINGS}
+        return next((name for name in (key, f"{INDEX}/{key.replace('/', '_')}") if name in own), None)
+
+    def slices(self, n_rows: int) -> Iterator[slice]:
+        """Yields the rows in order, `n_rows` at a time."""
+        for start in range(0, self.n_rows, n_rows):
+            yield slice(start, min(start + n_rows, self.n_rows))
+
+    def embeddings(self, rows: slice) -> NDArray[np.float32]:
+        """Returns float32 (n, dim), whatever the precision in the file."""
+        return self.array(EMBEDDINGS, rows).astype(np.float32, copy=False)
+
+    def column(self, name: str, rows: slice) -> list[str] | NDArray[Any]:
+        """Returns a dataset's values: strings as a list, others as an array in the precision of the file.
+
+        Raises:
+            EmbeddingFileError: A value cannot be read, or is no UTF-8.
+        """
+        if h5py.check_string_dtype(self._group[name].dtype) is None:
+            return self.array(name, rows)
+        with self._reading(self._place(name, rows)):
+            return list(self._dataset(name).asstr("utf-8")[rows])  # ASCII is UTF-8, and so is much that says ASCII
+
+    def array(self, name: str, rows: slice) -> NDArray[Any]:
+        """Returns a numeric dataset's values.
+
+        Raises:
+            EmbeddingFileError: The file has no such dataset, or its values cannot be read.
+        """
+        if name not in self._names:
+            raise self._error(f"no dataset {name}, which only files of the embedding pipeline have")
+        with self._reading(self._place(name, rows)):
+            return np.asarray(self._dataset(name)[rows])
+
+    def check_content(self) -> None:
+        """Reads every embedding once.
+
+        Raises:
+            EmbeddingFileError: One is not finite, or not of unit length though the encoder normalises, or
+                the number of rows is not the one that the file states.
+        """
+        stated = self.provenance.counts["documents"] if self.provenance else self.n_rows
+        if stated != self.n_rows:
+            raise self._error(f"it states {stated} documents and holds {self.n_rows} rows")
+        normalized = self.provenance is not None and self.provenance.encoder["is_normalized"]
+        for rows in self.slices(CHUNK_ROWS):
+            lengths = np.linalg.norm(self.embeddings(rows), axis=1)
+            wrong = ~np.isfinite(lengths) | (normalized & (np.abs(lengths - 1) > UNIT_LENGTH_TOLERANCE))
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise self._error(f"the embedding of row {rows.start + row} has length {lengths[row]}; embed it again")
+
+    def _find_group(self, group: str) -> h5py.Group:
+        """Returns the group, by hard links alone: only they cannot lead out of the file."""
+        found: h5py.HLObject | None = self._file
+        for name in (*PurePosixPath("/", group).parts[1:], EMBEDDINGS):
+            parent = found
+            if isinstance(parent, h5py.Group):
+                self._check_link(parent, name)
+                found = parent.get(name)
+        if isinstance(parent, h5py.Group) and isinstance(found, h5py.Dataset):
+            return parent
+        groups = [name for name in self._file if _is_hard(self._file, name) and _holds_embeddings(self._file[name])]
+        raise self._error(
+            f'no group "{group}" with a dataset "{EMBEDDINGS}"; '
+            + (f"set params.hdf5_dataset_name to {' or '.join(groups)}" if groups else "it is not a file of embeddings")
+        )
+
+    def _find_names(self) -> list[str]:
+        names: list[str] = []
+        self._group.id.links.visit(lambda name: names.append(name.decode()))
+        for name in names:
+            self._check_link(self._group, name)
+        datasets = {name: node for name in names if isinstance(node := self._group[name], h5py.Dataset)}
+        for name, dataset in datasets.items():
+            if dataset.is_virtual or dataset.external:
+                raise self._error(f"the rows of {name} lie in other files, which are not read; copy them into this one")
+        return [
+            name for name, dataset in datasets.items() if dataset.shape
+        ]  # a single value says something of the file
+
+    def _check_link(self, group: h5py.Group, name: str) -> None:
+        if group.id.links.exists(name.encode()) and not _is_hard(group, name):
+            raise self._error(
+                f'"{group.name.rstrip("/")}/{name}" is a link, which may lead out of the file and is not followed; '
+                "copy what it stands for into the file"
+            )
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """Returns a dataset of which some rows fit in memory."""
+        dataset = self._group[name]
+        for what, shape, limit in (
+            ("row", dataset.shape[1:], MAX_ROW_BYTES),
+            ("chunk", dataset.chunks or (), MAX_CHUNK_BYTES),
+        ):
+            n_bytes = dataset.dtype.itemsize * math.prod(shape)
+            if n_bytes > limit:
+                raise self._error(
+                    f"a {what} of {name} has {n_bytes} bytes, more than {limit}; store it in smaller ones"
+                )
+        return dataset
+
+    def _check_is_written(self, embeddings: h5py.Dataset) -> None:
+        """Refuses rows that are in no chunk of the file, which HDF5 invents, as zeros."""
+        stored_bytes = embeddings.id.get_storage_size()
+        if embeddings.chunks:
+            shape = zip(embeddings.shape, embeddings.chunks, strict=True)
+            is_whole = embeddings.id.get_num_chunks() == math.prod(-(-length // chunk) for length, chunk in shape)
+        else:
+            is_whole = stored_bytes == embeddings.nbytes
+        if not is_whole:
+            raise self._error(f"not all of its {len(embeddings)} embeddings were written; embed its source again")
+        if embeddings.nbytes > FREE_BYTES + MAX_EXPANSION * stored_bytes:
+            raise self._error(
+                f"{stored_bytes} bytes would unpack to {embeddings.nbytes} bytes of embeddings, more than "
+                f"{MAX_EXPANSION} times as many, which embeddings never do; embed its source again"
+            )
+
+    def _read_provenance(self) -> Provenance | None:
+        attributes = self._group.attrs
+        if "format_version" not in attributes:
+            return None
+        stated = attributes["format_version"]
+        stated = int(stated) if isinstance(stated, np.integer) else repr(stated)
+        if stated != FORMAT_VERSION:
+            raise self._error(
+                f"format_version {stated}, but this release reads {FORMAT_VERSION}; use the release that wrote it, or "
+                "embed the source again"
+            )
+        try:
+            names = [
+                name
+                for name in Provenance.__dataclass_fields__
+                if name in attributes or name not in OPTIONAL_PROVENANCE
+            ]
+            made = {name: json.loads(attributes[name]) for name in names}
+            for name in names:
+                kinds = _PROVENANCE_VALUES[name]
+                if not isinstance(made[name], dict):
+                    raise TypeError(f"{name} is no object")
+                for key, kind in kinds.items():
+                    if not isinstance(made[name][key], kind):
+                        raise TypeError(f"{name}: {key} is {made[name][key]!r}")
+            return Provenance(**made)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise self._error(f"its provenance is incomplete ({in_one_line(error)}); embed its source again") from error
+
+    def _place(self, name: str, rows: slice) -> str:
+        start, stop, _ = rows.indices(self.n_rows)
+        return f"{name} in rows {start} to {stop - 1}"
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Says what is broken; h5py says it in some ten exceptions: KeyError, RuntimeError, UnicodeDecodeError, ..."""
+        try:
+            yield
+        except EmbeddingFileError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno:  # the file system's own word, not HDF5's
+                raise
+            raise self._error(f"{what} cannot be read ({in_one_line(error)}); embed its source again") from error
+
+    def _error(self, message: str) -> EmbeddingFileError:
+        return EmbeddingFileError(f"{self.path}: {message}")
+
+
+def _is_hard(group: h5py.Group, name: str) -> bool:
+    return bool(group.id.links.get_info(name.encode()).type == h5py.h5l.TYPE_HARD)
+
+
+def _holds_embeddings(node: h5py.HLObject) -> bool:
+    if not isinstance(node, h5py.Group) or not node.id.links.exists(EMBEDDINGS.encode()):
+        return False
+    return _is_hard(node, EMBEDDINGS) and isinstance(node[EMBEDDINGS], h5py.Dataset)
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        # Locks fail on many cluster file systems, and a finished file is never changed.
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if error.errno:  # the file system's own word, not HDF5's
+            raise
+        raise EmbeddingFileError(
+            f"{path} is not an HDF5 file, or is cut short ({error}); embed its source again"
+        ) from error

@@ -1,0 +1,97 @@
+"""The source documents of a file of embeddings, joined to its rows by their offsets."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.corpus.documents import BadRecordError, parse_record
+from mlfilter_core.corpus.lines import Line, SourceReader
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.errors import AnnotationError, SourceError
+
+
+class SourceDocuments:
+    """The source documents of a file of embeddings, read once, in row order. Use it as a context manager.
+
+    Memory does not depend on the size of the source.
+    """
+
+    def __init__(self, file: EmbeddingFile, source_dir: Path | None, keys: list[str]) -> None:
+        """Opens the source.
+
+        Args:
+            file: Says which source it was made from.
+            source_dir: The corpus folder; None takes the one that the file names.
+            keys: What is wanted of the documents, for the messages.
+
+        Raises:
+            AnnotationError: The file does not say which source it was made from.
+            SourceError: The source is not there, not readable, or changed.
+        """
+        wanted = ", ".join(f'"{key}"' for key in keys)
+        if file.provenance is None:
+            raise AnnotationError(
+                f"params.output_keys: {wanted} is not in {file.path}, and the file does not say which source it was "
+                f"made from; it holds: {', '.join(file.names())}"
+            )
+        self._recorded = file.provenance.source
+        self._max_line_bytes = file.provenance.request["max_line_bytes"]
+        relative = PurePosixPath(self._recorded["path"])
+        if relative.is_absolute() or ".." in relative.parts:
+            raise SourceError(f"{file.path} names a source outside its folder, {relative}; embed its source again")
+        self.path = Path(source_dir or self._recorded["folder"]) / relative
+        self._embeddings = file.path
+        try:
+            n_bytes = self.path.stat().st_size
+        except FileNotFoundError:
+            raise SourceError(
+                f"params.output_keys: {wanted} is not in {file.path}, and the source {self.path} does not exist; set "
+                "params.source_dir to where the sources lie now"
+            ) from None
+        if n_bytes != self._recorded["bytes"]:
+            raise self._changed()
+        self._reader = SourceReader(self.path)
+        self._lines = self._reader.lines(self._max_line_bytes)
+
+    def __enter__(self) -> "SourceDocuments":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._reader.__exit__()
+
+    def documents(self, offsets: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+        """Yields the records at ascending byte offsets, beyond those of the call before.
+
+        Raises:
+            SourceError: There is none, so the source changed.
+        """
+        return map(self._next, offsets.tolist())
+
+    def check_unchanged(self) -> None:
+        """Checks, after the last document, that the whole source is the one that was embedded.
+
+        Raises:
+            SourceError: It is not.
+        """
+        for _ in self._lines:  # the digest is of the whole file
+            pass
+        if self._reader.sha256 != self._recorded["sha256"]:
+            raise self._changed()
+
+    def _next(self, offset: int) -> dict[str, Any]:
+        for line in self._lines:
+            if line.offset == offset and isinstance(line, Line):
+                try:
+                    return parse_record(line.content)
+                except BadRecordError as error:
+                    raise self._changed() from error
+        raise self._changed()
+
+    def _changed(self) -> SourceError:
+        return SourceError(
+            f"{self.path} changed since {self._embeddings} was made from it; embed it again, or set params.source_dir "
+            "to where the unchanged source lies"
+        )

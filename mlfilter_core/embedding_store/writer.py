@@ -1,0 +1,155 @@
+"""Documents and their embeddings to a new HDF5 file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.corpus.documents import Document, hash_text
+from mlfilter_core.embedding_store.careful_disk import CarefulDisk
+from mlfilter_core.embedding_store.layout import (
+    CHUNK_ROWS,
+    DOCUMENT_ID,
+    EMBEDDINGS,
+    FORMAT_VERSION,
+    INDEX,
+    LABELS,
+    N_TOKENS,
+    SOURCE_LINE,
+    SOURCE_OFFSET,
+    TEXT_HASH,
+    Provenance,
+)
+
+CHUNK_BYTES = 1 << 20
+MIN_CHUNK_ROWS = 32  # arbitrary: 48 kB of a small file at most, and no chunk for each row after a first long one
+_UTF8 = h5py.string_dtype("utf-8")
+
+
+class EmbeddingWriter:
+    """Writes one new HDF5 file. Use it as a context manager; `finish` makes the file valid.
+
+    Memory does not depend on the number of rows. Where writing fails, as on a full disk, `append`, `finish` or leaving
+    the block raises an OSError with the system's reason and the file's name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        group: str,
+        *,
+        dim: int,
+        embedding_dtype: str,
+        label_shape: tuple[int, ...] | None,
+        label_dtype: str,
+        index_keys: Sequence[str],
+        slice_rows: int,
+    ) -> None:
+        """Creates the file.
+
+        Args:
+            path: Where; an existing file is replaced.
+            group: Name of the group that holds the datasets.
+            dim: Width of an embedding.
+            embedding_dtype: `float32` or `float16`.
+            label_shape: Of a document's labels: () makes them (n,), (k,) makes them (n, k); None writes none.
+            label_dtype: NumPy name.
+            index_keys: Names of the values that each document brings.
+            slice_rows: Rows written at a time.
+        """
+        self._disk = CarefulDisk(path)
+        self._file = h5py.File(self._disk, "w", locking=False)
+        self._group = self._file.create_group(group)
+        self._dim = dim
+        self._embedding_dtype = np.dtype(embedding_dtype)
+        self._label_shape = label_shape
+        self._label_dtype = np.dtype(label_dtype)
+        self._index_names = [f"{INDEX}/{key.replace('/', '_')}" for key in index_keys]
+        self._slice_rows = slice_rows
+        self._n_rows = 0
+
+    def __enter__(self) -> "EmbeddingWriter":
+        return self
+
+    def __exit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._disk.close()
+        if error is None:
+            self._disk.check()
+
+    def append(
+        self, documents: Sequence[Document], embeddings: NDArray[np.float32], n_tokens: NDArray[np.int32]
+    ) -> None:
+        """Adds rows.
+
+        Args:
+            documents: What the rows stand for.
+            embeddings: float32 (n_documents, dim), finite.
+            n_tokens: int32 (n_documents,).
+        """
+        if self._n_rows == 0 and documents:
+            self._create_datasets(len(documents))
+        for start in range(0, len(documents), self._slice_rows):
+            rows = slice(start, start + self._slice_rows)
+            self._append_slice(documents[rows], embeddings[rows], n_tokens[rows])
+
+    def finish(self, provenance: Provenance) -> None:
+        """Writes the provenance; after it the file is valid."""
+        if self._n_rows == 0:
+            self._create_datasets(0)
+        attributes = self._group.attrs
+        attributes["format_version"] = FORMAT_VERSION
+        for name in Provenance.__dataclass_fields__:
+            attributes[name] = json.dumps(dict(getattr(provenance, name)), sort_keys=True)
+        self._disk.check()
+
+    def _create_datasets(self, n_first: int) -> None:
+        """Creates empty datasets whose chunks are no larger than a small file's content."""
+        row_bytes = self._dim * self._embedding_dtype.itemsize
+        n_first = max(n_first, MIN_CHUNK_ROWS)
+        self._create(EMBEDDINGS, self._embedding_dtype, (self._dim,), min(n_first, CHUNK_BYTES // row_bytes or 1))
+        rows = min(n_first, CHUNK_ROWS)
+        for name in (DOCUMENT_ID, *self._index_names):
+            self._create(name, _UTF8, (), rows)
+        self._create(SOURCE_LINE, np.dtype(np.int64), (), rows)
+        self._create(SOURCE_OFFSET, np.dtype(np.int64), (), rows)
+        self._create(N_TOKENS, np.dtype(np.int32), (), rows)
+        self._create(TEXT_HASH, np.dtype(np.uint64), (), rows)
+        if self._label_shape is not None:
+            self._create(LABELS, self._label_dtype, self._label_shape, rows)
+
+    def _create(self, name: str, dtype: Any, width: tuple[int, ...], chunk_rows: int) -> None:
+        shape, maxshape, chunks = (0, *width), (None, *width), (chunk_rows, *width)
+        # Whoever reads a chunk whose bytes have changed is told so, by HDF5 itself; strings lie outside their chunks.
+        has_checksums = dtype is not _UTF8
+        self._group.create_dataset(name, shape, dtype, maxshape=maxshape, chunks=chunks, fletcher32=has_checksums)
+
+    def _append_slice(
+        self, documents: Sequence[Document], embeddings: NDArray[np.float32], n_tokens: NDArray[np.int32]
+    ) -> None:
+        columns: dict[str, Any] = {
+            EMBEDDINGS: embeddings.astype(self._embedding_dtype, copy=False),
+            DOCUMENT_ID: [document.id for document in documents],
+            SOURCE_LINE: [document.line for document in documents],
+            SOURCE_OFFSET: [document.offset for document in documents],
+            N_TOKENS: n_tokens,
+            TEXT_HASH: np.array([hash_text(document.text) for document in documents], np.uint64),
+        }
+        for i, name in enumerate(self._index_names):
+            columns[name] = [document.index[i] for document in documents]
+        if self._label_shape is not None:
+            labels = np.array([document.labels for document in documents], self._label_dtype)
+            columns[LABELS] = labels.reshape(len(documents), *self._label_shape)
+        end = self._n_rows + len(documents)
+        for name, values in columns.items():
+            dataset = self._group[name]
+            dataset.resize(end, axis=0)
+            dataset[self._n_rows : end] = values
+        self._disk.check()
+        self._n_rows = end

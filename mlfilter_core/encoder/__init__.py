@@ -1,0 +1,1 @@
+"""Texts to embeddings, with any Hugging Face encoder."""

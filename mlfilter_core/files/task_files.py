@@ -1,0 +1,148 @@
+"""The files that a job works on, one task each, with the name that its outputs take.
+
+Knows nothing about what the files contain.
+"""
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mlfilter_core.errors import ConfigError
+
+LONGEST_OUTPUT_SUFFIX = ".jsonl.zst.json"
+MAX_NAME_BYTES = 255  # of Linux's file systems
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, order=True)
+class TaskFile:
+    """The file that a task is about: a source file, a file of embeddings, an annotated file, a head.
+
+    Attributes:
+        relative: Path below `folder`, with forward slashes: `a/b/x.jsonl.gz`.
+        stem: The same without the suffix: `a/b/x`. Every output takes this name.
+        folder: Absolute path of the folder that was searched.
+    """
+
+    relative: str
+    stem: str
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.relative
+
+    def output(self, folder: Path, suffix: str) -> Path:
+        """Returns the place in an output folder that mirrors the place in `folder`."""
+        return folder / f"{self.stem}{suffix}"
+
+
+def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[TaskFile]:
+    """Returns the files below `folder` that match, sorted by path.
+
+    Args:
+        folder: Searched; links to folders are not followed below it.
+        pattern: Glob relative to `folder`; `**` stands for any number of folders.
+        suffixes: Other files that match are left out, with a warning; hidden files, and those in hidden folders,
+            without one.
+
+    Raises:
+        ConfigError: The folder or one below it is missing or unreadable, the pattern leaves it, nothing
+            matches, two files would share one output name, or a name cannot be that of an output.
+    """
+    _check_folder(folder)
+    if "**" in pattern:
+        _check_folders_below(folder)
+    if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
+        raise ConfigError(f'glob_pattern "{pattern}" leaves {folder}; give a pattern below that folder')
+    try:
+        # A link to nothing is kept: its file fails, and says so.
+        found = (path for path in folder.glob(pattern) if path.is_file() or (path.is_symlink() and not path.exists()))
+        matches = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    except ValueError as error:
+        raise ConfigError(f'glob_pattern "{pattern}": {error}') from error
+    files = sorted(
+        TaskFile(relative, relative.removesuffix(suffix), folder.absolute())
+        for path in matches
+        if (relative := path.relative_to(folder).as_posix()) and (suffix := _suffix(relative, suffixes))
+    )
+    n_others = len(matches) - len(files)
+    if n_others:
+        _log.warning(
+            "%s: %d files that match %s are left out: their names do not end with %s",
+            *(folder, n_others, pattern, " or ".join(suffixes)),
+        )
+    if not files:
+        raise ConfigError(
+            f'no file below {folder} matches glob_pattern "{pattern}" and ends with '
+            f'{" or ".join(suffixes)}; "**/*" matches files in every folder below it'
+        )
+    _check_names(files)
+    _check_output_names(files)
+    return files
+
+
+def shard(files: list[TaskFile], ranks: Iterable[int], n_shards: int) -> list[TaskFile]:
+    """Returns the files of some shards; file i belongs to shard i modulo `n_shards`."""
+    wanted = set(ranks)
+    return [file for i, file in enumerate(files) if i % n_shards in wanted]
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError:
+        raise ConfigError(f"the folder {folder} does not exist; mend the path") from None
+    except NotADirectoryError:
+        raise ConfigError(f"{folder} is a file; give the folder that holds it, and a glob_pattern") from None
+    except PermissionError:
+        raise ConfigError(f"the folder {folder} is not readable; check its permissions") from None
+
+
+def _check_folders_below(folder: Path) -> None:
+    """Path.glob passes over a folder that it may not read without a word; its files would be missing."""
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(
+            f"the folder {error.filename} is not readable ({error.strerror}); check its permissions, or narrow "
+            "glob_pattern"
+        ) from error
+
+    for _ in os.walk(folder, onerror=refuse):
+        pass
+
+
+def _suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
+    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+
+
+def _check_names(files: list[TaskFile]) -> None:
+    """Names go into HDF5 files and reports, which are UTF-8; one too long for an output fails after the work."""
+    for file in files:
+        try:
+            n_bytes = len(f"{PurePosixPath(file.stem).name}{LONGEST_OUTPUT_SUFFIX}".encode())
+            str(file.path).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"the name of {str(file.path).encode(errors='surrogateescape')!r} is not UTF-8; rename it, with convmv "
+                "say, or narrow glob_pattern"
+            ) from None
+        if n_bytes > MAX_NAME_BYTES:
+            raise ConfigError(
+                f"the name of {file.path} is {n_bytes - MAX_NAME_BYTES} bytes too long for names of outputs, which may "
+                f"have {MAX_NAME_BYTES} bytes with {LONGEST_OUTPUT_SUFFIX}; rename it, or narrow glob_pattern"
+            )
+
+
+def _check_output_names(files: list[TaskFile]) -> None:
+    by_stem: dict[str, TaskFile] = {}
+    for file in files:
+        other = by_stem.setdefault(file.stem, file)
+        if other is not file:
+            raise ConfigError(
+                f"{other.relative} and {file.relative} in {file.folder} would both be written to "
+                f"{file.stem}; rename one, or narrow glob_pattern"
+            )

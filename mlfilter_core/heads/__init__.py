@@ -1,0 +1,1 @@
+"""Checkpoints to heads, embeddings to scores."""

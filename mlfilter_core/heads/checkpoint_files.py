@@ -1,0 +1,111 @@
+"""Which files a head's checkpoint is: here, or fetched from the hub.
+
+Knows nothing about torch: a flow whose files are all finished asks for the digest alone.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlfilter_core.errors import HeadError
+from mlfilter_core.files.identity import file_sha256
+
+FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+FOLDER_CONFIG = "config.json"
+SIDECAR_SUFFIX = ".json"  # of quality.pt it is quality.pt.json
+# owner/name, then a revision, a file, or both: Jackal-AI/JQL-Edu-Heads@main/checkpoints/edu.ckpt
+HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class HeadFiles:
+    """The files of one head, on this machine.
+
+    Attributes:
+        weights: Holds the tensors.
+        facts: JSON that says what they are: `config.json` of a folder, or a file's sidecar; None where there is none.
+    """
+
+    weights: Path
+    facts: Path | None
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the weights, and of the facts where there are some."""
+        digest = file_sha256(self.weights)
+        if self.facts is None:
+            return digest
+        return hashlib.sha256(f"{digest} {file_sha256(self.facts)}".encode()).hexdigest()
+
+
+def find_head(name: str, checkpoint: str | Path) -> HeadFiles:
+    """Finds the files of a head, and fetches them from the hub where they are not here.
+
+    Args:
+        name: What the job calls the head.
+        checkpoint: A file, with `<file>.json` beside it or not; a folder with `model.safetensors` or
+            `pytorch_model.bin`; or such a file or folder on the hub, `<owner>/<name>[@<revision>][/<file>]`.
+
+    Raises:
+        HeadError: There is none.
+    """
+    path = Path(checkpoint).expanduser()
+    hub_id = HUB_ID.fullmatch(str(checkpoint))
+    if not path.exists() and hub_id and not Path(path.parts[0]).is_dir():
+        path = _fetch(name, str(checkpoint), hub_id)
+    if path.is_dir():
+        return _in_folder(name, path)
+    if not path.is_file():
+        raise HeadError(f"head {name}: the checkpoint {path} does not exist; mend the path")
+    sidecar = path.with_name(f"{path.name}{SIDECAR_SUFFIX}")
+    return HeadFiles(path, sidecar if sidecar.is_file() else None)
+
+
+def head_digests(checkpoints: Mapping[str, str]) -> dict[str, str]:
+    """Returns the digest of each head's files, by the head's name.
+
+    Raises:
+        HeadError: One does not exist, or is not readable.
+    """
+    return {name: _digest(name, checkpoint) for name, checkpoint in checkpoints.items()}
+
+
+def _in_folder(name: str, folder: Path) -> HeadFiles:
+    weights = next((folder / file for file in FOLDER_WEIGHTS if (folder / file).is_file()), None)
+    if weights is None:
+        raise HeadError(
+            f"head {name}: the folder {folder} has no {' and no '.join(FOLDER_WEIGHTS)}; give the folder or the file "
+            "that holds the weights"
+        )
+    config = folder / FOLDER_CONFIG
+    return HeadFiles(weights, config if config.is_file() else None)
+
+
+def _digest(name: str, checkpoint: str) -> str:
+    files = find_head(name, checkpoint)
+    try:
+        return files.sha256
+    except OSError as error:
+        raise HeadError(
+            f"head {name}: {error.filename} cannot be read ({error.strerror}); mend its permissions"
+        ) from error
+
+
+def _fetch(name: str, checkpoint: str, hub_id: re.Match[str]) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, revision, file = hub_id["repository"], hub_id["revision"], hub_id["file"]
+    try:
+        if file is not None:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        wanted = [FOLDER_CONFIG, *FOLDER_WEIGHTS]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HeadError(
+            f"head {name}: {checkpoint} does not exist here, nor is it to be had from the hub ({reason}); mend the "
+            "path or the id, or log in for a private one"
+        ) from error

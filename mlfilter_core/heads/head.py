@@ -1,0 +1,137 @@
+"""Heads: embeddings to scores.
+
+Knows nothing about files.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mlfilter_core.compute.linear import ACTIVATIONS as ACTIVATIONS
+from mlfilter_core.compute.linear import activated_linear
+from mlfilter_core.embedding_store.fingerprint import Fingerprint, describe_differences, differences, name_of
+from mlfilter_core.errors import HeadError
+
+TASKS = ("regression", "binary", "multiclass")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Linear layers with an activation between them.
+
+    Attributes:
+        name: As the job calls it.
+        sha256: Digest of the checkpoint's files.
+        weights: float32 (n_out, n_in) of each layer.
+        biases: float32 (n_out,) of each layer.
+        activation: One of `ACTIVATIONS`, between the layers.
+        encoder: Fingerprint of the encoder it was trained on; empty where the checkpoint does not say.
+        task: One of `TASKS`. The outputs of a classifier are logits: of the second class where there is one.
+        labels: Names of the targets, where a regression has several and says; of the classes of a classifier.
+    """
+
+    name: str
+    sha256: str
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor, ...]
+    activation: str
+    encoder: Fingerprint
+    task: str = "regression"
+    labels: tuple[str, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings that it takes."""
+        return int(self.weights[0].shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        return int(self.weights[-1].shape[0])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Head":
+        """Returns the same head elsewhere."""
+        weights = tuple(weight.to(device, dtype) for weight in self.weights)
+        return replace(self, weights=weights, biases=tuple(bias.to(device, dtype) for bias in self.biases))
+
+    @functools.cached_property
+    def layers(self) -> Sequence[Callable[[torch.Tensor], torch.Tensor]]:
+        """What is applied to embeddings, one after the other."""
+        last = len(self.weights) - 1
+        return [
+            activated_linear(weight, bias, self.activation if i < last else None)
+            for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True))
+        ]
+
+
+@torch.inference_mode()
+def score(heads: Sequence[Head], embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Applies every head to every embedding.
+
+    One head after another: their first layers, stacked into one product, were slower on a CPU, as the values between
+    the layers no longer fit its caches (benchmarks/annotate_cpu.py).
+
+    Args:
+        heads: All on one device and of one dtype, each as wide as the embeddings.
+        embeddings: float32 (n, dim).
+
+    Returns:
+        float32 (n, sum of the heads' outputs), in the order of the heads.
+    """
+    if not len(embeddings):
+        return np.empty((0, sum(head.n_outputs for head in heads)), np.float32)
+    inputs = torch.from_numpy(embeddings).to(heads[0].weights[0])
+    outputs = []
+    for head in heads:
+        hidden = inputs
+        for layer in head.layers:
+            hidden = layer(hidden)
+        outputs.append(hidden)
+    return torch.cat(outputs, dim=1).float().cpu().numpy()
+
+
+def check_heads_fit(heads: list[Head], dim: int, where: str) -> None:
+    """Checks that heads take embeddings of a width.
+
+    Args:
+        heads: The heads of a job.
+        dim: Width of the embeddings.
+        where: The file of embeddings, for the message.
+
+    Raises:
+        HeadError: A width differs.
+    """
+    for head in heads:
+        if head.dim != dim:
+            raise HeadError(
+                f"head {head.name} takes embeddings of width {head.dim}, but those of {where} are {dim} wide; "
+                "use the head that was trained on this encoder's embeddings"
+            )
+
+
+def find_mismatched_heads(heads: list[Head], made_by: Fingerprint, where: str, are_allowed: bool) -> dict[str, str]:
+    """Returns the heads that were trained on the embeddings of another encoder, and what differs, in words.
+
+    Args:
+        heads: The heads of a job.
+        made_by: Fingerprint of the encoder of the embeddings.
+        where: The file of embeddings, for the message.
+        are_allowed: Whether the job wants them all the same.
+
+    Raises:
+        HeadError: There are some, and they are not allowed.
+    """
+    mismatched = {
+        head.name: describe_differences(head.encoder, made_by) for head in heads if differences(head.encoder, made_by)
+    }
+    for head in heads:
+        if head.name in mismatched and not are_allowed:
+            raise HeadError(
+                f"head {head.name} was trained on embeddings of {name_of(head.encoder)}, but {where} was made by "
+                f"{name_of(made_by)}; they differ in {mismatched[head.name]}. Use the head that was trained on this "
+                "encoder's embeddings, or set params.allow_mismatched_head: true"
+            )
+    return mismatched

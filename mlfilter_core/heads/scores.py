@@ -1,0 +1,164 @@
+"""What is written of the heads' outputs: scores, probabilities, labels, whole numbers, and ensembles of scores.
+
+Knows nothing about files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.config.annotation import Ensemble
+from mlfilter_core.errors import HeadError
+
+if TYPE_CHECKING:
+    from mlfilter_core.heads.head import Head
+
+LABEL_PREFIX = "label_"
+INTEGER_PREFIX = "int_"
+COMBINATIONS: Mapping[str, Callable[..., NDArray[np.float64]]] = {
+    **{"mean": np.mean, "median": np.median, "min": np.min, "max": np.max}
+}
+
+Values = Sequence[Any] | NDArray[Any]
+Scores = dict[str, NDArray[np.float32]]
+
+
+class ScoreColumns:
+    """The columns that a job writes beside its output keys.
+
+    A regression gives `score_<head>`, or `score_<head>_<target>` for each of several targets; a binary classifier the
+    probability of its second class as `score_<head>`, another classifier `score_<head>_<class>` for each class, and
+    both `label_<head>`, the likeliest class. An ensemble gives `score_<ensemble>`; one of agreement the number of its
+    scores that reach their thresholds, and `label_<ensemble>`, whether they are enough. A score with a scale is
+    followed by `int_score_<name>`, rounded and cut to it, as FineWeb-Edu's classifier does.
+
+    Attributes:
+        names: Of the columns, in the order in which they are written.
+        n_outputs: Of all heads together.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence["Head"],
+        prefix: str,
+        ensembles: Mapping[str, Ensemble],
+        integer_scales: Mapping[str, tuple[int, int]],
+    ) -> None:
+        """Works out which columns there are.
+
+        Args:
+            heads: In the order of their outputs.
+            prefix: Set before the name of a score.
+            ensembles: By name, computed in their order; one may take those before it.
+            integer_scales: Lowest and highest whole number of a score, by its name without prefix.
+
+        Raises:
+            HeadError: Two columns would have one name, or a score is named that there is not.
+        """
+        self._heads = heads
+        self._prefix = prefix
+        self._ensembles = ensembles
+        self._integer_scales = integer_scales
+        self.n_outputs = sum(head.n_outputs for head in heads)
+        table = self.table(np.empty((0, self.n_outputs), np.float32))
+        self.names = tuple(table)
+        absent = [name for name in integer_scales if f"{INTEGER_PREFIX}{prefix}{name}" not in table]
+        if absent:
+            raise HeadError(f"integer_scales names {absent[0]}, which is no score; there are: {self._known(table)}")
+
+    def table(self, outputs: NDArray[np.float32]) -> dict[str, Values]:
+        """Returns the values of each column.
+
+        Args:
+            outputs: float32 (n, sum of the heads' outputs), finite.
+        """
+        table: dict[str, Values] = {}
+        scores: Scores = {}
+        start = 0
+        for head in self._heads:
+            part = outputs[:, start : start + head.n_outputs]
+            start += head.n_outputs
+            own = _scores(head, part)
+            self._add_scores(table, scores, own)
+            if head.task != "regression":
+                _add(table, f"{LABEL_PREFIX}{head.name}", _likeliest(head, list(own.values())))
+        for name, ensemble in self._ensembles.items():
+            absent = [member for member in ensemble.heads if member not in scores]
+            if absent:
+                raise HeadError(
+                    f"the ensemble {name} names {absent[0]}, which no head gives; there are: {self._known(table)}"
+                )
+            combined = _combine(ensemble, [scores[member] for member in ensemble.heads])
+            self._add_scores(table, scores, {name: combined})
+            if ensemble.combine == "agreement":
+                _add(table, f"{LABEL_PREFIX}{name}", combined >= (ensemble.at_least or len(ensemble.heads)))
+        return table
+
+    @staticmethod
+    def scores(table: Mapping[str, Values]) -> dict[str, NDArray[np.float32]]:
+        """Returns the columns that are scores, not labels or whole numbers made of them."""
+        return {
+            name: values
+            for name, values in table.items()
+            if isinstance(values, np.ndarray) and values.dtype == np.float32
+        }
+
+    def _add_scores(self, table: dict[str, Values], scores: Scores, own: Scores) -> None:
+        for name, values in own.items():
+            scores[name] = values
+            _add(table, f"{self._prefix}{name}", values)
+            if name in self._integer_scales:
+                rounded = np.rint(np.clip(values, *self._integer_scales[name])).astype(np.int64)
+                _add(table, f"{INTEGER_PREFIX}{self._prefix}{name}", rounded)
+
+    def _known(self, table: Mapping[str, Values]) -> str:
+        return ", ".join(name.removeprefix(self._prefix) for name in table if name.startswith(self._prefix))
+
+
+def _add(table: dict[str, Values], column: str, values: Values) -> None:
+    if column in table:
+        raise HeadError(f"two columns would both be named {column}; rename one of the heads or ensembles")
+    table[column] = values
+
+
+def _scores(head: "Head", outputs: NDArray[np.float32]) -> Scores:
+    if head.task == "binary":
+        logits = outputs[:, 1] - outputs[:, 0] if head.n_outputs == 2 else outputs[:, 0]
+        return {head.name: _sigmoid(logits)}
+    if head.task == "multiclass":
+        outputs = _softmax(outputs)
+    elif head.n_outputs == 1:
+        return {head.name: outputs[:, 0]}
+    labels = head.labels or [str(i) for i in range(head.n_outputs)]
+    return {f"{head.name}_{label}": column for label, column in zip(labels, outputs.T, strict=True)}
+
+
+def _likeliest(head: "Head", probabilities: Sequence[NDArray[np.float32]]) -> list[str]:
+    is_binary = len(probabilities) == 1
+    indices = probabilities[0] >= 0.5 if is_binary else np.argmax(probabilities, axis=0)
+    return [head.labels[i] for i in indices.astype(int).tolist()]
+
+
+def _combine(ensemble: Ensemble, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Returns float32 (n,), computed in float64."""
+    members = np.stack(scores).astype(np.float64)
+    if ensemble.combine == "agreement":
+        combined = np.sum(members >= np.array([[ensemble.thresholds[name]] for name in ensemble.heads]), axis=0)
+    elif ensemble.combine == "weighted":
+        combined = np.average(members, axis=0, weights=[ensemble.weights[name] for name in ensemble.heads])
+    else:
+        combined = COMBINATIONS[ensemble.combine](members, axis=0)
+    return np.asarray(combined, np.float32)
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64).clip(-700, 700)))  # exp(710) overflows
+    return np.asarray(probabilities, np.float32)
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    wide = logits.astype(np.float64)
+    exponents = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True), np.float32)

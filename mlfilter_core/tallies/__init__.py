@@ -1,0 +1,1 @@
+"""Statistics that add up over files: counts with examples, histograms, score statistics."""

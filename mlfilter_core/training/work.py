@@ -1,0 +1,72 @@
+"""A training job, applied to one head after another by a worker."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlfilter_core.config.training import TrainingJob, TrainingParameters
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.task_files import TaskFile, find_files
+from mlfilter_core.training.train_request import SUFFIX, TrainReport, TrainRequest, finished_head
+from mlfilter_core.work.workload import Workload
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class TrainWork:
+    """What a training job does with each of its heads, which stands for the file that it is written to.
+
+    Attributes:
+        params: The job's parameters.
+        requests: What they ask of each head, by its name.
+    """
+
+    params: TrainingParameters
+    requests: Mapping[str, TrainRequest]
+
+    def finished(self, file: TaskFile, read_content: bool) -> TrainReport | None:
+        """Returns the report of a finished head, None for one to train.
+
+        Raises:
+            FileError: The embeddings or labels cannot be read, or a head of another request is in the way.
+        """
+        return unless_overwritten(lambda: finished_head(self.requests[file.stem], file.path), self.params.overwrite)
+
+    def prepare(self, files: Sequence[TaskFile]) -> None:
+        """Checks nothing: what would be wrong with all heads is found by the first, in no time."""
+
+    def run(self, file: TaskFile) -> TrainReport:
+        """Trains one head, unless that was done before, by a task that was lost after it had finished, say.
+
+        Another process that is at it is waited for.
+        """
+        from mlfilter_core.compute.devices import pick_device
+        from mlfilter_core.training.train_head import train_head
+
+        with claim_outputs(file.path):
+            return self.finished(file, read_content=True) or train_head(
+                self.requests[file.stem], file.path, pick_device(self.params.device)
+            )
+
+
+def training_workload(job: TrainingJob) -> Workload[TrainReport]:
+    """Returns what a training job is to do.
+
+    Raises:
+        ConfigError: The folder of embeddings is missing, or holds none.
+    """
+    params = job.params
+    files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
+    requests = {
+        name: TrainRequest(
+            *(name, recipe, tuple(file.path for file in files), params.hdf5_dataset_name),
+            test_fraction=params.test_fraction,
+            validation_fraction=params.validation_fraction,
+            split_seed=params.split_seed,
+            max_bytes=int(params.memory_gb * GB),
+        )
+        for name, recipe in params.heads.items()
+    }
+    heads = [TaskFile(f"{name}{SUFFIX}", name, params.heads_dir.absolute()) for name in sorted(requests)]
+    return Workload("train_head", heads, TrainWork(params, requests), params.heads_dir)

@@ -1,0 +1,157 @@
+"""What a run leaves in its log folder while it goes on: who it is, its job, a line for each file.
+
+A run that is killed leaves what it had written.
+"""
+
+import json
+import logging
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlfilter_core.config.execution import Job
+from mlfilter_core.files.claims import claim
+from mlfilter_core.files.publishing import publish, publish_json
+from mlfilter_core.versions import library_versions
+
+RUN, JOB, ROWS = "run.json", "job.yaml", "files.jsonl"
+EARLIER = "earlier-"  # begins the folders of a run's earlier attempts, as after `Retry` in the Prefect UI
+
+_log = logging.getLogger(__name__)
+
+
+class RunLog:
+    """The record of one run.
+
+    Where it cannot be written, as on a full disk, a warning says so, once: no work is lost for a record.
+    """
+
+    def __init__(self, folder: Path, flow: str, output_dir: Path, n_files: int, n_before: int) -> None:
+        """Takes what is known when the run begins.
+
+        Args:
+            folder: Of the run's logs.
+            flow: Its name.
+            output_dir: Of the job.
+            n_files: Of the run.
+            n_before: Of these, that were finished before it.
+        """
+        self.folder = folder
+        self._facts: dict[str, Any] = {
+            "flow": flow,
+            "output_dir": writable(str(output_dir.absolute())),
+            "started": time.time(),
+            "host": socket.gethostname(),
+            "command": [writable(argument) for argument in sys.argv],
+            "versions": dict(library_versions()),
+            "files": n_files,
+            "finished_before": n_before,
+        }
+        self._is_silent = False
+
+    def begin(self, job: Job, claimed: ExitStack) -> None:
+        """Writes who the run is, and its job, every default in it.
+
+        Args:
+            job: As it was read.
+            claimed: Holds the record until it is closed.
+        """
+        try:
+            claimed.enter_context(claim(self.folder / RUN))
+            self._keep_earlier()
+            publish_json(self.folder / RUN, self._facts)
+            with publish(self.folder / JOB) as temporary:
+                temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+            (self.folder / ROWS).write_bytes(b"")
+        except OSError as error:
+            self._warn(error)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds the line of a file that is finished, or failed."""
+        if self._is_silent:
+            return
+        try:
+            with open(self.folder / ROWS, "ab") as file:
+                file.write(_line(row))
+        except OSError as error:
+            self._warn(error)
+
+    def end(self, seconds: float, n_failed: int) -> None:
+        """Writes that the run came to its end."""
+        self._write_end({"seconds": seconds, "failed": n_failed})
+
+    def end_by(self, error: Exception) -> None:
+        """Writes what ended the run before its files."""
+        seconds = time.time() - self._facts["started"]
+        self._write_end({"seconds": seconds, "failed": 0, "error": writable(f"{type(error).__name__}: {error}")})
+
+    def _write_end(self, facts: Mapping[str, Any]) -> None:
+        try:
+            publish_json(self.folder / RUN, {**self._facts, **facts})
+        except OSError as error:
+            self._warn(error)
+
+    def _keep_earlier(self) -> None:
+        """Moves what an earlier attempt of the same run left into a folder of its own."""
+        if not (self.folder / RUN).exists():
+            return
+        n = 1 + len(list(self.folder.glob(f"{EARLIER}*")))
+        earlier = self.folder / f"{EARLIER}{n}"
+        earlier.mkdir()
+        for name in (ROWS, JOB, RUN):
+            if (self.folder / name).exists():
+                shutil.move(self.folder / name, earlier / name)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._is_silent:
+            self._is_silent = True
+            _log.warning("%s: the record of this run is incomplete: %s", self.folder, error)
+
+
+@contextmanager
+def run_log(folder: Path, flow: str, output_dir: Path, job: Job, n_files: int, n_before: int) -> Iterator[RunLog]:
+    """Gives the record of a run, which is held as long as the block lasts: others see that the run is alive.
+
+    Args:
+        folder: Of the run's logs; exists.
+        flow: Name of the flow.
+        output_dir: Of the job.
+        job: As it was read.
+        n_files: Of the run.
+        n_before: Of these, that were finished before it.
+    """
+    log = RunLog(folder, flow, output_dir, n_files, n_before)
+    with ExitStack() as claimed:
+        log.begin(job, claimed)
+        try:
+            yield log
+        except Exception as error:
+            log.end_by(error)
+            raise
+
+
+def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes the lines of all files anew, failed ones first; complete or not at all.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    content = b"".join(map(_line, rows))
+    with publish(folder / ROWS) as temporary:
+        temporary.write_bytes(content)
+
+
+def writable(text: str) -> str:
+    """Returns what can be written as UTF-8: a command or the name of a file may hold other bytes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

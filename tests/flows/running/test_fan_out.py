@@ -1,0 +1,238 @@
+"""Real workers, really killed."""
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import SyncPrefectClient
+
+from flows.prefect_api.failures import can_heal
+from flows.running.fan_out import Outcome, fan_out
+from flows.workers.local import THREAD_VARIABLES, LocalWorkers, local_workers, n_cores
+from flows.workers.on_worker import last_words
+from mlfilter_core.config.execution import LocalSettings
+from mlfilter_core.errors import SourceError
+from mlfilter_core.work.progress import Progress, ProgressTeller
+from tests.flows.conftest import last_task_runs
+
+
+class Items(list[str]):
+    """Taken from the front."""
+
+    def take(self, n_workers: int) -> str:
+        return self.pop(0)
+
+
+def note(folder: Path, item: str) -> int:
+    """Notes one execution of an item; returns how many there were."""
+    (folder / f"{item}.{os.getpid()}.{len(list(folder.iterdir()))}").touch()
+    return len(list(folder.glob(f"{item}.*")))
+
+
+def executions(folder: Path) -> dict[str, int]:
+    names = [path.name.partition(".")[0] for path in folder.iterdir()]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalWorkers]:
+    with local_workers(LocalSettings(workers=2), False, "auto", 100, tmp_path_factory.mktemp("logs")) as workers:
+        yield workers
+
+
+def outcomes(workers: LocalWorkers, a_task: Any, items: list[str], folder: Path) -> dict[str, Outcome[str, str]]:
+    folder.mkdir()
+
+    @flow(name="fan-out", validate_parameters=False)
+    def run() -> dict[str, Outcome[str, str]]:
+        return {outcome.item: outcome for outcome in fan_out(workers, a_task, Items(items), {"folder": folder})}
+
+    return run()
+
+
+def test_every_item_runs_once_and_gives_its_result(workers: LocalWorkers, tmp_path: Path) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        note(folder, item)
+        return item.upper()
+
+    items = [f"item{i}" for i in range(12)]
+    done = outcomes(workers, work, items, tmp_path / "runs")
+    assert {name: outcome.result for name, outcome in done.items()} == {item: item.upper() for item in items}
+    assert executions(tmp_path / "runs") == dict.fromkeys(sorted(items), 1)
+
+
+def test_an_item_whose_worker_dies_runs_again_and_finished_ones_do_not(workers: LocalWorkers, tmp_path: Path) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        if note(folder, item) == 1 and item == "fatal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    items = ["one", "two", "three", "four", "fatal", "five"]
+    done = outcomes(workers, work, items, tmp_path / "runs")
+    assert {name: outcome.result for name, outcome in done.items()} == {item: item for item in items}
+    runs = executions(tmp_path / "runs")
+    assert runs["fatal"] == 2
+    assert [runs[name] for name in ("one", "two", "three")] == [1, 1, 1]
+
+
+def test_an_item_that_waits_is_not_killed_along(workers: LocalWorkers, tmp_path: Path) -> None:
+    """It waits at the scheduler: Dask would hand a worker its next task early, were there few tasks in all."""
+    states = workers.runner.client.cluster.scheduler.workers.values()
+    done, most = threading.Event(), [0]
+
+    def look() -> None:
+        while not done.wait(0.01):
+            most.append(max(len(state.processing) for state in states))
+
+    @task
+    def rest(item: str, folder: Path) -> str:
+        time.sleep(0.2)
+        return item
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    outcomes(workers, rest, [f"item{i}" for i in range(16)], tmp_path / "runs")
+    done.set()
+    looking.join()
+    assert max(most) == 1
+
+
+def test_items_that_kill_every_worker_are_marked_crashed_and_the_others_go_on(
+    workers: LocalWorkers, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        if item.startswith("poison"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    # Their workers die for longer than Dask's lost-worker-timeout, after which it would restart none.
+    poison = [f"poison{i}" for i in range(5)]
+    done = outcomes(workers, work, ["one", *poison, "two"], tmp_path / "runs")
+    assert done["one"].result == "one"
+    assert done["two"].result == "two"
+    for item in poison:
+        assert "its worker died while running it, 4 times, last on 127.0.0.1; it was killed from" in str(
+            done[item].error
+        )
+    states = [run.state_type for run in last_task_runs(client, 7)]
+    assert (states.count("CRASHED"), states.count("COMPLETED")) == (len(poison), 2)
+
+
+def test_a_worker_that_crashes_leaves_its_last_words(workers: LocalWorkers, tmp_path: Path) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        import ctypes
+
+        ctypes.string_at(0)
+        return item
+
+    (outcome,) = outcomes(workers, work, ["one"], tmp_path / "runs").values()
+    message = str(outcome.error)
+    assert re.search(r"its log .*/worker-.*\.log ends with:\nFatal Python error: Segmentation fault\n", message), (
+        message
+    )
+    assert re.search(r'File ".*ctypes/__init__.py", line \d+ in string_at\n', message)
+
+
+def test_a_worker_that_was_killed_from_outside_says_what_it_was_at(tmp_path: Path) -> None:
+    for n, run in ((1, "a/b"), (2, "a/c")):
+        lines = ["task run a/b begins", "old", f"task run {run} begins", *(f"line {i}" for i in range(30 * n))]
+        (tmp_path / f"worker-a-{n}.log").write_text("\n".join(lines))
+    assert last_words(tmp_path, "a/c") == (
+        "it was killed from outside, as by the kernel where memory runs out: there is no error in its log "
+        f"{tmp_path}/worker-a-2.log, which ends with:\nline 57\nline 58\nline 59"
+    )
+    assert last_words(tmp_path, "a/d") == "it had not begun; look at the workers' logs"
+
+
+def test_an_item_that_comes_further_each_time_is_not_given_up(
+    workers: LocalWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        n = note(folder, item)
+        if n < 10:
+            ProgressTeller().tell(Progress(item, committed=100 * n))
+            time.sleep(0.2)  # until it is heard
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    done = outcomes(workers, work, ["long"], tmp_path / "runs")
+    assert done["long"].result == "long"
+    assert executions(tmp_path / "runs") == {"long": 10}
+
+
+def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(
+    workers: LocalWorkers, tmp_path: Path
+) -> None:
+    @task(retries=2, retry_delay_seconds=0, retry_condition_fn=can_heal)
+    def work(item: str, folder: Path) -> str:
+        attempt = note(folder, item)
+        if item == "passing" and attempt < 3:
+            raise OSError(5, "Input/output error")
+        if item == "lasting":
+            raise PermissionError(13, "Permission denied")
+        if item == "bad":
+            raise SourceError("bad.jsonl:3: mend it")
+        return item
+
+    done = outcomes(workers, work, ["passing", "lasting", "bad"], tmp_path / "runs")
+    assert done["passing"].result == "passing"
+    assert isinstance(done["lasting"].error, PermissionError)
+    assert isinstance(done["bad"].error, SourceError)
+    assert str(done["bad"].error) == "bad.jsonl:3: mend it"
+    assert executions(tmp_path / "runs") == {"bad": 1, "lasting": 1, "passing": 3}
+
+
+def test_workers_share_the_cores_and_start_no_prefect_server(
+    spawned_workers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @task
+    def work(item: str, folder: Path) -> str:
+        import torch
+
+        return str(torch.get_num_threads())
+
+    for variable in THREAD_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    with local_workers(LocalSettings(workers=2), False, "auto", 2, tmp_path / "logs") as workers:
+        done = outcomes(workers, work, ["a", "b"], tmp_path / "runs")
+        commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert {outcome.result for outcome in done.values()} == {str(max(1, n_cores() // 2))}
+    assert len([command for command in commands if "prefect.server.api.server:create_app" in command]) == 1
+
+
+def test_a_run_that_ends_early_cancels_what_is_under_way_and_what_waits_to_be_tried_again(
+    tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    @task(retries=3, retry_delay_seconds=2)
+    def work(item: str, folder: Path) -> str:
+        note(folder, item)
+        if item == "again":
+            raise OSError(5, "Input/output error")
+        time.sleep(0.5 if item == "short" else 60)
+        return item
+
+    @flow(name="early", validate_parameters=False)
+    def run() -> None:
+        with local_workers(LocalSettings(workers=3), False, "auto", 100, tmp_path / "logs") as workers:
+            for outcome in fan_out(workers, work, Items(["again", "long", "short"]), {"folder": tmp_path / "runs"}):
+                assert outcome.item == "short"
+                raise ValueError("no more")
+
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="no more"):
+        run()
+    states = [run.state_type for run in last_task_runs(client, 3)]
+    assert sorted(map(str, states)) == ["StateType.CANCELLED", "StateType.CANCELLED", "StateType.COMPLETED"]

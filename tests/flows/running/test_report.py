@@ -1,0 +1,91 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows.running.report import MAX_PRINTED_ROWS, FilesFailedError, RunReport, _markdown, print_report, row_of
+from mlfilter_core.embedding.embed_report import EmbedReport
+
+
+def report(n_files: int, failures: dict[str, str] | None = None) -> RunReport:
+    waited = {"reading": 1.5, "tokenizing": 1.0, "encoding": 0.25, "writing": 1.75}
+    counts = (1003, 1000, 2, 1, 5, 0, 123_456, 3)
+    files = [
+        EmbedReport(f"{i}.jsonl", f"{i}.h5", "embedded", *counts, {"not_json": 2}, 400, 2.0, waited, "float32 on cpu")
+        for i in range(n_files)
+    ]
+    return RunReport("embed", Path("out"), Path("logs"), 10.0, files, failures or {})
+
+
+def test_totals_are_the_sums_over_the_finished_files() -> None:
+    totals = report(3, {"bad.jsonl": "reason"}).totals()
+    assert totals == {
+        "files": 3,
+        "failed": 1,
+        "skipped": 0,
+        "lines": 3009,
+        "documents": 3000,
+        "rejected": 6,
+        "truncated": 15,
+        "duplicate_ids": 0,
+        "tokens": 370_368,
+        "out_of_memory": 9,
+        "resumed": 1200,
+        "seconds": 10.0,
+    }
+
+
+def test_the_printed_table_has_a_row_for_each_file_and_their_sum(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(2, {"bad.jsonl": "reason"}))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert ["bad.jsonl", "failed"] in lines
+    assert ["1.jsonl", "embedded", "1,003", "1,000", "2", "5", "123,456", "2.0", "300.0"] in lines
+    assert ["total", "2,006", "2,000", "4", "10", "246,912", "10.0"] in lines
+    assert ["results:", "out"] in lines
+
+
+def test_the_report_says_what_limited_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(2))
+    shown = capsys.readouterr().out
+    waited = "reading 3.0, tokenizing 2.0, encoding 0.5, writing 3.5; encoding is the limit"
+    assert f"seconds that each stage waited for another: {waited}\n" in shown
+    assert shown.count("encoder: float32 on cpu\n") == 1
+    assert "800 documents had been encoded by a run that was interrupted\n" in shown
+    assert "memory ran out 6 times, and batches were divided" in shown
+
+
+def test_a_long_table_shows_the_files_that_tell_something(capsys: pytest.CaptureFixture[str]) -> None:
+    run = report(MAX_PRINTED_ROWS + 7, {"bad.jsonl": "reason"})
+    files = [replace(file, seconds=float(i), rejected=1000 if i == 3 else 0) for i, file in enumerate(run.reports)]
+    run = replace(run, reports=files)
+    rows = run.telling_rows(4)
+    assert [row["file"] for row in rows] == ["bad.jsonl", "3.jsonl", "46.jsonl", "45.jsonl"]
+    assert len(run.telling_rows(100)) == MAX_PRINTED_ROWS + 8
+    print_report(run)
+    assert "40 of 48 files: the failed, the most rejected and the slowest; all are in" in capsys.readouterr().out
+
+
+def test_the_error_tells_failed_files_and_reasons() -> None:
+    error = FilesFailedError(report(3, {"bad.jsonl": "bad.jsonl:3: broken"}))
+    assert str(error).startswith("1 of 4 files failed")
+    assert "bad.jsonl: bad.jsonl:3: broken" in str(error)
+
+
+def test_the_report_for_a_browser_is_named_beside_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(1))
+    assert "report:" not in capsys.readouterr().out
+    print_report(replace(report(1), page=Path("out/report/index.html")))
+    assert "report:  out/report/index.html\n" in capsys.readouterr().out
+
+
+def test_rows_say_who_did_a_file_and_when() -> None:
+    done, skipped = (replace(report(1).reports[0], status=status) for status in ("embedded", "skipped"))
+    row = row_of(replace(done, worker="worker-1", started=12.5))
+    assert (row["worker"], row["started"]) == ("worker-1", 12.5)
+    assert not {"worker", "started"} & set(row_of(skipped))
+
+
+def test_the_summary_shows_pictures_below_what_failed_whatever_they_are_called() -> None:
+    summary = _markdown(report(1, {"bad.jsonl": "reason"}), {"score_a](x)<b>": "data:image/svg+xml;base64,AA"})
+    assert summary.index("## Failed") < summary.index("data:image")
+    assert r"![score\_a\](x)\<b\>](data:image/svg+xml;base64,AA)" in summary

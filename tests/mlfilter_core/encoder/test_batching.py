@@ -1,0 +1,83 @@
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from mlfilter_core.encoder.batching import LARGEST, SMALLEST, find_max_batch_tokens, plan_batches
+
+
+def plan(lengths: list[int], max_documents: int | None, max_tokens: int) -> list[list[int]]:
+    return [batch.tolist() for batch in plan_batches(np.array(lengths, np.int32), max_documents, max_tokens)]
+
+
+def test_documents_of_about_equal_length_share_a_batch_the_longest_first() -> None:
+    assert plan([2, 5, 1, 4], 64, 8) == [[1], [3, 0], [2]]
+
+
+def test_equal_lengths_keep_their_order() -> None:
+    assert plan([3, 3, 3, 3, 3], 2, 100) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_document_above_the_token_limit_makes_a_batch_of_its_own() -> None:
+    assert plan([3, 50, 3, 40], 64, 10) == [[1], [3], [0, 2]]
+
+
+def test_without_a_limit_of_documents_only_their_tokens_count() -> None:
+    assert plan([1] * 500, None, 1000) == [list(range(500))]
+
+
+def test_no_documents_make_no_batches() -> None:
+    assert plan([], 64, 10) == []
+
+
+def test_a_document_without_tokens_is_in_a_batch_too() -> None:
+    assert plan([0, 0, 0], 2, 10) == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_row_is_in_one_batch_within_both_limits(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 60, rng.integers(1, 200))
+    max_documents, max_tokens = int(rng.integers(1, 20)), int(rng.integers(1, 300))
+    batches = plan_batches(lengths.astype(np.int32), max_documents, max_tokens)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= max_documents
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= max_tokens
+
+
+class Clock:
+    """A clock that runs only while something is encoded."""
+
+    def __init__(self, seconds: Callable[[int], float], most_tokens: int) -> None:
+        self.now = 0.0
+        self.tried: list[int] = []
+        self._seconds = seconds
+        self._most_tokens = most_tokens
+
+    def encode(self, n_tokens: int) -> int | None:
+        self.tried.append(n_tokens)
+        self.now += self._seconds(n_tokens)
+        return n_tokens if n_tokens <= self._most_tokens else None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most_tokens", "chosen", "last_tried"),
+    [
+        (lambda n: 1e-4 + n * 1e-8, 1 << 30, LARGEST, LARGEST),  # a GPU: the more at a time the better
+        (lambda n: n * 1e-7, 1 << 30, SMALLEST, LARGEST),  # all alike: the least memory
+        (lambda n: n * (1e-6 if n <= 2048 else 2e-6), 1 << 30, SMALLEST, 4096),  # a CPU: beyond its cache it is slower
+        (lambda n: 1e-3 + n * 1e-8, 10_000, 8192, 16384),  # no memory for more
+        (lambda n: 1e-3 + n * 1e-8, 100, SMALLEST, SMALLEST),  # no memory for anything
+        (lambda n: 0.5 + n * 1e-8, 1 << 30, 1024, 1024),  # too slow to try more of them
+    ],
+)
+def test_the_size_taken_is_the_smallest_of_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float], most_tokens: int, chosen: int, last_tried: int
+) -> None:
+    clock = Clock(seconds, most_tokens)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    found, why = find_max_batch_tokens(clock.encode)
+    assert (found, clock.tried[-1]) == (chosen, last_tried)
+    assert ("does not fit in memory" in why) == (most_tokens < SMALLEST)

@@ -1,0 +1,65 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from mlfilter_core.errors import HeadError
+from mlfilter_core.heads.checkpoint_files import HUB_ID, HeadFiles, find_head, head_digests
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub that holds one repository, and nothing else to be had."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--Jackal-AI--JQL-Edu-Heads"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    snapshot = repository / "snapshots" / COMMIT
+    (snapshot / "checkpoints").mkdir(parents=True)
+    (snapshot / "checkpoints" / "edu.ckpt").write_bytes(b"weights")
+    (snapshot / "model.safetensors").write_bytes(b"other weights")
+    (snapshot / "config.json").write_bytes(b"{}")
+    return snapshot
+
+
+@pytest.mark.parametrize("revision", ["", "@main", f"@{COMMIT}"])
+def test_a_file_of_a_repository_on_the_hub(hub: Path, revision: str) -> None:
+    found = find_head("edu", f"Jackal-AI/JQL-Edu-Heads{revision}/checkpoints/edu.ckpt")
+    assert found == HeadFiles(hub / "checkpoints" / "edu.ckpt", None)
+
+
+def test_a_repository_on_the_hub_is_a_folder(hub: Path) -> None:
+    assert find_head("edu", "Jackal-AI/JQL-Edu-Heads") == HeadFiles(hub / "model.safetensors", hub / "config.json")
+
+
+@pytest.mark.parametrize("checkpoint", ["org/unknown", "heads/edu.pt", "Jackal-AI/JQL-Edu-Heads@other/x.ckpt"])
+def test_what_is_neither_here_nor_on_the_hub_is_refused(hub: Path, checkpoint: str) -> None:
+    with pytest.raises(HeadError, match=rf"head edu: {checkpoint} does not exist here, nor is it to be had"):
+        find_head("edu", checkpoint)
+
+
+@pytest.mark.parametrize("checkpoint", ["./heads/edu.pt", "/heads/edu.pt", "../edu.pt", "edu.pt", "heads/deep/edu.pt"])
+def test_what_is_a_path_is_not_looked_for_on_the_hub(hub: Path, tmp_path: Path, checkpoint: str) -> None:
+    (tmp_path / "heads").mkdir()
+    with pytest.raises(HeadError, match=r"head edu: the checkpoint .* does not exist; mend the path"):
+        find_head("edu", checkpoint)
+
+
+def test_a_hub_id_has_an_owner_a_name_a_revision_and_a_file() -> None:
+    found = HUB_ID.fullmatch("org/some.name@v1.0/a/b.ckpt")
+    assert found is not None
+    assert found.groupdict() == {"repository": "org/some.name", "revision": "v1.0", "file": "a/b.ckpt"}
+
+
+def test_the_digest_is_that_of_the_weights_where_there_is_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"weights")
+    plain = head_digests({"x": str(tmp_path / "x.pt")})["x"]
+    assert plain == hashlib.sha256(b"weights").hexdigest()
+    (tmp_path / "x.pt.json").write_text("{}")
+    one = head_digests({"x": str(tmp_path / "x.pt")})["x"]
+    (tmp_path / "x.pt.json").write_text('{"activation": "gelu"}')
+    assert len({plain, one, head_digests({"x": str(tmp_path / "x.pt")})["x"]}) == 3

@@ -1,0 +1,39 @@
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.workload import run_in_turn, worker_name
+
+
+@dataclass
+class Sleeping:
+    """Takes a while for its first file, as a process that loads a model, and has finished the last before."""
+
+    is_loaded: bool = False
+
+    def finished(self, file: TaskFile, read_content: bool) -> EmbedReport | None:
+        return None
+
+    def prepare(self, files: object) -> None:
+        pass
+
+    def run(self, file: TaskFile) -> EmbedReport:
+        time.sleep(0 if self.is_loaded else 0.3)
+        self.is_loaded = True
+        time.sleep(0.02)
+        is_old = file.stem == "old"
+        status, seconds = ("skipped", 0.0) if is_old else ("embedded", 0.02)
+        return EmbedReport(file.relative, "x.h5", status, 1, 1, 0, 0, 0, 0, 5, seconds=seconds)  # type: ignore[arg-type]
+
+
+def test_each_report_says_who_did_the_file_and_when() -> None:
+    began = time.time()
+    files = [TaskFile(f"{stem}.jsonl", stem, Path()) for stem in ("a", "b", "old")]
+    first, second, skipped = run_in_turn(Sleeping(), files)
+    assert first.worker == second.worker == worker_name()
+    assert str(os.getpid()) in worker_name()
+    assert began + 0.29 < first.started <= second.started < time.time()  # loading is no time of the first file's
+    assert (skipped.worker, skipped.started) == ("", 0.0)
