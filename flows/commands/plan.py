@@ -55,11 +55,11 @@ def _plan(job: Job, workers: PlannedWorkers, seed: int, findings: Findings) -> P
     if isinstance(job, AnnotationJob):
         from mlfilter_core.plan.annotation_plan import plan_annotation
 
-        return plan_annotation(job, workers, findings)
+        return plan_annotation(job, workers, seed, findings)
     if isinstance(job, TrainingJob):
         from mlfilter_core.plan.training_plan import plan_training
 
-        return plan_training(job, workers, findings)
+        return plan_training(job, workers, seed, findings)
     raise ConfigError("a filter job has no plan; `ml_filter filter --dry-run` shows what it would keep")
 
 

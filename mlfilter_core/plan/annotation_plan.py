@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlfilter_core.annotating.annotate_file import score_columns
-from mlfilter_core.annotating.work import annotate_request
+from mlfilter_core.annotating.work import annotate_request, annotation_workload
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters
 from mlfilter_core.embedding_store.fingerprint import Fingerprint, OneEncoder, fingerprint, name_of
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.files.task_files import TaskFile, find_files, shard
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.annotation_trial import AnnotationTrial, try_annotation
 from mlfilter_core.plan.device_here import device_here
 from mlfilter_core.plan.estimates import Estimate
@@ -45,25 +45,22 @@ class _Rows:
     encoder: Fingerprint
 
 
-def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, findings: Findings) -> Plan:
+def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
     """Checks a job against its embeddings, loads its heads, and scores some rows; writes nothing of the job's.
 
     Args:
         job: The job.
-        workers: That it asks for.
+        workers: The workers that it asks for.
+        seed: Unused: the files to score are spread evenly.
         findings: Takes what is wrong.
     """
     params = job.params
     check_folders(job, findings)
     heads = find_heads(params, findings)
     are_all = len(heads) == len(params.regression_head_checkpoints)
-    files: list[TaskFile] = []
-    with findings.noting():
-        found = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
-        files = shard(found, job.local.ranks, job.local.tasks)
-    to_do = find_files_to_do(job, files, findings) if files and are_all else FilesToDo(files, 0)
-    rows = _read_rows(files, params, heads, findings)
-    sections = [_files_section(files, to_do, rows)]
+    files = find_files_to_do(job, annotation_workload, params.embeddings_directory, EMBEDDING_SUFFIXES, findings)
+    rows = _read_rows(files.found, params, heads, findings)
+    sections = [_files_section(files, rows)]
     if heads:
         sections.append(heads_section(heads))
     request = None
@@ -73,7 +70,7 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, findings: Findi
             score_columns(heads, request)
     device = device_here(params.device, workers, findings)
     advice = ""
-    readable = [file for file in to_do.files if file.relative in rows.by_file]
+    readable = [file for file in files.to_do if file.relative in rows.by_file]
     if request is not None and device is not None and all(head.dim == rows.dim for head in heads):
         trial = try_annotation(_spread_over(readable), request, heads, device, findings)
         if trial is not None:
@@ -112,26 +109,21 @@ def _read_rows(
     return _Rows(by_file, dim, one_encoder.fingerprint)
 
 
-def _files_section(files: Sequence[TaskFile], to_do: FilesToDo, rows: _Rows) -> Section:
+def _files_section(files: FilesToDo, rows: _Rows) -> Section:
     n_rows = sum(rows.by_file.values())
-    left = sum(rows.by_file.get(file.relative, 0) for file in to_do.files)
+    left = sum(rows.by_file.get(file.relative, 0) for file in files.to_do)
     facts = {
-        "found": len(files),
+        "found": len(files.found),
         "readable": len(rows.by_file),
-        "finished": to_do.n_finished,
-        "to_do": len(to_do.files),
+        "finished": files.n_finished,
+        "to_do": len(files.to_do),
         "rows": n_rows,
         "rows_to_do": left,
         "dim": rows.dim,
         "encoder": dict(rows.encoder),
     }
     made_by = name_of(rows.encoder) if rows.encoder else "an encoder that they do not name"
-    lines = [
-        (
-            "files",
-            f"{len(files):,} found, {to_do.n_finished:,} finished, {len(to_do.files):,} to do: {left:,} documents",
-        ),
-    ]
+    lines = [("files", f"{files}: {left:,} documents")]
     if rows.dim:
         lines.append(("embeddings", f"{rows.dim} dimensions, of {made_by}"))
     return Section("files", facts, lines)

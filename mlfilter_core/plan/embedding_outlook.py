@@ -41,7 +41,7 @@ class LoadedEncoder:
 def output_section(
     job: EmbeddingJob,
     workers: PlannedWorkers,
-    to_do: FilesToDo,
+    files: FilesToDo,
     sample: BlockSample,
     sampled: Sequence[SampledDocuments],
     request: EmbedRequest,
@@ -66,7 +66,7 @@ def output_section(
     needed = Estimate(needed.value + under_way, needed.low, needed.high + under_way)
     n_made = n_files * (1 + 2 * (params.annotate_inline is not None)) + (n_files if count_reasons(sampled) else 0)
     room, words = check_room(params.output_dir, needed, n_made, findings)
-    first = to_do.files[0]
+    first = files.to_do[0]
     name = first.output(params.embedding_output_dir, ".h5")
     facts = {
         "embeddings": str(params.embedding_output_dir),

@@ -9,9 +9,8 @@ from mlfilter_core.annotating.work import annotate_request
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.embedding.embed_file import EmbedRequest
-from mlfilter_core.embedding.work import embed_request
+from mlfilter_core.embedding.work import embed_request, embedding_workload
 from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
-from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.plan.blocks import draw_blocks
 from mlfilter_core.plan.device_here import device_here
 from mlfilter_core.plan.embedding_outlook import LoadedEncoder, output_section, speed_section
@@ -20,7 +19,7 @@ from mlfilter_core.plan.encoder_trial import (
     time_embedding,
     tokenize_sample,
 )
-from mlfilter_core.plan.files_to_do import FilesToDo, find_files_to_do
+from mlfilter_core.plan.files_to_do import find_files_to_do
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.heads_found import find_heads, heads_section
 from mlfilter_core.plan.output_room import check_folders
@@ -51,15 +50,11 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
     check_folders(job, findings)
     model = _find_model(params, findings)
     heads = find_heads(params.annotate_inline, findings) if params.annotate_inline is not None else None
-    files: list[TaskFile] = []
-    with findings.noting():
-        found = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
-        files = shard(found, job.local.ranks, job.local.tasks)
-    to_do = find_files_to_do(job, files, findings) if model is not None else FilesToDo(files, 0)
-    sample = draw_blocks(to_do.files, params.max_line_bytes, seed, findings)
+    files = find_files_to_do(job, embedding_workload, params.input_dir, SOURCE_SUFFIXES, findings)
+    sample = draw_blocks(files.to_do, params.max_line_bytes, seed, findings)
     schema = params.schema_of_documents()
     sampled = [read_documents(block, schema, params.max_line_bytes) for block in sample.all_blocks]
-    sections.append(files_section(files, to_do, sample))
+    sections.append(files_section(files, sample))
     if sampled:
         sections.append(keys_section(params, sample, findings))
     request = embed_request(params, model) if model is not None else None
@@ -81,7 +76,7 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
             _check_heads(params, request, loaded.encoder, heads, findings)
             sections.append(heads_section(heads))
         if sampled and any(documents.documents for documents in sampled):
-            sections.append(output_section(job, workers, to_do, sample, sampled, request, loaded.encoder, findings))
+            sections.append(output_section(job, workers, files, sample, sampled, request, loaded.encoder, findings))
             if trial is not None:
                 speed, advice = speed_section(params, workers, sample, sampled, loaded, trial, findings)
                 sections.append(speed)

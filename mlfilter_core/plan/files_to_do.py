@@ -1,15 +1,20 @@
 """Which files of a job are finished, which are left, and which outputs are in the way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
-from mlfilter_core.config.execution import Job
-from mlfilter_core.errors import FileError, MlfilterError
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.errors import FileError
+from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.plan.findings import Findings
-from mlfilter_core.workloads import workload_of
+from mlfilter_core.work.workload import Workload
 
 N_SHOWN = 3
+
+FileJob = TypeVar("FileJob", EmbeddingJob, AnnotationJob)
 
 
 @dataclass(frozen=True)
@@ -17,45 +22,60 @@ class FilesToDo:
     """The files of a job.
 
     Attributes:
-        files: That are left to do.
-        n_finished: Others.
+        found: All of them, sorted by name.
+        to_do: Files that are not finished.
     """
 
-    files: Sequence[TaskFile]
-    n_finished: int
+    found: Sequence[TaskFile]
+    to_do: Sequence[TaskFile]
+
+    @property
+    def n_finished(self) -> int:
+        return len(self.found) - len(self.to_do)
+
+    def __str__(self) -> str:
+        return f"{len(self.found):,} found, {self.n_finished:,} finished, {len(self.to_do):,} to do"
 
 
-def find_files_to_do(job: Job, files: Sequence[TaskFile], findings: Findings) -> FilesToDo:
-    """Asks the job's work about each of its files, as a run does.
+def find_files_to_do(
+    job: FileJob,
+    workload_of: Callable[[FileJob], Workload[Any]],
+    folder: Path,
+    suffixes: tuple[str, ...],
+    findings: Findings,
+) -> FilesToDo:
+    """Returns the files below a folder; where the job cannot tell which of them are finished, all are to do.
 
     Args:
         job: The job.
-        files: Those that are there, for a job that cannot tell what it is to do.
-        findings: Takes what stands in the way.
+        workload_of: Makes the job's workload.
+        folder: Folder that the job reads.
+        suffixes: Suffixes of the files that it reads.
+        findings: Receives missing files, outputs in the way, and what keeps the workload from being made.
     """
-    try:
-        workload = workload_of(job)
-    except MlfilterError as error:
-        findings.add_problem(str(error))
-        return FilesToDo(files, 0)
+    found: list[TaskFile] = []
+    with findings.noting():
+        found = shard(find_files(folder, job.params.glob_pattern, suffixes), job.local.ranks, job.local.tasks)
+    with findings.noting():  # the files exist even where the model or a head does not
+        return leave_out_finished(workload_of(job), findings)
+    return FilesToDo(found, found)
+
+
+def leave_out_finished(workload: Workload[Any], findings: Findings) -> FilesToDo:
+    """Returns the files of a workload; notes the outputs of other requests that are in the way."""
     to_do: list[TaskFile] = []
     in_the_way: list[str] = []
-    n_finished = 0
     for file in workload.files:
         try:
-            is_finished = workload.work.finished(file, read_content=False) is not None
+            if workload.work.finished(file, read_content=False) is not None:
+                continue
         except FileError as error:
             in_the_way.append(str(error))
-            to_do.append(file)
-            continue
-        except OSError:  # what is wrong is said when it is read
-            is_finished = False
-        if is_finished:
-            n_finished += 1
-        else:
-            to_do.append(file)
+        except OSError:
+            pass  # reading the file reports it
+        to_do.append(file)
     for problem in in_the_way[:N_SHOWN]:
         findings.add_problem(problem)
     if len(in_the_way) > N_SHOWN:
-        findings.add_problem(f"and {len(in_the_way) - N_SHOWN:,} more files are in the way like these")
-    return FilesToDo(to_do, n_finished)
+        findings.add_problem(f"{len(in_the_way) - N_SHOWN:,} more files fail in the same way")
+    return FilesToDo(workload.files, to_do)

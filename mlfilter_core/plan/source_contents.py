@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
 from mlfilter_core.embedding.wanted_keys import describe_absent, types_by_key, wanted_keys
-from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.blocks import BlockSample
 from mlfilter_core.plan.estimates import HOW, Estimate, estimate_total
 from mlfilter_core.plan.files_to_do import FilesToDo
@@ -23,21 +22,21 @@ N_SHOWN_KEYS = 12
 N_TELLING_LINES = 20  # of a file, below which its share of rejected lines says little
 
 
-def files_section(files: Sequence[TaskFile], to_do: FilesToDo, sample: BlockSample) -> Section:
+def files_section(files: FilesToDo, sample: BlockSample) -> Section:
     """Returns which files there are."""
     n_bytes = sum(sample.bytes_by_file.values())
     unpacked = estimate_total(sample, lambda block: block.lines_bytes)
     facts = {
-        "found": len(files),
-        "finished": to_do.n_finished,
-        "to_do": len(to_do.files),
+        "found": len(files.found),
+        "finished": files.n_finished,
+        "to_do": len(files.to_do),
         "compressed": sample.n_compressed,
         "bytes": n_bytes,
         "decompressed_bytes": unpacked.to_json(),
         "largest": max(sample.bytes_by_file, key=lambda name: sample.bytes_by_file[name], default=None),
         "empty": sum(size == 0 for size in sample.bytes_by_file.values()),
     }
-    words = f"{len(files):,} found, {to_do.n_finished:,} finished, {len(to_do.files):,} to do: {in_bytes(n_bytes)}"
+    words = f"{files}: {in_bytes(n_bytes)}"
     if sample.n_compressed:
         words += f", decompressed {estimated(unpacked, in_bytes)}"
     if facts["empty"]:

@@ -1,5 +1,6 @@
 """What a training job would do and need."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.plan.device_here import device_here
 from mlfilter_core.plan.estimates import Estimate
-from mlfilter_core.plan.files_to_do import find_files_to_do
+from mlfilter_core.plan.files_to_do import leave_out_finished
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.output_room import check_folders, check_room
 from mlfilter_core.plan.plan import Plan, PlannedWorkers, Section
@@ -25,45 +26,47 @@ N_FILES_OF_A_HEAD = 3
 HELD = ("min", "p25", "median", "p75", "max")
 
 
-def plan_training(job: TrainingJob, workers: PlannedWorkers, findings: Findings) -> Plan:
+def plan_training(job: TrainingJob, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
     """Checks a job against its embeddings and labels; writes nothing, and trains nothing.
 
     Args:
         job: The job.
-        workers: That it asks for.
+        workers: The workers that it asks for.
+        seed: Unused: all labels are read.
         findings: Takes what is wrong.
     """
     params = job.params
     check_folders(job, findings)
     device_here(params.device, workers, findings)
     sections: list[Section] = []
-    requests: dict[str, TrainRequest] = {}
+    workload = None
     with findings.noting():
-        requests = dict(training_workload(job).work.requests)  # type: ignore[attr-defined]
-    if not requests:
+        workload = training_workload(job)
+    if workload is None:
         return Plan("train_head", sections, findings.problems, findings.warnings)
-    to_do = find_files_to_do(job, [], findings)
+    requests: Mapping[str, TrainRequest] = workload.work.requests  # type: ignore[attr-defined]
+    heads = leave_out_finished(workload, findings)
     files = next(iter(requests.values())).files
-    words = f"{len(files):,} of embeddings; of {len(requests)} heads, {to_do.n_finished} are finished"
+    words = f"{len(files):,} of embeddings; of {len(requests)} heads, {heads.n_finished} are finished"
     sections.append(
         Section(
             "files",
-            {"embeddings": len(files), "heads": len(requests), "finished": to_do.n_finished},
+            {"embeddings": len(files), "heads": len(requests), "finished": heads.n_finished},
             [("files", words)],
         )
     )
-    own = [_head_section(requests[file.stem], findings) for file in to_do.files]
+    own = [_head_section(requests[file.stem], findings) for file in heads.to_do]
     planned = [section for section, _ in own if section is not None]
     if planned:
         lines = [line for section in planned for line in section.lines]
         sections.append(Section("heads", {section.name: section.facts for section in planned}, lines))
     n_bytes = sum(head_bytes for _, head_bytes in own)
-    if to_do.files:
+    if heads.to_do:
         needed = Estimate(n_bytes, n_bytes, n_bytes)
-        room, words = check_room(params.output_dir, needed, N_FILES_OF_A_HEAD * len(to_do.files), findings)
-        heads = f"{params.heads_dir}/{{{','.join(file.stem for file in to_do.files)}}}"
+        room, words = check_room(params.output_dir, needed, N_FILES_OF_A_HEAD * len(heads.to_do), findings)
+        names = f"{params.heads_dir}/{{{','.join(file.stem for file in heads.to_do)}}}"
         sections.append(
-            Section("outputs", {"heads": str(params.heads_dir), **room}, [("outputs", f"{heads}; {words}")])
+            Section("outputs", {"heads": str(params.heads_dir), **room}, [("outputs", f"{names}; {words}")])
         )
     return Plan("train_head", sections, findings.problems, findings.warnings)
 

@@ -33,7 +33,7 @@ def plan(tmp_path: Path, write_lines: WriteLines, tiny_model: Path, heads: list[
         work.run(TaskFile(f"{i}.jsonl", str(i), tmp_path / "in"))
 
     def planned(**params: Any) -> Plan:
-        return plan_annotation(job_over(tmp_path, **params), WORKERS, Findings())
+        return plan_annotation(job_over(tmp_path, **params), WORKERS, 0, Findings())
 
     return planned
 

@@ -30,7 +30,7 @@ def plan(tmp_path: Path, write_lines: WriteLines, tiny_model: Path) -> PlanJob:
     embed_work(EmbeddingJob(params=params).params).run(TaskFile("a.jsonl", "a", tmp_path / "in"))
 
     def planned(heads: Any, **params: Any) -> Plan:
-        return plan_training(job_over(tmp_path, heads, **params), WORKERS, Findings())
+        return plan_training(job_over(tmp_path, heads, **params), WORKERS, 0, Findings())
 
     return planned
 
