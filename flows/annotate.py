@@ -1,10 +1,11 @@
-"""The annotation pipeline: one Prefect task for each file of embeddings."""
+"""The annotation flow: one Prefect task for each file of embeddings."""
 
 if __name__ == "__main__":
-    # Before the imports below, for the reasons in flows/embed.py.
-    from flows.commands.cli import annotate_script
+    # Before the imports below: --help then needs no Prefect, Prefect's home can be chosen, and workers import the flow
+    # as `flows.annotate`, not as `__main__`.
+    from flows.running.script import run_script
 
-    annotate_script()
+    run_script("annotate")
     raise SystemExit
 
 from collections.abc import Mapping
@@ -16,13 +17,10 @@ from prefect import flow
 from flows.prefect_api.failures import expected_errors_as_states
 from flows.prefect_api.left_running import never_left_running
 from flows.running.report import RunReport
-from flows.running.run_files import check_job, file_task, run_job
-from mlfilter_core.annotating.annotate_file import AnnotateReport
-from mlfilter_core.annotating.work import AnnotateWork, annotation_workload, load_heads
+from flows.running.run_files import run_job
+from mlfilter_core.annotating.work import annotation_workload
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.job_files import load_job
-from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.work.workload import run_in_turn
 
 
 @flow(name="annotate", validate_parameters=False)
@@ -39,22 +37,4 @@ def annotate(config: Path | AnnotationJob, overrides: Mapping[str, Any] = {}) ->
         JobError: The job cannot run as it is configured.
         FilesFailedError: Some files failed; the others are finished.
     """
-    return run_job(annotate_files, annotation_workload, load_job(config, AnnotationJob, overrides))
-
-
-@file_task("annotate")
-def annotate_files(files: tuple[TaskFile, ...], work: AnnotateWork) -> list[AnnotateReport]:
-    """Scores one file after another, on a worker."""
-    return run_in_turn(work, files)
-
-
-def check_annotation_job(config: Path | AnnotationJob, overrides: Mapping[str, Any], heads_exist: bool) -> None:
-    """Checks all of an annotation job that can be checked before there are embeddings, and heads or not.
-
-    Raises:
-        JobError: The job could not run.
-    """
-    job = load_job(config, AnnotationJob, overrides)
-    check_job(job)
-    if heads_exist:
-        load_heads(job.params)
+    return run_job("annotate", annotation_workload, load_job(config, AnnotationJob, overrides))

@@ -1,10 +1,10 @@
-"""The filter: one Prefect task for each annotated file, after one that surveys it."""
+"""The filter flow: one Prefect task for each annotated file, after one that surveys it."""
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.
-    from flows.commands.cli import filter_script
+    from flows.running.script import run_script
 
-    filter_script()
+    run_script("filter")
     raise SystemExit
 
 from collections.abc import Mapping
@@ -16,14 +16,10 @@ from prefect import flow
 from flows.prefect_api.failures import expected_errors_as_states
 from flows.prefect_api.left_running import never_left_running
 from flows.running.report import RunReport
-from flows.running.run_files import file_task, run_job
+from flows.running.run_files import run_job
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.job_files import load_job
-from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.filtering.filter_file import FilterReport
-from mlfilter_core.filtering.survey import SurveyReport
-from mlfilter_core.filtering.work import FilterWork, SurveyWork, filter_workload, survey_workload
-from mlfilter_core.work.workload import run_in_turn
+from mlfilter_core.filtering.work import filter_workload, survey_workload
 
 
 @flow(name="filter", validate_parameters=False)
@@ -42,17 +38,5 @@ def filter(config: Path | FilterJob, overrides: Mapping[str, Any] = {}, dry_run:
         FilesFailedError: Some files failed; the others are finished.
     """
     job = load_job(config, FilterJob, overrides)
-    surveyed = run_job(survey_files, survey_workload, job)  # of all files: limits are of the whole corpus
-    return surveyed if dry_run else run_job(filter_files, filter_workload, job)
-
-
-@file_task("survey")
-def survey_files(files: tuple[TaskFile, ...], work: SurveyWork) -> list[SurveyReport]:
-    """Surveys one file after another, on a worker."""
-    return run_in_turn(work, files)
-
-
-@file_task("filter")
-def filter_files(files: tuple[TaskFile, ...], work: FilterWork) -> list[FilterReport]:
-    """Filters one file after another, on a worker."""
-    return run_in_turn(work, files)
+    surveyed = run_job("survey", survey_workload, job)  # all files: the limits are those of the whole corpus
+    return surveyed if dry_run else run_job("filter", filter_workload, job)

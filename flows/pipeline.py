@@ -1,10 +1,10 @@
-"""The pipelines in a row: embed a corpus, train heads on its labels, score it, filter it."""
+"""The flows one after another: embed a corpus, train heads on its labels, score it, filter it."""
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.
-    from flows.commands.cli import pipeline_script
+    from flows.running.script import run_script
 
-    pipeline_script()
+    run_script("pipeline")
     raise SystemExit
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.annotate import annotate, check_annotation_job
+from flows.annotate import annotate
 from flows.embed import embed
 from flows.filter import filter
 from flows.prefect_api.failures import expected_errors_as_states
@@ -21,6 +21,7 @@ from flows.prefect_api.left_running import never_left_running
 from flows.running.report import RunReport
 from flows.running.run_files import check_job
 from flows.train_head import train_head
+from mlfilter_core.annotating.work import load_heads
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.filtering import FilterJob
@@ -41,7 +42,7 @@ def pipeline(
     train_overrides: Mapping[str, Any] = {},
     filter_overrides: Mapping[str, Any] = {},
 ) -> list[RunReport]:
-    """Runs one pipeline after another, each only where nothing of the one before has failed.
+    """Runs one flow after another, each only where no file of the one before has failed.
 
     Args:
         embed_config: What to embed: path of a YAML job file on the machine that runs the flow, or the whole job.
@@ -53,14 +54,20 @@ def pipeline(
         train_overrides: Values that replace those of `train_config`, by dotted name.
         filter_overrides: Values that replace those of `filter_config`, by dotted name.
     """
-    # Now, and not after days of embedding. Heads that are yet to be trained cannot be looked at.
-    check_annotation_job(annotate_config, annotate_overrides, heads_exist=train_config is None)
-    if filter_config is not None:
-        check_job(load_job(filter_config, FilterJob, filter_overrides))
-    reports = [embed(embed_config, embed_overrides)]
-    if train_config is not None:
-        reports.append(train_head(train_config, train_overrides))
-    reports.append(annotate(annotate_config, annotate_overrides))
-    if filter_config is not None:
-        reports.append(filter(filter_config, filter_overrides))
+    embedding_job = load_job(embed_config, EmbeddingJob, embed_overrides)
+    training_job = None if train_config is None else load_job(train_config, TrainingJob, train_overrides)
+    annotation_job = load_job(annotate_config, AnnotationJob, annotate_overrides)
+    filter_job = None if filter_config is None else load_job(filter_config, FilterJob, filter_overrides)
+    # Checked now, and not after days of embedding. Heads that are yet to be trained cannot be loaded.
+    check_job(annotation_job)
+    if training_job is None:
+        load_heads(annotation_job.params)
+    if filter_job is not None:
+        check_job(filter_job)
+    reports = [embed(embedding_job)]
+    if training_job is not None:
+        reports.append(train_head(training_job))
+    reports.append(annotate(annotation_job))
+    if filter_job is not None:
+        reports.append(filter(filter_job))
     return reports

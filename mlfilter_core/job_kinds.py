@@ -1,36 +1,176 @@
-"""Which kind of job a file describes, told by a field that no other kind has."""
+"""The table of job kinds: one row for each kind of job that a file can describe.
 
+Whoever needs to know what differs between the kinds asks this table: job files, flows, commands, plan, report, verify.
+What a row names but does not import is an entry point, `module:function`: it costs seconds to import, or lies in a
+layer above this one.
+"""
+
+import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
-from mlfilter_core.config.job_files import load_job
+from mlfilter_core.config.job_files import load_job_of
 from mlfilter_core.config.training import TrainingJob
+from mlfilter_core.work.workload import Workload
 
-# Each kind needs its field.
-KINDS: Mapping[str, type[Job]] = {
-    "input_dir": EmbeddingJob,
-    "regression_head_checkpoints": AnnotationJob,
-    "heads": TrainingJob,
-    "keep": FilterJob,
-}
+
+@dataclass(frozen=True)
+class JobKind:
+    """A kind of job.
+
+    Attributes:
+        flow: Name of the flow, in the Prefect UI and as a command: `embed`.
+        field: Field of `params` that every job of this kind has, and no job of another kind.
+        config: Class of its jobs.
+        summary: What a job does, as help of its command.
+        run: Entry point of the flow, `(config, overrides, **options) -> RunReport`.
+        workload: Entry point of `(job) -> Workload`.
+        plan: Entry point of `(job, workers, seed, findings) -> Plan`; None where a job has no plan.
+        instead_of_plan: What to do instead, where a job has no plan.
+        command: Entry point of `(kind) -> function`, the function of its command; its signature is the options.
+        old_command: Name of the command in ML-Filter, if it had one.
+        rounds: Flow names of the rounds over the files that the flow makes before the one of its own name.
+        step: Name of this kind in a pipeline, as in `--train-config`; None where it is no part of one.
+        is_optional_step: Whether a pipeline may do without it.
+        outputs: Entry point of a `verification.output_kinds.OutputKind`: which output files are of this kind, and what
+            is right about one; None where nothing is verified.
+        pictures: Entry point of `(OutputFacts) -> Mapping[str, str]`, SVG pictures of the outputs by their titles;
+            None where there are none.
+    """
+
+    flow: str
+    field: str
+    config: type[Job]
+    summary: str
+    run: str
+    workload: str
+    plan: str | None = None
+    instead_of_plan: str = ""
+    command: str = "flows.running.script:job_command"
+    old_command: str | None = None
+    rounds: tuple[str, ...] = ()
+    step: str | None = None
+    is_optional_step: bool = False
+    outputs: str | None = None
+    pictures: str | None = None
+
+
+_kinds = [
+    JobKind(
+        flow="embed",
+        field="input_dir",
+        config=EmbeddingJob,
+        summary="Embed a corpus: one HDF5 file for each source file.",
+        run="flows.embed:embed",
+        workload="mlfilter_core.embedding.work:embedding_workload",
+        plan="mlfilter_core.plan.embedding_plan:plan_embedding",
+        step="embed",
+        old_command="run_embedding_pipeline",
+    ),
+    JobKind(
+        flow="train_head",
+        field="heads",
+        config=TrainingJob,
+        summary="Train heads on labelled embeddings: one safetensors file for each head.",
+        run="flows.train_head:train_head",
+        workload="mlfilter_core.training.work:training_workload",
+        plan="mlfilter_core.plan.training_plan:plan_training",
+        step="train",
+        is_optional_step=True,
+    ),
+    JobKind(
+        flow="annotate",
+        field="regression_head_checkpoints",
+        config=AnnotationJob,
+        summary="Score embeddings: one annotated JSONL file for each HDF5 file.",
+        run="flows.annotate:annotate",
+        workload="mlfilter_core.annotating.work:annotation_workload",
+        plan="mlfilter_core.plan.annotation_plan:plan_annotation",
+        step="annotate",
+        old_command="run_annotation_pipeline",
+    ),
+    JobKind(
+        flow="filter",
+        field="keep",
+        config=FilterJob,
+        summary="Keep the best documents of annotated files: one file of documents for each.",
+        run="flows.filter:filter",
+        workload="mlfilter_core.filtering.work:filter_workload",
+        instead_of_plan="`ml_filter filter --dry-run` shows what it would keep",
+        command="flows.running.filter_command:filter_command",
+        rounds=("survey",),
+        step="filter",
+        is_optional_step=True,
+    ),
+]
+
+
+def kinds() -> tuple[JobKind, ...]:
+    """Returns all rows, in the order in which a pipeline runs them."""
+    return tuple(_kinds)
+
+
+def register(kind: JobKind) -> None:
+    """Adds a row, for this process: a kind of job that another package brings.
+
+    Raises:
+        ValueError: A row has the same flow, field or config.
+    """
+    for other in _kinds:
+        if {kind.flow, kind.field, kind.config} & {other.flow, other.field, other.config}:
+            raise ValueError(f"job kind {kind.flow} has the flow, field or config of job kind {other.flow}")
+    _kinds.append(kind)
+
+
+def kind_of_flow(flow: str) -> JobKind | None:
+    """Returns the kind whose flow, or a round of it, has a name; None if there is none."""
+    return next((kind for kind in _kinds if flow == kind.flow or flow in kind.rounds), None)
+
+
+def kind_of_job(job: Job) -> JobKind:
+    """Returns the kind of a job.
+
+    Raises:
+        LookupError: Its class is in no row.
+    """
+    for kind in _kinds:
+        if type(job) is kind.config:
+            return kind
+    raise LookupError(f"no kind of job has the class {type(job).__name__}; see mlfilter_core.job_kinds.register")
+
+
+def workload_of(job: Job) -> Workload[Any]:
+    """Returns what a job is to do.
+
+    Raises:
+        MlfilterError: As the function of its kind.
+    """
+    workload: Workload[Any] = load_entry_point(kind_of_job(job).workload)(job)
+    return workload
 
 
 def load_any_job(config: Path, overrides: Mapping[str, Any]) -> Job:
-    """Returns the job of a file, of whatever kind; one that cannot be told is taken for an embedding job.
+    """Returns the job of a file, of whatever kind; one whose kind cannot be told is read as an embedding job.
 
     Raises:
-        ConfigError: As `load_job`.
+        ConfigError: As `load_job_of`.
     """
-    try:
-        params = yaml.safe_load(config.read_text(encoding="utf-8"))["params"]
-        kind = next((kind for field, kind in KINDS.items() if field in params), EmbeddingJob)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        kind = EmbeddingJob  # it is no job file at all; what is wrong is said when it is loaded
-    return load_job(config, kind, overrides)
+    return load_job_of(config, _config_of, overrides)
+
+
+def _config_of(content: Mapping[str, Any]) -> type[Job]:
+    params = content.get("params")
+    fields = params if isinstance(params, Mapping) else {}
+    return next((kind.config for kind in _kinds if kind.field in fields), EmbeddingJob)
+
+
+def load_entry_point(name: str) -> Any:
+    """Returns what `module:attribute` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.config.annotation import AnnotationJob
-from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
-from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.job_kinds import load_any_job
+from mlfilter_core.job_kinds import kind_of_job, load_any_job, load_entry_point
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers
 
@@ -48,19 +45,11 @@ def _plan(job: Job, workers: PlannedWorkers, seed: int, findings: Findings) -> P
     n_threads = min(workers.n_cores, n_cores())
     for name, value in {**dict.fromkeys(THREAD_VARIABLES, str(n_threads)), **QUIET}.items():
         os.environ.setdefault(name, value)
-    if isinstance(job, EmbeddingJob):
-        from mlfilter_core.plan.embedding_plan import plan_embedding
-
-        return plan_embedding(job, workers, seed, findings)
-    if isinstance(job, AnnotationJob):
-        from mlfilter_core.plan.annotation_plan import plan_annotation
-
-        return plan_annotation(job, workers, seed, findings)
-    if isinstance(job, TrainingJob):
-        from mlfilter_core.plan.training_plan import plan_training
-
-        return plan_training(job, workers, seed, findings)
-    raise ConfigError("a filter job has no plan; `ml_filter filter --dry-run` shows what it would keep")
+    kind = kind_of_job(job)
+    if kind.plan is None:
+        raise ConfigError(f"a {kind.flow} job has no plan; {kind.instead_of_plan}")
+    plan: Plan = load_entry_point(kind.plan)(job, workers, seed, findings)
+    return plan
 
 
 def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.results import errors_as_messages, print_table
+from flows.running.screen import errors_as_messages, print_table
 
 if TYPE_CHECKING:
     from mlfilter_core.run_report.comparison import Comparison

@@ -4,7 +4,6 @@ Imports nothing heavy, so that `--help` answers at once.
 """
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Annotated
 
 import typer
 
+from flows.running.screen import errors_as_messages, print_table
 from mlfilter_core.errors import ConfigError, MlfilterError
 from mlfilter_core.evaluation.aggregate_annotations import DEFAULT_BATCH_SIZE
 
-LOG_WIDTH = 200
 MAX_SHOWN_REMARKS = 20
 
 results = typer.Typer()
@@ -23,7 +22,6 @@ results = typer.Typer()
 InputDirectories = Annotated[
     list[Path],
     typer.Option(
-        "--input_directory",
         "--input-directory",
         metavar="DIR",
         help="Folder of annotation files, searched recursively. With --score_keys of annotated files, and repeatable.",
@@ -32,15 +30,12 @@ InputDirectories = Annotated[
 InputDirectory = Annotated[
     Path,
     typer.Option(
-        "--input_directory",
         "--input-directory",
         metavar="DIR",
         help="Folder of annotation files, below it one for each language. With --score_keys of annotated files.",
     ),
 ]
-OutputDirectory = Annotated[
-    Path, typer.Option("--output_directory", "--output-directory", metavar="DIR", help="Folder of the results.")
-]
+OutputDirectory = Annotated[Path, typer.Option("--output-directory", metavar="DIR", help="Folder of the results.")]
 
 
 @results.command("inspect")
@@ -103,19 +98,17 @@ def aggregate_command(
     raw_data_lookup_dir: Annotated[
         Path | None,
         typer.Option(
-            "--raw_data_lookup_dir",
             "--raw-data-lookup-dir",
             metavar="DIR",
             help="Folder of the raw files, deduplicated ones say. Default: they are where the annotations say.",
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch_size", "--batch-size", min=1, help="Documents that are written at a time.")
+        int, typer.Option("--batch-size", min=1, help="Documents that are written at a time.")
     ] = DEFAULT_BATCH_SIZE,
     score_keys: Annotated[
         str | None,
         typer.Option(
-            "--score_keys",
             "--score-keys",
             metavar="PATTERN",
             help="Make one of the scores of several heads instead: fields of annotated files, as 'score_*' or a,b.",
@@ -164,7 +157,6 @@ def evaluate_command(
     path_to_ground_truth_file: Annotated[
         Path,
         typer.Option(
-            "--path_to_ground_truth_file",
             "--path-to-ground-truth-file",
             metavar="PATH",
             exists=True,
@@ -173,12 +165,11 @@ def evaluate_command(
     ],
     valid_labels: Annotated[
         str,
-        typer.Option("--valid_labels", "--valid-labels", metavar="0,1,2,...", help="What a draw of a model may be."),
+        typer.Option("--valid-labels", metavar="0,1,2,...", help="What a draw of a model may be."),
     ],
     aggregation_strategy: Annotated[
         str,
         typer.Option(
-            "--aggregation_strategy",
             "--aggregation-strategy",
             metavar="mean|max|min|majority",
             help="How several draws become one score.",
@@ -191,7 +182,6 @@ def evaluate_command(
     label_key: Annotated[
         str | None,
         typer.Option(
-            "--label_key",
             "--label-key",
             metavar="KEY",
             help="Where the truth has its label. Default: scores as a list, else label, score or scores.score.",
@@ -200,7 +190,6 @@ def evaluate_command(
     score_keys: Annotated[
         str | None,
         typer.Option(
-            "--score_keys",
             "--score-keys",
             metavar="PATTERN",
             help="Evaluate heads instead: the fields of annotated files that they write, as 'score_*' or a,b.",
@@ -250,34 +239,6 @@ def _progress_on_stderr() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@contextmanager
-def errors_as_messages() -> Iterator[None]:
-    """Makes an expected error of the block its message and exit status 1."""
-    try:
-        yield
-    except BrokenPipeError:  # as in `| head`: the reader has seen enough, and typer ends without a word
-        raise
-    except (MlfilterError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
-def print_table(table: Sequence[Sequence[str]], n_names: int) -> None:
-    """Prints rows below the first, which is the heading; all but the first columns are numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=SIMPLE_HEAD)
-    for i, name in enumerate(table[0]):
-        shown.add_column(name, justify="left" if i < n_names else "right", overflow="fold")
-    for row in table[1:]:
-        shown.add_row(*map(Text, row))
-    # A log has no width: cut to the usual 80 columns, its names and numbers would be torn apart.
-    (Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)).print(shown)
 
 
 def _print_remarks(remarks: Sequence[str], file: Path) -> None:

@@ -5,7 +5,7 @@ import time
 from flows.running.report import RunReport, write_rows
 from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import MlfilterError
-from mlfilter_core.workloads import workload_of
+from mlfilter_core.job_kinds import workload_of
 
 
 def finished_before(job: Job) -> RunReport | None:

@@ -3,29 +3,27 @@
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from flows.prefect_api.server import ApiLostError, is_of_api
+from flows.running.screen import console
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.work import run_log
-from mlfilter_core.work.workload import FileReport
+from mlfilter_core.work.workload import FileReport, row_of
 
 # The UI loads a table artifact whole; the full table is in files.jsonl.
 MAX_ARTIFACT_ROWS = 1000
 MAX_PRINTED_ROWS = 40
 NOT_ALL = "the failed, the most rejected and the slowest; all are in files.jsonl beside the logs"
 TEXT_COLUMNS = ("file", "status")
-LOG_WIDTH = 200
 FONTS_VARIABLE = "MPLCONFIGDIR"  # of the list of fonts, which matplotlib else keeps in the home folder
 FAILED = "failed"
 
@@ -213,8 +211,7 @@ def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
 
 def print_report(report: RunReport) -> None:
     """Prints the run's table and where its results lie; reasons of failures are the error's to tell."""
-    # A log has no width: cut to the usual 80 columns, its names and numbers would be torn apart.
-    console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+    screen = console()
     rows = report.rows()
     present = {name for row in rows for name in row}
     printed = report.reports[0].PRINTED if report.reports else ()
@@ -229,36 +226,21 @@ def print_report(report: RunReport) -> None:
     table.add_section()
     totals = {"file": "total", **report.totals()}
     table.add_row(*(_cell(totals.get(name, "")) for name in columns))
-    console.print(table)
+    screen.print(table)
     if len(telling) < len(rows):
-        console.print(f"{len(telling)} of {len(rows)} files: {NOT_ALL}")
+        screen.print(f"{len(telling)} of {len(rows)} files: {NOT_ALL}")
     places = [f"results: {report.output_dir}", f"logs:    {report.logs}"]
     if report.page is not None:
         places.append(f"report:  {report.page}")
     for remark in (*report.remarks(), *places):
-        console.print(remark, highlight=False, soft_wrap=True, markup=False)
+        screen.print(remark, highlight=False, soft_wrap=True, markup=False)
+    for line in type(report.reports[0]).sample_of(report.reports) if report.reports else ():
+        print(line)
 
 
 def failed_row(name: str, reason: str) -> dict[str, Any]:
     """Returns the row of a file that failed."""
     return {"file": name, "status": FAILED, "reason": reason}
-
-
-def row_of(report: FileReport) -> dict[str, Any]:
-    """Returns the row of a file that is finished."""
-    facts = asdict(report)
-    name = facts.pop(next(iter(facts)))
-    seconds = facts.pop("seconds")
-    output = facts.pop("output")
-    facts.pop("rejected_by_reason", None)
-    facts.pop("mismatched_heads", None)
-    facts.pop("criteria", None)
-    if not facts["worker"]:  # of a file that was finished before
-        del facts["worker"], facts["started"]
-    facts.update(facts.pop("metrics", {}))
-    n_done = report.documents - facts.get("resumed", 0)
-    speed = round(n_done / seconds, 1) if seconds else ""
-    return {"file": name, **facts, "seconds": round(seconds, 2), "documents/s": speed, "output": output}
 
 
 def _cell(value: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefect import Task, get_run_logger, task
+from prefect import Task, get_run_logger
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
@@ -23,7 +23,6 @@ from flows.running.report import (
     failed_row,
     make_page,
     publish_report,
-    row_of,
     write_rows,
 )
 from flows.watching.dashboard_link import link_dashboard
@@ -39,35 +38,18 @@ from mlfilter_core.files.claims import why_locks_are_local
 from mlfilter_core.files.publishing import check_writable, remove_leftovers
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.run_log import RunLog, run_log
-from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload
+from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload, row_of, run_in_turn
 
-FileTask = Callable[..., list[Report]]
 StartWorkers = Callable[[int, Path], AbstractContextManager[Workers]]
 
 
-def file_task(verb: str) -> Callable[[FileTask[Report]], Task[Any, list[Report]]]:
-    """Returns what makes a Prefect task of a function that does one file after another, on a worker.
-
-    Args:
-        verb: Before the file's name in the UI.
-    """
-    return task(
-        name=verb,
-        task_run_name=named_by_file(verb),
-        retries=RETRIES,
-        retry_delay_seconds=exponential_backoff(2),
-        retry_jitter_factor=0.5,
-        retry_condition_fn=can_heal,
-    )
-
-
-def run_job(task: Task[Any, list[Report]], workload_of: Callable[[Any], Workload[Report]], job: Job) -> RunReport:
+def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job) -> RunReport:
     """Does all that a flow does once it has its job: checks, logs, files, report.
 
     Args:
-        task: Takes files and the work, returns the reports in the order of the files.
-        workload_of: Tells what the job is to do.
-        job: Of the flow run that this is called in.
+        verb: Name of its tasks, which stands before the file's name in the UI.
+        workload_of: Returns what the job is to do.
+        job: Job of the flow run that this is called in.
 
     Raises:
         JobError: The job cannot run as it is configured; or a task met an error that every file would meet.
@@ -78,11 +60,11 @@ def run_job(task: Task[Any, list[Report]], workload_of: Callable[[Any], Workload
     remove_leftovers(job.params.output_dir)
     logs = job.logging_dir / f"{flow_run.get_flow_name()}-{flow_run.get_name()}"
     with logging_to(logs, "flow", APILogHandler()):
-        return _run_files(task, workload_of(job), job, logs, started)
+        return _run_files(_file_task(verb), workload_of(job), job, logs, started)
 
 
 def _run_files(
-    task: Task[Any, list[Report]], workload: Workload[Report], job: Job, logs: Path, started: float
+    file_task: Task[Any, list[Report]], workload: Workload[Report], job: Job, logs: Path, started: float
 ) -> RunReport:
     """Runs a task for every file that is not finished, or for several small ones.
 
@@ -111,7 +93,7 @@ def _run_files(
     with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
         if to_do:
             work.prepare(files)
-            _do_files(task, workload, job, to_do, record, reports, failures)
+            _do_files(file_task, workload, job, to_do, record, reports, failures)
         ordered = [reports[file.relative] for file in files if file.relative in reports]
         run = RunReport(
             workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures, workload.is_step
@@ -127,7 +109,7 @@ def _run_files(
 
 
 def _do_files(
-    task: Task[Any, list[Report]],
+    file_task: Task[Any, list[Report]],
     workload: Workload[Report],
     job: Job,
     to_do: list[TaskFile],
@@ -143,7 +125,7 @@ def _do_files(
     with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(to_do), record.folder) as workers:
         workers.runner.on_progress = progress.hear
         link_dashboard(workers.runner.client.dashboard_link, workload.flow)
-        for outcome in fan_out(workers, task, bundles, {"work": workload.work}):
+        for outcome in fan_out(workers, file_task, bundles, {"work": workload.work}):
             if isinstance(outcome.error, JobError):
                 raise outcome.error
             if isinstance(outcome.error, WorkerLostError | OSError) and len(outcome.item) > 1:
@@ -164,6 +146,19 @@ def _do_files(
                     record.add(row_of(result))
                     bundles.learn(file, result)
                     log.info("%s (%d of %d files)", file.relative, len(reports) + len(failures), n_files)
+
+
+def _file_task(verb: str) -> Task[Any, list[Any]]:
+    """Returns the Prefect task that does one file after another, on a worker."""
+    return Task(
+        run_in_turn,
+        name=verb,
+        task_run_name=named_by_file(verb),
+        retries=RETRIES,
+        retry_delay_seconds=exponential_backoff(2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=can_heal,
+    )
 
 
 def check_job(job: Job) -> None:

@@ -12,7 +12,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, open_annotations, write_records
+from mlfilter_core.annotating.annotated_format import (
+    SUFFIXES,
+    Compression,
+    first_lines,
+    open_annotations,
+    write_records,
+)
 from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.embedding_store.fingerprint import fingerprint
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
@@ -25,6 +31,7 @@ from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.heads.scores import ScoreColumns, Values
 from mlfilter_core.tallies.score_statistics import score_statistics, write_score_statistics
 from mlfilter_core.work.progress import Progress, ProgressTeller
+from mlfilter_core.work.workload import ReportDefaults
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
@@ -88,7 +95,7 @@ class AnnotateRequest:
 
 
 @dataclass(frozen=True)
-class AnnotateReport:
+class AnnotateReport(ReportDefaults):
     """What became of one file of embeddings.
 
     Attributes:
@@ -105,6 +112,7 @@ class AnnotateReport:
 
     PRINTED: ClassVar[Sequence[str]] = ("documents", "seconds", "documents/s")
     SUMMED: ClassVar[Sequence[str]] = ("documents",)
+    NO_COLUMNS: ClassVar[Sequence[str]] = ("mismatched_heads",)
 
     embeddings: str
     output: str
@@ -115,6 +123,12 @@ class AnnotateReport:
     seconds: float = 0.0
     worker: str = ""
     started: float = 0.0
+
+    @staticmethod
+    def sample_of(reports: "Sequence[AnnotateReport]") -> list[str]:
+        """Returns the first documents of the first file, long strings cut."""
+        first = Path(reports[0].output)
+        return [f"first documents of {first}:", *(f"  {line}" for line in first_lines(first))]
 
     @staticmethod
     def remarks_on(reports: "Sequence[AnnotateReport]") -> list[str]:

@@ -3,11 +3,13 @@
 import gzip
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import orjson
 
+from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.files.publishing import open_new
 from mlfilter_core.files.zstd import zstd
 
@@ -15,6 +17,7 @@ Compression = Literal["gzip", "zstd"] | None
 SUFFIXES: dict[Compression, str] = {None: ".jsonl", "gzip": ".jsonl.gz", "zstd": ".jsonl.zst"}
 # Level 6 of 9 takes twice the time of level 1 for a few per cent; scores are written and read often.
 GZIP_LEVEL = 1
+N_SHOWN_DOCUMENTS, N_SHOWN_CHARACTERS, MAX_SHOWN_LINE_BYTES = 3, 60, 1 << 20  # on a terminal
 WRITE_BYTES = 1 << 20  # arbitrary: large enough that writing does not show in a profile
 
 
@@ -49,3 +52,18 @@ def write_records(file: IO[bytes], records: Iterable[dict[str, Any]]) -> None:
             file.write(b"".join(lines))
             lines, n_bytes = [], 0
     file.write(b"".join(lines))
+
+
+def first_lines(path: Path) -> list[str]:
+    """Returns the first documents of an annotated file as JSON, with strings so short that a terminal shows them."""
+    with SourceReader(path) as reader:
+        lines = islice(reader.lines(MAX_SHOWN_LINE_BYTES), N_SHOWN_DOCUMENTS)
+        return [_shortened(line.content) for line in lines if isinstance(line, Line)]
+
+
+def _shortened(record: bytes) -> str:
+    values = orjson.loads(record)
+    for key, value in values.items():
+        if isinstance(value, str) and len(value) > N_SHOWN_CHARACTERS:
+            values[key] = f"{value[:N_SHOWN_CHARACTERS]}..."
+    return orjson.dumps(values).decode()

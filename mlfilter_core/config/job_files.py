@@ -2,9 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +23,9 @@ Job = TypeVar("Job", bound=AnyJob)
 
 
 def load_job(
-    config: Path | str | Job | Mapping[str, Any], kind: type[Job], overrides: Mapping[str, Any] | None = None
+    config: Path | str | Job | Mapping[str, Any],
+    kind: type[Job],
+    overrides: Mapping[str, Any] | None = None,
 ) -> Job:
     """Returns a job, from a YAML job file or from the job as it was written elsewhere, in a form say.
 
@@ -32,11 +34,28 @@ def load_job(
 
     Args:
         config: The path of a file, or the whole job.
-        kind: Its class, such as `EmbeddingJob`.
+        kind: Class of the job, such as `EmbeddingJob`.
         overrides: Values that replace those of `config`, by dotted name: `{"params.batch_size": 8}`.
 
     Raises:
         ConfigError: Names every field that is unknown, missing or out of range, and how to mend it.
+    """
+    if isinstance(config, kind) and not overrides:
+        return config
+    return load_job_of(config, lambda content: kind, overrides)
+
+
+def load_job_of(
+    config: Path | str | AnyJob | Mapping[str, Any],
+    kind_of: Callable[[Mapping[str, Any]], type[Job]],
+    overrides: Mapping[str, Any] | None = None,
+) -> Job:
+    """Returns a job whose class its content tells; arguments and errors as of `load_job`.
+
+    Args:
+        config: The path of a file, or the whole job.
+        kind_of: Returns the class of a job with some content, which may be wrong in any way.
+        overrides: Values that replace those of `config`.
     """
     name = str(config) if isinstance(config, str | Path) else "the job"
     try:
@@ -55,6 +74,7 @@ def load_job(
         raise ConfigError(f"{name} is not valid YAML: {error}") from error
     except (LookupError, AttributeError, ValueError, RecursionError) as error:  # of `!!int ""`, 10,000 digits or levels
         raise ConfigError(f"{name} is not valid YAML: {in_one_line(error)}") from error
+    kind = kind_of(cast(Mapping[str, Any], content))
     try:
         return kind.model_validate(content)
     except ValidationError as error:

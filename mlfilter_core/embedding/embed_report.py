@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from mlfilter_core.work.workload import ReportDefaults
+
 
 @dataclass(frozen=True)
-class EmbedReport:
+class EmbedReport(ReportDefaults):
     """What became of one source file: `lines = documents + rejected + blank`.
 
     Attributes:
@@ -38,6 +40,7 @@ class EmbedReport:
         *("lines", "documents", "rejected", "truncated"),
         *("duplicate_ids", "tokens", "out_of_memory", "resumed"),
     )
+    NO_COLUMNS: ClassVar[Sequence[str]] = ("rejected_by_reason",)
 
     source: str
     output: str

@@ -30,6 +30,7 @@ from mlfilter_core.filtering.cuts import Cuts
 from mlfilter_core.filtering.kept_counts import KeptCounts, share
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
 from mlfilter_core.filtering.survey import Survey, SurveyRequest, check_unchanged, load_survey, score_field
+from mlfilter_core.work.workload import ReportDefaults
 
 ALL = slice(None)
 PARQUET_SUFFIX = ".parquet"
@@ -121,7 +122,7 @@ class FilterRequest:
 
 
 @dataclass(frozen=True)
-class FilterReport:
+class FilterReport(ReportDefaults):
     """What became of one annotated file.
 
     Attributes:
@@ -144,6 +145,7 @@ class FilterReport:
         *("documents", "kept", "without_score", "tokens", "kept_tokens", "seconds", "documents/s"),
     )
     SUMMED: ClassVar[Sequence[str]] = ("documents", "kept", "without_score", "tokens", "kept_tokens")
+    NO_COLUMNS: ClassVar[Sequence[str]] = ("criteria",)
 
     annotated: str
     output: str

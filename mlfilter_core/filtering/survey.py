@@ -34,6 +34,7 @@ from mlfilter_core.filtering.annotated_file import (
     lines_of,
     record_of,
 )
+from mlfilter_core.work.workload import ReportDefaults
 
 SURVEY_FOLDER, SUFFIX = ".survey", ".npz"
 NO_GROUP = ""  # of documents without the key
@@ -82,7 +83,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class SurveyReport:
+class SurveyReport(ReportDefaults):
     """What became of the survey of one annotated file.
 
     Attributes:
@@ -105,11 +106,6 @@ class SurveyReport:
     seconds: float = 0.0
     worker: str = ""
     started: float = 0.0
-
-    @staticmethod
-    def remarks_on(reports: "Sequence[SurveyReport]") -> list[str]:
-        """Returns nothing: a survey is made by the way."""
-        return []
 
 
 class SurveyMissingError(FileError):

@@ -16,6 +16,7 @@ from mlfilter_core.errors import HeadError, OutputConflictError
 from mlfilter_core.files.identity import file_sha256
 from mlfilter_core.heads.trained_head import read_training
 from mlfilter_core.training.label_table import label_files
+from mlfilter_core.work.workload import ReportDefaults
 
 SUFFIX = ".safetensors"
 REPLACE = "use another output_dir, or set params.overwrite: true to replace it"
@@ -70,7 +71,7 @@ class TrainRequest:
 
 
 @dataclass(frozen=True)
-class TrainReport:
+class TrainReport(ReportDefaults):
     """What became of one head.
 
     Attributes:
@@ -94,6 +95,7 @@ class TrainReport:
         *("spearman", "pearson", "mae", "r2", "accuracy", "macro_f1", "roc_auc", "seconds"),
     )
     SUMMED: ClassVar[Sequence[str]] = ()
+    SPREAD: ClassVar[Sequence[str]] = ("metrics",)
 
     head: str
     output: str

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, replace
+from dataclasses import Field, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -19,15 +19,23 @@ class FileReport(Protocol):
     Attributes:
         PRINTED: Columns of the table that is printed, after the file's name and status.
         SUMMED: Columns that are added up over the files.
+        NO_COLUMNS: Fields that stand in no row of `files.jsonl`.
+        SPREAD: Fields, mappings all, whose entries are columns of their own.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     PRINTED: ClassVar[Sequence[str]]
     SUMMED: ClassVar[Sequence[str]]
+    NO_COLUMNS: ClassVar[Sequence[str]]
+    SPREAD: ClassVar[Sequence[str]]
 
     @staticmethod
     def remarks_on(reports: Sequence[Any]) -> list[str]:
         """Returns what a person should know of a run, from the reports of its files."""
+
+    @staticmethod
+    def sample_of(reports: Sequence[Any]) -> list[str]:
+        """Returns lines that show what was written, for the end of a run; may read an output."""
 
     @property
     def output(self) -> str:
@@ -52,6 +60,23 @@ class FileReport(Protocol):
     @property
     def started(self) -> float:
         """When that began, in seconds since 1970, UTC; 0 where skipped."""
+
+
+class ReportDefaults:
+    """What reports of files share that have nothing to add."""
+
+    NO_COLUMNS: ClassVar[Sequence[str]] = ()
+    SPREAD: ClassVar[Sequence[str]] = ()
+
+    @staticmethod
+    def remarks_on(reports: Sequence[Any]) -> list[str]:
+        """Returns no remarks."""
+        return []
+
+    @staticmethod
+    def sample_of(reports: Sequence[Any]) -> list[str]:
+        """Returns no lines."""
+        return []
 
 
 Report = TypeVar("Report", bound=FileReport)
@@ -115,7 +140,7 @@ class SomeFilesFailedError(FileError):
         return "; ".join(f"{name}: {reason}" for name, reason in self.failures.items())
 
 
-def run_in_turn(work: Work[Report], files: Sequence[TaskFile]) -> list[Report]:
+def run_in_turn(files: Sequence[TaskFile], work: Work[Report]) -> list[Report]:
     """Does one file after another; one that fails does not stop the others.
 
     Returns:
@@ -139,6 +164,22 @@ def run_in_turn(work: Work[Report], files: Sequence[TaskFile]) -> list[Report]:
     if failures:
         raise SomeFilesFailedError(reports, failures)
     return reports
+
+
+def row_of(report: FileReport) -> dict[str, Any]:
+    """Returns the row of a finished file: its name, then its facts by column."""
+    facts = asdict(report)
+    name = facts.pop(next(iter(facts)))
+    seconds, output = facts.pop("seconds"), facts.pop("output")
+    for field in report.NO_COLUMNS:
+        del facts[field]
+    if not report.worker:  # finished before the run
+        del facts["worker"], facts["started"]
+    for field in report.SPREAD:
+        facts.update(facts.pop(field))
+    n_done = report.documents - facts.get("resumed", 0)
+    speed = round(n_done / seconds, 1) if seconds else ""
+    return {"file": name, **facts, "seconds": round(seconds, 2), "documents/s": speed, "output": output}
 
 
 def worker_name() -> str:

@@ -10,13 +10,13 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from typer.testing import CliRunner
 
 from flows.annotate import annotate
-from flows.commands.cli import app
-from flows.commands.run import run_filter
+from flows.commands.app import build_app
 from flows.embed import embed
 from flows.filter import filter
 from flows.pipeline import pipeline
 from flows.running.finished import finished_before
 from flows.running.report import FilesFailedError
+from flows.running.start import run_job_file
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.job_files import load_job
 from mlfilter_core.errors import ConfigError
@@ -103,12 +103,12 @@ def test_other_limits_are_refused_over_finished_files_unless_overwritten(
 def test_other_scores_over_a_folder_that_was_filtered_before_are_surveyed_anew(
     scored: None, filter_job: WriteFilterJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_filter(filter_job())
+    run_job_file("filter", filter_job())
     keep = {"scores": {"linear": {"percentile": 50}}}
     assert finished_before(load_job(filter_job(keep=keep), FilterJob)) is None
     scores = sorted(row["score_linear"] for row in records(tmp_path / "out" / "annotated_data"))
     n_kept = sum(score >= scores[10] for score in scores)
-    assert run_filter(filter_job(keep=keep, overwrite=True)).totals()["kept"] == n_kept
+    assert run_job_file("filter", filter_job(keep=keep, overwrite=True)).totals()["kept"] == n_kept
     # A shard whose own files are as they were does not go on with limits of a corpus that has changed.
     (first, *_) = (tmp_path / "out" / "annotated_data").glob("*/*.jsonl")
     first.touch()
@@ -116,7 +116,7 @@ def test_other_scores_over_a_folder_that_was_filtered_before_are_surveyed_anew(
     assert finished_before(job) is None
     left = tmp_path / "out" / "filtered" / "b" / "z.jsonl"
     left.write_text("{}\n")
-    assert run_filter(filter_job(keep=keep)).totals()["kept"] == n_kept
+    assert run_job_file("filter", filter_job(keep=keep)).totals()["kept"] == n_kept
     assert f"{left}: its annotated file is gone; remove it if its documents are not wanted" in caplog.text
 
 
@@ -126,7 +126,7 @@ def test_folders_within_one_another_are_refused(scored: None, filter_job: WriteF
         with pytest.raises(
             ConfigError, match=r"params.annotated_directory: .* lie within each other; give another out"
         ):
-            run_filter(filter_job(annotated_directory=str(folder), overwrite=True))
+            run_job_file("filter", filter_job(annotated_directory=str(folder), overwrite=True))
 
 
 def test_a_score_that_there_is_not_stops_the_run_before_any_document_is_written(
@@ -144,7 +144,7 @@ def test_a_dry_run_shows_what_would_be_kept_and_writes_no_document(
     scored: None, filter_job: WriteFilterJob, tmp_path: Path
 ) -> None:
     arguments = ["--config", str(filter_job()), "--dry-run", "--percentiles", "50,90", "--thresholds", "1e6"]
-    done = CliRunner().invoke(app, ["filter", *arguments])
+    done = CliRunner().invoke(build_app(), ["filter", *arguments])
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("mlp")]
     assert [row[1:5] for row in rows] == [
@@ -160,4 +160,4 @@ def test_a_filter_ends_the_row_of_pipelines(
     reports = pipeline(embed_job(), annotate_job(), filter_config=filter_job())
     assert [report.flow for report in reports] == ["embed", "annotate", "filter"]
     assert len(records(tmp_path / "out" / "filtered")) == 9
-    assert run_filter(filter_job()).totals()["kept"] == 9
+    assert run_job_file("filter", filter_job()).totals()["kept"] == 9

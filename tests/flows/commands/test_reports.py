@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flows.commands.cli import app
+from flows.commands.app import build_app
 from mlfilter_core.annotating.annotated_format import open_annotations, write_records
 from mlfilter_core.tallies.score_statistics import score_statistics, write_score_statistics
 
@@ -25,7 +25,7 @@ def write_annotated(output_dir: Path, scores: list[float]) -> Path:
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    done = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
     return done.exit_code, done.stdout, done.stderr
 
 

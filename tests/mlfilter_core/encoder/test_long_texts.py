@@ -19,7 +19,7 @@ from mlfilter_core.encoder.long_texts import CHARS_PER_TOKEN, TruncatingTokenize
 from mlfilter_core.encoder.model_files import ModelFiles
 from tests.conftest import tiny_tokenizer
 
-WEB_PAGES = Path(__file__).parents[3] / "shared" / "data" / "fineweb_edu_1000.jsonl"
+WEB_PAGES = Path(__file__).parents[4] / "shared" / "data" / "fineweb_edu_1000.jsonl"
 ENGLISH = "The chlorophyll in the leaves absorbs red and blue light, which isn't what we'd see of them. "
 PROSE = [
     ENGLISH,

@@ -32,7 +32,7 @@ class Sleeping:
 def test_each_report_says_who_did_the_file_and_when() -> None:
     began = time.time()
     files = [TaskFile(f"{stem}.jsonl", stem, Path()) for stem in ("a", "b", "old")]
-    first, second, skipped = run_in_turn(Sleeping(), files)
+    first, second, skipped = run_in_turn(files, Sleeping())
     assert first.worker == second.worker == worker_name()
     assert str(os.getpid()) in worker_name()
     assert began + 0.29 < first.started <= second.started < time.time()  # loading is no time of the first file's

@@ -21,7 +21,7 @@ from mlfilter_core.files.task_files import TaskFile
 from tests.conftest import WriteLines
 from tests.flows.conftest import WriteJob
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SCRIPTS = ["flows/embed.py", "flows/annotate.py", "flows/pipeline.py"]
 HEAVY = ("torch", "transformers", "prefect", "distributed", "h5py")
 
@@ -211,7 +211,7 @@ def test_execution_settings_of_the_predecessor_are_accepted(embed_job: WriteJob)
 def test_a_script_without_a_guard_is_told_so(embed_job: WriteJob, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "from pathlib import Path\n"
-        "from flows.commands.run import run_embedding_pipeline\n"
+        "from ml_filter.annotation.embedding_pipeline import run_embedding_pipeline\n"
         f"run_embedding_pipeline(Path({str(embed_job())!r}))\n"
     )
     done = command(tmp_path / "script.py")
@@ -222,7 +222,7 @@ def test_a_script_without_a_guard_is_told_so(embed_job: WriteJob, tmp_path: Path
 def test_workers_do_not_import_the_script_that_starts_them(tmp_path: Path) -> None:
     script = """
 import multiprocessing
-from flows.commands.cli import hide_script_from_workers
+from flows.running.script import hide_script_from_workers
 if __name__ == "__main__":
     for hide in (lambda: None, hide_script_from_workers):
         hide()

@@ -1,0 +1,92 @@
+"""The commands of `ml_filter`: those that run jobs, made from the table of job kinds, and those about jobs.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands.reports import reports
+from flows.commands.results import results
+from flows.running.script import STYLE, ConfigPath, Overrides, command_of, run_and_print
+from mlfilter_core.config.job_files import parse_overrides
+from mlfilter_core.job_kinds import kinds, load_any_job
+from mlfilter_core.versions import library_versions
+
+if TYPE_CHECKING:
+    from flows.running.report import RunReport
+
+PIPELINE, OLD_PIPELINE = "pipeline", "run_pipelines"
+
+
+def build_app() -> typer.Typer:
+    """Returns all commands; names are accepted with hyphens and with underscores."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        help="Embed large corpora of web text, score the embeddings, filter by the scores.",
+        **STYLE,
+    )
+    app.callback()(_about)
+    for kind in kinds():
+        _add(app, kind.flow, kind.old_command, command_of(kind.flow))
+    _add(app, PIPELINE, OLD_PIPELINE, command_of(PIPELINE))
+    app.command("plan")(plan_command)
+    app.command("job-script")(job_script_command)
+    app.add_typer(results)  # without a name of its own, its commands stand beside those of this module
+    app.add_typer(reports)
+    return app
+
+
+def main() -> None:
+    """Entry point of `ml_filter`."""
+    build_app()()
+
+
+def _add(app: typer.Typer, name: str, old_name: str | None, command: Callable[..., None]) -> None:
+    app.command(name.replace("_", "-"))(command)
+    if old_name is not None:
+        app.command(old_name.replace("_", "-"), hidden=True)(command)
+
+
+def _about(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version.")] = False,
+) -> None:
+    if version:
+        print(f"mlfilter {library_versions()['mlfilter']}")
+        raise typer.Exit
+
+
+def plan_command(
+    config: ConfigPath,
+    set_: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all the facts as JSON.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the sample: the same seed draws the same documents.")] = 0,
+) -> None:
+    """Say what a job would do and need, and all that is wrong with it, before it starts."""
+
+    def show() -> list["RunReport"]:
+        from flows.commands.plan import plan_job
+        from flows.commands.plan_screen import print_plan
+
+        plan = plan_job(config, parse_overrides(set_ or []), seed)
+        print_plan(plan, str(config), as_json)
+        if plan.problems:
+            raise typer.Exit(1)
+        return []
+
+    run_and_print(show)
+
+
+def job_script_command(config: ConfigPath, set_: Overrides = None) -> None:
+    """Show the script of the Slurm jobs that a job file asks for, and submit nothing."""
+
+    def show() -> list["RunReport"]:
+        from flows.workers.slurm import job_script
+
+        job = load_any_job(config, parse_overrides(set_ or []))
+        print(job_script(job.slurm, job.one_per_core, job.device, job.logging_dir / "NAME-OF-THE-RUN"))
+        return []
+
+    run_and_print(show)

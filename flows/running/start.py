@@ -1,0 +1,125 @@
+"""Job files to finished runs, with or without a Prefect server at hand."""
+
+import multiprocessing
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.prefect_api.server import (
+    ApiLostError,
+    api_is_configured,
+    is_of_api,
+    keep_prefect_home_in,
+    prefect_api,
+    report_no_usage,
+)
+from mlfilter_core.config.execution import Job
+from mlfilter_core.config.job_files import load_job
+from mlfilter_core.errors import ConfigError
+from mlfilter_core.files.publishing import check_writable
+from mlfilter_core.job_kinds import kind_of_flow, kind_of_job, kinds, load_entry_point
+
+if TYPE_CHECKING:
+    from flows.running.report import RunReport
+
+PIPELINE = "flows.pipeline:pipeline"
+
+
+def run_job_file(flow: str, config_file_path: Path, overrides: Mapping[str, Any] | None = None) -> "RunReport":
+    """Runs the job of a file to its end.
+
+    Args:
+        flow: Name of its kind: `embed`, `train_head`, `annotate`, `filter`, or one that is registered.
+        config_file_path: YAML job file.
+        overrides: Values that replace those of the file, by dotted name: `{"params.batch_size": 128}`.
+
+    Returns:
+        What became of every file.
+
+    Raises:
+        JobError: The job cannot run as it is configured.
+        FilesFailedError: Some files failed; the others are finished.
+    """
+    kind = kind_of_flow(flow)
+    if kind is None:
+        known = ", ".join(kind.flow for kind in kinds())
+        raise ConfigError(f"there is no kind of job {flow}; the kinds are: {known}")
+    return run_job(load_job(config_file_path, kind.config, overrides))
+
+
+def run_job(job: Job, **options: Any) -> "RunReport":
+    """Runs a job to its end; results and errors as of `run_job_file`.
+
+    Args:
+        job: The job.
+        options: Further arguments of its flow, such as `dry_run` of a filter.
+    """
+    kind = kind_of_job(job)
+    return _run(lambda: [load_entry_point(kind.run)(job, **options)], job)[0]
+
+
+def run_pipeline(steps: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> "list[RunReport]":
+    """Runs the jobs of several files, each only where nothing of the one before has failed.
+
+    All job files are read, once, before anything starts.
+
+    Args:
+        steps: Job file and overrides of each step: `{"embed": (Path("embed.yaml"), {}), "annotate": ...}`.
+
+    Raises:
+        JobError: A job cannot run as it is configured.
+        FilesFailedError: Some files failed; the others are finished.
+    """
+    configs: dict[str, Job] = {}
+    for kind in kinds():
+        if kind.step is not None and kind.step in steps:
+            path, overrides = steps[kind.step]
+            configs[f"{kind.step}_config"] = load_job(path, kind.config, overrides)
+    return _run(lambda: load_entry_point(PIPELINE)(**configs), *configs.values())
+
+
+def _run(run: "Callable[[], list[RunReport]]", *jobs: Job) -> "list[RunReport]":
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports the script once more
+        raise ConfigError('call this below `if __name__ == "__main__":`; workers import the script that starts them')
+    job = jobs[0]
+    check_writable(job.params.output_dir)
+    check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
+    # Its database is for the processes of one machine: SQLite's log does not work across a network.
+    folder = job.logging_dir / "prefect" / socket.gethostname()
+    keep_prefect_home_in(folder)
+    report_no_usage()
+    if not api_is_configured():
+        from flows.running.finished import finished_before
+
+        reports = [report for job in jobs if (report := finished_before(job)) is not None]
+        if len(reports) == len(jobs):
+            return reports
+    with prefect_api(folder):
+        return _outliving_api(run, len(jobs))
+
+
+def _outliving_api(run: "Callable[[], list[RunReport]]", n_jobs: int) -> "list[RunReport]":
+    """Returns the reports of a run, also where Prefect loses its API before it has recorded the run's end.
+
+    Raises:
+        FilesFailedError: Some files failed; the others are finished.
+        ApiLostError: The API was lost before all was done.
+    """
+    from flows.running.report import FilesFailedError, keeping_reports
+
+    with keeping_reports() as reports:
+        try:
+            return run()
+        except Exception as error:
+            if not is_of_api(error):
+                raise
+            lost = ApiLostError(error)
+    failed = next((report for report in reports if report.failures), None)
+    if failed is None and len(reports) < n_jobs:
+        raise lost
+    print(f"warning: {lost}", file=sys.stderr)
+    if failed is not None:
+        raise FilesFailedError(failed)
+    return reports
