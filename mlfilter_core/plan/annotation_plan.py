@@ -45,15 +45,9 @@ class _Embeddings:
 
 
 def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
-    """Checks a job against its embeddings, loads its heads, and scores some rows.
+    """Checks a job against its embeddings, loads its heads, and scores some rows; draws nothing, whatever `seed` is.
 
-    Writes none of the job's files.
-
-    Args:
-        job: The job.
-        workers: Workers that it asks for.
-        seed: Not used: the files to score are evenly spaced.
-        findings: Receives what is wrong.
+    Writes none of the job's files. What is wrong goes to `findings`.
     """
     params = job.params
     check_folders(job, findings)

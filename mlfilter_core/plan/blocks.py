@@ -222,26 +222,19 @@ def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
 def _decompress_prefix(file: TaskFile) -> tuple[bytes, int, bool]:
     """Returns the first bytes decompressed, how many bytes on disk gave them, and whether they are all of the file."""
     content = bytearray()
-    # A decompressor returns the content of one compressed block a little at a time, after it has read all of that
-    # block. Only when it reads on is it known how much of the file gave the content so far.
-    n_read = n_known = n_known_from = 0
     with open(file.path, "rb") as opened:
         decompress = _decompressor(opened.read(4))
         assert decompress is not None, "draw_blocks has read the same bytes"
         opened.seek(0)
         sips = _Sips(opened)
         with decompress(sips) as stream:
-            while len(content) < MAX_DECOMPRESSED_BYTES and (
-                n_read < PREFIX_BYTES or content.find(b"\n", 0, n_known) < 0
-            ):
-                piece = stream.read1(READ_BYTES)
+            while len(content) < MAX_DECOMPRESSED_BYTES and (sips.n_bytes < PREFIX_BYTES or b"\n" not in content):
+                # A limit below what one sip may give would leave the rest of it in the decompressor.
+                piece = stream.read1(MAX_DECOMPRESSED_BYTES)
                 if not piece:
-                    return bytes(content), n_read, True
-                if sips.n_bytes > n_read:
-                    n_known, n_known_from = len(content), n_read
-                    n_read = sips.n_bytes
+                    return bytes(content), sips.n_bytes, True
                 content += piece
-    return (bytes(content[:n_known]), n_known_from, False) if n_known else (bytes(content), n_read, False)
+    return bytes(content), sips.n_bytes, False
 
 
 class _Sips:

@@ -33,15 +33,9 @@ DIGEST_CHARACTERS = 12
 
 
 def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
-    """Checks a job against its data, loads its model, and embeds some of its documents.
+    """Checks a job against a sample of its data, drawn with `seed`, loads its model, and embeds some documents.
 
-    Writes none of the job's files.
-
-    Args:
-        job: The job.
-        workers: Workers that it asks for.
-        seed: Seed of the documents that are drawn.
-        findings: Receives what is wrong.
+    Writes none of the job's files. What is wrong goes to `findings`.
     """
     params = job.params
     check_folders(job, findings)

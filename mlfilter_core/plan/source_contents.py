@@ -10,7 +10,7 @@ from mlfilter_core.corpus.documents import BadRecordError, parse_record
 from mlfilter_core.embedding.wanted_keys import describe_absent, types_by_key, wanted_keys
 from mlfilter_core.plan.blocks import BlockSample
 from mlfilter_core.plan.corpus_sample import CorpusSample, Piece
-from mlfilter_core.plan.estimates import METHOD, estimate_total
+from mlfilter_core.plan.estimates import METHOD, Estimate, estimate_total
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Section
 from mlfilter_core.wording import rough_share, size
@@ -71,7 +71,6 @@ def documents_section(sample: CorpusSample, encoder: "Encoder | None") -> Sectio
         "tokens": sample.total(lambda piece: piece.n_tokens),
         "truncated": sample.total(lambda piece: piece.n_truncated),
     }
-    by_reason = {reason: sample.total(lambda piece, reason=reason: piece.reasons[reason]) for reason in sample.reasons}
     n_lines = sum(piece.n_lines for piece in sample.pieces)
     n_files = len({piece.block.file for piece in sample.pieces})
     facts: dict[str, Any] = {
@@ -80,7 +79,7 @@ def documents_section(sample: CorpusSample, encoder: "Encoder | None") -> Sectio
         "is_everything": sample.blocks.is_everything,
         "interval": METHOD,
         **{name: total.to_json() for name, total in totals.items()},
-        "rejected_by_reason": {reason: total.to_json() for reason, total in by_reason.items()},
+        "rejected_by_reason": {reason: _rejected(sample, reason).to_json() for reason in sample.reasons},
     }
     documents = totals["documents"]
     lines = [("documents", documents.words())]
@@ -127,6 +126,10 @@ def check_rejects(params: EmbeddingPipelineParameters, sample: CorpusSample, fin
             f"{len(failing)} of {len(by_file)} sampled files would fail with more rejected lines than "
             f"params.max_rejected_fraction, {params.max_rejected_fraction}: {shown}; check the keys, or raise it"
         )
+
+
+def _rejected(sample: CorpusSample, reason: str) -> Estimate:
+    return sample.total(lambda piece: piece.reasons[reason])
 
 
 def _records(blocks: BlockSample) -> list[dict[str, Any]]:

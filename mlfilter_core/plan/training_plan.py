@@ -27,13 +27,9 @@ QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "max": 1.0}
 
 
 def plan_training(job: TrainingJob, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
-    """Checks a job against its embeddings and labels; writes nothing, and trains nothing.
+    """Checks a job against its embeddings and labels; draws nothing, whatever `seed` is.
 
-    Args:
-        job: The job.
-        workers: Workers that it asks for.
-        seed: Not used: all labels are read.
-        findings: Receives what is wrong.
+    Trains and writes nothing. What is wrong goes to `findings`.
     """
     check_folders(job, findings)
     device_to_measure(job.params.device, workers, findings)
