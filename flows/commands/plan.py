@@ -1,4 +1,4 @@
-"""The plan of a job, made where its flow would run; no worker, no Prefect and nothing of the job's is started."""
+"""The plan of a job, made on the machine where its flow would run; starts neither workers nor Prefect."""
 
 import os
 import re
@@ -12,8 +12,10 @@ from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_kinds import kind_of_job, load_any_job, load_entry_point
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers
+from mlfilter_core.wording import plural
 
-ADVISED = {
+# Recommended settings, and the options of sbatch that override each.
+OVERRIDING_OPTIONS = {
     "time": ("time",),
     "cpus_per_task": ("cpus-per-task",),
     "mem_per_cpu_gb": ("mem-per-cpu", "mem", "mem-per-gpu"),
@@ -21,12 +23,12 @@ ADVISED = {
 
 
 def plan_job(config: Path, overrides: Mapping[str, Any], seed: int = 0) -> Plan:
-    """Returns what a job would do and need, with all that is wrong with it.
+    """Returns what a job would do and need, with everything that is wrong with it.
 
     Args:
         config: YAML job file.
         overrides: Values that replace those of the file, by dotted name.
-        seed: Of the documents that are drawn.
+        seed: Seed of the documents that are drawn.
     """
     findings = Findings()
     try:
@@ -39,7 +41,7 @@ def plan_job(config: Path, overrides: Mapping[str, Any], seed: int = 0) -> Plan:
 
 
 def _plan(job: Job, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
-    # Before torch, which reads them once, is imported: what is measured here is one of the workers.
+    # Torch reads these once, when it is imported. With them, this process computes as one of the workers would.
     from flows.workers.local import QUIET, THREAD_VARIABLES, n_cores
 
     n_threads = min(workers.n_cores, n_cores())
@@ -57,7 +59,7 @@ def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:
 
     Args:
         job: The job.
-        findings: Takes what would keep its workers from starting.
+        findings: Receives what would keep its workers from starting.
     """
     from flows.workers.local import n_cores, shares_gpus, visible_gpus
 
@@ -65,21 +67,22 @@ def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:
         n_gpus = len(visible_gpus()) if shares_gpus(job.device) else 0
         default = n_cores() if job.one_per_core else max(1, n_gpus)
         n = job.local.workers if job.local.workers > 0 else default
-        words = f"{_count(n, 'worker')} on this machine"
+        words = f"{plural(n, 'worker')} on this machine"
         return PlannedWorkers(n, 1, max(1, n_cores() // n), n_gpus > 0, False, words)
     from flows.workers.slurm_job import slurm_job
 
     asked = slurm_job(job.slurm, job.one_per_core, job.device, job.logging_dir)
     if shutil.which("sbatch") is None:
-        findings.add_warning("there is no sbatch on this machine: start the flow on a login node")
+        findings.add_warning("this machine has no sbatch: start the flow on a login node")
     if " " in str(job.logging_dir.absolute()):
         findings.add_problem(
-            f"slurm_settings.logging_dir: {job.logging_dir} has a space, which the lines of a job's script cannot have"
+            f"slurm_settings.logging_dir: {job.logging_dir} contains a space, which the script of a Slurm job cannot; "
+            "give another folder"
         )
     cores = int(asked.options["cpus-per-task"])
     own = job.slurm.sbatch_options()
     n_jobs = job.slurm.max_jobs
-    words = f"{_count(n_jobs, 'Slurm job')} of {_count(asked.n_workers, 'worker')}"
+    words = f"{plural(n_jobs, 'Slurm job')} of {plural(asked.n_workers, 'worker')}"
     return PlannedWorkers(
         n_jobs * asked.n_workers,
         asked.n_workers,
@@ -88,12 +91,12 @@ def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:
         True,
         words,
         job.slurm.model_dump(mode="json", exclude_unset=True),
-        tuple(field for field, options in ADVISED.items() if own.keys() & set(options)),
+        tuple(field for field, options in OVERRIDING_OPTIONS.items() if own.keys() & set(options)),
     )
 
 
 def _asked_for(options: Mapping[str, str]) -> list[str]:
-    """Returns what of a job's options may stand for GPUs."""
+    """Returns the parts of a job's options that may ask for GPUs."""
     names = [name for name, value in options.items() if name.startswith("gpus") and value != "0"]
     return [*names, *options.get("gres", "").split(",")]
 
@@ -104,7 +107,3 @@ def _check_port(job: Job, findings: Findings) -> None:
 
         with findings.noting():
             check_port(job.metrics_port)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"

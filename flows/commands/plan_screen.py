@@ -8,23 +8,24 @@ from rich.table import Table
 from rich.text import Text
 
 from mlfilter_core.plan.plan import Plan
+from mlfilter_core.wording import plural
 
 PIPED_WIDTH = 120
 TITLE_WIDTH = 10
 
 
 def print_plan(plan: Plan, config: str, as_json: bool) -> None:
-    """Prints a plan: its facts on standard output, and what is wrong on standard error.
+    """Prints a plan: its facts on standard output, its problems on standard error.
 
     Args:
         plan: The plan.
         config: Name of the job file.
-        as_json: Whether to print JSON, which holds the problems too.
+        as_json: Whether to print JSON, which contains the problems too.
     """
     if as_json:
         print(orjson.dumps(plan.to_json(), option=orjson.OPT_INDENT_2).decode())
         return
-    # Without a terminal there is no width; its usual 80 columns would tear paths apart.
+    # Without a terminal, rich takes 80 columns, which would break paths.
     out = Console(highlight=False) if sys.stdout.isatty() else Console(width=PIPED_WIDTH, highlight=False)
     out.print(Text(f"plan of {config}: {plan.flow}", style="bold"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -40,10 +41,10 @@ def print_plan(plan: Plan, config: str, as_json: bool) -> None:
     for warning in plan.warnings:
         out.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
     if not plan.problems:
-        out.print(Text("nothing is wrong", style="green"))
+        out.print(Text("no problems found", style="green"))
         return
     sys.stdout.flush()
     err = Console(stderr=True, highlight=False)
-    err.print(Text(f"{len(plan.problems)} problem{'' if len(plan.problems) == 1 else 's'}:", style="bold red"))
+    err.print(Text(f"{plural(len(plan.problems), 'problem')}:", style="bold red"))
     for problem in plan.problems:
         err.print(Text.assemble(("  - ", "red"), problem.replace("\n", "\n    ")), soft_wrap=True)

@@ -1,8 +1,5 @@
-"""How fast this machine scores rows of some files, measured by scoring them."""
+"""How fast this machine scores documents, measured by scoring the first rows of some files."""
 
-import math
-import os
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -11,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlfilter_core.annotating.annotate_file import AnnotateRequest, check_finite, score_columns, scored
-from mlfilter_core.annotating.annotated_format import SUFFIXES, open_annotations, write_records
+from mlfilter_core.annotating.annotated_format import open_annotations, write_records
 from mlfilter_core.embedding_store.output_values import OutputValues
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.plan.estimates import Estimate
+from mlfilter_core.plan.estimates import Estimate, estimate_ratio
 from mlfilter_core.plan.findings import Findings
+from mlfilter_core.plan.worker_memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
 
-MAX_ROWS, MAX_S = 20_000, 2.0  # of one file; either is enough to tell its speed
+MAX_ROWS, MAX_S = 20_000, 2.0  # of one file; either is enough to measure its speed
 
 
 @dataclass(frozen=True)
@@ -30,20 +28,18 @@ class AnnotationTrial:
     """What scoring some rows took.
 
     Attributes:
-        rows: That were scored.
-        seconds: From the HDF5 files to JSONL files.
-        bytes_per_row: Of what was written, with the interval that the files' differences give.
-        columns: Names of what is written beside the output keys.
-        suffix: Of annotated files.
+        rows: Number of rows that were scored.
+        seconds: Seconds from the HDF5 files to the annotated files.
+        bytes_per_row: Bytes written for a row.
+        columns: Names of the scores that are written beside the output keys.
         device: Where the heads computed.
-        peak_bytes: That this process took of memory at most.
+        peak_bytes: Peak memory of this process.
     """
 
     rows: int
     seconds: float
     bytes_per_row: Estimate
     columns: Sequence[str]
-    suffix: str
     device: str
     peak_bytes: int
 
@@ -53,20 +49,16 @@ class AnnotationTrial:
 
 
 def try_annotation(
-    files: Sequence[TaskFile],
-    request: AnnotateRequest,
-    heads: Sequence["Head"],
-    device: str,
-    findings: Findings,
+    files: Sequence[TaskFile], request: AnnotateRequest, heads: Sequence["Head"], device: str, findings: Findings
 ) -> AnnotationTrial | None:
     """Scores the first rows of some files, and writes them to a temporary folder.
 
     Args:
-        files: Of embeddings.
-        request: What is asked of each.
-        heads: All of the job's, as wide as the embeddings.
+        files: Files of embeddings.
+        request: What the job asks of each.
+        heads: All heads of the job, as wide as the embeddings.
         device: Where they compute.
-        findings: Takes what is wrong with a file, its source, or the output keys.
+        findings: Receives what is wrong with a file, its source, or the output keys.
 
     Returns:
         None where no row could be scored.
@@ -77,7 +69,8 @@ def try_annotation(
 
     chosen = pick_device(device)
     placed = [head.to(chosen, getattr(torch, request.model_dtype)) for head in heads]
-    sizes: list[tuple[int, int]] = []  # rows and bytes of each file
+    rows: list[int] = []
+    sizes: list[int] = []
     seconds = 0.0
     with tempfile.TemporaryDirectory(prefix="mlfilter-plan-") as folder:
         for number, file in enumerate(files):
@@ -86,29 +79,32 @@ def try_annotation(
                 started = time.monotonic()
                 n_rows = _annotate_first(file, written, request, placed)
                 seconds += time.monotonic() - started
-                sizes.append((n_rows, written.stat().st_size))
-    n_rows = sum(rows for rows, _ in sizes)
-    if not n_rows:
+                rows.append(n_rows)
+                sizes.append(written.stat().st_size)
+    if not sum(rows):
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if os.uname().sysname == "Linux" else 0)
-    columns = score_columns(placed, request).names
     return AnnotationTrial(
-        n_rows, max(seconds, 1e-6), _per_row(sizes), columns, SUFFIXES[request.compression], str(chosen), peak
+        rows=sum(rows),
+        seconds=max(seconds, 1e-6),
+        bytes_per_row=estimate_ratio(sizes, rows),
+        columns=score_columns(placed, request).names,
+        device=str(chosen),
+        peak_bytes=peak_memory_bytes(),
     )
 
 
 def _annotate_first(file: TaskFile, written: Path, request: AnnotateRequest, heads: list["Head"]) -> int:
-    """Writes the first rows of a file as they would be annotated; returns how many they are."""
+    """Writes the first rows of a file as they would be annotated; returns their number."""
     from mlfilter_core.heads.head import score
 
     columns = score_columns(heads, request)
     deadline = time.monotonic() + MAX_S
+    n_done = 0
     with (
         EmbeddingFile(file.path, request.group) as embeddings,
         OutputValues(embeddings, request.output_keys, columns.names, request.source_dir) as values,
         open_annotations(written, request.compression) as sink,
     ):
-        n_done = 0
         for rows in embeddings.slices(request.batch_size):
             outputs = score(heads, embeddings.embeddings(rows))
             check_finite(outputs, heads, embeddings, rows)
@@ -123,16 +119,3 @@ def _annotate_first(file: TaskFile, written: Path, request: AnnotateRequest, hea
                 f"first {n_done} documents of its source; there are: {', '.join(values.known_keys())}"
             )
     return n_done
-
-
-def _per_row(sizes: Sequence[tuple[int, int]]) -> Estimate:
-    """Returns the bytes of a row: a ratio over the files (Cochran, Sampling Techniques, chapter 6)."""
-    n_rows, n_bytes = sum(rows for rows, _ in sizes), sum(size for _, size in sizes)
-    ratio = n_bytes / n_rows
-    if len(sizes) < 2:
-        return Estimate(ratio, ratio, ratio)
-    from scipy.stats import t
-
-    spread = sum((size - ratio * rows) ** 2 for rows, size in sizes) / (len(sizes) - 1)
-    half = float(t.ppf(0.975, len(sizes) - 1)) * math.sqrt(spread * len(sizes)) / n_rows
-    return Estimate(ratio, max(0.0, ratio - half), ratio + half)

@@ -1,8 +1,8 @@
-"""Random pieces of source files, whole lines each, from which totals over all files are estimated.
+"""A random sample of source files, as blocks of whole lines from which totals over all files are estimated.
 
-Of plain files, a piece is the lines that begin in one of the stretches of `BLOCK_BYTES` that all files together are
-cut into, each as likely as any other: long lines and large files get their due. In a compressed file nothing can be
-found but its beginning, so that the beginnings of some files, drawn at random, stand for all of each.
+The plain files together are divided into stretches of `BLOCK_BYTES`. A block is the lines that begin in one stretch.
+Each stretch is drawn with the same probability, so that long lines and large files have their due weight. A compressed
+file can be read only from its beginning: some files are drawn, and the beginning of each stands for the whole file.
 """
 
 import gzip
@@ -10,23 +10,23 @@ import random
 import stat
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from mlfilter_core.corpus.lines import GZIP_MAGIC, SKIPPABLE_FRAME, ZSTD_MAGIC
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.files.zstd import zstd
 from mlfilter_core.plan.findings import Findings
 
-# Some ten web pages. All of these are arbitrary: together they are read and tokenised in seconds.
-BLOCK_BYTES = 32 << 10
+# All of these are arbitrary: together, the blocks are read and tokenized in seconds.
+BLOCK_BYTES = 32 << 10  # some ten web pages
 MAX_BLOCKS = 200
-MAX_HEADS = 24
-HEAD_BYTES = 128 << 10  # of a compressed file
-MAX_UNPACKED_BYTES = 64 << 20  # of a beginning that holds no line feed, or is a bomb
-SIP_BYTES = 4 << 10  # decompressors read ahead: with more at a time it would not be known which bytes gave which lines
+MAX_PREFIXES = 24
+PREFIX_BYTES = 128 << 10  # compressed
+MAX_DECOMPRESSED_BYTES = 64 << 20  # of a beginning without a line feed, or of a decompression bomb
+SIP_BYTES = 4 << 10  # decompressors read ahead: larger reads would hide which bytes gave which lines
 READ_BYTES = 64 << 10
 
 
@@ -36,9 +36,9 @@ class Block:
 
     Attributes:
         file: The file.
-        n_bytes: Of the file on disk that these lines stand for.
-        lines: Without line feeds; each is cut to one byte above the job's limit where it is longer.
-        lines_bytes: Decompressed.
+        n_bytes: Bytes on disk that these lines stand for.
+        lines: Lines without line feeds; a line above the job's limit is cut to one byte more than the limit.
+        lines_bytes: Decompressed bytes.
     """
 
     file: TaskFile
@@ -48,13 +48,13 @@ class Block:
 
 
 @dataclass(frozen=True)
-class FileHead:
+class Prefix:
     """The beginning of a compressed file.
 
     Attributes:
-        n_bytes: Of the whole file on disk.
-        blocks: In order.
-        is_whole: Whether that is all of the file.
+        n_bytes: Bytes of the whole file on disk.
+        blocks: Its blocks, in order.
+        is_whole: Whether these are all of the file.
     """
 
     n_bytes: int
@@ -64,100 +64,109 @@ class FileHead:
 
 @dataclass(frozen=True)
 class BlockSample:
-    """Pieces of the files of a corpus.
+    """Blocks of the files of a corpus.
 
     Attributes:
-        blocks: Of the plain files.
-        n_blocks: That there are.
-        plain_bytes: Of all plain files.
-        heads: Of compressed files.
-        n_compressed: Compressed files that there are.
-        compressed_bytes: Of them all, on disk.
-        bytes_by_file: Of every file on disk, by its relative path.
+        blocks: Blocks drawn from the plain files.
+        n_blocks: Blocks in all plain files.
+        plain_bytes: Bytes of all plain files.
+        prefixes: Beginnings of the compressed files that were drawn.
+        n_compressed: Number of all compressed files.
+        compressed_bytes: Bytes of all compressed files on disk.
+        bytes_by_file: Bytes of every file on disk, by its relative path.
     """
 
     blocks: Sequence[Block]
     n_blocks: int
     plain_bytes: int
-    heads: Sequence[FileHead]
+    prefixes: Sequence[Prefix]
     n_compressed: int
     compressed_bytes: int
-    bytes_by_file: dict[str, int]
+    bytes_by_file: Mapping[str, int]
 
     @property
     def all_blocks(self) -> list[Block]:
-        """Those of compressed files as well."""
-        return [*self.blocks, *(block for head in self.heads for block in head.blocks)]
+        """Blocks of plain and of compressed files."""
+        return [*self.blocks, *(block for prefix in self.prefixes for block in prefix.blocks)]
 
     @property
     def is_everything(self) -> bool:
-        """Whether all of the files was read."""
-        all_heads = len(self.heads) == self.n_compressed and all(head.is_whole for head in self.heads)
-        return len(self.blocks) == self.n_blocks and all_heads
+        """Whether all files were read as a whole."""
+        all_prefixes = len(self.prefixes) == self.n_compressed and all(prefix.is_whole for prefix in self.prefixes)
+        return len(self.blocks) == self.n_blocks and all_prefixes
 
 
 def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findings: Findings) -> BlockSample:
-    """Draws pieces of some files; the same seed draws the same.
+    """Draws a sample of the lines of some files; the same seed draws the same lines.
 
     Args:
-        files: All of the corpus; each is opened once, for its first bytes.
-        max_line_bytes: Longer lines are cut.
-        seed: Of the draw.
-        findings: Takes the files that cannot be read.
+        files: All files of the corpus; the first bytes of each are read.
+        max_line_bytes: Limit above which a line is cut.
+        seed: Seed of the draw.
+        findings: Receives the files that cannot be read.
     """
-    plain: list[tuple[TaskFile, int]] = []
-    compressed: list[tuple[TaskFile, int]] = []
+    chosen = random.Random(seed)
+    plain: dict[TaskFile, int] = {}
+    compressed: dict[TaskFile, int] = {}
     for file in files:
-        with findings.noting(f"{file.path} cannot be read", "mend its path or its permissions"):
+        with findings.noting(f"{file.path} cannot be read", "fix its path or its permissions"):
             status = file.path.stat()
             if not stat.S_ISREG(status.st_mode):
-                findings.add_problem(f"{file.path} is no file but a folder, a pipe or a device; give a file")
+                findings.add_problem(f"{file.path} is a folder, a pipe or a device; give a file")
                 continue
             with open(file.path, "rb", buffering=0) as opened:
-                is_compressed = _kind(opened.read(4)) is not None
-            (compressed if is_compressed else plain).append((file, status.st_size))
-    chosen = random.Random(seed)
-    ends = list(accumulate(-(-size // BLOCK_BYTES) for _, size in plain))
+                is_plain = _decompressor(opened.read(4)) is None
+            (plain if is_plain else compressed)[file] = status.st_size
+    blocks, n_blocks = _draw_plain(plain, max_line_bytes, chosen, findings)
+    return BlockSample(
+        blocks=blocks,
+        n_blocks=n_blocks,
+        plain_bytes=sum(plain.values()),
+        prefixes=_draw_prefixes(compressed, max_line_bytes, chosen, findings),
+        n_compressed=len(compressed),
+        compressed_bytes=sum(compressed.values()),
+        bytes_by_file={file.relative: size for file, size in (plain | compressed).items()},
+    )
+
+
+def _draw_plain(
+    sizes: Mapping[TaskFile, int], max_line_bytes: int, chosen: random.Random, findings: Findings
+) -> tuple[list[Block], int]:
+    """Returns the blocks that were drawn, and how many there are in all."""
+    files = list(sizes)
+    ends = list(accumulate(-(-size // BLOCK_BYTES) for size in sizes.values()))
     n_blocks = ends[-1] if ends else 0
     blocks = []
     for number in sorted(chosen.sample(range(n_blocks), min(MAX_BLOCKS, n_blocks))):
         place = bisect_right(ends, number)
-        file, size = plain[place]
+        file = files[place]
         start = (number - (ends[place - 1] if place else 0)) * BLOCK_BYTES
         with findings.noting(f"{file.path} cannot be read"):
-            blocks.append(_read_block(file, start, min(BLOCK_BYTES, size - start), max_line_bytes))
-    heads = []
-    for file, size in chosen.sample(compressed, min(MAX_HEADS, len(compressed))):
+            blocks.append(_read_block(file, start, min(BLOCK_BYTES, sizes[file] - start), max_line_bytes))
+    return blocks, n_blocks
+
+
+def _draw_prefixes(
+    sizes: Mapping[TaskFile, int], max_line_bytes: int, chosen: random.Random, findings: Findings
+) -> list[Prefix]:
+    prefixes = []
+    for file in chosen.sample(list(sizes), min(MAX_PREFIXES, len(sizes))):
         try:
-            heads.append(_read_head(file, size, max_line_bytes))
+            prefixes.append(_read_prefix(file, sizes[file], max_line_bytes))
         except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
             findings.add_problem(
-                f"{file.path}: the compressed stream is broken ({error}); fetch or compress the file again"
+                f"{file.path}: the compressed stream is broken ({error}); download or compress the file again"
             )
         except OSError as error:
             findings.add_problem(f"{file.path} cannot be read ({error.strerror})")
-    return BlockSample(
-        blocks,
-        n_blocks,
-        sum(size for _, size in plain),
-        heads,
-        len(compressed),
-        sum(size for _, size in compressed),
-        {file.relative: size for file, size in (*plain, *compressed)},
-    )
+    return prefixes
 
 
-def _kind(head: bytes) -> str | None:
-    if head.startswith(GZIP_MAGIC):
-        return "gzip"
-    return "zstd" if head.startswith(ZSTD_MAGIC) or SKIPPABLE_FRAME.match(head) else None
-
-
-def _decompressed(file: IO[bytes], kind: str | None, source: Any = None) -> IO[bytes]:
-    file.seek(0)
-    if kind == "gzip":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=source or file, mode="rb"))
-    return cast(IO[bytes], zstd.ZstdFile(source or file)) if kind == "zstd" else file
+def _decompressor(magic: bytes) -> Callable[..., Any] | None:
+    """Returns what decompresses an open file with these first bytes, None for a plain file."""
+    if magic.startswith(GZIP_MAGIC):
+        return gzip.open
+    return zstd.open if magic.startswith(ZSTD_MAGIC) or SKIPPABLE_FRAME.match(magic) else None
 
 
 def _read_block(file: TaskFile, start: int, n_bytes: int, max_line_bytes: int) -> Block:
@@ -181,60 +190,58 @@ def _read_block(file: TaskFile, start: int, n_bytes: int, max_line_bytes: int) -
 
 
 def _skip_line(opened: IO[bytes], end: int) -> None:
-    """Goes to the next line, or beyond `end`."""
+    """Moves to the next line, or beyond `end`."""
     while opened.tell() < end and (piece := opened.readline(READ_BYTES)):
         if piece.endswith(b"\n"):
             return
 
 
-def _read_head(file: TaskFile, n_bytes: int, max_line_bytes: int) -> FileHead:
-    content = bytearray()
-    # A decompressor gives what one block of the stream holds only after all of it, a little at a time: only when it
-    # asks for more is it known how much of the file gave what is there.
-    n_read = n_known = n_known_from = 0
-    is_whole = False
-    with open(file.path, "rb") as opened:
-        sips = _Sips(opened)
-        stream: Any = _decompressed(opened, _kind(opened.read(4)), sips)
-        while len(content) < MAX_UNPACKED_BYTES and (n_read < HEAD_BYTES or content.find(b"\n", 0, n_known) < 0):
-            piece = stream.read1(READ_BYTES)
-            if not piece:
-                is_whole = True
-                break
-            if sips.n_bytes > n_read:
-                n_known, n_known_from = len(content), n_read
-                n_read = sips.n_bytes
-            content += piece
+def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
+    content, n_read, is_whole = _decompress_prefix(file)
     if is_whole:
         n_read = n_bytes
-    elif n_known:
-        del content[n_known:]
-        n_read = n_known_from
-    unpacked = len(content)
-    lines = bytes(content).split(b"\n")
-    last = lines.pop()  # what follows the last line feed: nothing, or a line of which the rest was not read
+    lines = content.split(b"\n")
+    last = lines.pop()  # what follows the last line feed: nothing, or a line whose rest was not read
     if is_whole and last:
         lines.append(last)
     by_block: dict[int, list[bytes]] = {}
     start = 0
     for line in lines:
-        by_block.setdefault(start // BLOCK_BYTES, []).append(line[: max_line_bytes + 1])
+        by_block.setdefault(start // BLOCK_BYTES, []).append(line)
         start += len(line) + 1
+    # Of a whole file, the lines stand for all bytes: a missing last line feed must not count.
+    n_unpacked = start if is_whole else len(content)
     blocks = []
     for own in by_block.values():
-        lines_bytes = sum(len(line) + 1 for line in own)
-        blocks.append(Block(file, n_read * lines_bytes / max(unpacked, 1), own, lines_bytes))
-    if is_whole and blocks:  # a last line without a line feed counts one byte that is not there
-        share = n_bytes / sum(block.n_bytes for block in blocks)
-        blocks = [Block(block.file, block.n_bytes * share, block.lines, block.lines_bytes) for block in blocks]
-    return FileHead(n_bytes, blocks, is_whole)
+        own_bytes = sum(len(line) + 1 for line in own)
+        cut = [line[: max_line_bytes + 1] for line in own]
+        blocks.append(Block(file, n_read * own_bytes / n_unpacked, cut, own_bytes))
+    return Prefix(n_bytes, blocks, is_whole)
+
+
+def _decompress_prefix(file: TaskFile) -> tuple[bytes, int, bool]:
+    """Returns the first bytes decompressed, how many bytes on disk gave them, and whether they are all of the file."""
+    content = bytearray()
+    with open(file.path, "rb") as opened:
+        decompress = _decompressor(opened.read(4))
+        assert decompress is not None, "draw_blocks has read the same bytes"
+        opened.seek(0)
+        sips = _Sips(opened)
+        with decompress(sips) as stream:
+            while len(content) < MAX_DECOMPRESSED_BYTES and (sips.n_bytes < PREFIX_BYTES or b"\n" not in content):
+                # A limit below what one sip may give would leave the rest of it in the decompressor.
+                piece = stream.read1(MAX_DECOMPRESSED_BYTES)
+                if not piece:
+                    return bytes(content), sips.n_bytes, True
+                content += piece
+    return bytes(content), sips.n_bytes, False
 
 
 class _Sips:
     """A file that is read a little at a time, whatever is asked for.
 
     Attributes:
-        n_bytes: Read so far.
+        n_bytes: Bytes read so far.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -1,74 +1,48 @@
-"""What embedding a corpus takes of disk, time or Slurm."""
+"""The disk space and the time that it takes to embed a corpus."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import tempfile
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
-from mlfilter_core.embedding.embed_file import EmbedRequest
-from mlfilter_core.plan.blocks import BlockSample
-from mlfilter_core.plan.encoder_trial import Trial
+from mlfilter_core.embedding_store.layout import Provenance
+from mlfilter_core.plan.corpus_sample import CorpusSample
+from mlfilter_core.plan.encoder_trial import EncoderTrial, LoadedEncoder
 from mlfilter_core.plan.estimates import Estimate
-from mlfilter_core.plan.files_to_do import FilesToDo
 from mlfilter_core.plan.findings import Findings
-from mlfilter_core.plan.output_room import check_room
 from mlfilter_core.plan.plan import PlannedWorkers, Section
-from mlfilter_core.plan.predicted_size import embedding_file_bytes
-from mlfilter_core.plan.sampled_documents import SampledDocuments, count_reasons
-from mlfilter_core.plan.slurm_advice import Work, advise, embedding_memory
-from mlfilter_core.plan.source_contents import totals_of
-from mlfilter_core.plan.wording import estimated, in_bytes, in_rate, in_time
+from mlfilter_core.plan.resources import check_room
+from mlfilter_core.plan.slurm_advice import Work, speed_section
+from mlfilter_core.plan.worker_memory import embedding_memory
+from mlfilter_core.versions import library_versions
+from mlfilter_core.wording import plural, rate, rough_duration, size
 
-if TYPE_CHECKING:
-    from mlfilter_core.encoder.encoder import Encoder
-
-
-@dataclass(frozen=True)
-class LoadedEncoder:
-    """An encoder.
-
-    Attributes:
-        encoder: The job's.
-        seconds: That it took to load.
-    """
-
-    encoder: "Encoder"
-    seconds: float
+MAX_WRITTEN_DOCUMENTS = 4096  # a larger file grows in proportion
+MAX_WRITTEN_BYTES = 256 << 20
+WAITING_SHARE = 0.9  # of the time of a run, from which on its largest file is worth a warning
 
 
 def output_section(
-    job: EmbeddingJob,
-    workers: PlannedWorkers,
-    files: FilesToDo,
-    sample: BlockSample,
-    sampled: Sequence[SampledDocuments],
-    request: EmbedRequest,
-    encoder: "Encoder",
-    findings: Findings,
+    job: EmbeddingJob, workers: PlannedWorkers, sample: CorpusSample, loaded: LoadedEncoder, findings: Findings
 ) -> Section:
-    """Returns what is written, and whether there is room for it."""
+    """Returns what is written; notes where there is no room for it. The sample contains a document at least."""
     params = job.params
-    documents = totals_of(sample, sampled)["documents"]
-    n_files = len(sample.bytes_by_file)
-    per_file = documents.value / max(n_files, 1)
-    some = [document for own in sampled for document in own.documents]
-    file_bytes = embedding_file_bytes(some, per_file, encoder.dim, request)
+    n_files = sample.n_files
+    documents = sample.total(lambda piece: len(piece.documents))
+    file_bytes = _embedding_file_bytes(sample, documents.value / n_files, loaded)
     total = documents.times(file_bytes * n_files / documents.value)
-    stays = params.keep_embeddings
-    # What is committed of the files under way lies beside them.
-    row_bytes = encoder.dim * np.dtype(request.embedding_dtype).itemsize
-    largest_first = sorted(sample.bytes_by_file.values(), reverse=True)
-    share_under_way = sum(largest_first[: workers.n]) / max(1, sum(largest_first))
-    under_way = share_under_way * documents.value * row_bytes
-    needed = total if stays else total.times(share_under_way)
-    needed = Estimate(needed.value + under_way, needed.low, needed.high + under_way)
-    n_made = n_files * (1 + 2 * (params.annotate_inline is not None)) + (n_files if count_reasons(sampled) else 0)
-    room, words = check_room(params.output_dir, needed, n_made, findings)
-    first = files.to_do[0]
-    name = first.output(params.embedding_output_dir, ".h5")
-    facts = {
+    # The rows committed so far of the files in progress lie beside them.
+    in_progress = sample.share_of_largest(workers.n)
+    committed = in_progress * documents.value * _row_bytes(loaded)
+    needed = total if params.keep_embeddings else total.times(in_progress)
+    needed = Estimate(needed.value + committed, needed.low, needed.high + committed)
+    files_each = 1 + 2 * (params.annotate_inline is not None) + bool(sample.reasons)
+    room, words = check_room(params.output_dir, needed, files_each * n_files, findings)
+    name = sample.files.to_do[0].output(params.embedding_output_dir, ".h5")
+    facts: dict[str, Any] = {
         "embeddings": str(params.embedding_output_dir),
         "rejected": str(params.rejected_output_dir),
         "first": str(name),
@@ -76,85 +50,90 @@ def output_section(
         "bytes": total.to_json(),
         **room,
     }
-    stay = "" if stays else "; they do not stay"
+    until = "" if params.keep_embeddings else ", deleted once they are scored"
     lines = [
-        ("outputs", f"{n_files:,} files such as {name}{stay}"),
-        ("", f"{estimated(total, in_bytes)} of embeddings; {words}"),
+        ("outputs", f"{plural(n_files, 'file')} such as {name}{until}"),
+        ("", f"{total.words(size)} of embeddings; {words}"),
     ]
     if params.annotate_inline is not None:
         facts["annotated"] = str(params.annotated_output_dir)
-        lines.append(("", f"annotated files in {params.annotated_output_dir}, which are not in this estimate"))
+        lines.append(("", f"annotated files in {params.annotated_output_dir}, not part of this estimate"))
     return Section("outputs", facts, lines)
 
 
-def speed_section(
+def embedding_speed(
     params: EmbeddingPipelineParameters,
     workers: PlannedWorkers,
-    sample: BlockSample,
-    sampled: Sequence[SampledDocuments],
+    sample: CorpusSample,
     loaded: LoadedEncoder,
-    trial: Trial,
+    trial: EncoderTrial,
     findings: Findings,
 ) -> tuple[Section, str]:
     """Returns how long the job takes, and the `slurm_settings` that suit it, as YAML."""
-    tokens = totals_of(sample, sampled)["tokens"]
-    share = max(sample.bytes_by_file.values()) / max(1, sum(sample.bytes_by_file.values()))
-    worker_s = tokens.times(1 / trial.tokens_per_s)
-    n_files = len(sample.bytes_by_file)
-    worker_bytes, why = embedding_memory(trial.peak_bytes, params.max_line_bytes)
-    works = [
-        Work(seconds, share * seconds, n_files, worker_bytes, why)
-        for seconds in (worker_s.value, worker_s.low, worker_s.high)
-    ]
-    run_s = Estimate(*(work.seconds(workers.n) + loaded.seconds for work in works))
-    advice = advise(works[-1], workers)
+    worker_s = sample.total(lambda piece: piece.n_tokens).times(1 / trial.tokens_per_s)
+    memory = embedding_memory(trial.peak_bytes, params.max_line_bytes)
+    work = Work(worker_s, sample.share_of_largest(1), sample.n_files, memory, loaded.load_s)
     device = str(loaded.encoder.device)
-    facts = {
+    measured = {
         "device": device,
         "documents_per_s": trial.documents_per_s,
         "tokens_per_s": trial.tokens_per_s,
         "measured_documents": trial.documents,
         "measured_seconds": trial.seconds,
         "threads": trial.threads,
-        "limit": trial.limit,
+        "limit": trial.bottleneck,
         "peak_bytes": trial.peak_bytes,
         "peak_gpu_bytes": trial.peak_gpu_bytes,
         "worker_seconds": worker_s.to_json(),
-        "workers": workers.n,
-        "run_seconds": run_s.to_json(),
-        "recommended": dict(advice.settings),
-        "reasons": list(advice.reasons),
     }
-    where = f"this machine's {device}"
-    if device == "cpu":
-        where += f", {trial.threads} thread{'' if trial.threads == 1 else 's'}"
-        if trial.threads < workers.n_cores:
-            findings.add_warning(
-                f"a worker has {workers.n_cores} cores, and what is measured here has {trial.threads}: it is faster"
-            )
-    lines = [
-        (
-            "speed",
-            f"{in_rate(trial.documents_per_s)} documents/s, {in_rate(trial.tokens_per_s)} tokens/s on {where} "
-            f"({trial.documents:,} documents in {in_time(trial.seconds)}), limited by {trial.limit}",
-        ),
-        ("memory", f"a worker takes {in_bytes(worker_bytes)} at most: {why}"),
-        ("time", f"{estimated(run_s, in_time)} with {workers.words}, as fast as this one"),
-    ]
-    if workers.n > n_files:
+    where = f"this machine's {device}" + (f", {plural(trial.threads, 'thread')}" if device == "cpu" else "")
+    words = (
+        f"{rate(trial.documents_per_s)} documents/s, {rate(trial.tokens_per_s)} tokens/s on {where} "
+        f"({plural(trial.documents, 'document')} in {rough_duration(trial.seconds)}); bottleneck: {trial.bottleneck}"
+    )
+    _warn_of_waiting(work, workers, sample, findings)
+    if device == "cpu" and trial.threads < workers.n_cores:
         findings.add_warning(
-            f"{workers.n - n_files} of {workers.n} workers would have nothing to do: a file is one worker's, and there "
-            f"are {n_files}; divide the files, or ask for fewer workers"
-        )
-    if run_s.value and works[0].largest_file_s > 0.9 * run_s.value and n_files > 1 and workers.n > 1:
-        largest = max(sample.bytes_by_file, key=lambda name: sample.bytes_by_file[name])
-        findings.add_warning(
-            f"{largest} alone takes {in_time(works[0].largest_file_s)}, for which the others wait; divide it"
+            f"a worker has {workers.n_cores} cores and is faster than this measurement with {trial.threads}"
         )
     if workers.are_elsewhere and workers.has_gpu and device == "cpu":
         findings.add_warning(
-            "the workers have GPUs and this machine has none: speed, time and slurm_settings are those of its "
-            "processor; plan in a job with one GPU for theirs"
+            "the workers have GPUs and this machine has none: speed, time and slurm_settings are for its CPU; run the "
+            "plan in a job with one GPU to measure that"
         )
-    text = advice.to_yaml() + "".join(f"# {reason}\n" for reason in advice.reasons)
-    return Section("speed", facts, lines), text
+    return speed_section(measured, words, work, workers)
+
+
+def _embedding_file_bytes(sample: CorpusSample, documents_per_file: float, loaded: LoadedEncoder) -> float:
+    """Returns the size of a file of so many documents, by writing one."""
+    dim, request = loaded.encoder.dim, loaded.request
+    n = max(1, min(round(documents_per_file), MAX_WRITTEN_DOCUMENTS, MAX_WRITTEN_BYTES // _row_bytes(loaded)))
+    with tempfile.TemporaryDirectory(prefix="mlfilter-plan-") as folder:
+        path = Path(folder) / "sample.h5"
+        with request.open_writer(path, dim) as writer:
+            rows = list(islice(cycle(sample.documents), n))
+            writer.append(rows, np.zeros((n, dim), request.embedding_dtype), np.zeros(n, np.int32))
+            writer.finish(Provenance({}, request.provenance(), {}, {}, library_versions()))
+        written = path.stat().st_size
+    # Even a file of one row has all that does not grow with the rows.
+    return written * max(1.0, documents_per_file / n)
+
+
+def _row_bytes(loaded: LoadedEncoder) -> int:
+    return loaded.encoder.dim * np.dtype(loaded.request.embedding_dtype).itemsize
+
+
+def _warn_of_waiting(work: Work, workers: PlannedWorkers, sample: CorpusSample, findings: Findings) -> None:
+    if workers.n > work.n_files:
+        findings.add_warning(
+            f"{workers.n - work.n_files} of {workers.n} workers would have nothing to do: a file is not "
+            f"divided, and there are {work.n_files}; split the files, or ask for fewer workers"
+        )
+    run_s = work.run_s(workers.n).value + work.start_s
+    largest_s = work.total_s.value * work.largest_share
+    if largest_s > WAITING_SHARE * run_s and work.n_files > 1 and workers.n > 1:
+        sizes = sample.blocks.bytes_by_file
+        findings.add_warning(
+            f"{max(sizes, key=sizes.__getitem__)} alone takes {rough_duration(largest_s)} while the other workers "
+            "wait; split it"
+        )

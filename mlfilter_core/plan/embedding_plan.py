@@ -1,7 +1,5 @@
 """What an embedding job would do and need."""
 
-import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlfilter_core.annotating.annotate_file import score_columns
@@ -10,107 +8,80 @@ from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParame
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.embedding.embed_file import EmbedRequest
 from mlfilter_core.embedding.work import embed_request, embedding_workload
-from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
-from mlfilter_core.plan.blocks import draw_blocks
-from mlfilter_core.plan.device_here import device_here
-from mlfilter_core.plan.embedding_outlook import LoadedEncoder, output_section, speed_section
+from mlfilter_core.encoder.model_files import resolve_model
+from mlfilter_core.plan.corpus_sample import CorpusSample, draw_corpus
+from mlfilter_core.plan.embedding_outlook import embedding_speed, output_section
 from mlfilter_core.plan.encoder_trial import (
+    LoadedEncoder,
     compare_with_sentence_transformers,
+    load_for_trial,
     time_embedding,
-    tokenize_sample,
 )
 from mlfilter_core.plan.files_to_do import find_files_to_do
 from mlfilter_core.plan.findings import Findings
-from mlfilter_core.plan.heads_found import find_heads, heads_section
-from mlfilter_core.plan.output_room import check_folders
+from mlfilter_core.plan.job_heads import check_heads, find_heads, heads_section
 from mlfilter_core.plan.plan import Plan, PlannedWorkers, Section
-from mlfilter_core.plan.sampled_documents import SampledDocuments, read_documents
+from mlfilter_core.plan.resources import check_folders, device_to_measure
 from mlfilter_core.plan.source_contents import check_rejects, documents_section, files_section, keys_section
-from mlfilter_core.plan.wording import in_time
+from mlfilter_core.wording import rough_duration
 
 if TYPE_CHECKING:
-    from mlfilter_core.encoder.encoder import Encoder
     from mlfilter_core.heads.head import Head
 
-LEAST_COSINE = 0.99  # of bfloat16 with float32 it is 0.996, and what pools differently is far below
+MIN_COSINE = 0.99  # bfloat16 and float32 have 0.996, a different pooling far less
 DIGEST_CHARACTERS = 12
 
 
 def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
-    """Checks a job against its data, loads its model, and embeds some of its documents; writes nothing of the job's.
+    """Checks a job against a sample of its data, drawn with `seed`, loads its model, and embeds some documents.
 
-    Args:
-        job: The job.
-        workers: That it asks for.
-        seed: Of the documents that are drawn.
-        findings: Takes what is wrong.
+    Writes none of the job's files. What is wrong goes to `findings`.
     """
     params = job.params
-    sections: list[Section] = []
     check_folders(job, findings)
-    model = _find_model(params, findings)
-    heads = find_heads(params.annotate_inline, findings) if params.annotate_inline is not None else None
+    request = _find_model(params, findings)
+    heads = find_heads(params.annotate_inline, findings) if params.annotate_inline is not None else []
     files = find_files_to_do(job, embedding_workload, params.input_dir, SOURCE_SUFFIXES, findings)
-    sample = draw_blocks(files.to_do, params.max_line_bytes, seed, findings)
-    schema = params.schema_of_documents()
-    sampled = [read_documents(block, schema, params.max_line_bytes) for block in sample.all_blocks]
-    sections.append(files_section(files, sample))
-    if sampled:
+    sample = draw_corpus(files, params, seed, findings)
+    sections = [files_section(sample)]
+    if sample.pieces:
         sections.append(keys_section(params, sample, findings))
-    request = embed_request(params, model) if model is not None else None
-    device = device_here(params.device, workers, findings)
-    loaded = _load(params, request, device, findings) if request is not None and device is not None else None
+    device = device_to_measure(params.device, workers, findings)
+    loaded = load_for_trial(params, request, device, findings) if request is not None and device is not None else None
     trial = None
-    if loaded is not None and request is not None:
-        tokenize_sample(sampled, loaded.encoder, request)
+    if loaded is not None:
+        sample = sample.tokenized(loaded.encoder, loaded.request.encoder.truncate)
         with findings.noting():
-            # Before another copy of the model is loaded, to compare with: the memory that this takes is a worker's.
-            trial = time_embedding(sampled, loaded.encoder, request)
-    if sampled:
-        sections.append(documents_section(sample, sampled, None if loaded is None else loaded.encoder))
-        check_rejects(params, sample, sampled, findings)
+            # Before the comparison loads a second copy of the model: the peak memory must be a worker's.
+            trial = time_embedding(sample, loaded)
+    if sample.pieces:
+        sections.append(documents_section(sample, None if loaded is None else loaded.encoder))
+        check_rejects(params, sample, findings)
+    if loaded is None:
+        return Plan("embed", sections, findings.problems, findings.warnings)
+    sections.append(_encoder_section(sample, loaded, findings))
+    if heads:
+        _check_inline(params, loaded, heads, findings)
+        sections.append(heads_section(heads))
     advice = ""
-    if loaded is not None and request is not None:
-        sections.append(_encoder_section(params, request, sampled, loaded, findings))
-        if heads:
-            _check_heads(params, request, loaded.encoder, heads, findings)
-            sections.append(heads_section(heads))
-        if sampled and any(documents.documents for documents in sampled):
-            sections.append(output_section(job, workers, files, sample, sampled, request, loaded.encoder, findings))
-            if trial is not None:
-                speed, advice = speed_section(params, workers, sample, sampled, loaded, trial, findings)
-                sections.append(speed)
+    if sample.documents:
+        sections.append(output_section(job, workers, sample, loaded, findings))
+    if trial is not None:
+        speed, advice = embedding_speed(params, workers, sample, loaded, trial, findings)
+        sections.append(speed)
     return Plan("embed", sections, findings.problems, findings.warnings, advice)
 
 
-def _find_model(params: EmbeddingPipelineParameters, findings: Findings) -> ModelFiles | None:
+def _find_model(params: EmbeddingPipelineParameters, findings: Findings) -> EmbedRequest | None:
     with findings.noting():
-        return resolve_model(params.embedding_model, params.model_revision)
+        return embed_request(params, resolve_model(params.embedding_model, params.model_revision))
     return None
 
 
-def _load(
-    params: EmbeddingPipelineParameters, request: EmbedRequest, device: str, findings: Findings
-) -> LoadedEncoder | None:
-    from mlfilter_core.encoder.encoder import load_encoder
-
-    started = time.monotonic()
-    with findings.noting():
-        encoder = load_encoder(request.model, request.encoder, device, params.batch_token_limit, params.torch_compile)
-        return LoadedEncoder(encoder, time.monotonic() - started)
-    return None
-
-
-def _encoder_section(
-    params: EmbeddingPipelineParameters,
-    request: EmbedRequest,
-    sampled: Sequence[SampledDocuments],
-    loaded: LoadedEncoder,
-    findings: Findings,
-) -> Section:
-    encoder = loaded.encoder
+def _encoder_section(sample: CorpusSample, loaded: LoadedEncoder, findings: Findings) -> Section:
+    encoder, model = loaded.encoder, loaded.request.model
     made = encoder.provenance()
-    parity = compare_with_sentence_transformers(sampled, encoder, request)
+    parity = compare_with_sentence_transformers(sample, loaded)
     if isinstance(parity, str):
         words = f"not compared with SentenceTransformer.encode: {parity}"
         compared: dict[str, Any] = {"skipped": parity}
@@ -118,54 +89,33 @@ def _encoder_section(
         cosine, n = parity
         words = f"lowest cosine of {n} documents with SentenceTransformer.encode: {cosine:.4f}"
         compared = {"lowest_cosine": cosine, "documents": n}
-        if cosine < LEAST_COSINE:
+        if cosine < MIN_COSINE:
             findings.add_warning(
                 f"embeddings differ from those of SentenceTransformer.encode: {words}; check params.prompt, max_length "
                 "and model_dtype"
             )
-    facts = {
-        **request.model.provenance(),
-        **made,
-        "load_seconds": loaded.seconds,
-        "sentence_transformers": compared,
-    }
-    return Section(
-        "encoder",
-        facts,
-        [
-            (
-                "encoder",
-                f"{params.embedding_model}, weights {request.model.weights_sha256[:DIGEST_CHARACTERS]}; loads in "
-                f"{in_time(loaded.seconds)}",
-            ),
-            (
-                "",
-                f"{encoder.dim} dimensions, {encoder.pooling} pooling, at most {encoder.max_length} tokens, "
-                f"{made['compute_dtype']} on {encoder.device}, {made['attention']} attention",
-            ),
-            ("parity", words),
-        ],
-    )
+    facts = {**model.provenance(), **made, "load_seconds": loaded.load_s, "sentence_transformers": compared}
+    weights = model.weights_sha256[:DIGEST_CHARACTERS]
+    lines = [
+        ("encoder", f"{model.model}, weights {weights}; loads in {rough_duration(loaded.load_s)}"),
+        (
+            "",
+            f"{encoder.dim} dimensions, {encoder.pooling} pooling, at most {encoder.max_length} tokens, "
+            f"{made['compute_dtype']} on {encoder.device}, {made['attention']} attention",
+        ),
+        ("parity", words),
+    ]
+    return Section("encoder", facts, lines)
 
 
-def _check_heads(
-    params: EmbeddingPipelineParameters,
-    request: EmbedRequest,
-    encoder: "Encoder",
-    heads: list["Head"],
-    findings: Findings,
+def _check_inline(
+    params: EmbeddingPipelineParameters, loaded: LoadedEncoder, heads: list["Head"], findings: Findings
 ) -> None:
-    from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads
-
-    assert params.annotate_inline is not None
-    made_by = {**request.provenance(), **encoder.provenance()}
-    for head in heads:
+    """Notes where the heads of an annotation in the same pass do not fit."""
+    scoring = params.annotate_inline
+    assert scoring is not None
+    made_by = {**loaded.request.provenance(), **loaded.encoder.provenance()}
+    check_heads(heads, scoring, made_by, loaded.encoder.dim, "this job's output", findings)
+    if len(heads) == len(scoring.regression_head_checkpoints):
         with findings.noting():
-            check_heads_fit([head], encoder.dim, request.model.model)
-            is_allowed = params.annotate_inline.allow_mismatched_head
-            find_mismatched_heads([head], made_by, "what this job embeds", is_allowed)
-    if len(heads) == len(params.annotate_inline.regression_head_checkpoints):
-        with findings.noting():
-            score_columns(
-                heads, annotate_request(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name)
-            )
+            score_columns(heads, annotate_request(scoring, params.annotated_output_dir, params.hdf5_dataset_name))

@@ -1,8 +1,6 @@
 """How fast this machine embeds sampled documents, measured by embedding them."""
 
 import logging
-import os
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,43 +10,56 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlfilter_core.config.embedding import EmbeddingPipelineParameters
 from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.plan.sampled_documents import SampledDocuments
+from mlfilter_core.plan.corpus_sample import CorpusSample
+from mlfilter_core.plan.findings import Findings
+from mlfilter_core.plan.worker_memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import Encoder
 
-# Long enough that the start of the threads and the first, largest batch do not count.
-MEASURED_S = 8.0
-N_FIRST = 16  # documents, by which the time for the others is guessed
-MAX_DOCUMENTS = 20_000  # that a fast device is given
+MEASURED_S = 8.0  # long enough that the start of the threads and the first, largest batch do not count
+N_FIRST = 16  # documents from which the number for the measurement is extrapolated
+MAX_DOCUMENTS = 20_000  # for a fast device
 N_COMPARED = 8
 MAX_COMPARED_CHARACTERS = 20_000
 
-_log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """The encoder of a job.
+
+    Attributes:
+        request: What the job asks of every file.
+        encoder: The encoder, loaded.
+        load_s: Seconds to load it.
+    """
+
+    request: EmbedRequest
+    encoder: "Encoder"
+    load_s: float
 
 
 @dataclass(frozen=True)
-class Trial:
+class EncoderTrial:
     """What embedding sampled documents took.
 
     Attributes:
-        documents: That were embedded.
-        tokens: Of them.
-        seconds: From the JSONL file to the HDF5 file, in steady state: all but the writer's opening and closing.
-        file_bytes: Of the HDF5 file.
-        limit: The stage that waited least.
-        peak_bytes: That this process took of memory at most.
-        peak_gpu_bytes: That it took of the GPU's.
-        threads: Of torch.
+        documents: Number of documents that were embedded.
+        tokens: Number of their tokens.
+        seconds: Seconds from the JSONL file to the HDF5 file.
+        bottleneck: The stage that waited least.
+        peak_bytes: Peak memory of this process.
+        peak_gpu_bytes: Peak memory of the GPU.
+        threads: Threads of torch.
     """
 
     documents: int
     tokens: int
     seconds: float
-    file_bytes: int
-    limit: str
+    bottleneck: str
     peak_bytes: int
     peak_gpu_bytes: int
     threads: int
@@ -62,65 +73,49 @@ class Trial:
         return self.documents / self.seconds
 
 
-def tokenize_sample(
-    sampled: Sequence[SampledDocuments], encoder: "Encoder", request: EmbedRequest
-) -> Sequence[SampledDocuments]:
-    """Counts the tokens of all documents; those that the encoder would not take are rejected."""
-    for documents in sampled:
-        tokens = encoder.tokenize([document.text for document in documents.documents])
-        documents.n_tokens = tokens.n_tokens.tolist()
-        dropped = {int(i): "no_tokens" for i in np.flatnonzero(tokens.n_tokens == 0)}
-        if not request.encoder.truncate:
-            dropped |= {int(i): "too_many_tokens" for i in np.flatnonzero(tokens.is_cut)}
-        documents.n_truncated = int(tokens.is_cut.sum()) if request.encoder.truncate else 0
-        documents.reject(dropped)
-    return sampled
+def load_for_trial(
+    params: EmbeddingPipelineParameters, request: EmbedRequest, device: str, findings: Findings
+) -> LoadedEncoder | None:
+    """Returns the encoder of a job; where it does not load, notes why and returns None."""
+    from mlfilter_core.encoder.encoder import load_encoder
+
+    started = time.monotonic()
+    with findings.noting():
+        encoder = load_encoder(request.model, request.encoder, device, params.batch_token_limit, params.torch_compile)
+        return LoadedEncoder(request, encoder, time.monotonic() - started)
+    return None
 
 
-def time_embedding(
-    sampled: Sequence[SampledDocuments], encoder: "Encoder", request: EmbedRequest, scratch: Path | None = None
-) -> Trial | None:
+def time_embedding(sample: CorpusSample, loaded: LoadedEncoder) -> EncoderTrial | None:
     """Embeds sampled documents as the job would, from a JSONL file to an HDF5 file, for some seconds.
-
-    Args:
-        sampled: After `tokenize_sample`.
-        encoder: The job's.
-        request: The job's.
-        scratch: Folder for the two files, which are removed; None takes the system's.
 
     Returns:
         None where there are no documents.
     """
-    lines = [line for documents in sampled for line in documents.lines]
+    lines = [line for piece in sample.pieces for line in piece.lines]
     if not lines:
         return None
-    order = np.random.default_rng(0).permutation(len(lines)).tolist()
-    # A fault of one line, or of many, is no matter here.
-    asked = replace(request, fail_on_bad_record=False, max_rejected_fraction=1.0)
-    with tempfile.TemporaryDirectory(prefix="mlfilter-plan-", dir=scratch) as folder:
-        first = _embed([lines[i] for i in order[:N_FIRST]], Path(folder), asked, encoder)
-        n_wanted = int(first.documents * MEASURED_S / first.seconds)
+    lines = [lines[i] for i in np.random.default_rng(0).permutation(len(lines)).tolist()]
+    with tempfile.TemporaryDirectory(prefix="mlfilter-plan-") as folder:
+        first = _embed(lines[:N_FIRST], Path(folder), loaded)
+        n_wanted = min(int(first.documents * MEASURED_S / first.seconds), MAX_DOCUMENTS)
         if n_wanted <= first.documents:
             return first
-        chosen = [lines[i] for i in order]
-        while len(chosen) < min(n_wanted, MAX_DOCUMENTS):  # a fast device has it all in no time
-            chosen += chosen
-        return _embed(chosen[: min(n_wanted, MAX_DOCUMENTS)], Path(folder), asked, encoder)
+        repeats = -(-n_wanted // len(lines))  # a fast device embeds all of them in no time
+        return _embed((lines * repeats)[:n_wanted], Path(folder), loaded)
 
 
-def compare_with_sentence_transformers(
-    sampled: Sequence[SampledDocuments], encoder: "Encoder", request: EmbedRequest
-) -> tuple[float, int] | str:
-    """Returns the lowest cosine of some embeddings with those of `SentenceTransformer.encode`, and how many they are.
+def compare_with_sentence_transformers(sample: CorpusSample, loaded: LoadedEncoder) -> tuple[float, int] | str:
+    """Returns the lowest cosine of some embeddings with those of `SentenceTransformer.encode`, and their number.
 
-    Short documents are compared, and long ones. Where there is nothing to compare with, the reason is returned.
+    Short and long documents are compared. Where nothing can be compared, the reason is returned.
     """
+    request, encoder = loaded.request, loaded.encoder
     if not (request.model.folder / "modules.json").is_file():
-        return "it is no sentence-transformers folder"
+        return "the model is not a sentence-transformers folder"
     if request.encoder.pooling is not None:
-        return "params.pooling replaces its own"
-    texts = [document.text for documents in sampled for document in documents.documents]
-    texts = sorted((text[:MAX_COMPARED_CHARACTERS] for text in texts), key=len)
+        return "params.pooling replaces the pooling of the model"
+    texts = sorted((document.text[:MAX_COMPARED_CHARACTERS] for document in sample.documents), key=len)
     if not texts:
         return "there are no documents"
     texts = [texts[i] for i in np.unique(np.linspace(0, len(texts) - 1, N_COMPARED).astype(int))]
@@ -137,31 +132,29 @@ def compare_with_sentence_transformers(
     return float(((expected * ours).sum(axis=1) / lengths).min()), len(texts)
 
 
-def _embed(lines: Sequence[bytes], folder: Path, request: EmbedRequest, encoder: "Encoder") -> Trial:
+def _embed(lines: Sequence[bytes], folder: Path, loaded: LoadedEncoder) -> EncoderTrial:
     import torch
 
     source = folder / "sample.jsonl"
     source.write_bytes(b"".join(line + b"\n" for line in lines))
-    output = folder / "sample.h5"
-    level = logging.getLogger("mlfilter_core").level
-    logging.getLogger("mlfilter_core").setLevel(logging.ERROR)  # documents may be there twice, which is no news
+    file = TaskFile(source.name, source.stem, folder)
+    # Rejected lines, one or many, do not matter here.
+    request = replace(loaded.request, fail_on_bad_record=False, max_rejected_fraction=1.0)
+    log = logging.getLogger("mlfilter_core")
+    level = log.level
+    log.setLevel(logging.ERROR)  # repeated documents cause warnings
     try:
         started = time.monotonic()
-        report = embed_file(
-            TaskFile(source.name, source.stem, folder), output, folder / "rejected.jsonl", request, encoder
-        )
+        report = embed_file(file, folder / "sample.h5", folder / "rejected.jsonl", request, loaded.encoder)
         seconds = time.monotonic() - started
     finally:
-        logging.getLogger("mlfilter_core").setLevel(level)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if os.uname().sysname == "Linux" else 0)
-    limit = min(report.waited, key=lambda stage: report.waited[stage])
-    return Trial(
-        report.documents,
-        report.tokens,
-        max(seconds, 1e-6),
-        output.stat().st_size,
-        limit,
-        peak,
-        encoder.gpu_memory_bytes(),
-        torch.get_num_threads(),
+        log.setLevel(level)
+    return EncoderTrial(
+        documents=report.documents,
+        tokens=report.tokens,
+        seconds=max(seconds, 1e-6),
+        bottleneck=min(report.waited, key=report.waited.__getitem__),
+        peak_bytes=peak_memory_bytes(),
+        peak_gpu_bytes=loaded.encoder.gpu_memory_bytes(),
+        threads=torch.get_num_threads(),
     )

@@ -1,54 +1,72 @@
-"""A total over all files, with its interval, from counts over random pieces of them.
+"""Totals over all files with confidence intervals, estimated from a sample of their lines.
 
-The estimators are those of survey sampling (Cochran, Sampling Techniques, 3rd edition): a ratio to the bytes over
-pieces drawn without replacement (chapter 6), and over compressed files one of two stages (chapter 11), as their
-beginnings stand for them. All of a corpus gives its total, and an interval of no width.
+The estimators are those of survey sampling (Cochran, Sampling Techniques, 3rd edition): a ratio estimator over blocks
+drawn without replacement (chapter 6) and, for compressed files, two-stage sampling (chapter 11). A sample of
+everything gives the exact total and an interval of width 0.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlfilter_core.plan.blocks import Block, BlockSample, FileHead
+from mlfilter_core.plan.blocks import Block, BlockSample, Prefix
+from mlfilter_core.wording import rough_number
 
 CONFIDENCE = 0.95
-HOW = (
-    "95 % interval of a ratio estimator over the bytes of pieces drawn without replacement; of a compressed file, its "
-    "beginning stands for all of it"
+METHOD = (
+    "95 % interval of a ratio estimator over the bytes of blocks drawn without replacement; the beginning of a "
+    "compressed file stands for all of it"
 )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that is known or estimated.
+    """A number with a 95 % confidence interval.
 
     Attributes:
-        value: The likeliest.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
+        value: The point estimate.
+        low: Lower end of the interval; equal to `high` where the number is known.
+        high: Upper end of the interval.
     """
 
     value: float
     low: float
     high: float
 
+    @classmethod
+    def exact(cls, value: float) -> "Estimate":
+        return cls(value, value, value)
+
     @property
     def is_exact(self) -> bool:
         return self.low == self.high
 
     def times(self, factor: float) -> "Estimate":
-        """Returns so many times as much; the factor is at least 0."""
+        """Returns the product with a factor of at least 0."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
+    def plus(self, summand: float) -> "Estimate":
+        return Estimate(self.value + summand, self.low + summand, self.high + summand)
+
+    def words(self, say: Callable[[float], str] = rough_number) -> str:
+        """Returns `1,200` where the number is known, else `about 1,200 (1,100 to 1,300)`.
+
+        Args:
+            say: Returns one number in words.
+        """
+        if self.is_exact or say(self.low) == say(self.high):
+            return say(self.value)
+        return f"about {say(self.value)} ({say(self.low)} to {say(self.high)})"
 
     def to_json(self) -> dict[str, float]:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A total over one kind of files: its estimate, the variance of that, and how many pieces that rests on."""
+class _Total:
+    """An estimated total, its variance, and the degrees of freedom of that variance."""
 
-    total: float
+    value: float
     variance: float
     degrees_of_freedom: int
 
@@ -57,71 +75,75 @@ def estimate_total(sample: BlockSample, count: Callable[[Block], float]) -> Esti
     """Returns a total over all files.
 
     Args:
-        sample: Of the files.
-        count: Returns what is counted of one piece; at least 0.
+        sample: Sample of the files.
+        count: Returns the count of one block, at least 0.
     """
-    parts = [_plain_total(sample, count), _compressed_total(sample, count)]
-    total = sum(part.total for part in parts)
-    variance = sum(part.variance for part in parts)
+    totals = [_plain_total(sample, count), _compressed_total(sample, count)]
+    value = float(sum(total.value for total in totals))
+    variance = sum(total.variance for total in totals)
     if not variance:
-        return Estimate(total, total, total)
+        return Estimate.exact(value)
+    half = _t(sum(total.degrees_of_freedom for total in totals if total.variance)) * math.sqrt(variance)
+    counted = sum(count(block) for block in sample.all_blocks)
+    return Estimate(value, max(value - half, float(counted)), value + half)
+
+
+def estimate_ratio(counts: Sequence[float], sizes: Sequence[float]) -> Estimate:
+    """Returns the ratio of two totals, from a few units of very many (Cochran, chapter 6)."""
+    ratio = sum(counts) / sum(sizes)
+    n = len(counts)
+    if n < 2:
+        return Estimate.exact(ratio)
+    half = _t(n - 1) * math.sqrt(_variance(counts, sizes) * n) / sum(sizes)
+    return Estimate(ratio, max(0.0, ratio - half), ratio + half)
+
+
+def _plain_total(sample: BlockSample, count: Callable[[Block], float]) -> _Total:
+    sizes = [block.n_bytes for block in sample.blocks]
+    return _ratio_total([count(block) for block in sample.blocks], sizes, sample.n_blocks, sample.plain_bytes)
+
+
+def _compressed_total(sample: BlockSample, count: Callable[[Block], float]) -> _Total:
+    """Estimates each file that was drawn from its beginning, then all files from those."""
+    own = [_prefix_total(prefix, count) for prefix in sample.prefixes]
+    if not own:
+        return _Total(0.0, 0.0, 0)
+    n, n_all = len(own), sample.n_compressed
+    sizes = [prefix.n_bytes for prefix in sample.prefixes]
+    between = _ratio_total([total.value for total in own], sizes, n_all, sample.compressed_bytes)
+    within = n_all / n * sum(total.variance for total in own)
+    freedom = n - 1 + sum(total.degrees_of_freedom for total in own)
+    return _Total(between.value, between.variance + within, freedom)
+
+
+def _prefix_total(prefix: Prefix, count: Callable[[Block], float]) -> _Total:
+    counts = [count(block) for block in prefix.blocks]
+    if prefix.is_whole or not counts:
+        return _Total(sum(counts), 0.0, 0)
+    sizes = [block.n_bytes for block in prefix.blocks]
+    return _ratio_total(counts, sizes, prefix.n_bytes * len(sizes) / sum(sizes), prefix.n_bytes)
+
+
+def _ratio_total(counts: Sequence[float], sizes: Sequence[float], n_all: float, all_bytes: float) -> _Total:
+    """Estimates the total over `n_all` units of `all_bytes` from the counts and sizes of some of them."""
+    n = len(counts)
+    if n >= n_all or not n:
+        return _Total(sum(counts), 0.0, 0)
+    total = sum(counts) / sum(sizes) * all_bytes
+    if n == 1:  # one unit does not show how much units differ: the error may be as large as the total
+        return _Total(total, total**2, 0)
+    return _Total(total, n_all**2 * (1 - n / n_all) * _variance(counts, sizes) / n, n - 1)
+
+
+def _variance(counts: Sequence[float], sizes: Sequence[float]) -> float:
+    """Returns the variance of the residuals of a ratio estimator; two units at least."""
+    ratio = sum(counts) / sum(sizes)
+    residuals = (count - ratio * size for count, size in zip(counts, sizes, strict=True))
+    return sum(residual**2 for residual in residuals) / (len(counts) - 1)
+
+
+def _t(degrees_of_freedom: int) -> float:
+    """Returns the quantile of Student's t distribution for the interval."""
     from scipy.stats import t
 
-    freedom = max(1, sum(part.degrees_of_freedom for part in parts if part.variance))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
-    counted = sum(count(block) for block in sample.all_blocks)
-    return Estimate(total, max(total - half, float(counted)), total + half)
-
-
-def _plain_total(sample: BlockSample, count: Callable[[Block], float]) -> _Part:
-    blocks, n_all = sample.blocks, sample.n_blocks
-    counts = [count(block) for block in blocks]
-    if len(blocks) == n_all:
-        return _Part(sum(counts), 0.0, 0)
-    if not blocks:
-        return _Part(0.0, 0.0, 0)
-    ratio = sum(counts) / sum(block.n_bytes for block in blocks)
-    spread = _spread([n - ratio * block.n_bytes for n, block in zip(counts, blocks, strict=True)])
-    variance = n_all**2 * (1 - len(blocks) / n_all) * spread / len(blocks)
-    return _Part(ratio * sample.plain_bytes, variance, len(blocks) - 1)
-
-
-def _compressed_total(sample: BlockSample, count: Callable[[Block], float]) -> _Part:
-    """Over the files that were drawn, then over the pieces of each that were read."""
-    heads, n_all = [head for head in sample.heads if head.blocks], sample.n_compressed
-    n_empty = len(sample.heads) - len(heads)
-    if not heads:
-        return _Part(0.0, 0.0, 0)
-    own = [_head_total(head, count) for head in heads]
-    totals = [part.total for part in own] + [0.0] * n_empty
-    sizes = [head.n_bytes for head in heads] + [head.n_bytes for head in sample.heads if not head.blocks]
-    ratio = sum(totals) / sum(sizes)
-    n = len(totals)
-    between = 0.0
-    if n < n_all:
-        # Of one file there is no telling how much files differ: as much as it holds, say.
-        spread = _spread([total - ratio * size for total, size in zip(totals, sizes, strict=True)])
-        spread = spread if n > 1 else totals[0] ** 2
-        between = n_all**2 * (1 - n / n_all) * spread / n
-    within = n_all / n * sum(part.variance for part in own)
-    total = sum(totals) if n == n_all else ratio * sample.compressed_bytes
-    return _Part(total, between + within, n - 1 + sum(part.degrees_of_freedom for part in own))
-
-
-def _head_total(head: FileHead, count: Callable[[Block], float]) -> _Part:
-    counts = [count(block) for block in head.blocks]
-    if head.is_whole:
-        return _Part(sum(counts), 0.0, 0)
-    n_read = sum(block.n_bytes for block in head.blocks)
-    ratio = sum(counts) / n_read
-    total = ratio * head.n_bytes
-    n = len(counts)
-    if n < 2:  # no telling how much pieces differ: as much as one holds, say
-        return _Part(total, total**2, 0)
-    n_all = head.n_bytes * n / n_read
-    spread = _spread([m - ratio * block.n_bytes for m, block in zip(counts, head.blocks, strict=True)])
-    return _Part(total, n_all**2 * max(0.0, 1 - n / n_all) * spread / n, n - 1)
-
-
-def _spread(residuals: Sequence[float]) -> float:
-    return sum(residual**2 for residual in residuals) / max(len(residuals) - 1, 1)
+    return float(t.ppf((1 + CONFIDENCE) / 2, max(1, degrees_of_freedom)))

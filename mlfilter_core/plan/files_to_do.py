@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
@@ -13,8 +13,6 @@ from mlfilter_core.plan.findings import Findings
 from mlfilter_core.work.workload import Workload
 
 N_SHOWN = 3
-
-FileJob = TypeVar("FileJob", EmbeddingJob, AnnotationJob)
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class FilesToDo:
 
 
 def find_files_to_do(
-    job: FileJob,
-    workload_of: Callable[[FileJob], Workload[Any]],
+    job: EmbeddingJob | AnnotationJob,
+    workload_of: Callable[[Any], Workload[Any]],
     folder: Path,
     suffixes: tuple[str, ...],
     findings: Findings,
@@ -48,10 +46,10 @@ def find_files_to_do(
 
     Args:
         job: The job.
-        workload_of: Makes the job's workload.
+        workload_of: Returns the workload of the job.
         folder: Folder that the job reads.
         suffixes: Suffixes of the files that it reads.
-        findings: Receives missing files, outputs in the way, and what keeps the workload from being made.
+        findings: Receives missing files, a workload that cannot be made, and outputs in the way.
     """
     found: list[TaskFile] = []
     with findings.noting():

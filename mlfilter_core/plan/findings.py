@@ -1,4 +1,4 @@
-"""What is wrong with a job, all of it at once."""
+"""Everything that is wrong with a job, collected instead of stopping at the first error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from mlfilter_core.errors import MlfilterError, in_one_line
 
 
 class Findings:
-    """Collects what would fail, and what a person should know.
+    """Collects problems and warnings, each once.
 
     Attributes:
         problems: What would fail; each says what, where, and how to fix it.
-        warnings: What would not.
+        warnings: What would not fail, but a person should know.
     """
 
     def __init__(self) -> None:
@@ -19,22 +19,20 @@ class Findings:
         self.warnings: list[str] = []
 
     def add_problem(self, problem: str) -> None:
-        """Takes what would fail, unless it is known."""
         if problem not in self.problems:
             self.problems.append(problem)
 
     def add_warning(self, warning: str) -> None:
-        """Takes what a person should know, unless it is known."""
         if warning not in self.warnings:
             self.warnings.append(warning)
 
     @contextmanager
     def noting(self, what: str = "", how: str = "") -> Iterator[None]:
-        """Makes an expected error of the block a problem, and goes on after the block.
+        """Turns an expected error within the block into a problem; execution continues after the block.
 
         Args:
-            what: Before the system's own reason, where an OSError does not say what was tried.
-            how: After it: how to mend it.
+            what: What was tried; stands before the reason of an OSError.
+            how: How to fix it.
         """
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a job would do and need, as facts for programs, and in words."""
+"""What a job would do and need: facts for programs, and lines for people."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ class Section:
     """Facts that belong together.
 
     Attributes:
-        name: Of the section, in JSON.
-        facts: As JSON has them.
-        lines: Titles, and what a person reads beside them; of several lines, where it says so.
+        name: Name of the section in JSON.
+        facts: The facts, as JSON has them.
+        lines: Titles, each with the text beside it; an empty title continues the line above.
     """
 
     name: str
@@ -25,11 +25,11 @@ class Plan:
     """What a job would do and need.
 
     Attributes:
-        flow: Of the job.
-        sections: In reading order; those that could not be found out are absent.
+        flow: Flow of the job.
+        sections: Sections in reading order, without those that could not be found out.
         problems: What would fail; each says what, where, and how to fix it.
-        warnings: What would not, and a person should know.
-        recommended: What `slurm_settings` should be, as YAML that can be pasted; empty where nothing is known.
+        warnings: What would not fail, but a person should know.
+        recommended: Recommended `slurm_settings`, as YAML to paste; empty where nothing was measured.
     """
 
     flow: str
@@ -53,14 +53,14 @@ class PlannedWorkers:
     """The workers that a job asks for.
 
     Attributes:
-        n: At a time, at most.
-        n_per_job: In a Slurm job.
-        n_cores: Of each.
-        has_gpu: Whether each has a GPU of its own.
-        are_elsewhere: Whether they are on other machines than this.
-        words: What they are, as `4 workers on this machine`.
-        given: The `slurm_settings` that were given, if any.
-        overruled: Those of them that `sbatch_args` overrules.
+        n: Largest number of workers at a time.
+        n_per_job: Workers in one Slurm job.
+        n_cores: Cores of one worker.
+        has_gpu: Whether each worker has a GPU of its own.
+        are_elsewhere: Whether the workers run on other machines than this one.
+        words: The workers in words: `4 workers on this machine`.
+        given: The `slurm_settings` of the job file.
+        overruled: Fields of `slurm_settings` that `sbatch_args` overrides.
     """
 
     n: int

@@ -1,4 +1,4 @@
-"""Which Slurm jobs suit an amount of work.
+"""How long the workers of a job take, and which Slurm jobs suit that.
 
 Knows nothing about Slurm beyond a time limit, memory, and a number of jobs.
 """
@@ -10,40 +10,39 @@ from typing import Any
 
 import yaml
 
-from mlfilter_core.corpus.windows import WINDOW_BYTES
-from mlfilter_core.plan.plan import PlannedWorkers
-from mlfilter_core.plan.wording import in_bytes, in_time
+from mlfilter_core.plan.estimates import Estimate
+from mlfilter_core.plan.plan import PlannedWorkers, Section
+from mlfilter_core.plan.worker_memory import WorkerMemory
+from mlfilter_core.wording import plural, rough_duration
 
-# Arbitrary: an evening's run. More workers end earlier, and pay for their start as often.
+# Arbitrary: an evening's run. More workers finish earlier, and each of them takes time to start.
 WANTED_RUN_S = 4 * 3600
 MIN_LIMIT_S, MAX_LIMIT_S = 1800, 24 * 3600  # most partitions allow a day; jobs are replaced in any case
 MARGIN = 1.5  # other nodes are slower
 START_S = 600  # of a job: Python, the encoder and its trials, from a busy file system
-# As README § Speed, Memory: windows under way, and bytes that each of their lines may take.
-WINDOWS, EXPANSION = 8, 5
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do.
+    """What the workers have to do.
 
     Attributes:
-        total_s: Seconds that one worker would take for all, at the upper end of its interval.
-        largest_file_s: Of them for the largest file, which one worker does alone.
-        n_files: To do.
-        worker_bytes: Memory that a worker takes at most.
-        why_bytes: How that was found.
+        total_s: Seconds that one worker takes for all files.
+        largest_share: Share of the largest file, which one worker does alone.
+        n_files: Number of files to do.
+        memory: Memory of one worker.
+        start_s: Seconds that each worker takes before its first file.
     """
 
-    total_s: float
-    largest_file_s: float
+    total_s: Estimate
+    largest_share: float
     n_files: int
-    worker_bytes: float
-    why_bytes: str
+    memory: WorkerMemory
+    start_s: float = 0.0
 
-    def seconds(self, n_workers: int) -> float:
-        """Returns how long so many workers take."""
-        return max(self.total_s / max(1, min(n_workers, self.n_files)), self.largest_file_s)
+    def run_s(self, n_workers: int) -> Estimate:
+        """Returns the seconds that so many workers take, without their start."""
+        return self.total_s.times(max(1 / max(1, min(n_workers, self.n_files)), self.largest_share))
 
 
 @dataclass(frozen=True)
@@ -52,69 +51,90 @@ class SlurmAdvice:
 
     Attributes:
         settings: The fields.
-        reasons: One for each that is advised, in words.
+        reasons: One reason in words for each recommended field.
     """
 
     settings: Mapping[str, Any]
     reasons: Sequence[str]
 
     def to_yaml(self) -> str:
-        """Returns the section of a job file."""
+        """Returns the section of a job file, with the reasons as comments."""
         settings = {name: _Time(value) if name == "time" else value for name, value in self.settings.items()}
-        text: str = yaml.dump({"slurm_settings": settings}, Dumper=_Dumper, sort_keys=False)
-        return text
+        section = yaml.dump({"slurm_settings": settings}, Dumper=_Dumper, sort_keys=False)
+        return section + "".join(f"# {reason}\n" for reason in self.reasons)
 
 
 class _Time(str):
-    """Stands in quotes: YAML 1.1 reads 10:00:00 as a number."""
+    """A time that is quoted: YAML 1.1 reads 10:00:00 as a number."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Knows times."""
+    """A dumper that quotes times."""
 
 
 _Dumper.add_representer(_Time, lambda dumper, time: dumper.represent_scalar("tag:yaml.org,2002:str", time, style='"'))
 
 
-def embedding_memory(peak_bytes: int, max_line_bytes: int) -> tuple[float, str]:
-    """Returns the memory that an embedding worker takes at the very most, and how that was found."""
-    windows = WINDOWS * EXPANSION * (WINDOW_BYTES + max_line_bytes)
-    return peak_bytes + windows, f"{in_bytes(peak_bytes)} measured, {in_bytes(windows)} for the longest lines allowed"
+def speed_section(
+    measured: Mapping[str, Any], in_words: str, work: Work, workers: PlannedWorkers
+) -> tuple[Section, str]:
+    """Returns how long a job takes, and the `slurm_settings` that suit it, as YAML.
+
+    Args:
+        measured: Facts about the speed of this machine.
+        in_words: The same in words.
+        work: What the workers have to do, at that speed.
+        workers: Workers that the job asks for.
+    """
+    run_s = work.run_s(workers.n).plus(work.start_s)
+    advice = advise(work, workers)
+    facts = {
+        **measured,
+        "workers": workers.n,
+        "run_seconds": run_s.to_json(),
+        "recommended": dict(advice.settings),
+        "reasons": list(advice.reasons),
+    }
+    lines = [
+        ("speed", in_words),
+        ("memory", str(work.memory)),
+        ("time", f"{run_s.words(rough_duration)} with {workers.words}, at the speed measured here"),
+    ]
+    return Section("speed", facts, lines), advice.to_yaml()
 
 
 def advise(work: Work, workers: PlannedWorkers) -> SlurmAdvice:
     """Returns the Slurm jobs that would do the work in about four hours.
 
     Args:
-        work: What there is to do.
-        workers: Say how a job is divided; fields that were given and are not advised are kept.
+        work: What the workers have to do; the upper end of its interval counts.
+        workers: How a job is divided; the fields that were given stay where none is recommended.
     """
-    n_workers = max(1, min(math.ceil(work.total_s / WANTED_RUN_S), work.n_files))
+    total_s = work.total_s.high
+    n_workers = max(1, min(math.ceil(total_s / WANTED_RUN_S), work.n_files))
     n_jobs = math.ceil(n_workers / workers.n_per_job)
-    run_s = work.seconds(n_jobs * workers.n_per_job)
+    run_s = work.run_s(n_jobs * workers.n_per_job).high
     limit_s = min(max(_rounded_up(MARGIN * run_s + START_S, MIN_LIMIT_S), MIN_LIMIT_S), MAX_LIMIT_S)
     n_cores = workers.n_cores * workers.n_per_job
-    per_core_gb = math.ceil(2 * work.worker_bytes * workers.n_per_job / n_cores / 2**30) / 2
     advised: dict[str, Any] = {
         "workers": n_jobs,
         "time": f"{limit_s // 3600:02}:{limit_s % 3600 // 60:02}:00",
         "cpus_per_task": n_cores,
-        "mem_per_cpu_gb": per_core_gb,
+        "mem_per_cpu_gb": math.ceil(2 * work.memory.n_bytes * workers.n_per_job / n_cores / 2**30) / 2,
     }
     if workers.has_gpu and not workers.given:
         advised["gpus_per_task"] = workers.n_per_job
     advised = {name: value for name, value in advised.items() if name not in workers.overruled}
-    jobs = f"{n_jobs} job{'s' if n_jobs > 1 else ''}"
+    waits = run_s == total_s * work.largest_share and work.n_files > 1
     reasons = [
-        f"workers: {jobs} end{'' if n_jobs > 1 else 's'} in {in_time(run_s)}, of the "
-        f"{in_time(work.total_s)} that one worker takes"
-        + (", as the largest file is one worker's" if run_s == work.largest_file_s and work.n_files > 1 else ""),
-        f"time: {MARGIN} times that, and {in_time(START_S)} to start"
+        f"workers: {plural(n_jobs, 'job')} {'take' if n_jobs > 1 else 'takes'} {rough_duration(run_s)}, one worker "
+        f"{rough_duration(total_s)}" + ("; one worker does the largest file alone" if waits else ""),
+        f"time: {MARGIN} times that, plus {rough_duration(START_S)} to start"
         + ("; jobs that reach their limit are replaced" if limit_s == MAX_LIMIT_S else ""),
-        f"mem_per_cpu_gb: a worker takes {in_bytes(work.worker_bytes)} at most: {work.why_bytes}",
+        f"mem_per_cpu_gb: {work.memory}",
     ]
     if workers.overruled:
-        reasons.append(f"sbatch_args overrules {', '.join(workers.overruled)}")
+        reasons.append(f"sbatch_args overrides {', '.join(workers.overruled)}")
     return SlurmAdvice({**workers.given, **advised}, reasons)
 
 

@@ -1,152 +1,141 @@
-"""What the source files of a job hold, as far as random pieces of them tell."""
+"""What the source files of a job contain, as far as a sample shows."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
+from mlfilter_core.corpus.documents import BadRecordError, parse_record
 from mlfilter_core.embedding.wanted_keys import describe_absent, types_by_key, wanted_keys
 from mlfilter_core.plan.blocks import BlockSample
-from mlfilter_core.plan.estimates import HOW, Estimate, estimate_total
-from mlfilter_core.plan.files_to_do import FilesToDo
+from mlfilter_core.plan.corpus_sample import CorpusSample, Piece
+from mlfilter_core.plan.estimates import METHOD, Estimate, estimate_total
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Section
-from mlfilter_core.plan.sampled_documents import SampledDocuments, count_reasons, read_records
-from mlfilter_core.plan.wording import estimated, in_bytes, in_share
+from mlfilter_core.wording import rough_share, size
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import Encoder
 
 N_SHOWN_KEYS = 12
-N_TELLING_LINES = 20  # of a file, below which its share of rejected lines says little
+N_SHOWN_FILES = 3
+MIN_TELLING_LINES = 20  # of a file that was read in part; with fewer, its share of rejected lines shows little
 
 
-def files_section(files: FilesToDo, sample: BlockSample) -> Section:
+def files_section(sample: CorpusSample) -> Section:
     """Returns which files there are."""
-    n_bytes = sum(sample.bytes_by_file.values())
-    unpacked = estimate_total(sample, lambda block: block.lines_bytes)
+    files, blocks = sample.files, sample.blocks
+    n_bytes = sum(blocks.bytes_by_file.values())
+    decompressed = estimate_total(blocks, lambda block: block.lines_bytes)
+    n_empty = sum(own_bytes == 0 for own_bytes in blocks.bytes_by_file.values())
     facts = {
         "found": len(files.found),
         "finished": files.n_finished,
         "to_do": len(files.to_do),
-        "compressed": sample.n_compressed,
+        "compressed": blocks.n_compressed,
         "bytes": n_bytes,
-        "decompressed_bytes": unpacked.to_json(),
-        "largest": max(sample.bytes_by_file, key=lambda name: sample.bytes_by_file[name], default=None),
-        "empty": sum(size == 0 for size in sample.bytes_by_file.values()),
+        "decompressed_bytes": decompressed.to_json(),
+        "largest": max(blocks.bytes_by_file, key=blocks.bytes_by_file.__getitem__, default=None),
+        "empty": n_empty,
     }
-    words = f"{files}: {in_bytes(n_bytes)}"
-    if sample.n_compressed:
-        words += f", decompressed {estimated(unpacked, in_bytes)}"
-    if facts["empty"]:
-        words += f"; {facts['empty']:,} are empty"
+    words = f"{files}: {size(n_bytes)}"
+    if blocks.n_compressed:
+        words += f", decompressed {decompressed.words(size)}"
+    if n_empty:
+        words += f"; {n_empty:,} are empty"
     return Section("files", facts, [("files", words)])
 
 
-def keys_section(params: EmbeddingPipelineParameters, sample: BlockSample, findings: Findings) -> Section:
-    """Returns the keys of the sampled documents; notes those that are wanted and absent."""
-    records = read_records(sample.all_blocks)
+def keys_section(params: EmbeddingPipelineParameters, sample: CorpusSample, findings: Findings) -> Section:
+    """Returns the keys of the sampled documents; notes the keys that the job asks for and none of them has."""
+    records = _records(sample.blocks)
     for absent in describe_absent(wanted_keys(params), records):
         findings.add_problem(f"{absent}; correct it")
     types = types_by_key(records)
-    shown = [
-        f"{key} {'/'.join(kinds)}"
-        + ("" if sum(kinds.values()) == len(records) else f" in {in_share(sum(kinds.values()), len(records))}")
-        for key, kinds in list(types.items())[:N_SHOWN_KEYS]
-    ]
-    more = f", and {len(types) - N_SHOWN_KEYS} more" if len(types) > N_SHOWN_KEYS else ""
-    facts = {"records": len(records), "types": types}
-    return Section("keys", facts, [("keys", ", ".join(shown) + more)])
+    shown = []
+    for key, kinds in list(types.items())[:N_SHOWN_KEYS]:
+        n = sum(kinds.values())
+        shown.append(f"{key} {'/'.join(kinds)}" + (f" in {rough_share(n, len(records))}" if n < len(records) else ""))
+    if len(types) > N_SHOWN_KEYS:
+        shown.append(f"and {len(types) - N_SHOWN_KEYS} more")
+    return Section("keys", {"records": len(records), "types": types}, [("keys", ", ".join(shown))])
 
 
-def documents_section(
-    sample: BlockSample,
-    sampled: Sequence[SampledDocuments],
-    encoder: "Encoder | None",
-) -> Section:
-    """Returns how many documents and tokens there are."""
-    totals = totals_of(sample, sampled)
-    reasons = count_reasons(sampled)
-    n_lines = sum(documents.n_lines for documents in sampled)
-    by_reason = {reason: _total(sample, sampled, partial(_count_reason, reason)).to_json() for reason in reasons}
+def documents_section(sample: CorpusSample, encoder: "Encoder | None") -> Section:
+    """Returns how many documents there are, and how many tokens where the encoder has counted them."""
+    totals = {
+        "lines": sample.total(lambda piece: piece.n_lines),
+        "documents": sample.total(lambda piece: len(piece.documents)),
+        "rejected": sample.total(lambda piece: len(piece.rejections)),
+        "tokens": sample.total(lambda piece: piece.n_tokens),
+        "truncated": sample.total(lambda piece: piece.n_truncated),
+    }
+    n_lines = sum(piece.n_lines for piece in sample.pieces)
+    n_files = len({piece.block.file for piece in sample.pieces})
     facts: dict[str, Any] = {
         "sampled_lines": n_lines,
-        "sampled_files": len({documents.block.file.relative for documents in sampled}),
-        "is_everything": sample.is_everything,
-        "interval": HOW,
+        "sampled_files": n_files,
+        "is_everything": sample.blocks.is_everything,
+        "interval": METHOD,
         **{name: total.to_json() for name, total in totals.items()},
-        "rejected_by_reason": by_reason,
+        "rejected_by_reason": {reason: _rejected(sample, reason).to_json() for reason in sample.reasons},
     }
     documents = totals["documents"]
-    lines = [("documents", estimated(documents))]
+    lines = [("documents", documents.words())]
     if encoder is not None:
         tokens, truncated = totals["tokens"], totals["truncated"]
         mean = tokens.value / documents.value if documents.value else 0
-        lines.append(("tokens", f"{estimated(tokens)}; {mean:,.0f} for each document"))
-        limit = encoder.max_length
-        lines.append(("truncated", f"{in_share(truncated.value, documents.value)} of the documents, to {limit} tokens"))
-    n_rejected = reasons.total()
-    why = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
-    lines.append(("rejected", f"{in_share(n_rejected, n_lines)} of the sampled lines" + (f": {why}" if why else "")))
-    whole = "all that there are" if sample.is_everything else f"of {facts['sampled_files']:,} files"
+        share = rough_share(truncated.value, documents.value)
+        lines.append(("tokens", f"{tokens.words()}; {mean:,.0f} per document"))
+        lines.append(("truncated", f"{share} of the documents, to {encoder.max_length} tokens"))
+    why = ", ".join(f"{n:,} {reason}" for reason, n in sample.reasons.most_common())
+    rejected = f"{rough_share(sample.reasons.total(), n_lines)} of the sampled lines"
+    lines.append(("rejected", f"{rejected}: {why}" if why else rejected))
+    whole = "the whole corpus" if sample.blocks.is_everything else f"of {n_files:,} files"
     lines.append(("sample", f"{n_lines:,} lines, {whole}"))
     return Section("documents", facts, lines)
 
 
-def check_rejects(
-    params: EmbeddingPipelineParameters,
-    sample: BlockSample,
-    sampled: Sequence[SampledDocuments],
-    findings: Findings,
-) -> None:
-    """Notes where lines are rejected that the job does not allow to be."""
-    first = next((own.rejections[0] for own in sampled if own.rejections), None)
+def check_rejects(params: EmbeddingPipelineParameters, sample: CorpusSample, findings: Findings) -> None:
+    """Notes more rejected lines than the job allows."""
+    first = next((piece.rejections[0] for piece in sample.pieces if piece.rejections), None)
     if params.on_bad_record == "fail" and first is not None:
-        n = sum(bool(own.rejections) for own in sampled)
+        n = sum(bool(piece.rejections) for piece in sample.pieces)
         findings.add_problem(
-            f"params.on_bad_record: fail: {n} of {len(sampled)} sampled pieces hold a line that is no document (the "
-            f"first: {first.reason}: {first.detail}); mend the lines, or set it to reject"
+            f"params.on_bad_record: fail: {n} of {len(sample.pieces)} sampled blocks contain a line that is not a "
+            f"document (the first: {first.reason}: {first.detail}); fix the lines, or set on_bad_record: reject"
         )
-    by_file: dict[str, list[SampledDocuments]] = {}
-    for own in sampled:
-        by_file.setdefault(own.block.file.relative, []).append(own)
+    by_file: dict[str, list[Piece]] = {}
+    for piece in sample.pieces:
+        by_file.setdefault(piece.block.file.relative, []).append(piece)
     failing = []
     for name, pieces in by_file.items():
-        n_lines = sum(own.n_lines for own in pieces)
-        n_rejected = sum(len(own.rejections) for own in pieces)
-        is_whole = sum(own.block.n_bytes for own in pieces) >= sample.bytes_by_file[name] - 1
-        share = n_rejected / max(n_lines, 1)
-        # Of a file of which some was read, what speaks clearly counts: two standard errors.
+        n_lines = sum(piece.n_lines for piece in pieces)
+        reasons = sum((piece.reasons for piece in pieces), Counter())
+        is_whole = sum(piece.block.n_bytes for piece in pieces) >= sample.blocks.bytes_by_file[name] - 1
+        share = reasons.total() / max(n_lines, 1)
+        # A file that was read in part fails only where its share is two standard errors above the limit.
         doubt = 0.0 if is_whole else 2 * math.sqrt(share * (1 - share) / max(n_lines, 1))
-        if share - doubt > params.max_rejected_fraction and (is_whole or n_lines >= N_TELLING_LINES):
-            reason = count_reasons(pieces).most_common(1)[0][0]
-            failing.append(f"{name} ({n_rejected} of {n_lines} lines, most of them {reason})")
+        if share - doubt > params.max_rejected_fraction and (is_whole or n_lines >= MIN_TELLING_LINES):
+            most = reasons.most_common(1)[0][0]
+            failing.append(f"{name} ({reasons.total()} of {n_lines} lines, most of them {most})")
     if failing:
-        shown = ", ".join(failing[:3]) + (", ..." if len(failing) > 3 else "")
+        shown = ", ".join(failing[:N_SHOWN_FILES]) + (", ..." if len(failing) > N_SHOWN_FILES else "")
         findings.add_problem(
             f"{len(failing)} of {len(by_file)} sampled files would fail with more rejected lines than "
             f"params.max_rejected_fraction, {params.max_rejected_fraction}: {shown}; check the keys, or raise it"
         )
 
 
-def totals_of(sample: BlockSample, sampled: Sequence[SampledDocuments]) -> dict[str, Estimate]:
-    """Returns the totals over all files of what sampled pieces hold."""
-    return {
-        "lines": _total(sample, sampled, lambda own: own.n_lines),
-        "documents": _total(sample, sampled, lambda own: len(own.documents)),
-        "rejected": _total(sample, sampled, lambda own: len(own.rejections)),
-        "tokens": _total(sample, sampled, lambda own: sum(own.n_tokens)),
-        "truncated": _total(sample, sampled, lambda own: own.n_truncated),
-    }
+def _rejected(sample: CorpusSample, reason: str) -> Estimate:
+    return sample.total(lambda piece: piece.reasons[reason])
 
 
-def _total(
-    sample: BlockSample, sampled: Sequence[SampledDocuments], count: Callable[[SampledDocuments], float]
-) -> Estimate:
-    by_block = {id(own.block): float(count(own)) for own in sampled}
-    return estimate_total(sample, lambda block: by_block[id(block)])
-
-
-def _count_reason(reason: str, sampled: SampledDocuments) -> int:
-    return sum(rejection.reason == reason for rejection in sampled.rejections)
+def _records(blocks: BlockSample) -> list[dict[str, Any]]:
+    records = []
+    for block in blocks.all_blocks:
+        for content in block.lines:
+            with suppress(BadRecordError):
+                records.append(parse_record(content))
+    return records

@@ -42,7 +42,7 @@ def test_a_plan_is_one_screen_and_leaves_nothing(embed_job: WriteJob, tmp_path: 
     assert "3 found, 0 finished, 3 to do" in done.stdout
     assert "documents   21 " in done.stdout
     assert "slurm_settings:\n" in done.stdout
-    assert done.stdout.rstrip().endswith("nothing is wrong")
+    assert done.stdout.rstrip().endswith("no problems found")
     assert len(done.stdout.splitlines()) < 40
     assert done.stderr == ""
     assert not (tmp_path / "out").exists()
@@ -82,7 +82,7 @@ def test_a_slurm_job_is_planned_where_there_is_no_slurm(
     job = on_slurm(embed_job(), workers=3, partition="gpu", cpus_per_task=8, sbatch_args={"gres": "gpu:2"})
     plan = plan_job(job, {})
     assert plan.problems == []
-    assert any("there is no sbatch on this machine" in warning for warning in plan.warnings)
+    assert any("this machine has no sbatch" in warning for warning in plan.warnings)
     assert plan.to_json()["speed"]["workers"] == 6
     advised = yaml.safe_load(plan.recommended)["slurm_settings"]
     assert (advised["partition"], advised["sbatch_args"]) == ("gpu", {"gres": "gpu:2"})

@@ -75,12 +75,12 @@ def test_of_a_large_compressed_file_only_the_beginning_is_read(tmp_path: Path, c
     noise = random.Random(0)
     lines = [noise.randbytes(300).hex().encode() for _ in range(3000)]
     (file,) = corpus_of(tmp_path, {"a.jsonl": compress(b"\n".join(lines) + b"\n")})
-    (head,) = draw([file]).heads
-    read = [line for block in head.blocks for line in block.lines]
-    assert not head.is_whole
+    (prefix,) = draw([file]).prefixes
+    read = [line for block in prefix.blocks for line in block.lines]
+    assert not prefix.is_whole
     assert read == lines[: len(read)]
     assert 0.02 < len(read) / len(lines) < 0.5
-    share = sum(block.n_bytes for block in head.blocks) / head.n_bytes
+    share = sum(block.n_bytes for block in prefix.blocks) / prefix.n_bytes
     assert share == pytest.approx(len(read) / len(lines), rel=0.2)
 
 

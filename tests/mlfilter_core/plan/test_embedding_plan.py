@@ -21,7 +21,7 @@ from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.files.disk_space import FreeSpace
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan import blocks as blocks_module
-from mlfilter_core.plan import encoder_trial, output_room
+from mlfilter_core.plan import encoder_trial, resources
 from mlfilter_core.plan.embedding_plan import plan_embedding
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers
@@ -112,7 +112,7 @@ def test_of_a_large_corpus_a_sample_is_read_and_the_interval_holds_the_truth(
 ) -> None:
     monkeypatch.setattr(blocks_module, "BLOCK_BYTES", 2 << 10)
     monkeypatch.setattr(blocks_module, "MAX_BLOCKS", 30)
-    monkeypatch.setattr(blocks_module, "MAX_HEADS", 3)
+    monkeypatch.setattr(blocks_module, "MAX_PREFIXES", 3)
     chosen = random.Random(0)
     contents = [
         [
@@ -157,7 +157,7 @@ def test_a_model_of_sentence_transformers_is_compared_with_it(
 def test_a_plain_folder_is_not_compared_and_the_plan_says_so(plan: PlanJob, write_lines: WriteLines) -> None:
     write_lines("in/a.jsonl", records(3))
     made = plan()
-    assert "no sentence-transformers folder" in facts_of(made, "encoder")["sentence_transformers"]["skipped"]
+    assert "not a sentence-transformers folder" in facts_of(made, "encoder")["sentence_transformers"]["skipped"]
     assert made.problems == []
 
 
@@ -225,7 +225,7 @@ def test_a_head_that_does_not_fit_the_encoder_is_a_problem(
         ({"device": "cuda:99"}, "device: 'cuda:99' is not to be had on this machine"),
         (
             {"on_bad_record": "fail"},
-            "params.on_bad_record: fail: 1 of 1 sampled pieces hold a line that is no document",
+            "params.on_bad_record: fail: 1 of 1 sampled blocks contain a line that is not a document",
         ),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_device_that_only_the_nodes_may_have_is_a_warning(plan: PlanJob, write
     made = plan(nodes, device="cuda:99")
     assert made.problems == []
     said = "\n".join(made.warnings)
-    assert "Slurm's nodes may have it" in said
+    assert "the Slurm nodes may have it" in said
     assert "the workers have GPUs and this machine has none" in said
     assert "7 of 8 workers would have nothing to do" in said
     settings = yaml.safe_load(made.recommended)["slurm_settings"]
@@ -259,10 +259,10 @@ def test_a_device_that_only_the_nodes_may_have_is_a_warning(plan: PlanJob, write
 def test_too_little_room_is_a_problem(plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines("in/a.jsonl", [*records(100), b"{"])
     # A disk that is full would be full for all.
-    monkeypatch.setattr(output_room, "free_space", lambda folder: FreeSpace(folder, 1000, 1))
+    monkeypatch.setattr(resources, "free_space", lambda folder: FreeSpace(folder, 1000, 1))
     said = "\n".join(plan().problems)
-    assert "kB are needed, and 1 kB are free in" in said
-    assert "2 files are made, and" in said
+    assert "kB are needed, but 1 kB are free in" in said
+    assert "2 files are created, but" in said
     assert "has room for 1 (inodes)" in said
 
 

@@ -61,8 +61,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(
 def test_intervals_over_some_beginnings_of_compressed_files_hold_the_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks_module, "MAX_HEADS", 10)
-    monkeypatch.setattr(blocks_module, "HEAD_BYTES", 4 << 10)
+    monkeypatch.setattr(blocks_module, "MAX_PREFIXES", 10)
+    monkeypatch.setattr(blocks_module, "PREFIX_BYTES", 4 << 10)
     chosen = random.Random(5)
 
     def noise(n: int) -> bytes:
@@ -100,7 +100,7 @@ def test_of_a_sample_of_real_pages_the_interval_holds_the_truth(
 
 
 def test_one_beginning_of_many_files_says_how_little_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks_module, "MAX_HEADS", 1)
+    monkeypatch.setattr(blocks_module, "MAX_PREFIXES", 1)
     contents = {f"{i}.jsonl.gz": gzip.compress(b"line\n" * 100 * (i + 1)) for i in range(9)}
     estimate = estimate_total(draws(corpus_of(tmp_path, contents))[0], n_lines)
     assert estimate.low <= 4500 <= estimate.high
@@ -110,3 +110,9 @@ def test_one_beginning_of_many_files_says_how_little_it_says(tmp_path: Path, mon
 def test_nothing_is_nothing(tmp_path: Path) -> None:
     sample = draw_blocks(corpus_of(tmp_path, {"a.jsonl": b"", "b.jsonl.gz": gzip.compress(b"")}), 100, 0, Findings())
     assert json.dumps(estimate_total(sample, n_lines).to_json()) == '{"value": 0.0, "low": 0.0, "high": 0.0}'
+
+
+def test_an_estimate_says_its_interval_and_a_known_number_does_not() -> None:
+    assert Estimate(1200, 1100, 1300).words() == "about 1,200 (1,100 to 1,300)"
+    assert Estimate.exact(54).words() == "54"
+    assert Estimate(1.2e6, 1.2e6 - 1, 1.2e6 + 1).words() == "1.2 million"

@@ -3,15 +3,17 @@ import yaml
 
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.corpus.windows import WINDOW_BYTES
+from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.plan import PlannedWorkers
-from mlfilter_core.plan.slurm_advice import Work, advise, embedding_memory
+from mlfilter_core.plan.slurm_advice import Work, advise
+from mlfilter_core.plan.worker_memory import WorkerMemory, embedding_memory
 
 HOUR = 3600
 GPUS = PlannedWorkers(4, 4, 8, True, True, "1 Slurm job of 4 workers")
 
 
 def work(hours: float, n_files: int = 1000, largest_hours: float = 0.0) -> Work:
-    return Work(hours * HOUR, largest_hours * HOUR, n_files, 10 * 2**30, "measured")
+    return Work(Estimate.exact(hours * HOUR), largest_hours / hours, n_files, WorkerMemory(10 * 2**30, "measured"))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_what_is_advised_can_be_pasted_into_a_job_file() -> None:
     assert settings.mem_per_cpu_gb == 1.5  # 40 GiB of 4 workers over 32 cores, in halves
 
 
-def test_what_was_given_is_kept_and_what_sbatch_args_overrule_is_not_advised() -> None:
+def test_what_was_given_is_kept_and_what_sbatch_args_override_is_not_advised() -> None:
     given = {"partition": "gpu", "sbatch_args": {"gres": "gpu:4", "time": "08:00:00"}, "workers": 2}
     workers = PlannedWorkers(8, 4, 8, True, True, "", given, ("time",))
     advice = advise(work(100), workers)
@@ -46,15 +48,15 @@ def test_what_was_given_is_kept_and_what_sbatch_args_overrule_is_not_advised() -
     assert advice.settings["workers"] == 7
     assert "time" not in advice.settings
     assert "gpus_per_task" not in advice.settings
-    assert any(reason == "sbatch_args overrules time" for reason in advice.reasons)
+    assert any(reason == "sbatch_args overrides time" for reason in advice.reasons)
 
 
 def test_the_memory_of_a_worker_is_the_formula_of_the_readme() -> None:
-    n_bytes, words = embedding_memory(10**9, 64 << 20)
-    assert n_bytes == 10**9 + 8 * 5 * (WINDOW_BYTES + (64 << 20))
-    assert "1 GB measured, 4.03 GB for the longest lines allowed" in words
+    memory = embedding_memory(10**9, 64 << 20)
+    assert memory.n_bytes == 10**9 + 8 * 5 * (WINDOW_BYTES + (64 << 20))
+    assert "1 GB measured, 4.03 GB for the longest lines allowed" in memory.why
 
 
 def test_a_run_takes_as_long_as_its_largest_file() -> None:
-    assert work(100, largest_hours=30).seconds(50) == 30 * HOUR
-    assert work(100, n_files=2).seconds(50) == 50 * HOUR
+    assert work(100, largest_hours=30).run_s(50).value == pytest.approx(30 * HOUR)
+    assert work(100, n_files=2).run_s(50).value == 50 * HOUR

@@ -1,0 +1,49 @@
+"""How much memory a worker of a job takes at most."""
+
+import os
+import resource
+from dataclasses import dataclass
+
+from mlfilter_core.corpus.windows import WINDOW_BYTES
+from mlfilter_core.wording import size
+
+# See README § Speed, Memory: windows in flight, and the bytes that each byte of their lines may take.
+WINDOWS, EXPANSION = 8, 5
+# Arbitrary: documents that were not scored here may have longer texts.
+ANNOTATION_MARGIN, ANNOTATION_MIN_BYTES = 1.5, 1 << 30
+
+
+@dataclass(frozen=True)
+class WorkerMemory:
+    """The memory that one worker takes at most.
+
+    Attributes:
+        n_bytes: The memory.
+        why: What it consists of, in words.
+    """
+
+    n_bytes: float
+    why: str
+
+    def __str__(self) -> str:
+        return f"at most {size(self.n_bytes)} for each worker: {self.why}"
+
+
+def peak_memory_bytes() -> int:
+    """Returns the largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak << 10 if os.uname().sysname == "Linux" else peak  # kibibytes on Linux, bytes on macOS
+
+
+def embedding_memory(peak_bytes: int, max_line_bytes: int) -> WorkerMemory:
+    """Returns the memory of an embedding worker, of which `peak_bytes` were measured."""
+    windows = WINDOWS * EXPANSION * (WINDOW_BYTES + max_line_bytes)
+    return WorkerMemory(
+        peak_bytes + windows, f"{size(peak_bytes)} measured, {size(windows)} for the longest lines allowed"
+    )
+
+
+def annotation_memory(peak_bytes: int) -> WorkerMemory:
+    """Returns the memory of an annotation worker, of which `peak_bytes` were measured."""
+    n_bytes = max(ANNOTATION_MARGIN * peak_bytes, ANNOTATION_MIN_BYTES)
+    return WorkerMemory(n_bytes, f"{size(peak_bytes)} measured, {size(n_bytes - peak_bytes)} for longer texts")
