@@ -12,11 +12,13 @@ from mlfilter_core.corpus.lines import Line
 from mlfilter_core.errors import AnnotationError, OutputConflictError, SourceError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.files.zstd import zstd
-from mlfilter_core.filtering import filter_file as filter_module
+from mlfilter_core.filtering import kept_documents
 from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
-from mlfilter_core.filtering.cuts import find_cuts
-from mlfilter_core.filtering.filter_file import FilterReport, FilterRequest, filter_file, finished_filter
-from mlfilter_core.filtering.survey import SurveyRequest, load_survey, make_survey
+from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
+from mlfilter_core.filtering.filter_request import FilterRequest
+from mlfilter_core.filtering.make_survey import make_survey
+from mlfilter_core.filtering.survey import SurveyRequest, load_survey
+from mlfilter_core.filtering.thresholds import find_thresholds
 from tests.conftest import WriteLines
 from tests.mlfilter_core.filtering.conftest import Filter, annotate, annotated_files, document, lines_of
 
@@ -26,7 +28,7 @@ def surveyed(params: FilterParameters) -> tuple[list[TaskFile], FilterRequest]:
     for file in files:
         make_survey(file, survey)
     return files, FilterRequest.of(
-        params, find_cuts(params.keep, lambda: [load_survey(file, survey) for file in files])
+        params, find_thresholds(params.keep, lambda: [load_survey(file, survey) for file in files])
     )
 
 
@@ -216,8 +218,8 @@ def test_a_file_that_changes_while_it_is_filtered_is_an_error(
             return lines_of_file(path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(filter_module, "lines_of", lines_of_a_file_that_is_replaced)
-            with pytest.raises(AnnotationError, match=r"y.jsonl was changed while it was read; run again once"):
+            patch.setattr(kept_documents, "lines_of", lines_of_a_file_that_is_replaced)
+            with pytest.raises(AnnotationError, match=r"y.jsonl was changed while it was read; run the job again once"):
                 filter_file(files[1], request)
         assert not (params.filtered_dir / "y.jsonl").exists()
 
@@ -286,6 +288,6 @@ def test_a_document_that_has_a_score_of_that_name_is_an_error(
     annotate(annotated, tiny_model)
     files, request = surveyed(parameters(keep={"scores": {"good": {"threshold": -1e6}}}))
     with pytest.raises(
-        AnnotationError, match=r'z.jsonl: the source documents have a key "score_fun" already; annotate'
+        AnnotationError, match=r'z.jsonl: the source documents already have a key "score_fun"; annotate'
     ):
         filter_file(files[2], request)

@@ -23,7 +23,7 @@ def test_columns_have_the_kind_of_their_values() -> None:
 
 
 def test_records_are_written_with_all_their_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_module, "ROWS", 2)
+    monkeypatch.setattr(parquet_module, "ROW_GROUP_ROWS", 2)
     write_parquet(tmp_path / "x.parquet", RECORDS, kinds_of(RECORDS))
     file = pyarrow.parquet.ParquetFile(tmp_path / "x.parquet")
     assert file.metadata.num_row_groups == 2

@@ -51,7 +51,7 @@ def test_many_limits_take_no_more_passes_than_one() -> None:
 @pytest.mark.parametrize(
     ("percentiles", "thresholds", "message"),
     [
-        ([100], [], "--percentiles: 100 is none; give numbers from 0 to below 100"),
+        ([100], [], "--percentiles: 100 is not a percentile; give numbers from 0 to below 100"),
         ([], [math.inf], "--thresholds: give f"),
     ],
 )

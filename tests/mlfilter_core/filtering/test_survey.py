@@ -11,14 +11,14 @@ from mlfilter_core.corpus.lines import Line
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.filtering import survey as survey_module
+from mlfilter_core.filtering import make_survey as make_survey_module
 from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
+from mlfilter_core.filtering.make_survey import make_survey
 from mlfilter_core.filtering.survey import (
     SurveyMissingError,
     SurveyRequest,
     finished_survey,
     load_survey,
-    make_survey,
 )
 from tests.conftest import WriteLines
 from tests.mlfilter_core.filtering.conftest import Filter, annotated_files, lines_of
@@ -97,8 +97,8 @@ def test_a_file_that_changes_while_it_is_surveyed_is_an_error(
         path.write_text('{"q": 3}\n{"q": 4}\n')
         yield from lines
 
-    monkeypatch.setattr(survey_module, "lines_of", lines_of_a_file_that_is_replaced)
-    with pytest.raises(AnnotationError, match=r"x.jsonl was changed while it was read; run again once"):
+    monkeypatch.setattr(make_survey_module, "lines_of", lines_of_a_file_that_is_replaced)
+    with pytest.raises(AnnotationError, match=r"x.jsonl was changed while it was read; run the job again once"):
         make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path))
     assert not (tmp_path / "surveys" / "x.npz").exists()
 
@@ -151,7 +151,7 @@ def test_embeddings_must_be_those_that_were_scored(parameters: Filter, annotated
         make_survey(file, SurveyRequest.of(params))
     # A file of another tool says nothing of its embeddings, but has a line for each.
     (annotated / "out" / "annotated_data" / ".provenance" / "y.jsonl.json").unlink()
-    with pytest.raises(AnnotationError, match=r'y.jsonl:1: the document is "y.jsonl-19", and that of the same row of '):
+    with pytest.raises(AnnotationError, match=r'y.jsonl:1: the document is "y.jsonl-19", but the same row of '):
         make_survey(file, SurveyRequest.of(params))
     file.path.write_text('{"score_good": 1}\n')
     with pytest.raises(AnnotationError, match=r"y.jsonl has 1 lines, and .*y.h5 20 rows; annotate again"):

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.filtering import cuts as cuts_module
-from mlfilter_core.filtering.cuts import find_cuts, ranks
+from mlfilter_core.filtering import rank_search
+from mlfilter_core.filtering.ranks import ranks
 from mlfilter_core.filtering.survey import Survey
+from mlfilter_core.filtering.thresholds import find_thresholds
 from tests.mlfilter_core.filtering.conftest import survey_of
 
 NAN = math.nan
@@ -19,8 +20,8 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 def kept(selection: Selection, *surveys: Survey) -> list[list[bool]]:
-    cuts = find_cuts(selection, lambda: surveys)
-    return [cuts.kept(survey).tolist() for survey in surveys]
+    thresholds = find_thresholds(selection, lambda: surveys)
+    return [thresholds.kept(survey).tolist() for survey in surveys]
 
 
 def keep(bound: Bound | None = None, **other: object) -> Selection:
@@ -60,9 +61,9 @@ def test_the_best_documents_fill_a_budget_of_tokens(documents: Sequence[tuple[fl
 def test_searches_that_memory_is_not_for_come_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     survey = survey_of({"q": [1, 2, 3, 4], "r": [4, 3, 2, 1]}, groups=["a", "b", "a", "b"])
     selection = Selection(scores={name: Bound(percentile=50) for name in ("q", "r")}, per="k", at_least=1)
-    expected = find_cuts(selection, lambda: [survey])
-    monkeypatch.setattr(cuts_module, "MAX_COUNTED", 1)
-    assert find_cuts(selection, lambda: [survey]) == expected
+    expected = find_thresholds(selection, lambda: [survey])
+    monkeypatch.setattr(rank_search, "MAX_COUNTERS", 1)
+    assert find_thresholds(selection, lambda: [survey]) == expected
     assert expected.kept(survey).tolist() == [True, True, True, True]
 
 
@@ -84,7 +85,7 @@ def test_a_percentile_is_the_decimal_that_was_written() -> None:
 def test_a_budget_of_tokens_tells_what_it_ends_at() -> None:
     survey = survey_of([7, 8, 6, 9], [10] * 4)
     for budget, words in ((25, "above 7, and as many of 7 as fit"), (40, "all that have the score")):
-        told = find_cuts(keep(Bound(best_tokens=budget)), lambda: [survey]).of_scores[0].describe()
+        told = find_thresholds(keep(Bound(best_tokens=budget)), lambda: [survey]).of_scores[0].describe()
         assert told == f"q: best {budget} tokens of 4 documents, which is {words}"
 
 
@@ -104,7 +105,7 @@ def test_each_group_has_a_limit_of_its_own() -> None:
     second = survey_of([20, 30, 4, 5], groups=["en", "en", "de", ""], stem="b")
     selection = keep(Bound(percentile=50), per="language")
     assert kept(selection, first, second) == [[False, False, True, False], [True, True, True, True]]
-    assert find_cuts(selection, lambda: [first, second]).of_scores[0].describe() == (
+    assert find_thresholds(selection, lambda: [first, second]).of_scores[0].describe() == (
         "q: percentile 50 of 8 documents, which is '': 5 and above, de: 3 and above, en: 20 and above"
     )
 
@@ -140,15 +141,19 @@ def test_an_empty_file_has_nothing_to_keep() -> None:
     [
         (keep(), survey_of([NAN, NAN]), 'no document has a score "q"; its values are missing or not finite'),
         (keep(), survey_of([]), 'no document has a score "q"'),
-        (keep(Bound(best_tokens=5)), survey_of([1, 2], [5, -1]), "needs the tokens of each document, which x does not"),
+        (
+            keep(Bound(best_tokens=5)),
+            survey_of([1, 2], [5, -1]),
+            "needs the number of tokens of each document, which x lacks",
+        ),
         (keep(per="lang"), survey_of([1]), 'no document has a key "lang"; it is looked up in the annotated lines'),
         (
             keep(per="id"),
             survey_of([1] * 1025, groups=[str(i) for i in range(1025)]),
-            '"id" has 1025 values, 1024 at most',
+            '"id" has 1025 values, more than 1024',
         ),
     ],
 )
 def test_what_cannot_be_decided_is_refused(selection: Selection, survey: Survey, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        find_cuts(selection, lambda: [survey])
+        find_thresholds(selection, lambda: [survey])
