@@ -7,26 +7,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from mlfilter_core.config.training import HeadRecipe
 from mlfilter_core.errors import TrainingError
-from mlfilter_core.training.fit_head import FitSettings, FittedHead, fit_head
+from mlfilter_core.training.fit_head import FittedHead, TrainingSet, fit_head
+from mlfilter_core.training.head_task import HeadTask
 from mlfilter_core.training.row_buffers import RowBuffers, RowPlaces
 from mlfilter_core.training.splits import fold_numbers
 from tests.mlfilter_core.training.conftest import DIM, embeddings_of, label_of
 
 N = 300
 CPU = torch.device("cpu")
-LINEAR = FitSettings(
-    task="regression",
-    n_outputs=1,
-    hidden_dims=(),
-    activation="relu",
-    dropout=0.0,
-    learning_rate=0.02,
-    weight_decay=0.0,
-    batch_size=32,
-    max_epochs=60,
-    patience=10,
-    seed=0,
+REGRESSION = HeadTask("regression", 1, ())
+LINEAR = HeadRecipe(
+    hidden_dims=(), dropout=0.0, learning_rate=0.02, weight_decay=0.0, batch_size=32, max_epochs=60, patience=10
 )
 
 
@@ -44,8 +37,9 @@ def folds_of(n: int, n_folds: int) -> NDArray[np.int8]:
 def fit(folder: Path, embeddings: NDArray[np.float32], targets: NDArray[np.float32], **other: Any) -> FittedHead:
     n_folds = other.pop("n_folds", 5)
     weights = other.pop("weights", np.ones(len(targets), np.float32))
-    settings = FitSettings(**{**LINEAR.__dict__, **other})
-    return fit_head(buffers(folder, embeddings), targets, weights, folds_of(len(targets), n_folds), settings, CPU)
+    task = other.pop("task", REGRESSION)
+    documents = TrainingSet(buffers(folder, embeddings), targets, weights, folds_of(len(targets), n_folds))
+    return fit_head(documents, LINEAR.model_copy(update=other), task, CPU)
 
 
 def outputs(head: FittedHead, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -78,7 +72,7 @@ def test_a_layer_between_learns_what_a_linear_head_cannot(tmp_path: Path) -> Non
 def test_several_targets_are_learnt_at_once(tmp_path: Path) -> None:
     embeddings = embeddings_of(N)
     targets = np.stack([label_of(embeddings), 100 - 50 * embeddings[:, 0]], axis=1)  # of different size
-    given = outputs(fit(tmp_path, embeddings, targets, n_outputs=2), embeddings)
+    given = outputs(fit(tmp_path, embeddings, targets, task=HeadTask("regression", 2, ("a", "b"))), embeddings)
     np.testing.assert_allclose(given[:, 0], targets[:, 0], atol=0.05)
     np.testing.assert_allclose(given[:, 1], targets[:, 1], atol=1)
 
@@ -87,7 +81,7 @@ def test_several_targets_are_learnt_at_once(tmp_path: Path) -> None:
 def test_classes_are_learnt(tmp_path: Path, task: str, n_outputs: int) -> None:
     embeddings = embeddings_of(N)
     classes = np.digitize(embeddings[:, 0], [0] if task == "binary" else [-0.5, 0.5]).astype(np.float32)
-    given = outputs(fit(tmp_path, embeddings, classes[:, None], task=task, n_outputs=n_outputs), embeddings)
+    given = outputs(fit(tmp_path, embeddings, classes[:, None], task=HeadTask(task, n_outputs, ())), embeddings)
     found = given[:, 0] > 0 if task == "binary" else given.argmax(axis=1)
     assert (found == classes).mean() > 0.9
 
@@ -142,11 +136,12 @@ def test_embeddings_that_do_not_fit_in_memory_are_learnt_from_too(tmp_path: Path
     embeddings = embeddings_of(10_000)
     targets = label_of(embeddings)[:, None]
     rows = buffers(tmp_path, embeddings, max_bytes=5000 * 4 * DIM)
-    head = fit_head(rows, targets, np.ones(10_000, np.float32), folds_of(10_000, 1), LINEAR, CPU)
+    documents = TrainingSet(rows, targets, np.ones(10_000, np.float32), folds_of(10_000, 1))
+    head = fit_head(documents, LINEAR, REGRESSION, CPU)
     np.testing.assert_allclose(outputs(head, embeddings)[:, 0], targets[:, 0], atol=0.02)
 
 
 def test_training_that_diverges_is_refused(tmp_path: Path) -> None:
     embeddings = embeddings_of(N)
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) after \d+ epochs; lower learning_rate, 1e\+30 now"):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) after \d+ epochs; lower learning_rate, now 1e\+30"):
         fit(tmp_path, embeddings, label_of(embeddings)[:, None], learning_rate=1e30, hidden_dims=(8, 8))

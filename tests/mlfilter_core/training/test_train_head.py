@@ -94,7 +94,7 @@ def test_labels_are_joined_from_a_file(write_labelled: WriteLabelled, write_line
     assert report.left_out == {"not_json": 1, "without_label": 50, "label_without_document": 1}
     assert report.metrics["spearman"] == pytest.approx(1, abs=0.02)
     assert [remark.partition(":")[0] for remark in report.remarks] == [
-        *("lines that give no label", "1 labels are of no document here, as of elsewhere")
+        *("lines without a valid label", "1 labels are of no document here, such as elsewhere")
     ]
 
 
