@@ -17,13 +17,16 @@ INT64 = range(-(2**63), 2**63)
 EXACT_IN_FLOATS = range(-(2**53), 2**53 + 1)
 
 
-def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) -> None:
+def write_parquet(
+    path: Path, records: Iterable[Record], kinds: dict[str, str], row_group_rows: int = ROW_GROUP_ROWS
+) -> None:
     """Writes records, compressed with zstd.
 
     Args:
         path: The file.
         records: The rows. A value that is missing is null.
         kinds: Kind of each column, from `kinds_of`.
+        row_group_rows: Rows of a row group.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -32,7 +35,7 @@ def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) 
     schema = pa.schema([(name, types.get(kind, pa.string())) for name, kind in kinds.items()])
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         rows = iter(records)
-        while part := list(islice(rows, ROW_GROUP_ROWS)):
+        while part := list(islice(rows, row_group_rows)):
             writer.write_table(_table(part, kinds, schema))
 
 

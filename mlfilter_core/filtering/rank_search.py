@@ -122,15 +122,18 @@ class RankSearch:
         return prefix + 1 if self.counts_tokens else prefix << TIE_BITS
 
 
-def run_searches(searches: Sequence[RankSearch], groups: Sequence[str], surveys: Surveys) -> None:
+def run_searches(
+    searches: Sequence[RankSearch], groups: Sequence[str], surveys: Surveys, max_counters: int = MAX_COUNTERS
+) -> None:
     """Completes searches; as many of them share a pass over the surveys as fit in memory.
 
     Args:
         searches: Over the same groups.
         groups: Names of the n groups.
         surveys: Returns the survey of each file, once for each pass.
+        max_counters: Most counters of the searches that share a pass.
     """
-    n_together = max(1, MAX_COUNTERS // (len(groups) * N_RANGES)) if groups else 1
+    n_together = max(1, max_counters // (len(groups) * N_RANGES)) if groups else 1
     for first in range(0, len(searches), n_together):
         active = list(searches[first : first + n_together])
         while active:

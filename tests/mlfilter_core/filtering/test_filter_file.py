@@ -9,27 +9,13 @@ import pytest
 
 from mlfilter_core.config.filtering import FilterParameters
 from mlfilter_core.corpus.lines import Line
-from mlfilter_core.errors import AnnotationError, OutputConflictError, SourceError
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.files.zstd import zstd
 from mlfilter_core.filtering import kept_documents
 from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
 from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
-from mlfilter_core.filtering.filter_request import FilterRequest
-from mlfilter_core.filtering.make_survey import make_survey
-from mlfilter_core.filtering.survey import SurveyRequest, load_survey
-from mlfilter_core.filtering.thresholds import find_thresholds
 from tests.conftest import WriteLines
-from tests.mlfilter_core.filtering.conftest import Filter, annotate, annotated_files, document, lines_of
-
-
-def surveyed(params: FilterParameters) -> tuple[list[TaskFile], FilterRequest]:
-    files, survey = annotated_files(params), SurveyRequest.of(params)
-    for file in files:
-        make_survey(file, survey)
-    return files, FilterRequest.of(
-        params, find_thresholds(params.keep, lambda: [load_survey(file, survey) for file in files])
-    )
+from tests.mlfilter_core.filtering.conftest import Filter, lines_of, surveyed
 
 
 def filtered(params: FilterParameters) -> list[FilterReport]:
@@ -265,29 +251,3 @@ def test_provenance_that_says_nothing_is_in_the_way(content: bytes, parameters: 
     request.provenance_file(files[1]).write_bytes(content)
     with pytest.raises(OutputConflictError, match="does not say which annotated file it was made from"):
         finished_filter(files[1], request, read_content=True)
-
-
-def test_sources_must_be_those_that_were_embedded(parameters: Filter, annotated: Path) -> None:
-    params = parameters()
-    files, request = surveyed(params)
-    source = annotated / "corpus" / "y.jsonl"
-    source.write_text(source.read_text().replace("ba", "be"))
-    with pytest.raises(SourceError, match=r"y.jsonl changed since .*y.h5 was made from it"):
-        filter_file(files[1], request)
-    assert not (params.filtered_dir / "y.jsonl").exists()
-    source.unlink()
-    with pytest.raises(SourceError, match=r"set params.source_dir to where the sources lie now"):
-        filter_file(files[1], request)
-
-
-def test_a_document_that_has_a_score_of_that_name_is_an_error(
-    parameters: Filter, annotated: Path, tiny_model: Path
-) -> None:
-    """The annotation wrote no source documents, and saw no clash."""
-    (annotated / "corpus" / "z.jsonl").write_text(json.dumps({**document("z", 1), "score_fun": 3}))
-    annotate(annotated, tiny_model)
-    files, request = surveyed(parameters(keep={"scores": {"good": {"threshold": -1e6}}}))
-    with pytest.raises(
-        AnnotationError, match=r'z.jsonl: the source documents already have a key "score_fun"; annotate'
-    ):
-        filter_file(files[2], request)

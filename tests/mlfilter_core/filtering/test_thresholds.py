@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.filtering import rank_search
 from mlfilter_core.filtering.ranks import ranks
 from mlfilter_core.filtering.survey import Survey
 from mlfilter_core.filtering.thresholds import find_thresholds
@@ -56,15 +55,6 @@ def test_the_best_documents_fill_a_budget_of_tokens(documents: Sequence[tuple[fl
     expected[order] = fits
     assert found == expected.tolist()
     assert np.all(np.diff(np.array(scores, np.float32)[order]) <= 0)  # the order is that of the scores
-
-
-def test_searches_that_memory_is_not_for_come_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    survey = survey_of({"q": [1, 2, 3, 4], "r": [4, 3, 2, 1]}, groups=["a", "b", "a", "b"])
-    selection = Selection(scores={name: Bound(percentile=50) for name in ("q", "r")}, per="k", at_least=1)
-    expected = find_thresholds(selection, lambda: [survey])
-    monkeypatch.setattr(rank_search, "MAX_COUNTERS", 1)
-    assert find_thresholds(selection, lambda: [survey]) == expected
-    assert expected.kept(survey).tolist() == [True, True, True, True]
 
 
 def test_of_equal_scores_a_budget_keeps_some_of_every_file() -> None:
