@@ -53,10 +53,8 @@ class FilterReport:
         started: Start time in seconds since 1970, UTC; 0 where skipped.
     """
 
-    PRINTED: ClassVar[Sequence[str]] = (
-        *("documents", "kept", "without_score", "tokens", "kept_tokens", "seconds", "documents/s"),
-    )
     SUMMED: ClassVar[Sequence[str]] = ("documents", "kept", "without_score", "tokens", "kept_tokens")
+    PRINTED: ClassVar[Sequence[str]] = (*SUMMED, "seconds", "documents/s")
 
     annotated: str
     output: str
@@ -139,15 +137,15 @@ def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
 
 
 def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) -> FilterReport | None:
-    """Returns the report of a finished output, or None where there is none yet.
+    """Returns the report of a finished output, or None where the file has yet to be filtered.
 
     Args:
         file: The annotated file.
-        request: What is asked of it.
-        read_content: Whether to read a file whose time of change differs; None is returned for it otherwise.
+        request: What the run writes.
+        read_content: Whether to read a file whose modification time differs; otherwise it counts as not finished.
 
     Raises:
-        OutputConflictError: The output was made from another annotated file, by another request or another tool.
+        OutputConflictError: The output was made from another annotated file, by another request or by another tool.
     """
     for path in request.stale(file):
         raise OutputConflictError(f"{path} was written by another request; {REPLACE}")
@@ -183,7 +181,9 @@ def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArra
         inside = survey.group == code
         by_group[group] = asdict(KeptCounts.of(tokens[inside], kept[inside]))
     return FilterReport(
-        *(file.relative, str(request.output(file)), "filtered"),
+        annotated=file.relative,
+        output=str(request.outputs(file)[0]),
+        status="filtered",
         **vars(KeptCounts.of(tokens, kept)),
         without_score=int(np.isnan(survey.scores).any(axis=1).sum()),
         reached={each.score: int(each.reached(survey).sum()) for each in request.thresholds.of_scores},

@@ -58,15 +58,10 @@ class FilterRequest:
     def suffix(self) -> str:
         return PARQUET_SUFFIX if self.output_format == "parquet" else SUFFIXES[self.compression]
 
-    def output(self, file: TaskFile) -> Path:
-        return file.output(self.output_dir, self.suffix)
-
-    def dropped(self, file: TaskFile) -> Path:
-        return file.output(self.dropped_dir, self.suffix)
-
     def outputs(self, file: TaskFile) -> list[Path]:
         """Returns the files that are written for a file, the kept documents first."""
-        return [self.output(file), *([self.dropped(file)] if self.write_dropped else [])]
+        folders = (self.output_dir, self.dropped_dir) if self.write_dropped else (self.output_dir,)
+        return [file.output(folder, self.suffix) for folder in folders]
 
     def stale(self, file: TaskFile) -> list[Path]:
         """Returns the existing outputs of a file that this request does not write."""

@@ -1,6 +1,7 @@
 """Numbers of documents and tokens, and how many of them are kept."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +29,7 @@ class KeptCounts:
         return KeptCounts(len(kept), int(kept.sum()), int(tokens.sum()), int(tokens[kept].sum()))
 
     def __add__(self, other: "KeptCounts") -> "KeptCounts":
-        return KeptCounts(
-            self.documents + other.documents,
-            self.kept + other.kept,
-            self.tokens + other.tokens,
-            self.kept_tokens + other.kept_tokens,
-        )
+        return KeptCounts(*map(add, astuple(self), astuple(other)))
 
     def describe(self) -> str:
         """Returns the counts in words: `kept 3 of 10 documents, 30.0 %, 41.3 % of the tokens`."""

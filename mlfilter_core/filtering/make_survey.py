@@ -4,6 +4,8 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -55,11 +57,18 @@ def make_survey(file: TaskFile, request: SurveyRequest) -> SurveyReport:
     """
     started = time.monotonic()
     facts, annotated = request.facts(file), identity_of(file)  # before reading, so that a change is noticed
-    if request.embeddings is None:
-        survey = _read(file, request, annotated, None)
-    else:
-        with embeddings_of(file, request.embeddings, request.group) as embeddings:
-            survey = _read(file, request, annotated, embeddings)
+    with ExitStack() as stack:
+        embeddings = None
+        if request.embeddings is not None:
+            embeddings = stack.enter_context(embeddings_of(file, request.embeddings, request.group))
+        survey = _read_lines(file, request, annotated, embeddings)
+        if embeddings is not None:
+            survey = _joined(survey, file, request.per, embeddings)
+    if len(survey.groups) > MAX_GROUPS:
+        raise AnnotationError(
+            f'{file.path}: params.keep.per: "{request.per}" has more than {MAX_GROUPS} values; name a key that '
+            "documents can be grouped by, such as language"
+        )
     check_unchanged(file, survey)
     write_survey(survey, file, request, facts)
     seconds = time.monotonic() - started
@@ -67,10 +76,10 @@ def make_survey(file: TaskFile, request: SurveyRequest) -> SurveyReport:
     return SurveyReport(file.relative, str(request.output(file)), "surveyed", len(survey), seconds)
 
 
-def _read(
+def _read_lines(
     file: TaskFile, request: SurveyRequest, annotated: Mapping[str, Any], embeddings: EmbeddingFile | None
 ) -> Survey:
-    groups_place = embeddings.find(request.per) if embeddings is not None and request.per is not None else None
+    """Returns what the lines contain; checks their ids where no provenance ties them to the embeddings."""
     ids = repeat(None) if embeddings is None or provenance_of(file) is not None else _ids(embeddings)
     scores: list[list[float]] = []
     tokens: list[int] = []
@@ -84,8 +93,7 @@ def _read(
         present.update(name for name, field in fields.items() if field is not None)
         scores.append([math.nan if field is None else _number(record[field]) for field in fields.values()])
         tokens.append(_tokens(record.get(N_TOKENS)))
-        if groups_place is None:
-            group.append(codes.setdefault(_group(record, request.per), len(codes)))
+        group.append(codes.setdefault(_group(record, request.per), len(codes)))
         _check_id(record, next(ids, None), f"{file.path}:{line.number}", embeddings)
     for name in request.scores:
         if scores and name not in present:
@@ -93,20 +101,6 @@ def _read(
                 f'{file.path}: there is no score "{name}" nor "{SCORE_PREFIX}{name}"; the lines have: '
                 f"{', '.join(record)}"
             )
-    if embeddings is not None:
-        if embeddings.n_rows != len(scores):
-            raise AnnotationError(
-                f"{file.path} has {len(scores)} lines, and {embeddings.path} {embeddings.n_rows} rows; annotate again"
-            )
-        if N_TOKENS in embeddings.names():
-            tokens = embeddings.array(N_TOKENS, ALL).tolist()
-        if groups_place is not None:
-            group = [codes.setdefault(value, len(codes)) for value in _strings(embeddings, groups_place)]
-    if len(codes) > MAX_GROUPS:
-        raise AnnotationError(
-            f'{file.path}: params.keep.per: "{request.per}" has more than {MAX_GROUPS} values; name a key that '
-            "documents can be grouped by, such as language"
-        )
     return Survey(
         file.stem,
         request.scores,
@@ -116,6 +110,22 @@ def _read(
         tuple(codes),
         annotated,
     )
+
+
+def _joined(survey: Survey, file: TaskFile, per: str | None, embeddings: EmbeddingFile) -> Survey:
+    """Returns a survey with the numbers of tokens and the groups of the embeddings, where they are stored."""
+    if embeddings.n_rows != len(survey):
+        raise AnnotationError(
+            f"{file.path} has {len(survey)} lines, and {embeddings.path} {embeddings.n_rows} rows; annotate again"
+        )
+    if N_TOKENS in embeddings.names():
+        survey = replace(survey, tokens=embeddings.array(N_TOKENS, ALL).astype(np.int64))
+    place = None if per is None else embeddings.find(per)
+    if place is None:
+        return survey
+    codes: dict[str, int] = {}
+    group = [codes.setdefault(value, len(codes)) for value in _strings(embeddings, place)]
+    return replace(survey, group=np.array(group, np.int32), groups=tuple(codes))
 
 
 def _strings(embeddings: EmbeddingFile, place: str) -> Iterator[str]:
