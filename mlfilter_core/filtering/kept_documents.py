@@ -51,7 +51,7 @@ def document_lines(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bo
 
 
 def _score_fields(file: TaskFile, request: FilterRequest, record: Record) -> Sequence[str]:
-    """Returns the fields of the selected scores; no provenance says what else the annotation computed."""
+    """Returns the fields of the selected scores; without provenance, other computed fields are unknown."""
     fields = (score_field(name, record, file.path) for name in request.survey.scores)
     return [field for field in fields if field is not None]
 

@@ -23,7 +23,7 @@ from mlfilter_core.filtering.annotated_file import embeddings_path
 
 SURVEY_FOLDER, SUFFIX = ".survey", ".npz"
 NO_GROUP = ""  # group of the documents without the key
-UNKNOWN = -1  # number of tokens of a document that does not say
+UNKNOWN = -1  # number of tokens where it is not recorded
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,11 @@ class SurveyRequest:
     def of(params: FilterParameters) -> "SurveyRequest":
         """Returns the request of a job."""
         return SurveyRequest(
-            *(params.filtered_dir / SURVEY_FOLDER, tuple(params.keep.scores), params.keep.per),
-            *(params.embeddings_directory, params.hdf5_dataset_name),
+            folder=params.filtered_dir / SURVEY_FOLDER,
+            scores=tuple(params.keep.scores),
+            per=params.keep.per,
+            embeddings=params.embeddings_directory,
+            group=params.hdf5_dataset_name,
         )
 
     def output(self, file: TaskFile) -> Path:
@@ -178,14 +181,19 @@ def load_survey(file: TaskFile, request: SurveyRequest) -> Survey:
     """
     with _stored(file, request) as (facts, columns):
         return Survey(
-            *(file.stem, tuple(facts["scores"]), columns["scores"], columns["tokens"].astype(np.int64)),
-            *(columns["group"].astype(np.int32), tuple(facts["groups"]), facts["annotated"]),
+            stem=file.stem,
+            names=tuple(facts["scores"]),
+            scores=columns["scores"],
+            tokens=columns["tokens"].astype(np.int64),
+            group=columns["group"].astype(np.int32),
+            groups=tuple(facts["groups"]),
+            annotated=facts["annotated"],
         )
 
 
 @contextmanager
 def _stored(file: TaskFile, request: SurveyRequest) -> Iterator[tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]]:
-    """Yields the facts of a survey, and its columns, each of which is read from the file when it is accessed."""
+    """Yields the facts and the columns of a survey; a column is read from the file when it is accessed."""
     try:
         with open(request.output(file), "rb") as opened, np.load(opened) as columns:
             facts = orjson.loads(columns["facts"].tobytes())

@@ -1,7 +1,7 @@
 """A filter job: a survey of every annotated file, then the kept documents of every file."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
@@ -14,7 +14,7 @@ from mlfilter_core.filtering.filter_request import OUTPUT_SUFFIXES, FilterReques
 from mlfilter_core.filtering.make_survey import make_survey
 from mlfilter_core.filtering.rank_search import Surveys
 from mlfilter_core.filtering.stored_thresholds import stored_thresholds
-from mlfilter_core.filtering.survey import Survey, SurveyReport, SurveyRequest, finished_survey, load_survey
+from mlfilter_core.filtering.survey import SurveyReport, SurveyRequest, finished_survey, load_survey
 from mlfilter_core.filtering.thresholds import find_thresholds
 from mlfilter_core.work.workload import Workload
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SurveyWork:
-    """The first step of a filter job, for each file.
+    """The first step of a filter job: the survey of a file.
 
     Attributes:
         request: Request of the surveys.
@@ -36,7 +36,7 @@ class SurveyWork:
         return finished_survey(file, self.request)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: errors that affect every file already show at the first one."""
+        """Checks nothing: errors that affect every file show at the first one."""
 
     def run(self, file: TaskFile) -> SurveyReport:
         """Surveys one file unless it is finished; waits while another process writes the survey."""
@@ -46,11 +46,11 @@ class SurveyWork:
 
 @dataclass(frozen=True)
 class FilterWork:
-    """The second step of a filter job, for each file.
+    """The second step of a filter job: the kept documents of a file.
 
     Attributes:
         params: Parameters of the job.
-        request: Request that the parameters and the thresholds of the corpus make.
+        request: What to write of every file.
     """
 
     params: FilterParameters
@@ -113,10 +113,7 @@ def surveys_of(params: FilterParameters) -> Surveys:
 
 
 def _loaded(files: Sequence[TaskFile], request: SurveyRequest) -> Surveys:
-    def surveys() -> Iterator[Survey]:
-        return (load_survey(file, request) for file in files)
-
-    return surveys
+    return lambda: (load_survey(file, request) for file in files)
 
 
 def _files(params: FilterParameters) -> list[TaskFile]:

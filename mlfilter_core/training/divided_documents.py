@@ -76,12 +76,11 @@ def _check_parts(held_out: NDArray[np.bool_]) -> None:
 
 
 def _check_vary(labels: NDArray[np.float32]) -> None:
-    trained_on = labels.reshape(len(labels), -1)
-    constant = np.flatnonzero(np.ptp(trained_on, axis=0) == 0)
+    constant = np.flatnonzero(np.ptp(labels, axis=0) == 0)
     if len(constant):
         raise TrainingError(
-            f"all {len(trained_on)} labels that are not held out are {trained_on[0, constant[0]]:g}; label more "
-            "documents, or change split_seed"
+            f"all {len(labels)} labels that are not held out are {labels[0, constant[0]]:g}; label more documents, or "
+            "change split_seed"
         )
 
 

@@ -150,13 +150,18 @@ class _Loss:
         return functional.cross_entropy(outputs.transpose(1, 2), targets[..., 0].long(), reduction="none")
 
 
+def _batches(buffer: Buffer, n_rows: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields positions and embeddings, `n_rows` at a time."""
+    positions, embeddings = (torch.from_numpy(array).to(device) for array in buffer)
+    return zip(torch.split(positions, n_rows), torch.split(embeddings, n_rows), strict=True)
+
+
 def _train(models: StackedHeads, buffers: Iterator[Buffer], loss_of: _Loss, batch_size: int) -> float:
     """Trains each model for one epoch, without the documents of its fold; returns the mean loss of the last model."""
     numbers = torch.arange(models.n_heads, device=loss_of.device)[:, None]
     total = torch.zeros(2, device=loss_of.device)
     for buffer in buffers:
-        positions, inputs = (torch.from_numpy(array).to(loss_of.device) for array in buffer)
-        for batch, embeddings in zip(positions.split(batch_size), inputs.split(batch_size), strict=True):
+        for batch, embeddings in _batches(buffer, batch_size, loss_of.device):
             losses = loss_of(models.outputs(embeddings, is_training=True), batch)
             seen = loss_of.weights[batch] * (loss_of.folds[batch] != numbers)
             sums, weights = (losses * seen).sum(dim=1), seen.sum(dim=1)
@@ -171,8 +176,7 @@ def _validate(models: StackedHeads, buffers: Iterator[Buffer], loss_of: _Loss) -
     left_out: NDArray[np.float32] | None = None
     total, weight = 0.0, 0.0
     for buffer in buffers:
-        arrays = (torch.from_numpy(array).to(loss_of.device) for array in buffer)
-        for positions, embeddings in zip(*(array.split(EVALUATION_ROWS) for array in arrays), strict=True):
+        for positions, embeddings in _batches(buffer, EVALUATION_ROWS, loss_of.device):
             outputs = models.outputs(embeddings, is_training=False)
             if left_out is None:
                 left_out = np.full((len(loss_of.folds), outputs.shape[2]), np.nan, np.float32)

@@ -117,4 +117,5 @@ class RowBuffers:
 
     def _read_block(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         with self._places.open_block(positions) as (file, rows, chosen):
-            return file.embeddings(rows)[chosen]
+            embeddings: NDArray[np.float32] = file.embeddings(rows)[chosen]
+        return embeddings

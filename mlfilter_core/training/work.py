@@ -35,7 +35,7 @@ class TrainWork:
         return unless_overwritten(lambda: finished_head(self.requests[file.stem], file.path), self.params.overwrite)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: errors that affect every head show at the first one at once."""
+        """Checks nothing: errors that affect every head show at the first one."""
 
     def run(self, file: TaskFile) -> TrainReport:
         """Trains one head unless it is finished; waits while another process writes it."""

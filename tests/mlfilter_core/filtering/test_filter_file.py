@@ -146,7 +146,7 @@ def test_an_output_of_another_request_or_other_scores_is_in_the_way(parameters: 
     with pytest.raises(OutputConflictError, match=r"x.jsonl was changed since it was written"):
         finished_filter(files[0], request, read_content=True)
     output.write_bytes(kept)
-    assert finished_filter(files[0], request, read_content=False) is None  # only its content tells
+    assert finished_filter(files[0], request, read_content=False) is None  # only its content can tell
     assert finished_filter(files[0], request, read_content=True) is not None
     (params.filtered_dir / ".provenance" / "a" / "x.jsonl.json").unlink()
     with pytest.raises(OutputConflictError, match="does not say which annotated file it was made from"):
@@ -229,7 +229,7 @@ def test_parquet_files_have_the_columns_of_their_documents_even_without_rows(
         assert {path.name for path in folder.glob("*.*")} - {".provenance", ".survey"} == {"x.parquet", "y.parquet"}
 
 
-def test_documents_that_parquet_cannot_hold_are_an_error(write_lines: WriteLines, tmp_path: Path) -> None:
+def test_documents_that_parquet_cannot_store_are_an_error(write_lines: WriteLines, tmp_path: Path) -> None:
     deep = b'{"q": 5, "deep": ' + b"[" * 300 + b"]" * 300 + b"}"
     path = write_lines("corpus/x.jsonl", [deep])
     params = FilterParameters.model_validate(

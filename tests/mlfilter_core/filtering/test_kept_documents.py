@@ -24,7 +24,7 @@ def test_sources_must_be_those_that_were_embedded(parameters: Filter, annotated:
 def test_a_document_that_has_a_score_of_that_name_is_an_error(
     parameters: Filter, annotated: Path, tiny_model: Path
 ) -> None:
-    """The annotation wrote no source documents, and saw no clash."""
+    """The annotation did not write source documents, so it did not notice."""
     (annotated / "corpus" / "z.jsonl").write_text(json.dumps({**document("z", 1), "score_fun": 3}))
     annotate(annotated, tiny_model)
     files, request = surveyed(parameters(keep={"scores": {"good": {"threshold": -1e6}}}))

@@ -84,9 +84,7 @@ def test_a_score_may_begin_in_any_line_and_tokens_may_be_written_as_floats(
         ([{"q": 1, "k": i} for i in range(257)], r'params.keep.per: "k" has more than 256 values; name a key that'),
     ],
 )
-def test_lines_that_tell_too_little_are_an_error(
-    lines: list[object], message: str, write_lines: WriteLines, tmp_path: Path
-) -> None:
+def test_invalid_lines_are_an_error(lines: list[object], message: str, write_lines: WriteLines, tmp_path: Path) -> None:
     path = write_lines("x.jsonl", lines)
     with pytest.raises(AnnotationError, match=message):
         make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k"))
@@ -110,7 +108,7 @@ def test_embeddings_must_be_those_that_were_scored(parameters: Filter, annotated
         AnnotationError, match=r"y.jsonl was changed since it was annotated, so its lines may not be in"
     ):
         make_survey(file, SurveyRequest.of(params))
-    # A file of another tool says nothing of its embeddings, but has a line for each.
+    # A file of another tool does not name its embeddings, but has a line for each.
     (annotated / "out" / "annotated_data" / ".provenance" / "y.jsonl.json").unlink()
     with pytest.raises(AnnotationError, match=r'y.jsonl:1: the document is "y.jsonl-19", but the same row of '):
         make_survey(file, SurveyRequest.of(params))
@@ -119,7 +117,7 @@ def test_embeddings_must_be_those_that_were_scored(parameters: Filter, annotated
         make_survey(file, SurveyRequest.of(params))
 
 
-def test_the_embeddings_of_filtered_files_are_others(parameters: Filter) -> None:
+def test_filtered_files_are_not_joined_to_embeddings(parameters: Filter) -> None:
     params = parameters()
     (_, file) = annotated_files(params)
     made = params.annotated_directory / ".provenance" / "y.jsonl.json"

@@ -31,7 +31,7 @@ def test_records_are_written_with_all_their_values(tmp_path: Path) -> None:
         {**nothing, "b": 3.0, "f": str(2**63), "g": "1", "h": 2**40, "i": 2**60 + 1, "j": str(2**60 + 1)},
         {**nothing, "i": 1, "j": "0.5"},
     ]
-    assert str(file.schema_arrow.field("d").type) == "string"  # in another file there may be values
+    assert str(file.schema_arrow.field("d").type) == "string"  # another file may contain values
 
 
 def test_no_records_are_a_file_without_rows(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def keep(bound: Bound | None = None, **other: object) -> Selection:
     return Selection.model_validate({"scores": {"q": bound or {}}, **other})
 
 
-def test_the_best_thirty_per_cent_are_kept_where_nothing_else_is_said() -> None:
+def test_the_default_keeps_the_best_thirty_per_cent() -> None:
     scores = np.random.default_rng(0).permutation(1000) / 7
     first, second = survey_of(scores[:400].tolist(), stem="a"), survey_of(scores[400:].tolist(), stem="b")
     assert np.concatenate(kept(keep(), first, second)).tolist() == (scores >= 700 / 7).tolist()
@@ -57,8 +57,8 @@ def test_the_best_documents_fill_a_budget_of_tokens(documents: Sequence[tuple[fl
     assert np.all(np.diff(np.array(scores, np.float32)[order]) <= 0)  # the order is that of the scores
 
 
-def test_of_equal_scores_a_budget_keeps_some_of_every_file() -> None:
-    """And not all of the first files, which would be those of a few sites."""
+def test_a_budget_keeps_documents_with_equal_scores_of_every_file() -> None:
+    """Not all of the first files, which would favour a few sites."""
     surveys = [survey_of([3.0] * 1000, stem=name) for name in ("a", "b")]
     counts = [sum(each) for each in kept(keep(Bound(best_tokens=1000)), *surveys)]
     assert sum(counts) == 1000
@@ -72,7 +72,7 @@ def test_a_percentile_is_the_decimal_that_was_written() -> None:
     )  # 32.3 * 1000 / 100 is below 323 in floats
 
 
-def test_a_budget_of_tokens_tells_what_it_ends_at() -> None:
+def test_the_threshold_of_a_budget_is_described() -> None:
     survey = survey_of([7, 8, 6, 9], [10] * 4)
     for budget, words in ((25, "above 7, and as many of 7 as fit"), (40, "all that have the score")):
         told = find_thresholds(keep(Bound(best_tokens=budget)), lambda: [survey]).of_scores[0].describe()
@@ -83,14 +83,14 @@ def test_a_budget_for_all_keeps_all_that_have_a_score() -> None:
     assert kept(keep(Bound(best_tokens=1000)), survey_of([-1e38, 0, NAN], [5, 5, 5])) == [[True, True, False]]
 
 
-def test_a_threshold_is_kept_itself() -> None:
+def test_a_score_equal_to_the_threshold_is_kept() -> None:
     assert kept(keep(Bound(threshold=0.1)), survey_of([0.1, np.nextafter(np.float32(0.1), 0), -0.0, 5])) == [
         [True, False, False, True]
     ]
     assert kept(keep(Bound(threshold=0)), survey_of([-0.0, 0.0, -1e-30])) == [[True, True, False]]
 
 
-def test_each_group_has_a_limit_of_its_own() -> None:
+def test_each_group_has_its_own_threshold() -> None:
     first = survey_of([1, 2, 3, 10], groups=["de", "de", "de", "en"], stem="a")
     second = survey_of([20, 30, 4, 5], groups=["en", "en", "de", ""], stem="b")
     selection = keep(Bound(percentile=50), per="language")
@@ -100,7 +100,7 @@ def test_each_group_has_a_limit_of_its_own() -> None:
     )
 
 
-def test_so_many_scores_must_be_good_enough() -> None:
+def test_at_least_so_many_thresholds_must_be_reached() -> None:
     survey = survey_of({"q": [1, 5, 5, NAN], "r": [5, 5, 1, 5], "s": [5, 1, 1, 5]})
     bounds = {name: Bound(threshold=5) for name in ("q", "r", "s")}
     for at_least, expected in (
@@ -144,6 +144,6 @@ def test_an_empty_file_has_nothing_to_keep() -> None:
         ),
     ],
 )
-def test_what_cannot_be_decided_is_refused(selection: Selection, survey: Survey, message: str) -> None:
+def test_selections_that_do_not_fit_the_corpus_are_refused(selection: Selection, survey: Survey, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_thresholds(selection, lambda: [survey])

@@ -52,7 +52,7 @@ def outputs(head: FittedHead, embeddings: NDArray[np.float32]) -> NDArray[np.flo
 
 @pytest.mark.parametrize("n_folds", [1, 5])
 def test_a_linear_head_learns_a_linear_label(tmp_path: Path, n_folds: int) -> None:
-    embeddings = embeddings_of(N) * 0.1 + 3  # far from standard
+    embeddings = embeddings_of(N) * 0.1 + 3  # far from mean 0 and variance 1
     targets = label_of(embeddings)[:, None]
     head = fit(tmp_path, embeddings, targets, n_folds=n_folds)
     unseen = embeddings_of(50, seed=1) * 0.1 + 3
@@ -60,7 +60,7 @@ def test_a_linear_head_learns_a_linear_label(tmp_path: Path, n_folds: int) -> No
     assert head.validation_loss[head.epochs - 1] == min(head.validation_loss)
 
 
-def test_a_layer_between_learns_what_a_linear_head_cannot(tmp_path: Path) -> None:
+def test_a_hidden_layer_learns_what_a_linear_head_cannot(tmp_path: Path) -> None:
     embeddings = embeddings_of(2 * N)
     targets = np.abs(embeddings[:, :1])
     losses = [
@@ -71,7 +71,7 @@ def test_a_layer_between_learns_what_a_linear_head_cannot(tmp_path: Path) -> Non
 
 def test_several_targets_are_learnt_at_once(tmp_path: Path) -> None:
     embeddings = embeddings_of(N)
-    targets = np.stack([label_of(embeddings), 100 - 50 * embeddings[:, 0]], axis=1)  # of different size
+    targets = np.stack([label_of(embeddings), 100 - 50 * embeddings[:, 0]], axis=1)  # of another scale
     given = outputs(fit(tmp_path, embeddings, targets, task=HeadTask("regression", 2, ("a", "b"))), embeddings)
     np.testing.assert_allclose(given[:, 0], targets[:, 0], atol=0.05)
     np.testing.assert_allclose(given[:, 1], targets[:, 1], atol=1)
@@ -86,8 +86,8 @@ def test_classes_are_learnt(tmp_path: Path, task: str, n_outputs: int) -> None:
     assert (found == classes).mean() > 0.9
 
 
-def test_what_a_document_is_given_while_it_is_left_out_was_not_learnt_from_it(tmp_path: Path) -> None:
-    """Labels that have nothing to do with the embeddings are learnt by heart, and only by models that saw them."""
+def test_outputs_for_left_out_documents_come_from_models_that_did_not_see_them(tmp_path: Path) -> None:
+    """Labels unrelated to the embeddings are memorised, and only by models that saw them."""
     embeddings, noise = embeddings_of(40), embeddings_of(40, seed=9)[:, :1]
     head = fit(tmp_path, embeddings, noise, hidden_dims=(256,), max_epochs=200, patience=200, learning_rate=0.01)
     assert abs(np.corrcoef(head.left_out[:, 0], noise[:, 0])[0, 1]) < 0.5
@@ -95,14 +95,14 @@ def test_what_a_document_is_given_while_it_is_left_out_was_not_learnt_from_it(tm
     assert (np.isnan(one.left_out[:, 0]) == (folds_of(40, 1) < 0)).all()
 
 
-def test_training_ends_when_what_was_left_out_gets_no_better(tmp_path: Path) -> None:
+def test_training_stops_when_the_validation_loss_no_longer_falls(tmp_path: Path) -> None:
     embeddings, noise = embeddings_of(60), embeddings_of(60, seed=9)[:, :1]
     head = fit(tmp_path, embeddings, noise, hidden_dims=(256,), patience=4, learning_rate=0.01)
     assert len(head.validation_loss) == len(head.training_loss) == head.epochs + 4 < LINEAR.max_epochs
 
 
 def test_rare_labels_count_as_much_as_their_weight(tmp_path: Path) -> None:
-    embeddings = np.zeros((N, DIM), np.float32)  # tells nothing: the best that a head can give is the weighted mean
+    embeddings = np.zeros((N, DIM), np.float32)  # uninformative: the best output is the weighted mean
     embeddings[:, 0] = np.linspace(-1e-3, 1e-3, N)
     targets = np.zeros((N, 1), np.float32)
     targets[::10] = 1

@@ -44,12 +44,12 @@ def test_a_recipe_and_its_labels_make_a_task(recipe: HeadRecipe, labels: Any, ta
         ),
     ],
 )
-def test_labels_of_no_such_task_are_refused(recipe: dict[str, Any], labels: Any, message: str) -> None:
+def test_labels_that_do_not_fit_the_task_are_refused(recipe: dict[str, Any], labels: Any, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         head_task(HeadRecipe(**recipe), labels)
 
 
-def test_every_label_weighs_the_same_in_all() -> None:
+def test_balanced_labels_have_equal_total_weights() -> None:
     labels = column(0, 0.2, 0, 1, 1, 4)
     weights = label_weights(labels, "labels")
     np.testing.assert_allclose(weights, [2 / 3, 2 / 3, 2 / 3, 1, 1, 2])

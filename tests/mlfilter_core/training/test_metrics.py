@@ -17,7 +17,7 @@ def test_metrics_of_a_regression() -> None:
     assert metrics["pearson"] == pytest.approx(0.8)
 
 
-def test_metrics_that_are_not_defined_are_none() -> None:
+def test_undefined_metrics_are_none() -> None:
     metrics = head_metrics(HeadTask("regression", 1, ()), column(1, 1), column(1, 2))
     assert (metrics["spearman"], metrics["pearson"], metrics["mse"]) == (None, None, 0.5)
     assert head_metrics(HeadTask("regression", 1, ()), column(1, 2), column(2, 2))["r2"] is None

@@ -40,7 +40,7 @@ def train(head: Path) -> Train:
     return train
 
 
-def test_a_trained_head_gives_the_labels_of_documents_that_it_has_not_seen(
+def test_a_trained_head_predicts_the_labels_of_unseen_documents(
     write_labelled: WriteLabelled, train: Train, head: Path
 ) -> None:
     report = train(write_labelled("a.h5"), write_labelled("b.h5", seed=1))
@@ -61,7 +61,9 @@ def test_a_head_carries_the_encoder_of_its_embeddings(write_labelled: WriteLabel
         find_mismatched_heads([loaded], {**loaded.encoder, "pooling": "cls"}, "x.h5", False)
 
 
-def test_metrics_and_a_picture_lie_beside_the_head(write_labelled: WriteLabelled, train: Train, head: Path) -> None:
+def test_metrics_and_a_figure_are_written_beside_the_head(
+    write_labelled: WriteLabelled, train: Train, head: Path
+) -> None:
     report = train(write_labelled())
     told = json.loads(head.with_name("quality.metrics.json").read_text())
     assert told["metrics"] == report.metrics
@@ -139,7 +141,7 @@ def test_training_that_fails_leaves_nothing(write_labelled: WriteLabelled, train
 
 
 def test_a_plain_reader_trains_on_our_files_as_the_predecessor_does(write_labelled: WriteLabelled) -> None:
-    """What its dataset and its metrics do with a file: the first group, labels indexed by task."""
+    """Its dataset and metrics read the first group, and index labels by task."""
     with h5py.File(write_labelled(label_keys=["score"]), "r") as file:
         group = file[next(iter(file.keys()))]
         embeddings, labels = (torch.from_numpy(group[name][:]).float() for name in ("embeddings", "labels"))
@@ -147,7 +149,7 @@ def test_a_plain_reader_trains_on_our_files_as_the_predecessor_does(write_labell
     np.testing.assert_array_equal(labels[:, 0], label_of(embeddings_of(200)))
 
 
-def test_whoever_listens_hears_of_the_epochs(
+def test_progress_is_reported_after_epochs(
     write_labelled: WriteLabelled, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlfilter_core.work.progress.TELL_S", 0)
@@ -158,5 +160,5 @@ def test_whoever_listens_hears_of_the_epochs(
     assert {progress.file for progress in heard} == {"quality.safetensors"}
 
 
-def test_metrics_are_told_in_words() -> None:
+def test_metrics_are_described_in_words() -> None:
     assert describe_metrics({"spearman": 0.61749, "r2": None}) == "spearman 0.617, r2 undefined"
