@@ -4,6 +4,7 @@ import pytest
 from mlfilter_core.config.filtering import Bound
 from mlfilter_core.filtering.rank_search import N_RANGES, RankSearch, run_searches
 from mlfilter_core.filtering.ranks import ABOVE_ALL, LOWEST, lowest_rank_of, ranks
+from mlfilter_core.filtering.survey import Survey
 from tests.mlfilter_core.filtering.conftest import survey_of
 
 GROUPS = ["a", "b", "c"]
@@ -15,7 +16,7 @@ N_SCORED = np.array([2, 2, 0])
 def test_searches_share_passes_as_far_as_memory_allows(max_counters: int, n_passes: int) -> None:
     passes = []
 
-    def surveys() -> list:
+    def surveys() -> list[Survey]:
         passes.append(1)
         return [SURVEY]
 
