@@ -1,4 +1,4 @@
-"""The lines of an annotated file, one for each document, and the embeddings beside them."""
+"""The lines of an annotated file, one for each document, and the embeddings that they were made from."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER
+from mlfilter_core.config.filtering import SCORE_PREFIX
 from mlfilter_core.corpus.documents import BadRecordError
 from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES, Line, OverlongLine, SourceReader
 from mlfilter_core.corpus.records import Record, parse_line
@@ -22,8 +23,8 @@ def lines_of(path: Path) -> Iterator[Line]:
     """Yields each line that is not blank.
 
     Raises:
-        AnnotationError: A line is too long to be one of documents.
-        SourceError: The file is missing, not readable, or breaks off.
+        AnnotationError: A line is too long.
+        SourceError: The file is missing, unreadable or truncated.
     """
     with SourceReader(path) as reader:
         for line in reader.lines(DEFAULT_MAX_LINE_BYTES):
@@ -37,7 +38,7 @@ def record_of(line: Line, path: Path) -> Record:
     """Returns the record of a line.
 
     Raises:
-        AnnotationError: It is no JSON object.
+        AnnotationError: The line is not a JSON object.
     """
     record = parse_line(line.content)
     if isinstance(record, BadRecordError):
@@ -45,13 +46,25 @@ def record_of(line: Line, path: Path) -> Record:
     return record
 
 
-def annotation_of(file: TaskFile) -> Mapping[str, Any] | None:
-    """Returns what the run that wrote a file says of it; None of files of other tools, and of those changed since."""
-    made = _written_of(file)
+def score_field(name: str, record: Record, path: Path) -> str | None:
+    """Returns the field of a line that contains a score; None where the line has none.
+
+    Raises:
+        AnnotationError: The name matches two fields.
+    """
+    found = [field for field in (name, f"{SCORE_PREFIX}{name}") if field in record]
+    if len(found) > 1:
+        raise AnnotationError(f'{path}: a line has both "{found[0]}" and "{found[1]}"; give params.keep the latter')
+    return found[0] if found else None
+
+
+def provenance_of(file: TaskFile) -> Mapping[str, Any] | None:
+    """Returns the provenance of an annotated file; None for a file of another tool, or changed since it was written."""
+    made = _recorded_provenance(file)
     return made if made is not None and is_same_file(file.path, made["output"], read_content=True) else None
 
 
-def _written_of(file: TaskFile) -> Mapping[str, Any] | None:
+def _recorded_provenance(file: TaskFile) -> Mapping[str, Any] | None:
     path = file.folder / PROVENANCE_FOLDER / f"{file.relative}.json"
     try:
         made: dict[str, Any] = orjson.loads(path.read_bytes())
@@ -61,15 +74,15 @@ def _written_of(file: TaskFile) -> Mapping[str, Any] | None:
 
 
 def identity_of(file: TaskFile) -> dict[str, Any]:
-    """Returns what `is_same_file` needs of an annotated file, which is read where no annotation run says it."""
-    made = _written_of(file)
+    """Returns the identity of an annotated file, for `is_same_file`; reads the file where no provenance records it."""
+    made = _recorded_provenance(file)
     if made is not None and is_same_file(file.path, made["output"], read_content=False):
         return dict(made["output"])
     return file_identity(file.path)
 
 
 def embeddings_path(file: TaskFile, folder: Path) -> Path | None:
-    """Returns where the embeddings of an annotated file lie, None where they do not."""
+    """Returns the path of the embeddings of an annotated file; None where there are none."""
     return next((path for suffix in EMBEDDING_SUFFIXES if (path := folder / f"{file.stem}{suffix}").exists()), None)
 
 
@@ -78,7 +91,7 @@ def embeddings_of(file: TaskFile, folder: Path, group: str) -> Iterator[Embeddin
     """Opens the embeddings that an annotated file was made from.
 
     Raises:
-        AnnotationError: They are not there, or are others.
+        AnnotationError: They are missing, or the annotated file was not made from them.
         EmbeddingFileError: The file is not a file of embeddings.
     """
     path = embeddings_path(file, folder)
@@ -87,7 +100,7 @@ def embeddings_of(file: TaskFile, folder: Path, group: str) -> Iterator[Embeddin
             f"{file.path}: there is no {folder / file.stem}{EMBEDDING_SUFFIXES[0]}, the embeddings that were scored; "
             "correct params.embeddings_directory, or leave it out to write the annotated lines as they are"
         )
-    made = _written_of(file)
+    made = _recorded_provenance(file)
     if made is not None and not is_same_file(file.path, made["output"], read_content=True):
         raise AnnotationError(
             f"{file.path} was changed since it was annotated, so its lines may not be in the order of {path}; annotate "
@@ -99,7 +112,7 @@ def embeddings_of(file: TaskFile, folder: Path, group: str) -> Iterator[Embeddin
             "params.embeddings_directory out to write them as they are"
         )
     with EmbeddingFile(path, group) as embeddings:
-        # Of files without provenance the annotation knows size and time, which a copy does not keep.
+        # For embeddings without provenance, the annotation recorded size and modification time; copies lose the latter.
         if made is not None and embeddings.provenance is not None and embeddings.identity() != made["embeddings"]:
             raise AnnotationError(f"{file.path} was made from another version of {path}; annotate it again")
         yield embeddings

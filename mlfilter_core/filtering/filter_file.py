@@ -1,150 +1,61 @@
-"""One annotated file to the documents of it that are kept."""
+"""One annotated file to the file of its documents that are kept."""
 
 import logging
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER, REPLACE
-from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, open_annotations
-from mlfilter_core.config.filtering import SCORE_PREFIX, FilterParameters
+from mlfilter_core.annotating.annotate_file import REPLACE
+from mlfilter_core.annotating.annotated_format import open_annotations
+from mlfilter_core.config.filtering import SCORE_PREFIX
 from mlfilter_core.corpus.documents import BadRecordError
 from mlfilter_core.corpus.records import Record, parse_line
-from mlfilter_core.embedding_store.layout import SOURCE_OFFSET
-from mlfilter_core.embedding_store.source_documents import SourceDocuments
 from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.files.identity import file_identity, is_same_file
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.filtering.annotated_file import annotation_of, embeddings_of, lines_of, record_of
-from mlfilter_core.filtering.cuts import Cuts
+from mlfilter_core.filtering.filter_request import FilterRequest
 from mlfilter_core.filtering.kept_counts import KeptCounts, share
+from mlfilter_core.filtering.kept_documents import document_lines
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
-from mlfilter_core.filtering.survey import Survey, SurveyRequest, check_unchanged, load_survey, score_field
+from mlfilter_core.filtering.survey import Survey, check_unchanged, load_survey
 from mlfilter_core.work.workload import ReportDefaults
-
-ALL = slice(None)
-PARQUET_SUFFIX = ".parquet"
-OUTPUT_SUFFIXES = (*SUFFIXES.values(), PARQUET_SUFFIX)
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FilterRequest:
-    """What is asked of every file of a filter run.
-
-    Attributes:
-        cuts: What a document must reach.
-        survey: Where the surveys lie.
-        output_dir: Folder of the kept documents.
-        dropped_dir: Folder of the others.
-        write_dropped: Whether they are written.
-        output_format: Of the files, as is `compression`.
-        source_dir: Where the sources lie now; None where they were embedded from.
-    """
-
-    cuts: Cuts
-    survey: SurveyRequest
-    output_dir: Path
-    dropped_dir: Path
-    write_dropped: bool = False
-    output_format: Literal["jsonl", "parquet"] = "jsonl"
-    compression: Compression = None
-    source_dir: Path | None = None
-
-    @staticmethod
-    def of(params: FilterParameters, cuts: Cuts) -> "FilterRequest":
-        """Returns what the parameters of a job ask for."""
-        return FilterRequest(
-            *(cuts, SurveyRequest.of(params), params.filtered_dir, params.dropped_dir, params.write_dropped),
-            output_format=params.output_format,
-            compression=params.compression,
-            source_dir=params.source_dir,
-        )
-
-    @property
-    def suffix(self) -> str:
-        return PARQUET_SUFFIX if self.output_format == "parquet" else SUFFIXES[self.compression]
-
-    def output(self, file: TaskFile) -> Path:
-        return file.output(self.output_dir, self.suffix)
-
-    def dropped(self, file: TaskFile) -> Path:
-        return file.output(self.dropped_dir, self.suffix)
-
-    def outputs(self, file: TaskFile) -> list[Path]:
-        """Returns all that is written of a file, the kept documents first."""
-        return [self.output(file), *([self.dropped(file)] if self.write_dropped else [])]
-
-    def stale(self, file: TaskFile) -> list[Path]:
-        """Returns what there is of the file that only another request writes."""
-        written = [
-            file.output(folder, end) for folder in (self.output_dir, self.dropped_dir) for end in OUTPUT_SUFFIXES
-        ]
-        wanted = self.outputs(file)
-        return [path for path in written if path not in wanted and path.exists()]
-
-    def provenance_file(self, file: TaskFile) -> Path:
-        return file.output(self.output_dir / PROVENANCE_FOLDER, f"{self.suffix}.json")
-
-    def criteria(self) -> tuple[str, ...]:
-        """Returns what a document must reach, in words."""
-        return tuple(cuts.describe() for cuts in self.cuts.of_scores)
-
-    def provenance(self, groups: Iterable[str]) -> dict[str, Any]:
-        """What decides the content of an output, but for the annotated file.
-
-        Args:
-            groups: Of the annotated file: new ones in other files change nothing of this one.
-        """
-        limits = [
-            {group: cuts.by_group[group].rank for group in groups if group in cuts.by_group}
-            for cuts in self.cuts.of_scores
-        ]
-        return {
-            "keep": [cuts.bound.model_dump(exclude_none=True) | {"score": cuts.score} for cuts in self.cuts.of_scores],
-            "at_least": self.cuts.n_needed,
-            "per": self.survey.per,
-            "cuts": limits,
-            "whole_documents": self.survey.embeddings is not None,
-            "write_dropped": self.write_dropped,
-        }
-
-
-@dataclass(frozen=True)
 class FilterReport(ReportDefaults):
-    """What became of one annotated file.
+    """The result of filtering one annotated file.
 
     Attributes:
-        annotated: Path relative to the folder of annotated files.
-        output: The file of the kept documents.
-        status: `filtered` now, or `skipped` because it was finished.
-        documents: Of the annotated file.
-        kept: Documents that were kept.
-        without_score: Documents that lack one of the scores, and count as not reaching it.
-        tokens: Of the documents that say how many they have, as `kept_tokens` of those that were kept.
-        reached: Of how many documents each score is good enough.
+        annotated: Path of the annotated file, relative to its folder.
+        output: Path of the file of kept documents.
+        status: `filtered`, or `skipped` where the output was finished before.
+        documents: Number of documents.
+        kept: Number of documents that are kept.
+        without_score: Number of documents that lack one of the scores, and so do not reach its threshold.
+        tokens: Number of tokens, of documents where it is known.
+        kept_tokens: Number of tokens of the kept documents, where it is known.
+        reached: Number of documents that reach the threshold of each score.
         by_group: `documents`, `kept`, `tokens` and `kept_tokens` of each value of `per`.
-        criteria: What a document had to reach, in words.
+        criteria: Thresholds in words.
         seconds: Wall time; 0 where skipped.
-        worker: The process that did it; empty where skipped.
-        started: When that began, in seconds since 1970, UTC; 0 where skipped.
+        worker: Name of the process; empty where skipped.
+        started: Start time in seconds since 1970, UTC; 0 where skipped.
     """
 
-    PRINTED: ClassVar[Sequence[str]] = (
-        *("documents", "kept", "without_score", "tokens", "kept_tokens", "seconds", "documents/s"),
-    )
     SUMMED: ClassVar[Sequence[str]] = ("documents", "kept", "without_score", "tokens", "kept_tokens")
+    PRINTED: ClassVar[Sequence[str]] = (*SUMMED, "seconds", "documents/s")
     NO_COLUMNS: ClassVar[Sequence[str]] = ("criteria",)
 
     annotated: str
@@ -164,7 +75,7 @@ class FilterReport(ReportDefaults):
 
     @staticmethod
     def remarks_on(reports: "Sequence[FilterReport]") -> list[str]:
-        """Returns what a document had to reach, and how many did, of each group and by each score."""
+        """Returns the thresholds, and how many documents reach them, by score and by group."""
         remarks = list(reports[0].criteria)
         total = KeptCounts()
         groups: defaultdict[str, KeptCounts] = defaultdict(KeptCounts)
@@ -181,23 +92,23 @@ class FilterReport(ReportDefaults):
         if total.kept in (0, total.documents):
             remarks.append(
                 f"{'nothing' if total.kept == 0 else 'everything'} is kept; `ml_filter filter --dry-run` shows what "
-                "other limits would keep"
+                "other thresholds would keep"
             )
         return remarks
 
 
 def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
-    """Writes the documents of one annotated file that are kept. They appear complete or not at all.
+    """Writes the kept documents of one annotated file, and the dropped ones where asked; complete or not at all.
 
     Raises:
-        AnnotationError: A line is broken, or a document has a score's name as a key.
-        SourceError: The source is needed, and missing or changed since it was embedded.
-        FileError: The file has no survey.
+        AnnotationError: A line is broken, or a source document has a field of a score's name.
+        SourceError: The source documents are written, and the source is missing or changed since it was embedded.
+        SurveyMissingError: The file has no survey.
         OSError: Reading or writing failed.
     """
     started = time.monotonic()
     survey = load_survey(file, request.survey)
-    kept = request.cuts.kept(survey)
+    kept = request.thresholds.kept(survey)
     report = _report(file, request, survey, kept)
     with ExitStack() as stack:
         identities = []
@@ -207,7 +118,7 @@ def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
                 _write(output, file, request, wanted)
                 identities.append(file_identity(output))
         except ValueError:
-            check_unchanged(file, survey)  # which is why it has another number of lines
+            check_unchanged(file, survey)  # a change explains a wrong number of lines
             raise
         check_unchanged(file, survey)
         made = {
@@ -218,9 +129,9 @@ def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
             "dropped": identities[1] if request.write_dropped else None,
             "report": {name: value for name, value in asdict(report).items() if name not in ("output", "status")},
         }
-        # It appears first: a filtered file without it, or of another size or time, is not ours to replace.
+        # Published first: a filtered file without matching provenance is of unknown origin, and never replaced.
         publish_json(request.provenance_file(file), made)
-    for path in request.stale(file):  # which nobody gets here with, but who replaces them
+    for path in request.stale(file):  # there are none, unless the job overwrites
         path.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     _log.info("%s: %d of %d documents kept in %.1f s", file.relative, report.kept, report.documents, seconds)
@@ -228,15 +139,15 @@ def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
 
 
 def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) -> FilterReport | None:
-    """Returns the report of a finished output, or None where there is none yet.
+    """Returns the report of a finished output, or None where the file has yet to be filtered.
 
     Args:
         file: The annotated file.
-        request: What is asked of it.
-        read_content: Whether to read a file whose time of change differs; None is returned for it otherwise.
+        request: What the run writes.
+        read_content: Whether to read a file whose modification time differs; otherwise it counts as not finished.
 
     Raises:
-        OutputConflictError: The output was made from another annotated file, by another request or another tool.
+        OutputConflictError: The output was made from another annotated file, by another request or by another tool.
     """
     for path in request.stale(file):
         raise OutputConflictError(f"{path} was written by another request; {REPLACE}")
@@ -272,10 +183,12 @@ def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArra
         inside = survey.group == code
         by_group[group] = asdict(KeptCounts.of(tokens[inside], kept[inside]))
     return FilterReport(
-        *(file.relative, str(request.output(file)), "filtered"),
+        annotated=file.relative,
+        output=str(request.outputs(file)[0]),
+        status="filtered",
         **vars(KeptCounts.of(tokens, kept)),
         without_score=int(np.isnan(survey.scores).any(axis=1).sum()),
-        reached={cuts.score: int(cuts.reached(survey).sum()) for cuts in request.cuts.of_scores},
+        reached={each.score: int(each.reached(survey).sum()) for each in request.thresholds.of_scores},
         by_group=by_group,
         criteria=request.criteria(),
     )
@@ -284,13 +197,13 @@ def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArra
 def _write(path: Path, file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> None:
     if request.output_format == "jsonl":
         with open_annotations(path, request.compression) as sink:
-            sink.writelines(_lines(file, request, wanted))
+            sink.writelines(document_lines(file, request, wanted))
         return
     shown = wanted.copy()
-    shown[:1] |= not wanted.any()  # a file without rows has the columns of its first document
-    # The columns are known at the end. The file has no name that a killed process would leave.
+    shown[:1] |= not wanted.any()  # a file without rows gets the columns of its first document
+    # The types of the columns are only known after the last document. A file without a name leaves nothing behind.
     with tempfile.TemporaryFile(dir=path.parent) as spool:
-        spool.writelines(_lines(file, request, shown))
+        spool.writelines(document_lines(file, request, shown))
 
         def records() -> Iterator[Record]:
             spool.seek(0)
@@ -310,47 +223,3 @@ def _document(line: bytes, file: TaskFile) -> Record:
     if isinstance(record, BadRecordError):
         raise AnnotationError(f"{file.path}: a document cannot be read: {record.detail}")
     return record
-
-
-def _lines(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> Iterator[bytes]:
-    """Yields what is written of the documents that are wanted."""
-    annotated = (line for line, is_wanted in zip(lines_of(file.path), wanted, strict=True) if is_wanted)
-    folder = request.survey.embeddings
-    if folder is None:
-        yield from (line.content + b"\n" for line in annotated)
-        return
-    with embeddings_of(file, folder, request.survey.group) as embeddings:
-        if embeddings.n_rows != len(wanted):
-            raise AnnotationError(f"{embeddings.path} was changed since {file.path} was surveyed; annotate again")
-        if not wanted.any():
-            return
-        offsets = embeddings.array(SOURCE_OFFSET, ALL)[wanted]
-        with SourceDocuments(embeddings, request.source_dir, ["the whole document"]) as source:
-            made = annotation_of(file)
-            for document, line in zip(source.documents(offsets), annotated, strict=True):
-                record = record_of(line, file.path)
-                fields = _score_fields(file, request, record) if made is None else made["columns"]
-                yield _encoded(_with_scores(document, record, fields, file), line.number, file)
-            source.check_unchanged()
-
-
-def _encoded(record: Record, line: int, file: TaskFile) -> bytes:
-    try:
-        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-    except orjson.JSONEncodeError as error:  # it writes fewer levels of nesting than it reads
-        raise AnnotationError(f"{file.path}:{line}: the document cannot be written as JSON ({error})") from error
-
-
-def _score_fields(file: TaskFile, request: FilterRequest, record: Record) -> Sequence[str]:
-    """Returns what is written beside a source document where no annotation says what it computed."""
-    fields = (score_field(name, record, file.path) for name in request.survey.scores)
-    return [field for field in fields if field is not None]
-
-
-def _with_scores(document: Record, record: Record, fields: Sequence[str], file: TaskFile) -> Record:
-    clash = [name for name in fields if name in document]
-    if clash:
-        raise AnnotationError(
-            f'{file.path}: the source documents have a key "{clash[0]}" already; annotate with another score_prefix'
-        )
-    return {**document, **{name: record.get(name) for name in fields}}

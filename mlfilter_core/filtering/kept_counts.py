@@ -1,6 +1,7 @@
-"""How many documents and tokens there are, and how many of them are kept."""
+"""Numbers of documents and tokens, and how many of them are kept."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,13 +9,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class KeptCounts:
-    """Of a file, a group or a corpus.
+    """The counts of a file, a group or a corpus.
 
     Attributes:
-        documents: All of them.
-        kept: Some of them.
-        tokens: Of all documents that say how many they have.
-        kept_tokens: Of those that are kept.
+        documents: Number of documents.
+        kept: Number of kept documents.
+        tokens: Number of tokens, of documents where it is known.
+        kept_tokens: Number of tokens of the kept documents, where it is known.
     """
 
     documents: int = 0
@@ -24,24 +25,19 @@ class KeptCounts:
 
     @staticmethod
     def of(tokens: NDArray[np.int64], kept: NDArray[np.bool_]) -> "KeptCounts":
-        """Counts documents, given the tokens of each and whether it is kept."""
+        """Returns the counts of n documents: tokens int64 (n,), kept bool (n,)."""
         return KeptCounts(len(kept), int(kept.sum()), int(tokens.sum()), int(tokens[kept].sum()))
 
     def __add__(self, other: "KeptCounts") -> "KeptCounts":
-        return KeptCounts(
-            self.documents + other.documents,
-            self.kept + other.kept,
-            self.tokens + other.tokens,
-            self.kept_tokens + other.kept_tokens,
-        )
+        return KeptCounts(*map(add, astuple(self), astuple(other)))
 
     def describe(self) -> str:
-        """Returns them in words: `kept 3 of 10 documents, 30.0 %, 41.3 % of the tokens`."""
+        """Returns the counts in words: `kept 3 of 10 documents, 30.0 %, 41.3 % of the tokens`."""
         tokens = f", {share(self.kept_tokens, self.tokens)} of the tokens" if self.tokens else ""
         documents = f"kept {self.kept:,} of {self.documents:,} documents"
         return f"{documents}, {share(self.kept, self.documents)}{tokens}"
 
 
 def share(part: int, whole: int) -> str:
-    """Returns a part in per cent: `30.1 %`."""
+    """Returns a percentage: `30.1 %`."""
     return f"{100 * part / whole:.1f} %" if whole else "0 %"

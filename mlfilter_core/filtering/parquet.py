@@ -1,4 +1,4 @@
-"""JSON lines to a Parquet file."""
+"""JSON records to a Parquet file."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -12,18 +12,21 @@ from mlfilter_core.corpus.records import Record
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS = 4096  # of a row group; texts of some KB then make some MB. Arbitrary.
+ROW_GROUP_ROWS = 4096  # some MB of texts of some KB each. Arbitrary.
 INT64 = range(-(2**63), 2**63)
 EXACT_IN_FLOATS = range(-(2**53), 2**53 + 1)
 
 
-def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) -> None:
+def write_parquet(
+    path: Path, records: Iterable[Record], kinds: dict[str, str], row_group_rows: int = ROW_GROUP_ROWS
+) -> None:
     """Writes records, compressed with zstd.
 
     Args:
         path: The file.
-        records: The rows; what lacks a column, or has null there, is null.
-        kinds: The columns, as `kinds_of` tells.
+        records: The rows. A value that is missing is null.
+        kinds: Kind of each column, from `kinds_of`.
+        row_group_rows: Rows of a row group.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -32,15 +35,16 @@ def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) 
     schema = pa.schema([(name, types.get(kind, pa.string())) for name, kind in kinds.items()])
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         rows = iter(records)
-        while part := list(islice(rows, ROWS)):
+        while part := list(islice(rows, row_group_rows)):
             writer.write_table(_table(part, kinds, schema))
 
 
 def kinds_of(records: Iterable[Record]) -> dict[str, str]:
-    """Returns what each column holds, in the order in which they first appear.
+    """Returns the kind of each column, in order of first appearance.
 
-    `bool`, `int` (64 bits; `long` where a float would not do), `float`, `string`; `null` where nothing ever is, which
-    becomes a column of strings; else `json`: nested values, and those that differ from row to row, are strings of JSON.
+    `bool`; `int` and `long`, both 64 bits, where a double represents every value of the former exactly; `float`;
+    `string`; `null` for a column without values, written as strings; `json` for nested values and for values of
+    different kinds, written as strings of JSON.
     """
     kinds: dict[str, str] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""What other limits would keep of a corpus."""
+"""How much of a corpus other percentiles and thresholds would keep."""
 
 import math
 from collections.abc import Sequence
@@ -6,67 +6,70 @@ from dataclasses import dataclass
 
 from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.filtering.cuts import Surveys, find_cuts_of_all
 from mlfilter_core.filtering.kept_counts import KeptCounts, share
+from mlfilter_core.filtering.rank_search import Surveys
+from mlfilter_core.filtering.thresholds import find_thresholds_of_all
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a selection keeps.
+    """What a selection keeps of a corpus.
 
     Attributes:
-        scores: Names of the scores that are looked at.
-        limit: In words.
-        counts: Of the corpus.
+        scores: Names of the scores.
+        bounds: Bounds of the scores in words.
+        counts: Counts of the corpus.
     """
 
     scores: str
-    limit: str
+    bounds: str
     counts: KeptCounts
 
     def cells(self) -> list[str]:
-        """Returns a row of a table: score, limit, documents, share of them, tokens, share of them."""
+        """Returns a row of a table: scores, bounds, kept documents, their share, kept tokens, their share."""
         counts = self.counts
         tokens = [f"{counts.kept_tokens:,}", share(counts.kept_tokens, counts.tokens)] if counts.tokens else ["-", "-"]
-        return [self.scores, self.limit, f"{counts.kept:,}", share(counts.kept, counts.documents), *tokens]
+        return [self.scores, self.bounds, f"{counts.kept:,}", share(counts.kept, counts.documents), *tokens]
 
 
 def bounds_of(percentiles: Sequence[float], thresholds: Sequence[float]) -> list[Bound]:
-    """Returns the bounds with these values.
+    """Returns one bound for each percentile and each threshold.
 
     Raises:
-        ConfigError: One is not within 0 to 100, or not finite.
+        ConfigError: A percentile is not in [0, 100), or a threshold is not finite.
     """
     outside = [value for value in percentiles if not 0 <= value < 100]
     if outside:
-        raise ConfigError(f"--percentiles: {outside[0]:g} is none; give numbers from 0 to below 100")
+        raise ConfigError(f"--percentiles: {outside[0]:g} is not a percentile; give numbers from 0 to below 100")
     if not all(map(math.isfinite, thresholds)):
         raise ConfigError("--thresholds: give finite numbers")
     return [Bound(percentile=value) for value in percentiles] + [Bound(threshold=value) for value in thresholds]
 
 
 def preview(selection: Selection, bounds: Sequence[Bound], surveys: Surveys) -> list[Kept]:
-    """Returns what a selection would keep, then what each of some bounds for each of its scores would.
+    """Returns what a selection would keep, then what each bound would keep, for each score of the selection alone.
 
     Raises:
-        ConfigError: As `find_cuts_of_all`.
+        ConfigError: As for `find_thresholds_of_all`.
     """
     others = [Selection(scores={name: bound}, per=selection.per) for name in selection.scores for bound in bounds]
-    shown = [selection, *(other for other in others if _limits(other) != _limits(selection))]
-    cuts = find_cuts_of_all(shown, surveys)
+    shown = [selection, *(other for other in others if _bounds(other) != _bounds(selection))]
+    thresholds = find_thresholds_of_all(shown, surveys)
     counts = [KeptCounts()] * len(shown)
     for survey in surveys():
         tokens = survey.known_tokens()
-        counts = [known + KeptCounts.of(tokens, each.kept(survey)) for known, each in zip(counts, cuts, strict=True)]
+        counts = [
+            known + KeptCounts.of(tokens, each.kept(survey)) for known, each in zip(counts, thresholds, strict=True)
+        ]
     return [_kept(each, of_it) for each, of_it in zip(shown, counts, strict=True)]
 
 
 def _kept(selection: Selection, counts: KeptCounts) -> Kept:
-    limits = list(_limits(selection).values())
-    if len(limits) > 1:
-        limits.append(f"{selection.n_needed} of {len(limits)}")
-    return Kept(", ".join(selection.scores), ", ".join(limits), counts)
+    bounds = list(_bounds(selection).values())
+    if len(bounds) > 1:
+        bounds.append(f"{selection.n_needed} of {len(bounds)}")
+    return Kept(", ".join(selection.scores), ", ".join(bounds), counts)
 
 
-def _limits(selection: Selection) -> dict[str, str]:
+def _bounds(selection: Selection) -> dict[str, str]:
     return {name: bound.describe() for name, bound in selection.scores.items()}

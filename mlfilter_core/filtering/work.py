@@ -1,7 +1,7 @@
-"""A filter job: first a survey of every annotated file, then the documents of every file that are kept."""
+"""A filter job: a survey of every annotated file, then the kept documents of every file."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
@@ -9,23 +9,13 @@ from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
-from mlfilter_core.filtering.cuts import Surveys, find_cuts
-from mlfilter_core.filtering.filter_file import (
-    OUTPUT_SUFFIXES,
-    FilterReport,
-    FilterRequest,
-    filter_file,
-    finished_filter,
-)
-from mlfilter_core.filtering.stored_cuts import cuts_found_once
-from mlfilter_core.filtering.survey import (
-    Survey,
-    SurveyReport,
-    SurveyRequest,
-    finished_survey,
-    load_survey,
-    make_survey,
-)
+from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
+from mlfilter_core.filtering.filter_request import OUTPUT_SUFFIXES, FilterRequest
+from mlfilter_core.filtering.make_survey import make_survey
+from mlfilter_core.filtering.rank_search import Surveys
+from mlfilter_core.filtering.stored_thresholds import stored_thresholds
+from mlfilter_core.filtering.survey import SurveyReport, SurveyRequest, finished_survey, load_survey
+from mlfilter_core.filtering.thresholds import find_thresholds
 from mlfilter_core.work.workload import Workload
 
 _log = logging.getLogger(__name__)
@@ -33,99 +23,97 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SurveyWork:
-    """What a filter job does first with each of its files.
+    """The first step of a filter job: the survey of a file.
 
     Attributes:
-        request: What is asked of every file.
+        request: Request of the surveys.
     """
 
     request: SurveyRequest
 
     def finished(self, file: TaskFile, read_content: bool) -> SurveyReport | None:
-        """Returns the report of a survey, None where it is to be made, anew maybe."""
+        """Returns the report of a finished survey, or None where the file has yet to be surveyed."""
         return finished_survey(file, self.request)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: what would be wrong with all files, the first finds."""
+        """Checks nothing: errors that affect every file show at the first one."""
 
     def run(self, file: TaskFile) -> SurveyReport:
-        """Makes one survey, unless that was done before. Another process that is at it is waited for."""
+        """Surveys one file unless it is finished; waits while another process writes the survey."""
         with claim_outputs(self.request.output(file)):
             return finished_survey(file, self.request) or make_survey(file, self.request)
 
 
 @dataclass(frozen=True)
 class FilterWork:
-    """What a filter job does with each of its files once the cuts are known.
+    """The second step of a filter job: the kept documents of a file.
 
     Attributes:
-        params: The job's parameters.
-        request: What they ask of every file.
+        params: Parameters of the job.
+        request: What to write of every file.
     """
 
     params: FilterParameters
     request: FilterRequest
 
     def finished(self, file: TaskFile, read_content: bool) -> FilterReport | None:
-        """Returns the report of a finished file, None for one to do.
+        """Returns the report of a finished file, or None where it has yet to be filtered.
 
         Raises:
-            FileError: An output of another request is in the way.
+            FileError: An output was made by another request, and the job does not overwrite.
         """
         return unless_overwritten(lambda: finished_filter(file, self.request, read_content), self.params.overwrite)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: the surveys have seen every file."""
+        """Checks nothing: the surveys have checked every file."""
 
     def run(self, file: TaskFile) -> FilterReport:
-        """Filters one file, unless that was done before. Another process that is at it is waited for."""
+        """Filters one file unless it is finished; waits while another process writes the outputs."""
         with claim_outputs(*self.request.outputs(file), self.request.provenance_file(file)):
             return self.finished(file, read_content=True) or filter_file(file, self.request)
 
 
 def survey_workload(job: FilterJob) -> Workload[SurveyReport]:
-    """Returns what a filter job is to do first.
+    """Returns the first step of a filter job.
 
     Raises:
-        ConfigError: The folder of annotated files is missing, or its files cannot be told apart.
+        ConfigError: The folder of annotated files is missing, is or contains an output folder, or two of its files
+            would share an output name.
     """
     request = SurveyRequest.of(job.params)
     return Workload("survey", _files(job.params), SurveyWork(request), request.folder, is_step=True)
 
 
 def filter_workload(job: FilterJob) -> Workload[FilterReport]:
-    """Returns what a filter job is to do once every file, of all shards, has a survey.
+    """Returns the second step of a filter job. Every file, of all shards, must have a survey.
 
     Raises:
-        ConfigError: As `find_cuts`.
-        SurveyMissingError: A file has none.
+        ConfigError: As for `find_thresholds`.
+        SurveyMissingError: A file has no survey.
     """
     params = job.params
     surveys = SurveyRequest.of(params)
     all_files = _files(params)
     _warn_of_files_without_annotations(params)
     paths = (path for file in all_files for path in (surveys.output(file), file.path))
-    cuts = cuts_found_once(
-        surveys.folder, params.keep, paths, lambda: find_cuts(params.keep, _loaded(all_files, surveys))
+    thresholds = stored_thresholds(
+        surveys.folder, params.keep, paths, lambda: find_thresholds(params.keep, _loaded(all_files, surveys))
     )
     files = shard(all_files, job.local.ranks, job.local.tasks)
-    return Workload("filter", files, FilterWork(params, FilterRequest.of(params, cuts)), params.filtered_dir)
+    return Workload("filter", files, FilterWork(params, FilterRequest.of(params, thresholds)), params.filtered_dir)
 
 
 def surveys_of(params: FilterParameters) -> Surveys:
-    """Returns what gives the survey of every file.
+    """Returns a function that loads the survey of every file.
 
     Raises:
-        ConfigError: As `survey_workload`.
+        ConfigError: As for `survey_workload`.
     """
     return _loaded(_files(params), SurveyRequest.of(params))
 
 
 def _loaded(files: Sequence[TaskFile], request: SurveyRequest) -> Surveys:
-    def surveys() -> Iterator[Survey]:
-        return (load_survey(file, request) for file in files)
-
-    return surveys
+    return lambda: (load_survey(file, request) for file in files)
 
 
 def _files(params: FilterParameters) -> list[TaskFile]:
@@ -134,14 +122,14 @@ def _files(params: FilterParameters) -> list[TaskFile]:
         written = folder.resolve()
         if written.is_relative_to(annotated) or annotated.is_relative_to(written):
             raise ConfigError(
-                f"params.annotated_directory: {params.annotated_directory} and {folder}, where documents are written, "
-                "lie within each other; give another output_dir"
+                f"params.annotated_directory: {params.annotated_directory} and the output folder {folder} lie within "
+                "each other; give another output_dir"
             )
     return find_files(params.annotated_directory, params.glob_pattern, SOURCE_SUFFIXES)
 
 
 def _warn_of_files_without_annotations(params: FilterParameters) -> None:
-    """Tells of filtered files whose annotated files are gone: who reads the folder reads them as well."""
+    """Warns of filtered files whose annotated files are gone: readers of the folder still read them."""
     for path in params.filtered_dir.glob("**/[!.]*"):
         relative = path.relative_to(params.filtered_dir).as_posix()
         suffix = next((suffix for suffix in OUTPUT_SUFFIXES if relative.endswith(suffix)), None)
@@ -149,4 +137,4 @@ def _warn_of_files_without_annotations(params: FilterParameters) -> None:
             continue
         stem = relative.removesuffix(suffix)
         if not any((params.annotated_directory / f"{stem}{suffix}").exists() for suffix in SOURCE_SUFFIXES):
-            _log.warning("%s: its annotated file is gone; remove it if its documents are not wanted any more", path)
+            _log.warning("%s: its annotated file is gone; remove it if its documents are not wanted", path)

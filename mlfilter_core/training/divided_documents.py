@@ -1,4 +1,4 @@
-"""The labelled documents of a head, divided into those that it is trained on and those that are held out."""
+"""The labelled documents of a head, split into the documents to train on and the held-out set."""
 
 from dataclasses import dataclass
 
@@ -13,19 +13,19 @@ from mlfilter_core.training.labelled_rows import LabelledRows, find_labelled_row
 from mlfilter_core.training.splits import fold_numbers, is_held_out
 from mlfilter_core.training.train_request import TrainRequest
 
-AUTO_FOLDS, AUTO_FOLDS_BELOW = 5, 20_000  # documents; above, a tenth of them tells the best epoch as well
+AUTO_FOLDS, AUTO_FOLDS_BELOW = 5, 20_000  # documents; from there on, one fold finds the best epoch as well
 
 
 @dataclass(frozen=True)
 class DividedDocuments:
-    """The documents with a label.
+    """The n documents with a label.
 
     Attributes:
-        table: Labels by id; None where they are in the files of embeddings.
-        found: The documents.
-        task: Which their labels make.
-        held_out: bool (n,), those that tell how good the head is.
-        folds: int8 (n,) of the others, as `fold_numbers` gives them.
+        table: Labels by id; None where the files of embeddings contain the labels.
+        found: Rows and labels of the documents.
+        task: Task of the head.
+        held_out: bool (n,), whether a document is held out for evaluation.
+        folds: int8 (n_trained_on,), from `fold_numbers`, for the documents that are not held out.
     """
 
     table: LabelTable | None
@@ -36,12 +36,12 @@ class DividedDocuments:
 
 
 def divide_documents(request: TrainRequest) -> DividedDocuments:
-    """Reads the labels, and divides the documents; reads no embeddings.
+    """Reads the labels and splits the documents; reads no embeddings.
 
     Raises:
-        TrainingError: There are too few labels, or no head can learn from them.
+        TrainingError: There are too few labels, or they do not fit the task.
         FileError: A file cannot be read.
-        ConfigError: Files are of different encoders.
+        ConfigError: The files were made by different encoders.
         OSError: Reading failed.
     """
     table = _table(request.recipe)
@@ -50,7 +50,7 @@ def divide_documents(request: TrainRequest) -> DividedDocuments:
     held_out = is_held_out(found.hashes, request.test_fraction, request.split_seed)
     _check_parts(held_out)
     folds = _folds(found.hashes[~held_out], request)
-    _check_labels(found.labels[~held_out])
+    _check_vary(found.labels[~held_out])
     return DividedDocuments(table, found, task, held_out, folds)
 
 
@@ -75,13 +75,12 @@ def _check_parts(held_out: NDArray[np.bool_]) -> None:
         )
 
 
-def _check_labels(labels: NDArray[np.float32]) -> None:
-    trained_on = labels.reshape(len(labels), -1)
-    constant = np.flatnonzero(np.ptp(trained_on, axis=0) == 0)
+def _check_vary(labels: NDArray[np.float32]) -> None:
+    constant = np.flatnonzero(np.ptp(labels, axis=0) == 0)
     if len(constant):
         raise TrainingError(
-            f"all {len(trained_on)} labels that are not held out are {trained_on[0, constant[0]]:g}; label more "
-            "documents, or change split_seed"
+            f"all {len(labels)} labels that are not held out are {labels[0, constant[0]]:g}; label more documents, or "
+            "change split_seed"
         )
 
 
@@ -92,6 +91,6 @@ def _folds(hashes: NDArray[np.uint64], request: TrainRequest) -> NDArray[np.int8
     if n_texts < max(2, n_folds):
         raise TrainingError(
             f"{len(hashes)} documents with {n_texts} different texts are too few for {n_folds} folds; label more, or "
-            "set folds lower"
+            "lower folds"
         )
     return fold_numbers(hashes, n_folds, request.validation_fraction, request.split_seed)

@@ -1,4 +1,4 @@
-"""The labels of the documents that a head was not trained on, as a file for `evaluate_predicted_annotations`."""
+"""The labels of the held-out documents, as a file for `evaluate_predicted_annotations`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,9 +7,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.files.publishing import open_new, publish
-from mlfilter_core.training.labelled_rows import as_text, id_place
+from mlfilter_core.training.labelled_rows import id_column
 from mlfilter_core.training.row_buffers import RowPlaces
 
 
@@ -18,9 +17,9 @@ def write_held_out(path: Path, places: RowPlaces, labels: NDArray[np.float32], t
 
     Args:
         path: The JSONL file; replaced where it exists.
-        places: Of n documents.
+        places: Places of n documents.
         labels: float32 (n, n_targets).
-        targets: Their names, where there are several: `{"document_id":"x-1","label":{"education":3.0,"fun":1.0}}`.
+        targets: Names of several targets, for `"label":{"education":3.0,"fun":1.0}`; empty for one target.
     """
     with publish(path) as temporary, open_new(temporary) as file:
         for document_id, values in zip(_ids(places), labels.tolist(), strict=True):
@@ -30,8 +29,6 @@ def write_held_out(path: Path, places: RowPlaces, labels: NDArray[np.float32], t
 
 def _ids(places: RowPlaces) -> Iterator[str]:
     for positions in places.blocks():
-        rows = places.row_of[positions]
-        first = int(rows[0])
-        with EmbeddingFile(places.files[places.file_of[positions[0]]], places.group) as file:
-            ids = file.column(id_place(file), slice(first, int(rows[-1]) + 1))
-        yield from (as_text(ids[row - first]) for row in rows.tolist())
+        with places.open_block(positions) as (file, rows, chosen):
+            ids = file.column(id_column(file), rows)
+        yield from (str(ids[i]) for i in chosen.tolist())

@@ -1,4 +1,4 @@
-"""Labels of documents by their ids, from JSONL files of annotations."""
+"""Labels by document id, from JSONL files of annotations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from mlfilter_core.errors import ConfigError, TrainingError
 from mlfilter_core.files.task_files import find_files
 from mlfilter_core.tallies.tally import Tally
 
-DRAWS = "scores"  # several labels of one annotator: [1, null, 2]
+DRAWS = "scores"  # key of several draws of one annotator: [1, null, 2]
 CONTRADICTION = "contradiction"
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The labels of some files.
+    """The labels of JSONL files.
 
     Attributes:
-        by_id: Labels of each document.
-        bad_lines: Lines that give no label.
+        by_id: Labels of each document, one for each target.
+        bad_lines: Lines without a valid label.
     """
 
     by_id: Mapping[str, tuple[float, ...]]
@@ -30,10 +30,10 @@ class LabelTable:
 
 
 def label_files(path: Path) -> list[Path]:
-    """Returns the files of labels: the file itself, or all JSONL files below a folder.
+    """Returns the file itself, or all JSONL files below a folder.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: The folder contains none.
     """
     if not path.is_dir():
         return [path]
@@ -49,17 +49,17 @@ def read_labels(
     id_key: str | None,
     scale: tuple[float, float] | None = None,
 ) -> LabelTable:
-    """Reads labels. Documents that are labelled twice with the same labels count once.
+    """Reads labels. A document may be labelled more than once, with the same labels.
 
     Args:
         files: JSONL files, compressed or not.
-        keys: Of the label, or of several; None takes the mean of a list of `scores`, else the first of `label`,
-            `score` and `scores.score`.
-        id_key: Of the document's id; None takes the first of `document_id`, `doc_id`, `id` and `uuid`.
-        scale: Lowest and highest label; of a list of `scores`, those outside are left out, as a -1 for "no answer" is.
+        keys: Key of the label, or keys of several; None takes the mean of a list of `scores`, else the first of
+            `label`, `score` and `scores.score`.
+        id_key: Key of the document id; None takes the first of `document_id`, `doc_id`, `id` and `uuid`.
+        scale: Lowest and highest label. Draws outside the scale, such as -1 for "no answer", are ignored.
 
     Raises:
-        TrainingError: A document is labelled twice and differently, or no line gives a label.
+        TrainingError: A document has different labels, or no line has a label.
         SourceError: A file is missing or unreadable.
     """
     schema = DocumentSchema((), id_key, label_keys=keys, label_dtype="float32")
@@ -73,13 +73,11 @@ def read_labels(
     if contradictions:
         raise TrainingError(
             f"{contradictions.total} documents are labelled twice, and differently: "
-            f"{', '.join(contradictions.examples[CONTRADICTION])}; let `ml_filter aggregate_scores` make one score of "
-            "several"
+            f"{', '.join(contradictions.examples[CONTRADICTION])}; aggregate the labels with `ml_filter "
+            "aggregate_scores`"
         )
     if not by_id:
-        raise TrainingError(
-            f"{files[0]}: no line gives a label: {bad_lines or 'it is empty'}; set label_key and id_key"
-        )
+        raise TrainingError(f"{files[0]}: no line has a label: {bad_lines or 'it is empty'}; set label_key and id_key")
     return LabelTable(by_id, bad_lines)
 
 
@@ -97,7 +95,7 @@ def _labelled(
         valid = [draw for draw in valid if scale[0] <= draw <= scale[1]]
     if not valid:
         raise BadRecordError(
-            "missing_label", f'none of "{DRAWS}" is a number{"" if scale is None else " of the scale"}'
+            "missing_label", f'none of "{DRAWS}" is a number{"" if scale is None else " on the scale"}'
         )
     return name, labels_of({"label": fmean(valid)}, schema)
 

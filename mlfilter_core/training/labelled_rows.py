@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,16 @@ N_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Rows with a label.
+    """The n rows with a label.
 
     Attributes:
-        places: Where they lie.
+        places: Places of the rows.
         labels: float32 (n, n_targets), finite.
-        hashes: uint64 (n,), of the texts; of the ids where a file does not say.
+        hashes: uint64 (n,), hashes of the texts, or of the ids where a file does not store the former.
         dim: Width of the embeddings.
-        encoder: Fingerprint of their encoder; empty where no file says.
-        left_out: How many rows or labels take no part, by reason.
-        remarks: What a person should know of these documents, in words.
+        encoder: Fingerprint of the encoder; empty where no file states it.
+        left_out: Number of rows or labels that are not used, by reason.
+        remarks: Warnings in words.
     """
 
     places: RowPlaces
@@ -50,162 +50,161 @@ def find_labelled_rows(
     by_id: LabelsById | None,
     scale: tuple[float, float] | None,
 ) -> LabelledRows:
-    """Reads the labels of all files.
+    """Returns the rows of all files that have a label.
 
     Args:
         files: Files of embeddings of one encoder.
         group: Name of their HDF5 group.
-        keys: Keys of the labels among those that were stored; None takes all.
-        by_id: Labels of documents by their ids; None takes those in the files.
+        keys: Keys of the labels among the stored ones; None takes all.
+        by_id: Labels by document id; None takes the stored labels.
         scale: Lowest and highest label; None takes all.
 
     Raises:
-        TrainingError: No row has a label, or the labels that are wanted were not stored.
-        ConfigError: Files are of different encoders.
+        TrainingError: No row has a label, or a file does not store the labels.
+        ConfigError: The files were made by different encoders.
         EmbeddingFileError: A file is not a file of embeddings.
     """
-    found = _Found(group, keys, by_id, scale)
-    for path in files:
+    found = _Found(keys, by_id, scale)
+    for i, path in enumerate(files):
         with EmbeddingFile(path, group) as file:
-            found.add(file)
-    return found.rows(tuple(files))
+            found.add(i, file)
+    return found.rows(tuple(files), group)
 
 
+@dataclass
 class _Found:
-    """Collects the rows of one file after another."""
+    """The rows with a label in the files so far."""
 
-    def __init__(
-        self, group: str, keys: Sequence[str] | None, by_id: LabelsById | None, scale: tuple[float, float] | None
-    ) -> None:
-        self._group = group
-        self._keys = keys
-        self._by_id = by_id
-        self._scale = scale
-        self._n_files = 0
-        self._file_of: list[NDArray[np.int32]] = []
-        self._row_of: list[NDArray[np.int64]] = []
-        self._labels: list[NDArray[np.float32]] = []
-        self._hashes: list[NDArray[np.uint64]] = []
-        self._left_out: Counter[str] = Counter()
-        self._matched: set[str] = set()
-        self._without_hash: list[Path] = []
-        self._dim = 0
-        self._encoder = OneEncoder()
+    keys: Sequence[str] | None
+    by_id: LabelsById | None
+    scale: tuple[float, float] | None
+    file_of: list[NDArray[np.int32]] = field(default_factory=list)
+    row_of: list[NDArray[np.int64]] = field(default_factory=list)
+    labels: list[NDArray[np.float32]] = field(default_factory=list)
+    hashes: list[NDArray[np.uint64]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    matched: set[str] = field(default_factory=set)
+    without_hash: list[Path] = field(default_factory=list)
+    dim: int = 0
+    encoder: OneEncoder = field(default_factory=OneEncoder)
 
-    def add(self, file: EmbeddingFile) -> None:
-        self._encoder.check(file.path, fingerprint(file.provenance))
-        if self._dim and self._dim != file.dim:
+    def add(self, number: int, file: EmbeddingFile) -> None:
+        self.encoder.check(file.path, fingerprint(file.provenance))
+        if self.dim and self.dim != file.dim:
             raise ConfigError(
-                f"{file.path} holds embeddings of width {file.dim}, those before {self._dim}; set params.glob_pattern "
-                "to the files of one encoder"
+                f"{file.path} contains embeddings of width {file.dim}, the files before it of width {self.dim}; set "
+                "params.glob_pattern to the files of one encoder"
             )
-        self._dim = file.dim
-        columns = None if self._by_id is not None else _columns(file, self._keys)
+        self.dim = file.dim
         if TEXT_HASH not in file.names():
-            self._without_hash.append(file.path)
+            self.without_hash.append(file.path)
+        columns = _columns(file, self.keys) if self.by_id is None else []
         for rows in file.slices(CHUNK_ROWS):
-            labels = self._stored(file, columns, rows) if columns is not None else self._joined(file, rows)
-            row_of = rows.start + np.arange(len(labels))
-            counted = np.ones(len(labels), bool)
-            counted &= self._leave_out(counted & np.isnan(labels).all(axis=1), "without_label")
-            counted &= self._leave_out(counted & ~np.isfinite(labels).all(axis=1), "not_finite")
-            if self._scale is not None:
-                inside = ((labels >= self._scale[0]) & (labels <= self._scale[1])).all(axis=1)
-                counted &= self._leave_out(counted & ~inside, "outside_scale")
-            self._labels.append(labels[counted])
-            self._row_of.append(row_of[counted])
-            self._file_of.append(np.full(int(counted.sum()), self._n_files, np.int32))
-            self._hashes.append(_hashes(file, rows)[counted])
-        self._n_files += 1
+            labels = _stored(file, columns, rows) if self.by_id is None else self._joined(self.by_id, file, rows)
+            is_used = self._is_used(labels)
+            self.labels.append(labels[is_used])
+            self.row_of.append(rows.start + np.flatnonzero(is_used))
+            self.file_of.append(np.full(int(is_used.sum()), number, np.int32))
+            self.hashes.append(_hashes(file, rows)[is_used])
 
-    def rows(self, files: tuple[Path, ...]) -> LabelledRows:
-        unmatched = [] if self._by_id is None else [name for name in self._by_id if name not in self._matched]
+    def rows(self, files: tuple[Path, ...], group: str) -> LabelledRows:
+        unmatched = [name for name in self.by_id or () if name not in self.matched]
         if unmatched:
-            self._left_out["label_without_document"] = len(unmatched)
-        if not sum(map(len, self._row_of)):
+            self.left_out["label_without_document"] = len(unmatched)
+        if not sum(map(len, self.row_of)):
             raise TrainingError(self._why_none(unmatched))
-        places = RowPlaces(files, self._group, np.concatenate(self._file_of), np.concatenate(self._row_of))
         remarks = []
         if unmatched:
-            remarks.append(f"{len(unmatched)} labels are of no document here, as of {_examples(unmatched)}")
-        if self._without_hash:
+            remarks.append(f"{len(unmatched)} labels are of no document here, such as {_examples(unmatched)}")
+        if self.without_hash:
             remarks.append(
-                f"{self._without_hash[0]} holds no {TEXT_HASH}: its documents are divided by their ids, so that equal "
-                "texts may fall on both sides; embed its source again to mend that"
+                f"{self.without_hash[0]} contains no {TEXT_HASH}: its documents are split by their ids, so equal texts "
+                "may be both trained on and held out; embed its source again to fix that"
             )
-        labels, hashes = np.concatenate(self._labels), np.concatenate(self._hashes)
-        return LabelledRows(places, labels, hashes, self._dim, self._encoder.fingerprint, dict(self._left_out), remarks)
+        return LabelledRows(
+            RowPlaces(files, group, np.concatenate(self.file_of), np.concatenate(self.row_of)),
+            np.concatenate(self.labels),
+            np.concatenate(self.hashes),
+            self.dim,
+            self.encoder.fingerprint,
+            dict(self.left_out),
+            remarks,
+        )
 
-    def _leave_out(self, left_out: NDArray[np.bool_], reason: str) -> NDArray[np.bool_]:
-        if left_out.any():
-            self._left_out[reason] += int(left_out.sum())
-        return ~left_out
+    def _is_used(self, labels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Returns which rows have valid labels, bool (n,), and counts the others by reason."""
+        invalid = {
+            "without_label": np.isnan(labels).all(axis=1),
+            "not_finite": ~np.isfinite(labels).all(axis=1),
+        }
+        if self.scale is not None:
+            invalid["outside_scale"] = ~((labels >= self.scale[0]) & (labels <= self.scale[1])).all(axis=1)
+        is_used = np.ones(len(labels), bool)
+        for reason, rows in invalid.items():
+            if n := int((is_used & rows).sum()):
+                self.left_out[reason] += n
+            is_used &= ~rows
+        return is_used
 
-    def _stored(self, file: EmbeddingFile, columns: list[int], rows: slice) -> NDArray[np.float32]:
-        labels = file.array(LABELS, rows).astype(np.float32)
-        return labels.reshape(len(labels), -1)[:, columns]
-
-    def _joined(self, file: EmbeddingFile, rows: slice) -> NDArray[np.float32]:
-        assert self._by_id is not None
-        ids = [as_text(name) for name in file.column(id_place(file), rows)]
-        width = len(next(iter(self._by_id.values()), (0.0,)))
-        without = (np.nan,) * width
-        self._matched.update(name for name in ids if name in self._by_id)
-        return np.array([self._by_id.get(name, without) for name in ids], np.float32).reshape(len(ids), width)
+    def _joined(self, by_id: LabelsById, file: EmbeddingFile, rows: slice) -> NDArray[np.float32]:
+        ids = list(map(str, file.column(id_column(file), rows)))
+        width = len(next(iter(by_id.values()), (0.0,)))
+        missing = (np.nan,) * width
+        self.matched.update(by_id.keys() & ids)
+        return np.array([by_id.get(name, missing) for name in ids], np.float32).reshape(len(ids), width)
 
     def _why_none(self, unmatched: list[str]) -> str:
-        counts = ", ".join(f"{n} {reason}" for reason, n in self._left_out.items()) or "the files have no rows"
+        counts = ", ".join(f"{n} {reason}" for reason, n in self.left_out.items()) or "the files have no rows"
         if not unmatched:
-            return f"no document has a label that counts ({counts}); check label_key and scale"
+            return f"no document has a valid label ({counts}); check label_key and scale"
         return (
             f"no label is of a document here ({counts}): there are labels of {_examples(unmatched)}; the ids here are "
             "those of id_key in the embedding job, so set id_key to the same key of the labels"
         )
 
 
+def _stored(file: EmbeddingFile, columns: list[int], rows: slice) -> NDArray[np.float32]:
+    labels = file.array(LABELS, rows).astype(np.float32)
+    return labels.reshape(len(labels), -1)[:, columns]
+
+
 def _columns(file: EmbeddingFile, keys: Sequence[str] | None) -> list[int]:
-    """Returns the columns of the stored labels that are wanted."""
+    """Returns the columns of the stored labels with the given keys."""
     if LABELS not in file.names():
-        raise TrainingError(f"{file.path} holds no labels; embed with save_labels: true, or give labels_path")
+        raise TrainingError(f"{file.path} contains no labels; embed with save_labels: true, or set labels_path")
     asked = file.provenance.request.get("label_keys") if file.provenance else None
     stored = [asked] if isinstance(asked, str) else list(asked or ())
     shape = file.array(LABELS, slice(0, 0)).shape
     n_stored = shape[1] if len(shape) > 1 else 1
     if keys is None:
         return list(range(n_stored))
-    if not stored and n_stored == len(keys) == 1:  # the file does not say how its one label is called
+    if not stored and n_stored == len(keys) == 1:  # a file of another tool does not name its one label
         return [0]
     absent = [key for key in keys if key not in stored]
     if absent:
-        known = f"there are: {', '.join(stored)}" if stored else "the file does not say how they are called"
-        raise TrainingError(f'{file.path} holds no label "{absent[0]}"; {known}')
+        known = f"it contains: {', '.join(stored)}" if stored else "it does not name its labels"
+        raise TrainingError(f'{file.path} contains no label "{absent[0]}"; {known}')
     return [stored.index(key) for key in keys]
 
 
 def _hashes(file: EmbeddingFile, rows: slice) -> NDArray[np.uint64]:
     if TEXT_HASH in file.names():
         return file.array(TEXT_HASH, rows).astype(np.uint64)
-    ids = file.column(id_place(file), rows)
-    return np.array([hash_text(as_text(name)) for name in ids], np.uint64)
+    return np.array([hash_text(str(name)) for name in file.column(id_column(file), rows)], np.uint64)
 
 
-def id_place(file: EmbeddingFile) -> str:
-    """Returns the name of the dataset that holds the ids.
+def id_column(file: EmbeddingFile) -> str:
+    """Returns the name of the dataset that contains the document ids.
 
     Raises:
         TrainingError: There is none.
     """
-    place = file.find(DOCUMENT_ID)
-    if place is None:
+    name = file.find(DOCUMENT_ID)
+    if name is None:
         raise TrainingError(
-            f"{file.path} holds no {DOCUMENT_ID}, by which its documents are known; embed its source again"
+            f"{file.path} contains no {DOCUMENT_ID}, which identifies documents; embed its source again"
         )
-    return place
-
-
-def as_text(name: object) -> str:
-    """Returns an id as labels name it."""
-    return name if isinstance(name, str) else str(name)
+    return name
 
 
 def _examples(names: Sequence[str]) -> str:

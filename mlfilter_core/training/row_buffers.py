@@ -4,6 +4,7 @@ Knows nothing about labels.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +18,13 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 
 @dataclass(frozen=True)
 class RowPlaces:
-    """Where rows lie.
+    """The places of n rows in files of embeddings.
 
     Attributes:
         files: Files of embeddings.
         group: Name of their HDF5 group.
-        file_of: int32 (n,), place in `files`; ascending.
-        row_of: int64 (n,), row in that file; ascending within it.
+        file_of: int32 (n,), index in `files`; ascending.
+        row_of: int64 (n,), row in that file; ascending within each file.
     """
 
     files: tuple[Path, ...]
@@ -35,33 +36,45 @@ class RowPlaces:
         return len(self.row_of)
 
     def select(self, chosen: NDArray[np.bool_]) -> "RowPlaces":
-        """Returns some of them."""
+        """Returns the places of the chosen rows, bool (n,)."""
         return RowPlaces(self.files, self.group, self.file_of[chosen], self.row_of[chosen])
 
+    @contextmanager
+    def open_block(self, positions: NDArray[np.int64]) -> Iterator[tuple[EmbeddingFile, slice, NDArray[np.int64]]]:
+        """Opens the file of a block.
+
+        Yields:
+            The file, the slice of it that contains the block, and the rows of the block within that slice.
+        """
+        rows = self.row_of[positions]
+        first = int(rows[0])
+        with EmbeddingFile(self.files[self.file_of[positions[0]]], self.group) as file:
+            yield file, slice(first, int(rows[-1]) + 1), rows - first
+
     def blocks(self) -> list[NDArray[np.int64]]:
-        """Returns the positions of the rows of each chunk of each file, in their order."""
+        """Returns blocks of positions in 0..n-1, in order: the rows of each HDF5 chunk of each file."""
         chunk_of = self.row_of // CHUNK_ROWS
         starts_new = (np.diff(self.file_of) != 0) | (np.diff(chunk_of) != 0)
         return [block for block in np.split(np.arange(len(self)), np.flatnonzero(starts_new) + 1) if len(block)]
 
 
 class Buffer(NamedTuple):
-    """Embeddings, float32 (m, dim), of the rows at `positions`, int64 (m,), among all."""
+    """Some of n rows: their positions in 0..n-1, int64 (m,), and their embeddings, float32 (m, dim)."""
 
     positions: NDArray[np.int64]
     embeddings: NDArray[np.float32]
 
 
 class RowBuffers:
-    """Reads the embeddings of rows again and again. They are kept where all of them fit in one buffer."""
+    """Reads the embeddings of rows repeatedly; keeps them in memory where all of them fit in one buffer."""
 
     def __init__(self, places: RowPlaces, dim: int, max_bytes: int) -> None:
         """Plans the reading.
 
         Args:
-            places: Of the rows.
+            places: Places of the rows.
             dim: Width of the embeddings.
-            max_bytes: Of a buffer; one block of rows is read in any case.
+            max_bytes: Size of a buffer; a buffer contains at least one block.
         """
         self._places = places
         self._blocks = places.blocks()
@@ -69,11 +82,11 @@ class RowBuffers:
         self._kept: Buffer | None = None
 
     def in_order(self) -> Iterator[Buffer]:
-        """Yields all rows once, in their order."""
+        """Yields all rows once, in order."""
         yield from self._buffers(self._blocks)
 
     def shuffled(self, rng: np.random.Generator) -> Iterator[Buffer]:
-        """Yields all rows once, in random order; where they do not fit in memory, of chunks and within each buffer."""
+        """Yields all rows once, shuffled; if they do not fit in memory, the blocks and the rows of a buffer are."""
         blocks = [self._blocks[i] for i in rng.permutation(len(self._blocks))]
         for positions, embeddings in self._buffers(blocks):
             order = rng.permutation(len(positions))
@@ -94,7 +107,7 @@ class RowBuffers:
         if full:
             buffer = self._read(full)
             if len(full) == len(self._blocks):
-                # In the order of the rows, whatever order they were read in: the same seed then gives the same head.
+                # Kept in row order, whatever order they were read in, so that the same seed gives the same head.
                 order = np.argsort(buffer.positions)
                 buffer = self._kept = Buffer(buffer.positions[order], buffer.embeddings[order])
             yield buffer
@@ -103,7 +116,6 @@ class RowBuffers:
         return Buffer(np.concatenate(blocks), np.concatenate([self._read_block(block) for block in blocks]))
 
     def _read_block(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        rows = self._places.row_of[positions]
-        first = int(rows[0])
-        with EmbeddingFile(self._places.files[self._places.file_of[positions[0]]], self._places.group) as file:
-            return file.embeddings(slice(first, int(rows[-1]) + 1))[rows - first]
+        with self._places.open_block(positions) as (file, rows, chosen):
+            embeddings: NDArray[np.float32] = file.embeddings(rows)[chosen]
+        return embeddings

@@ -1,41 +1,38 @@
-"""Which part each document falls into, by the hash of its text: equal texts into the same one, on every machine.
+"""The split of documents into held-out documents and folds, by the hash of their texts.
 
-Whether a document is held out does not depend on the others, so that a larger corpus never trains on what a smaller one
-held out. Folds do, and are as large as one another.
+Documents with equal texts always fall into the same part. Whether a document is held out does not depend on the other
+documents, so a head for a larger corpus never trains on what was held out of a smaller one. Folds do depend on them,
+and have equal sizes.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-HELD_OUT, FOLDS = 0, 1  # divisions that must not depend on one another
+from mlfilter_core.compute.splitmix64 import GAMMA, mix64
+
+HELD_OUT, FOLDS = 0, 1  # independent splits
 
 
 def is_held_out(hashes: NDArray[np.uint64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Tells which documents tell how good a head is, and take no part in its training.
+    """Returns which documents are held out for evaluation, bool (n,).
 
     Args:
-        hashes: uint64 (n,), of the texts.
-        fraction: Their share, in the long run.
-        seed: Of the division.
-
-    Returns:
-        bool (n,).
+        hashes: uint64 (n,), hashes of the texts.
+        fraction: Expected share of the held-out texts.
+        seed: Seed of the split.
     """
     return _uniform(hashes, seed, HELD_OUT) < fraction
 
 
 def fold_numbers(hashes: NDArray[np.uint64], n_folds: int, validation_fraction: float, seed: int) -> NDArray[np.int8]:
-    """Returns the fold that leaves each document out of its training, or -1 where none does.
+    """Returns the fold that leaves each document out of training, int8 (n,); -1 where none does.
 
     Args:
-        hashes: uint64 (n,), of the texts.
-        n_folds: No more than there are different texts. With 1, `validation_fraction` of the texts are left out, in
-            fold 0; one at least, and of several not all.
-        validation_fraction: As above.
-        seed: Of the division.
-
-    Returns:
-        int8 (n,).
+        hashes: uint64 (n,), hashes of the texts.
+        n_folds: Number of folds, at most the number of distinct texts. A single fold leaves out `validation_fraction`
+            of the texts, at least one of them and, of several, not all.
+        validation_fraction: Share of the texts that a single fold leaves out.
+        seed: Seed of the split.
     """
     texts, places = np.unique(_uniform(hashes, seed, FOLDS), return_inverse=True)
     if n_folds == 1:
@@ -44,11 +41,7 @@ def fold_numbers(hashes: NDArray[np.uint64], n_folds: int, validation_fraction: 
     return (places * n_folds // len(texts)).astype(np.int8)
 
 
-def _uniform(hashes: NDArray[np.uint64], seed: int, division: int) -> NDArray[np.float64]:
-    """Returns a number in [0, 1) for each hash: the mixing function of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64
-        mixed = hashes + np.uint64((2 * seed + division + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed = mixed ^ (mixed >> np.uint64(31))
+def _uniform(hashes: NDArray[np.uint64], seed: int, split: int) -> NDArray[np.float64]:
+    """Returns a pseudorandom number in [0, 1) for each hash."""
+    mixed = mix64(hashes + np.uint64((2 * seed + split + 1) * GAMMA % 2**64))
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,6 +1,6 @@
-"""What is asked of one head, and whether it is finished.
+"""The request and the report of one head.
 
-Knows nothing about torch: a flow whose heads are all finished asks for no more.
+Does not import torch: a flow whose heads are all finished does not need it.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ REPLACE = "use another output_dir, or set params.overwrite: true to replace it"
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What is asked of one head.
+    """How to train one head, and on what.
 
     Attributes:
-        name: Of the head.
-        recipe: How it is trained.
-        files: The files of embeddings.
+        name: Name of the head.
+        recipe: Labels, task and hyperparameters.
+        files: Files of embeddings.
         group: Name of their HDF5 group.
-        test_fraction: Share of the documents that is held out.
-        validation_fraction: Share of the others that tells the best epoch, with one fold.
-        split_seed: Of the division.
-        max_bytes: Of embeddings in memory.
+        test_fraction: Share of the documents that is held out for evaluation.
+        validation_fraction: Share of the other documents that a single fold leaves out to find the best epoch.
+        split_seed: Seed of the split.
+        max_bytes: Most bytes of embeddings in memory.
     """
 
     name: str
@@ -47,7 +47,7 @@ class TrainRequest:
     max_bytes: int = 4 << 30
 
     def provenance(self) -> dict[str, Any]:
-        """What decides the head, but for the content of its inputs."""
+        """Returns what the head depends on besides the content of its inputs."""
         return {
             **self.recipe.model_dump(mode="json"),
             "group": self.group,
@@ -57,7 +57,7 @@ class TrainRequest:
         }
 
     def inputs(self) -> dict[str, Any]:
-        """What tells one version of the inputs from another.
+        """Returns digests of the inputs.
 
         Raises:
             EmbeddingFileError: A file of embeddings cannot be read.
@@ -72,22 +72,22 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainReport(ReportDefaults):
-    """What became of one head.
+    """The result of training one head.
 
     Attributes:
         head: Name of its file.
-        output: Its file.
-        status: `trained` now, or `skipped` because it was finished.
-        documents: That have a label which counts: `trained_on + held_out`.
-        trained_on: Documents that it was trained on, those that told the best epoch among them.
-        held_out: Documents that tell how good it is.
-        epochs: That it was trained for.
-        metrics: On the held-out documents, by name; with several targets `<target>.<name>`.
-        left_out: Rows and labels that took no part, by reason.
-        remarks: What a person should know, in words.
+        output: Path of its file.
+        status: `trained`, or `skipped` where the head was finished before.
+        documents: Number of documents with a valid label: `trained_on + held_out`.
+        trained_on: Number of documents to train on, including those that folds leave out to find the best epoch.
+        held_out: Number of documents held out for evaluation.
+        epochs: Epoch that the head is taken from, counted from 1.
+        metrics: Metrics on the held-out documents, by name; `<target>.<name>` with several targets.
+        left_out: Number of rows and labels that are not used, by reason.
+        remarks: Warnings in words.
         seconds: Wall time; 0 where skipped.
-        worker: The process that did it; empty where skipped.
-        started: When that began, in seconds since 1970, UTC; 0 where skipped.
+        worker: Name of the process; empty where skipped.
+        started: Start time in seconds since 1970, UTC; 0 where skipped.
     """
 
     PRINTED: ClassVar[Sequence[str]] = (
@@ -113,7 +113,7 @@ class TrainReport(ReportDefaults):
 
     @staticmethod
     def remarks_on(reports: "Sequence[TrainReport]") -> list[str]:
-        """Returns what was left out of each head's training, and what else a person should know."""
+        """Returns what was left out of the training of each head, and its warnings."""
         remarks = []
         for report in reports:
             if report.left_out:
@@ -124,10 +124,10 @@ class TrainReport(ReportDefaults):
 
 
 def finished_head(request: TrainRequest, output: Path) -> TrainReport | None:
-    """Returns the report of a finished head, or None where there is none yet.
+    """Returns the report of a finished head, or None where it has yet to be trained.
 
     Raises:
-        OutputConflictError: It was made by another request, from other embeddings or labels, or elsewhere.
+        OutputConflictError: The head was made by another request, from other inputs, or by another tool.
     """
     if not output.exists():
         return None

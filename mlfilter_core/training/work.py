@@ -1,4 +1,4 @@
-"""A training job, applied to one head after another by a worker."""
+"""A training job: one file for each head."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,32 +15,30 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class TrainWork:
-    """What a training job does with each of its heads, which stands for the file that it is written to.
+    """The work of a training job; the file of a task is the head to write.
 
     Attributes:
-        params: The job's parameters.
-        requests: What they ask of each head, by its name.
+        params: Parameters of the job.
+        requests: Request of each head, by name.
     """
 
     params: TrainingParameters
     requests: Mapping[str, TrainRequest]
 
     def finished(self, file: TaskFile, read_content: bool) -> TrainReport | None:
-        """Returns the report of a finished head, None for one to train.
+        """Returns the report of a finished head, or None where it has yet to be trained.
 
         Raises:
-            FileError: The embeddings or labels cannot be read, or a head of another request is in the way.
+            FileError: The embeddings or labels cannot be read, or another request made the head and the job does not
+                overwrite.
         """
         return unless_overwritten(lambda: finished_head(self.requests[file.stem], file.path), self.params.overwrite)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: what would be wrong with all heads is found by the first, in no time."""
+        """Checks nothing: errors that affect every head show at the first one."""
 
     def run(self, file: TaskFile) -> TrainReport:
-        """Trains one head, unless that was done before, by a task that was lost after it had finished, say.
-
-        Another process that is at it is waited for.
-        """
+        """Trains one head unless it is finished; waits while another process writes it."""
         from mlfilter_core.compute.devices import pick_device
         from mlfilter_core.training.train_head import train_head
 
@@ -51,16 +49,19 @@ class TrainWork:
 
 
 def training_workload(job: TrainingJob) -> Workload[TrainReport]:
-    """Returns what a training job is to do.
+    """Returns the workload of a training job.
 
     Raises:
-        ConfigError: The folder of embeddings is missing, or holds none.
+        ConfigError: The folder of embeddings is missing or contains none.
     """
     params = job.params
     files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
     requests = {
         name: TrainRequest(
-            *(name, recipe, tuple(file.path for file in files), params.hdf5_dataset_name),
+            name,
+            recipe,
+            tuple(file.path for file in files),
+            params.hdf5_dataset_name,
             test_fraction=params.test_fraction,
             validation_fraction=params.validation_fraction,
             split_seed=params.split_seed,

@@ -16,7 +16,10 @@ from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.embedding.work import embed_work
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.files.task_files import TaskFile, find_files
-from mlfilter_core.filtering.survey import NO_GROUP, Survey
+from mlfilter_core.filtering.filter_request import FilterRequest
+from mlfilter_core.filtering.make_survey import make_survey
+from mlfilter_core.filtering.survey import NO_GROUP, Survey, SurveyRequest, load_survey
+from mlfilter_core.filtering.thresholds import find_thresholds
 from mlfilter_core.heads.head import Head
 from tests.conftest import TINY_DIM
 
@@ -31,7 +34,7 @@ def survey_of(
     groups: Sequence[str] | None = None,
     stem: str = "x",
 ) -> Survey:
-    """Returns a survey, of the score `q` where the scores have no names."""
+    """Returns a survey; scores without names are those of `q`."""
     columns = scores if isinstance(scores, dict) else {"q": scores}
     n = len(next(iter(columns.values())))
     names = tuple(dict.fromkeys(groups or [NO_GROUP] * n))
@@ -46,11 +49,11 @@ def survey_of(
 
 @pytest.fixture
 def annotated(tmp_path: Path, tiny_model: Path) -> Path:
-    """Embeds and scores two files of 30 and 20 documents; returns the folder that holds all."""
+    """Embeds and scores two files of 30 and 20 documents; returns the folder of corpus and outputs."""
     for name, n in (("a/x.jsonl", 30), ("y.jsonl", 20)):
         path = tmp_path / "corpus" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A rejected line moves all rows after it.
+        # After a rejected line, row numbers and line numbers differ.
         lines = [json.dumps(document(name, i)) for i in range(n)]
         path.write_text("\n".join([*lines[:4], "{broken", *lines[4:]]))
     annotate(tmp_path, tiny_model)
@@ -63,7 +66,7 @@ def document(name: str, i: int) -> dict[str, Any]:
 
 
 def annotate(folder: Path, model: Path) -> None:
-    """Embeds and scores the files of `corpus` that are not yet, to `out`."""
+    """Embeds and scores the files of `corpus` that are not finished, to `out`."""
     params = EmbeddingPipelineParameters(
         input_dir=folder / "corpus",
         text_field="text",
@@ -87,7 +90,7 @@ def annotate(folder: Path, model: Path) -> None:
 
 @pytest.fixture
 def parameters(annotated: Path) -> Filter:
-    """Returns the parameters of a filter over the annotated files; keyword arguments replace some."""
+    """Returns the parameters of a filter run over the annotated files; keyword arguments override them."""
 
     def parameters(**params: Any) -> FilterParameters:
         given = {
@@ -108,3 +111,18 @@ def annotated_files(params: FilterParameters) -> list[TaskFile]:
 
 def lines_of(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def request_for(folder: Path, scores: tuple[str, ...] = ("q",), per: str | None = None) -> SurveyRequest:
+    """Returns a request for surveys without embeddings."""
+    return SurveyRequest(folder / "surveys", scores, per, None, "train")
+
+
+def surveyed(params: FilterParameters) -> tuple[list[TaskFile], FilterRequest]:
+    """Surveys all annotated files; returns them with the request of the filter run."""
+    files, survey = annotated_files(params), SurveyRequest.of(params)
+    for file in files:
+        make_survey(file, survey)
+    return files, FilterRequest.of(
+        params, find_thresholds(params.keep, lambda: [load_survey(file, survey) for file in files])
+    )

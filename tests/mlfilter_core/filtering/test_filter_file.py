@@ -9,25 +9,13 @@ import pytest
 
 from mlfilter_core.config.filtering import FilterParameters
 from mlfilter_core.corpus.lines import Line
-from mlfilter_core.errors import AnnotationError, OutputConflictError, SourceError
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.files.zstd import zstd
-from mlfilter_core.filtering import filter_file as filter_module
+from mlfilter_core.filtering import kept_documents
 from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
-from mlfilter_core.filtering.cuts import find_cuts
-from mlfilter_core.filtering.filter_file import FilterReport, FilterRequest, filter_file, finished_filter
-from mlfilter_core.filtering.survey import SurveyRequest, load_survey, make_survey
+from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
 from tests.conftest import WriteLines
-from tests.mlfilter_core.filtering.conftest import Filter, annotate, annotated_files, document, lines_of
-
-
-def surveyed(params: FilterParameters) -> tuple[list[TaskFile], FilterRequest]:
-    files, survey = annotated_files(params), SurveyRequest.of(params)
-    for file in files:
-        make_survey(file, survey)
-    return files, FilterRequest.of(
-        params, find_cuts(params.keep, lambda: [load_survey(file, survey) for file in files])
-    )
+from tests.mlfilter_core.filtering.conftest import Filter, lines_of, surveyed
 
 
 def filtered(params: FilterParameters) -> list[FilterReport]:
@@ -158,7 +146,7 @@ def test_an_output_of_another_request_or_other_scores_is_in_the_way(parameters: 
     with pytest.raises(OutputConflictError, match=r"x.jsonl was changed since it was written"):
         finished_filter(files[0], request, read_content=True)
     output.write_bytes(kept)
-    assert finished_filter(files[0], request, read_content=False) is None  # only its content tells
+    assert finished_filter(files[0], request, read_content=False) is None  # only its content can tell
     assert finished_filter(files[0], request, read_content=True) is not None
     (params.filtered_dir / ".provenance" / "a" / "x.jsonl.json").unlink()
     with pytest.raises(OutputConflictError, match="does not say which annotated file it was made from"):
@@ -216,8 +204,8 @@ def test_a_file_that_changes_while_it_is_filtered_is_an_error(
             return lines_of_file(path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(filter_module, "lines_of", lines_of_a_file_that_is_replaced)
-            with pytest.raises(AnnotationError, match=r"y.jsonl was changed while it was read; run again once"):
+            patch.setattr(kept_documents, "lines_of", lines_of_a_file_that_is_replaced)
+            with pytest.raises(AnnotationError, match=r"y.jsonl was changed while it was read; run the job again once"):
                 filter_file(files[1], request)
         assert not (params.filtered_dir / "y.jsonl").exists()
 
@@ -241,7 +229,7 @@ def test_parquet_files_have_the_columns_of_their_documents_even_without_rows(
         assert {path.name for path in folder.glob("*.*")} - {".provenance", ".survey"} == {"x.parquet", "y.parquet"}
 
 
-def test_documents_that_parquet_cannot_hold_are_an_error(write_lines: WriteLines, tmp_path: Path) -> None:
+def test_documents_that_parquet_cannot_store_are_an_error(write_lines: WriteLines, tmp_path: Path) -> None:
     deep = b'{"q": 5, "deep": ' + b"[" * 300 + b"]" * 300 + b"}"
     path = write_lines("corpus/x.jsonl", [deep])
     params = FilterParameters.model_validate(
@@ -263,29 +251,3 @@ def test_provenance_that_says_nothing_is_in_the_way(content: bytes, parameters: 
     request.provenance_file(files[1]).write_bytes(content)
     with pytest.raises(OutputConflictError, match="does not say which annotated file it was made from"):
         finished_filter(files[1], request, read_content=True)
-
-
-def test_sources_must_be_those_that_were_embedded(parameters: Filter, annotated: Path) -> None:
-    params = parameters()
-    files, request = surveyed(params)
-    source = annotated / "corpus" / "y.jsonl"
-    source.write_text(source.read_text().replace("ba", "be"))
-    with pytest.raises(SourceError, match=r"y.jsonl changed since .*y.h5 was made from it"):
-        filter_file(files[1], request)
-    assert not (params.filtered_dir / "y.jsonl").exists()
-    source.unlink()
-    with pytest.raises(SourceError, match=r"set params.source_dir to where the sources lie now"):
-        filter_file(files[1], request)
-
-
-def test_a_document_that_has_a_score_of_that_name_is_an_error(
-    parameters: Filter, annotated: Path, tiny_model: Path
-) -> None:
-    """The annotation wrote no source documents, and saw no clash."""
-    (annotated / "corpus" / "z.jsonl").write_text(json.dumps({**document("z", 1), "score_fun": 3}))
-    annotate(annotated, tiny_model)
-    files, request = surveyed(parameters(keep={"scores": {"good": {"threshold": -1e6}}}))
-    with pytest.raises(
-        AnnotationError, match=r'z.jsonl: the source documents have a key "score_fun" already; annotate'
-    ):
-        filter_file(files[2], request)

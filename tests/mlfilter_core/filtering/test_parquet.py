@@ -2,9 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-import pytest
 
-from mlfilter_core.filtering import parquet as parquet_module
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
 
 RECORDS: list[dict[str, Any]] = [
@@ -22,9 +20,8 @@ def test_columns_have_the_kind_of_their_values() -> None:
     }
 
 
-def test_records_are_written_with_all_their_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_module, "ROWS", 2)
-    write_parquet(tmp_path / "x.parquet", RECORDS, kinds_of(RECORDS))
+def test_records_are_written_with_all_their_values(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", RECORDS, kinds_of(RECORDS), row_group_rows=2)
     file = pyarrow.parquet.ParquetFile(tmp_path / "x.parquet")
     assert file.metadata.num_row_groups == 2
     nothing = dict.fromkeys("abcdefghij")
@@ -34,7 +31,7 @@ def test_records_are_written_with_all_their_values(tmp_path: Path, monkeypatch: 
         {**nothing, "b": 3.0, "f": str(2**63), "g": "1", "h": 2**40, "i": 2**60 + 1, "j": str(2**60 + 1)},
         {**nothing, "i": 1, "j": "0.5"},
     ]
-    assert str(file.schema_arrow.field("d").type) == "string"  # in another file there may be values
+    assert str(file.schema_arrow.field("d").type) == "string"  # another file may contain values
 
 
 def test_no_records_are_a_file_without_rows(tmp_path: Path) -> None:

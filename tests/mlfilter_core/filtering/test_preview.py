@@ -9,7 +9,7 @@ from mlfilter_core.filtering.survey import Survey
 from tests.mlfilter_core.filtering.conftest import survey_of
 
 
-def test_other_limits_are_shown_beside_those_of_the_job() -> None:
+def test_other_bounds_are_shown_beside_those_of_the_job() -> None:
     surveys = [survey_of({"q": [1, 2, 3, 4], "r": [4, 3, 2, 1]}, tokens=[10, 20, 30, 40])]
     selection = Selection(scores={"q": Bound(threshold=2), "r": Bound(threshold=2)})
     rows = [row.cells() for row in preview(selection, bounds_of([50], [4]), lambda: surveys)]
@@ -22,7 +22,7 @@ def test_other_limits_are_shown_beside_those_of_the_job() -> None:
     ]
 
 
-def test_the_limit_of_the_job_is_shown_once_and_unknown_tokens_not_at_all() -> None:
+def test_the_bound_of_the_job_is_shown_once_and_unknown_tokens_are_not_shown() -> None:
     surveys = [survey_of([1, 2, 3, 4], tokens=[-1] * 4)]
     selection = Selection.model_validate({"scores": "q"})
     rows = [row.cells() for row in preview(selection, bounds_of([70, 75], []), lambda: surveys)]
@@ -32,7 +32,7 @@ def test_the_limit_of_the_job_is_shown_once_and_unknown_tokens_not_at_all() -> N
     ]
 
 
-def test_many_limits_take_no_more_passes_than_one() -> None:
+def test_many_bounds_take_no_more_passes_than_one() -> None:
     passes = []
 
     def surveys() -> list[Survey]:
@@ -45,16 +45,18 @@ def test_many_limits_take_no_more_passes_than_one() -> None:
         *(["best 12 tokens", "2"], ["percentile 0", "6"], ["percentile 10", "6"], ["percentile 50", "3"]),
         *(["percentile 90", "1"], ["threshold 2", "5"], ["threshold 6", "1"]),
     ]
-    assert len(passes) == 6  # how many there are, 64 bits in four, what is kept
+    assert len(passes) == 6  # one counts documents, four find 64 bits, one counts the kept
 
 
 @pytest.mark.parametrize(
     ("percentiles", "thresholds", "message"),
     [
-        ([100], [], "--percentiles: 100 is none; give numbers from 0 to below 100"),
+        ([100], [], "--percentiles: 100 is not a percentile; give numbers from 0 to below 100"),
         ([], [math.inf], "--thresholds: give f"),
     ],
 )
-def test_limits_that_are_none_are_refused(percentiles: list[float], thresholds: list[float], message: str) -> None:
+def test_invalid_percentiles_and_thresholds_are_refused(
+    percentiles: list[float], thresholds: list[float], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         bounds_of(percentiles, thresholds)

@@ -1,59 +1,19 @@
-import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mlfilter_core.corpus.lines import Line
-from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.errors import AnnotationError
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.filtering import survey as survey_module
-from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
+from mlfilter_core.filtering.make_survey import make_survey
 from mlfilter_core.filtering.survey import (
     SurveyMissingError,
     SurveyRequest,
     finished_survey,
     load_survey,
-    make_survey,
 )
 from tests.conftest import WriteLines
-from tests.mlfilter_core.filtering.conftest import Filter, annotated_files, lines_of
-
-
-def request_for(folder: Path, scores: tuple[str, ...] = ("q",), per: str | None = None) -> SurveyRequest:
-    return SurveyRequest(folder / "surveys", scores, per, None, "train")
-
-
-def test_a_survey_has_the_scores_tokens_and_groups_of_every_line(parameters: Filter) -> None:
-    params = parameters(keep={"scores": {"good": None, "score_fun": None}, "per": "language"})
-    request = SurveyRequest.of(params)
-    (file, _) = annotated_files(params)
-    report = make_survey(file, request)
-    assert (report.documents, report.status) == (30, "surveyed")
-    survey = load_survey(file, request)
-    lines = lines_of(params.annotated_directory, "a/x.jsonl")
-    assert survey.scores_of("good").tolist() == [np.float32(line["score_good"]) for line in lines]
-    assert survey.scores_of("score_fun").tolist() == [np.float32(line["score_fun"]) for line in lines]
-    with EmbeddingFile(params.output_dir / "embeddings" / "a" / "x.h5", "train") as embeddings:
-        assert survey.tokens.tolist() == embeddings.array("n_tokens", slice(None)).tolist()
-    # The language is in the embeddings, not in the lines.
-    assert [survey.groups[code] for code in survey.group] == ["de" if i % 3 else "en" for i in range(30)]
-
-
-def test_lines_of_other_tools_are_surveyed_without_embeddings(write_lines: WriteLines, tmp_path: Path) -> None:
-    values = [1, 2.5, None, "3", float("nan"), float("inf"), True, 1e300]
-    lines = [{"id": i, "q": value, "meta": {"lang": "de"}, "n_tokens": i} for i, value in enumerate(values)]
-    path = write_lines("x.jsonl", [*(json.dumps(line).encode() for line in lines), b"", b'{"id": 9}'])
-    file, request = TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="meta.lang")
-    make_survey(file, request)
-    survey = load_survey(file, request)
-    np.testing.assert_array_equal(survey.scores_of("q"), [1, 2.5, *[np.nan] * 4, 1, np.nan, np.nan])
-    assert survey.tokens.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, -1]
-    assert [survey.groups[code] for code in survey.group] == ["de"] * 8 + [""]
+from tests.mlfilter_core.filtering.conftest import Filter, annotated_files, request_for
 
 
 def test_a_survey_is_made_once_for_each_version_of_a_file(write_lines: WriteLines, tmp_path: Path) -> None:
@@ -77,7 +37,7 @@ def test_a_survey_is_made_once_for_each_version_of_a_file(write_lines: WriteLine
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 100, -100, -1])
-def test_a_broken_survey_is_made_anew(kept_bytes: int, write_lines: WriteLines, tmp_path: Path) -> None:
+def test_a_broken_survey_is_replaced(kept_bytes: int, write_lines: WriteLines, tmp_path: Path) -> None:
     path = write_lines("x.jsonl", [{"q": 1}])
     file, request = TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path)
     survey = Path(make_survey(file, request).output)
@@ -85,88 +45,6 @@ def test_a_broken_survey_is_made_anew(kept_bytes: int, write_lines: WriteLines, 
     assert finished_survey(file, request) is None
     make_survey(file, request)
     assert finished_survey(file, request) is not None
-
-
-def test_a_file_that_changes_while_it_is_surveyed_is_an_error(
-    write_lines: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_lines("x.jsonl", [{"q": 1}, {"q": 2}])
-
-    def lines_of_a_file_that_is_replaced(path: Path) -> Iterator[Line]:
-        lines = list(lines_of_file(path))
-        path.write_text('{"q": 3}\n{"q": 4}\n')
-        yield from lines
-
-    monkeypatch.setattr(survey_module, "lines_of", lines_of_a_file_that_is_replaced)
-    with pytest.raises(AnnotationError, match=r"x.jsonl was changed while it was read; run again once"):
-        make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path))
-    assert not (tmp_path / "surveys" / "x.npz").exists()
-
-
-def test_a_score_may_begin_in_any_line_and_tokens_may_be_written_as_floats(
-    write_lines: WriteLines, tmp_path: Path
-) -> None:
-    path = write_lines("x.jsonl", [{"id": 1, "n_tokens": 3.0}, {"score_q": 2, "n_tokens": 2.5}, {"n_tokens": 2**70}])
-    file = TaskFile("x.jsonl", "x", path.parent)
-    make_survey(file, request_for(tmp_path))
-    survey = load_survey(file, request_for(tmp_path))
-    np.testing.assert_array_equal(survey.scores_of("q"), [np.nan, 2, np.nan])
-    assert survey.tokens.tolist() == [3, -1, -1]
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ([{"q": 1}, b"{"], r"x.jsonl:2: .*; annotate the file again"),
-        ([{"score_r": 1, "id": 2}], r'there is no score "q" nor "score_q"; the lines have: score_r, id'),
-        ([{"q": 1, "score_q": 2}], r'a line has both "q" and "score_q"; give params.keep the latter'),
-        ([{"q": 1, "k": i} for i in range(257)], r'params.keep.per: "k" has more than 256 values; name a key that'),
-    ],
-)
-def test_lines_that_tell_too_little_are_an_error(
-    lines: list[object], message: str, write_lines: WriteLines, tmp_path: Path
-) -> None:
-    path = write_lines("x.jsonl", lines)
-    with pytest.raises(AnnotationError, match=message):
-        make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k"))
-
-
-def test_embeddings_must_be_those_that_were_scored(parameters: Filter, annotated: Path) -> None:
-    params = parameters()
-    file = annotated_files(params)[1]
-    embeddings = annotated / "out" / "embeddings" / "y.h5"
-    kept = embeddings.read_bytes()
-    embeddings.write_bytes((annotated / "out" / "embeddings" / "a" / "x.h5").read_bytes())
-    with pytest.raises(AnnotationError, match=r"y.jsonl was made from another version of .*y.h5; annotate it again"):
-        make_survey(file, SurveyRequest.of(params))
-    embeddings.unlink()
-    with pytest.raises(AnnotationError, match=r"there is no .*y.h5, the embeddings that were scored; correct params"):
-        make_survey(file, SurveyRequest.of(params))
-    embeddings.write_bytes(kept)
-    lines = file.path.read_bytes().splitlines(keepends=True)
-    file.path.write_bytes(b"".join(lines[::-1]))
-    with pytest.raises(
-        AnnotationError, match=r"y.jsonl was changed since it was annotated, so its lines may not be in"
-    ):
-        make_survey(file, SurveyRequest.of(params))
-    # A file of another tool says nothing of its embeddings, but has a line for each.
-    (annotated / "out" / "annotated_data" / ".provenance" / "y.jsonl.json").unlink()
-    with pytest.raises(AnnotationError, match=r'y.jsonl:1: the document is "y.jsonl-19", and that of the same row of '):
-        make_survey(file, SurveyRequest.of(params))
-    file.path.write_text('{"score_good": 1}\n')
-    with pytest.raises(AnnotationError, match=r"y.jsonl has 1 lines, and .*y.h5 20 rows; annotate again"):
-        make_survey(file, SurveyRequest.of(params))
-
-
-def test_the_embeddings_of_filtered_files_are_others(parameters: Filter) -> None:
-    params = parameters()
-    (_, file) = annotated_files(params)
-    made = params.annotated_directory / ".provenance" / "y.jsonl.json"
-    made.write_text(json.dumps({"output": json.loads(made.read_text())["output"]}))
-    with pytest.raises(
-        AnnotationError, match=r"y.jsonl was not written by an annotation, so its lines are not the rows"
-    ):
-        make_survey(file, SurveyRequest.of(params))
 
 
 def test_other_embeddings_are_another_survey(parameters: Filter) -> None:

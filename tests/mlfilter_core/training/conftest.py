@@ -19,20 +19,25 @@ WEIGHTS = np.random.default_rng(7).standard_normal(DIM).astype(np.float32)
 WriteLabelled = Callable[..., Path]
 
 
+def column(*labels: float) -> NDArray[np.float32]:
+    """Returns labels of one target, (n, 1)."""
+    return np.array(labels, np.float32)[:, None]
+
+
 def embeddings_of(n: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((n, DIM), np.float32)
 
 
 def label_of(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A linear function of the embedding, around 2.5, which a linear head can learn."""
+    """Returns a linear function of the embeddings, around 2.5, that a linear head can learn."""
     return 2.5 + embeddings @ WEIGHTS / 3
 
 
 @pytest.fixture
 def write_labelled(tmp_path: Path) -> WriteLabelled:
-    """Writes documents with embeddings of `embeddings_of`, and labels of `label_of` or others.
+    """Writes documents with embeddings from `embeddings_of`, and labels from `label_of` or given ones.
 
-    `texts` gives some of them the same text; `label_keys` as in an embedding job.
+    `texts` may repeat a text; `label_keys` are those of an embedding job.
     """
 
     def write(

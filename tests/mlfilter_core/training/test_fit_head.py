@@ -7,26 +7,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from mlfilter_core.config.training import HeadRecipe
 from mlfilter_core.errors import TrainingError
-from mlfilter_core.training.fit_head import FitSettings, FittedHead, fit_head
+from mlfilter_core.training.fit_head import FittedHead, TrainingSet, fit_head
+from mlfilter_core.training.head_task import HeadTask
 from mlfilter_core.training.row_buffers import RowBuffers, RowPlaces
 from mlfilter_core.training.splits import fold_numbers
 from tests.mlfilter_core.training.conftest import DIM, embeddings_of, label_of
 
 N = 300
 CPU = torch.device("cpu")
-LINEAR = FitSettings(
-    task="regression",
-    n_outputs=1,
-    hidden_dims=(),
-    activation="relu",
-    dropout=0.0,
-    learning_rate=0.02,
-    weight_decay=0.0,
-    batch_size=32,
-    max_epochs=60,
-    patience=10,
-    seed=0,
+REGRESSION = HeadTask("regression", 1, ())
+LINEAR = HeadRecipe(
+    hidden_dims=(), dropout=0.0, learning_rate=0.02, weight_decay=0.0, batch_size=32, max_epochs=60, patience=10
 )
 
 
@@ -44,8 +37,9 @@ def folds_of(n: int, n_folds: int) -> NDArray[np.int8]:
 def fit(folder: Path, embeddings: NDArray[np.float32], targets: NDArray[np.float32], **other: Any) -> FittedHead:
     n_folds = other.pop("n_folds", 5)
     weights = other.pop("weights", np.ones(len(targets), np.float32))
-    settings = FitSettings(**{**LINEAR.__dict__, **other})
-    return fit_head(buffers(folder, embeddings), targets, weights, folds_of(len(targets), n_folds), settings, CPU)
+    task = other.pop("task", REGRESSION)
+    documents = TrainingSet(buffers(folder, embeddings), targets, weights, folds_of(len(targets), n_folds))
+    return fit_head(documents, LINEAR.model_copy(update=other), task, CPU)
 
 
 def outputs(head: FittedHead, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -58,7 +52,7 @@ def outputs(head: FittedHead, embeddings: NDArray[np.float32]) -> NDArray[np.flo
 
 @pytest.mark.parametrize("n_folds", [1, 5])
 def test_a_linear_head_learns_a_linear_label(tmp_path: Path, n_folds: int) -> None:
-    embeddings = embeddings_of(N) * 0.1 + 3  # far from standard
+    embeddings = embeddings_of(N) * 0.1 + 3  # far from mean 0 and variance 1
     targets = label_of(embeddings)[:, None]
     head = fit(tmp_path, embeddings, targets, n_folds=n_folds)
     unseen = embeddings_of(50, seed=1) * 0.1 + 3
@@ -66,7 +60,7 @@ def test_a_linear_head_learns_a_linear_label(tmp_path: Path, n_folds: int) -> No
     assert head.validation_loss[head.epochs - 1] == min(head.validation_loss)
 
 
-def test_a_layer_between_learns_what_a_linear_head_cannot(tmp_path: Path) -> None:
+def test_a_hidden_layer_learns_what_a_linear_head_cannot(tmp_path: Path) -> None:
     embeddings = embeddings_of(2 * N)
     targets = np.abs(embeddings[:, :1])
     losses = [
@@ -77,8 +71,8 @@ def test_a_layer_between_learns_what_a_linear_head_cannot(tmp_path: Path) -> Non
 
 def test_several_targets_are_learnt_at_once(tmp_path: Path) -> None:
     embeddings = embeddings_of(N)
-    targets = np.stack([label_of(embeddings), 100 - 50 * embeddings[:, 0]], axis=1)  # of different size
-    given = outputs(fit(tmp_path, embeddings, targets, n_outputs=2), embeddings)
+    targets = np.stack([label_of(embeddings), 100 - 50 * embeddings[:, 0]], axis=1)  # of another scale
+    given = outputs(fit(tmp_path, embeddings, targets, task=HeadTask("regression", 2, ("a", "b"))), embeddings)
     np.testing.assert_allclose(given[:, 0], targets[:, 0], atol=0.05)
     np.testing.assert_allclose(given[:, 1], targets[:, 1], atol=1)
 
@@ -87,13 +81,13 @@ def test_several_targets_are_learnt_at_once(tmp_path: Path) -> None:
 def test_classes_are_learnt(tmp_path: Path, task: str, n_outputs: int) -> None:
     embeddings = embeddings_of(N)
     classes = np.digitize(embeddings[:, 0], [0] if task == "binary" else [-0.5, 0.5]).astype(np.float32)
-    given = outputs(fit(tmp_path, embeddings, classes[:, None], task=task, n_outputs=n_outputs), embeddings)
+    given = outputs(fit(tmp_path, embeddings, classes[:, None], task=HeadTask(task, n_outputs, ())), embeddings)
     found = given[:, 0] > 0 if task == "binary" else given.argmax(axis=1)
     assert (found == classes).mean() > 0.9
 
 
-def test_what_a_document_is_given_while_it_is_left_out_was_not_learnt_from_it(tmp_path: Path) -> None:
-    """Labels that have nothing to do with the embeddings are learnt by heart, and only by models that saw them."""
+def test_outputs_for_left_out_documents_come_from_models_that_did_not_see_them(tmp_path: Path) -> None:
+    """Labels unrelated to the embeddings are memorised, and only by models that saw them."""
     embeddings, noise = embeddings_of(40), embeddings_of(40, seed=9)[:, :1]
     head = fit(tmp_path, embeddings, noise, hidden_dims=(256,), max_epochs=200, patience=200, learning_rate=0.01)
     assert abs(np.corrcoef(head.left_out[:, 0], noise[:, 0])[0, 1]) < 0.5
@@ -101,14 +95,14 @@ def test_what_a_document_is_given_while_it_is_left_out_was_not_learnt_from_it(tm
     assert (np.isnan(one.left_out[:, 0]) == (folds_of(40, 1) < 0)).all()
 
 
-def test_training_ends_when_what_was_left_out_gets_no_better(tmp_path: Path) -> None:
+def test_training_stops_when_the_validation_loss_no_longer_falls(tmp_path: Path) -> None:
     embeddings, noise = embeddings_of(60), embeddings_of(60, seed=9)[:, :1]
     head = fit(tmp_path, embeddings, noise, hidden_dims=(256,), patience=4, learning_rate=0.01)
     assert len(head.validation_loss) == len(head.training_loss) == head.epochs + 4 < LINEAR.max_epochs
 
 
 def test_rare_labels_count_as_much_as_their_weight(tmp_path: Path) -> None:
-    embeddings = np.zeros((N, DIM), np.float32)  # tells nothing: the best that a head can give is the weighted mean
+    embeddings = np.zeros((N, DIM), np.float32)  # uninformative: the best output is the weighted mean
     embeddings[:, 0] = np.linspace(-1e-3, 1e-3, N)
     targets = np.zeros((N, 1), np.float32)
     targets[::10] = 1
@@ -142,11 +136,12 @@ def test_embeddings_that_do_not_fit_in_memory_are_learnt_from_too(tmp_path: Path
     embeddings = embeddings_of(10_000)
     targets = label_of(embeddings)[:, None]
     rows = buffers(tmp_path, embeddings, max_bytes=5000 * 4 * DIM)
-    head = fit_head(rows, targets, np.ones(10_000, np.float32), folds_of(10_000, 1), LINEAR, CPU)
+    documents = TrainingSet(rows, targets, np.ones(10_000, np.float32), folds_of(10_000, 1))
+    head = fit_head(documents, LINEAR, REGRESSION, CPU)
     np.testing.assert_allclose(outputs(head, embeddings)[:, 0], targets[:, 0], atol=0.02)
 
 
 def test_training_that_diverges_is_refused(tmp_path: Path) -> None:
     embeddings = embeddings_of(N)
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) after \d+ epochs; lower learning_rate, 1e\+30 now"):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) after \d+ epochs; lower learning_rate, now 1e\+30"):
         fit(tmp_path, embeddings, label_of(embeddings)[:, None], learning_rate=1e30, hidden_dims=(8, 8))

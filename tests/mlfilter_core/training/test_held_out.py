@@ -9,7 +9,7 @@ from mlfilter_core.training.labelled_rows import find_labelled_rows
 from tests.mlfilter_core.training.conftest import WriteLabelled
 
 
-def test_held_out_documents_are_told_with_their_labels(write_labelled: WriteLabelled, tmp_path: Path) -> None:
+def test_held_out_documents_are_written_with_their_labels(write_labelled: WriteLabelled, tmp_path: Path) -> None:
     files = [write_labelled("a.h5", n=9), write_labelled("b.h5", n=5, seed=1)]
     found = find_labelled_rows(files, "train", None, None, None)
     chosen = np.isin(np.arange(14), [1, 7, 8, 12])
@@ -24,7 +24,7 @@ def test_held_out_documents_are_told_with_their_labels(write_labelled: WriteLabe
     assert [record["label"] for record in records] == stored
 
 
-def test_labels_of_several_targets_are_told_by_their_names(write_labelled: WriteLabelled, tmp_path: Path) -> None:
+def test_labels_of_several_targets_are_written_by_name(write_labelled: WriteLabelled, tmp_path: Path) -> None:
     path = write_labelled(n=3, labels=[[1, 2], [3, 4], [5, 6]], label_keys=["x.a", "x.b"])
     found = find_labelled_rows([path], "train", None, None, None)
     write_held_out(tmp_path / "x.jsonl", found.places, found.labels, ("a", "b"))

@@ -23,7 +23,7 @@ def test_draws_of_an_annotator_count_as_their_mean(write_lines: WriteLines) -> N
     assert table.bad_lines.counts == {"missing_label": 1}
 
 
-def test_draws_outside_the_scale_are_none(write_lines: WriteLines) -> None:
+def test_draws_outside_the_scale_are_ignored(write_lines: WriteLines) -> None:
     lines = [{"id": "a", "scores": [5, 4, -1]}, {"id": "b", "scores": [-1, 9]}]
     table = read_labels([write_lines("annotations_x.jsonl", lines)], None, None, (0, 5))
     assert table.by_id == {"a": (4.5,)}

@@ -26,7 +26,7 @@ def test_labels_are_chosen_by_their_keys(write_labelled: WriteLabelled) -> None:
     path = write_labelled(n=3, labels=[[1, 2], [3, 4], [5, 6]], label_keys=["s.a", "s.b"])
     assert find_labelled_rows([path], "train", ["s.b"], None, None).labels.tolist() == [[2], [4], [6]]
     assert find_labelled_rows([path], "train", None, None, None).labels.tolist() == [[1, 2], [3, 4], [5, 6]]
-    with pytest.raises(TrainingError, match=r'x.h5 holds no label "s.c"; there are: s.a, s.b'):
+    with pytest.raises(TrainingError, match=r'x.h5 contains no label "s.c"; it contains: s.a, s.b'):
         find_labelled_rows([path], "train", ["s.c"], None, None)
 
 
@@ -43,7 +43,7 @@ def test_labels_are_joined_by_id(write_labelled: WriteLabelled) -> None:
     assert found.places.row_of.tolist() == [1, 3]
     assert found.labels.tolist() == [[2], [1]]
     assert found.left_out == {"without_label": 3, "label_without_document": 1}
-    assert found.remarks == ["1 labels are of no document here, as of y"]
+    assert found.remarks == ["1 labels are of no document here, such as y"]
 
 
 def test_labels_of_other_documents_are_refused_with_examples(write_labelled: WriteLabelled) -> None:
@@ -56,9 +56,9 @@ def test_labels_of_other_documents_are_refused_with_examples(write_labelled: Wri
 
 
 def test_files_without_labels_are_refused(write_labelled: WriteLabelled) -> None:
-    with pytest.raises(TrainingError, match="holds no labels; embed with save_labels: true, or give labels_path"):
+    with pytest.raises(TrainingError, match="contains no labels; embed with save_labels: true, or set labels_path"):
         find_labelled_rows([write_labelled(n=5, label_keys=None)], "train", None, None, None)
-    with pytest.raises(TrainingError, match=r"no document has a label that counts \(5 outside_scale\)"):
+    with pytest.raises(TrainingError, match=r"no document has a valid label \(5 outside_scale\)"):
         find_labelled_rows([write_labelled(n=5, labels=[9] * 5)], "train", None, None, (0, 5))
 
 
@@ -68,7 +68,7 @@ def test_embeddings_of_two_encoders_are_refused(write_labelled: WriteLabelled) -
         find_labelled_rows(files, "train", None, None, None)
 
 
-def test_a_file_of_another_tool_is_divided_by_its_ids(tmp_path: Path) -> None:
+def test_a_file_of_another_tool_is_split_by_its_ids(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["train/embeddings"] = np.zeros((2, 3), np.float32)
         file["train/labels"] = np.array([1, 2])
@@ -77,8 +77,8 @@ def test_a_file_of_another_tool_is_divided_by_its_ids(tmp_path: Path) -> None:
     assert found.labels.tolist() == [[1], [2]]
     assert found.hashes.tolist() == [hash_text("a"), hash_text("b")]
     assert found.encoder == {}
-    assert "x.h5 holds no text_hash: its documents are divided by their ids" in found.remarks[0]
+    assert "x.h5 contains no text_hash: its documents are split by their ids" in found.remarks[0]
     with h5py.File(tmp_path / "x.h5", "a") as file:
         del file["train/document_id"]
-    with pytest.raises(TrainingError, match="holds no document_id"):
+    with pytest.raises(TrainingError, match="contains no document_id"):
         find_labelled_rows([tmp_path / "x.h5"], "train", None, None, None)

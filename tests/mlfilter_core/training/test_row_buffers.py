@@ -54,7 +54,7 @@ def test_what_fits_in_memory_is_read_once(places: RowPlaces, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("max_bytes", [KEEPS_ALL, KEEPS_A_CHUNK])
-def test_the_order_is_random_and_the_seed_s(places: RowPlaces, max_bytes: int) -> None:
+def test_the_order_is_random_and_depends_on_the_seed(places: RowPlaces, max_bytes: int) -> None:
     def order(seed: int, n_before: int) -> list[int]:
         rows = RowBuffers(places, DIM, max_bytes)
         for _ in range(n_before):

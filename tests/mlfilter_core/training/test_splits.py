@@ -5,7 +5,7 @@ from mlfilter_core.training.splits import fold_numbers, is_held_out
 HASHES = np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64)
 
 
-def test_a_division_is_the_same_on_every_machine() -> None:
+def test_a_split_is_the_same_on_every_machine() -> None:
     few = np.array([0, 1, 2, 3, 2**64 - 1], np.uint64)
     # SplitMix64 with the seed 0 gives 0xE220A8397B1DCDAF first, which is 0.883 of 2^64.
     assert is_held_out(few[:1], 0.883, 0).tolist() == [False]
@@ -19,7 +19,7 @@ def test_equal_texts_fall_into_the_same_part() -> None:
         assert (parts[: len(HASHES)] == parts[len(HASHES) :]).all()
 
 
-def test_parts_have_the_size_that_was_asked_for() -> None:
+def test_parts_have_the_requested_sizes() -> None:
     assert abs(is_held_out(HASHES, 0.2, 0).mean() - 0.2) < 0.01
     assert np.bincount(fold_numbers(HASHES, 5, 0.1, 0)).tolist() == [len(HASHES) // 5] * 5
     assert np.bincount(fold_numbers(HASHES[:7], 3, 0.1, 0)).tolist() == [3, 2, 2]
@@ -28,7 +28,7 @@ def test_parts_have_the_size_that_was_asked_for() -> None:
         assert sorted(folds.tolist()) == [-1] * (n - n_left_out) + [0] * n_left_out
 
 
-def test_divisions_do_not_depend_on_one_another() -> None:
+def test_splits_are_independent() -> None:
     held_out = is_held_out(HASHES, 0.2, 0)
     folds = fold_numbers(HASHES, 5, 0.1, 0)
     assert np.abs(np.bincount(folds[held_out]) / held_out.sum() - 0.2).max() < 0.03

@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from mlfilter_core.config.training import HeadRecipe
-from mlfilter_core.corpus.documents import hash_text
 from mlfilter_core.errors import HeadError, OutputConflictError, TrainingError
 from mlfilter_core.heads.checkpoint_formats import load_head
 from mlfilter_core.heads.head import find_mismatched_heads, score
-from mlfilter_core.training.splits import is_held_out
 from mlfilter_core.training.train_head import train_head
 from mlfilter_core.training.train_request import TrainReport, TrainRequest, describe_metrics, finished_head
 from mlfilter_core.work.progress import Progress, heard_by
@@ -42,7 +40,7 @@ def train(head: Path) -> Train:
     return train
 
 
-def test_a_trained_head_gives_the_labels_of_documents_that_it_has_not_seen(
+def test_a_trained_head_predicts_the_labels_of_unseen_documents(
     write_labelled: WriteLabelled, train: Train, head: Path
 ) -> None:
     report = train(write_labelled("a.h5"), write_labelled("b.h5", seed=1))
@@ -63,7 +61,9 @@ def test_a_head_carries_the_encoder_of_its_embeddings(write_labelled: WriteLabel
         find_mismatched_heads([loaded], {**loaded.encoder, "pooling": "cls"}, "x.h5", False)
 
 
-def test_metrics_and_a_picture_lie_beside_the_head(write_labelled: WriteLabelled, train: Train, head: Path) -> None:
+def test_metrics_and_a_figure_are_written_beside_the_head(
+    write_labelled: WriteLabelled, train: Train, head: Path
+) -> None:
     report = train(write_labelled())
     told = json.loads(head.with_name("quality.metrics.json").read_text())
     assert told["metrics"] == report.metrics
@@ -77,13 +77,6 @@ def test_metrics_and_a_picture_lie_beside_the_head(write_labelled: WriteLabelled
     }
 
 
-def test_equal_texts_are_never_on_both_sides(write_labelled: WriteLabelled, train: Train) -> None:
-    """Twenty texts ten times each: the documents that are held out are whole texts."""
-    report = train(write_labelled(texts=[f"text {i % 20}" for i in range(200)]))
-    assert report.held_out % 10 == 0
-    assert 0 < report.held_out < 200
-
-
 def test_labels_are_joined_from_a_file(write_labelled: WriteLabelled, write_lines: WriteLines, train: Train) -> None:
     path = write_labelled(label_keys=None)
     labels = label_of(embeddings_of(200)).tolist()
@@ -94,7 +87,7 @@ def test_labels_are_joined_from_a_file(write_labelled: WriteLabelled, write_line
     assert report.left_out == {"not_json": 1, "without_label": 50, "label_without_document": 1}
     assert report.metrics["spearman"] == pytest.approx(1, abs=0.02)
     assert [remark.partition(":")[0] for remark in report.remarks] == [
-        *("lines that give no label", "1 labels are of no document here, as of elsewhere")
+        *("lines without a valid label", "1 labels are of no document here, such as elsewhere")
     ]
 
 
@@ -109,26 +102,6 @@ def test_a_trained_classifier_is_loaded_as_one(
     assert train(write_labelled(labels=labels), recipe=recipe).metrics["accuracy"] > 0.8  # type: ignore[operator]
     loaded = load_head("quality", head)
     assert (loaded.task, loaded.labels, loaded.n_outputs) == (task, names, 1 if task == "binary" else 3)
-
-
-@pytest.mark.parametrize(
-    ("n", "recipe", "other", "message"),
-    [
-        (
-            3,
-            {},
-            {"test_fraction": 1e-9},
-            r"of 3 documents with labels, 0 are held out; label more, or change test_frac",
-        ),
-        (12, {"folds": 100}, {}, r"\d+ documents with \d+ different texts are too few for 100 folds; label more, or"),
-        (2, {"folds": 1}, {"test_fraction": 0.5}, "1 documents with 1 different texts are too few for 1 folds"),
-    ],
-)
-def test_too_few_documents_are_refused(
-    write_labelled: WriteLabelled, train: Train, n: int, recipe: dict[str, Any], other: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(TrainingError, match=message):
-        train(write_labelled(n=n), recipe=recipe, **other)
 
 
 def test_a_finished_head_is_found_and_tells_its_report(write_labelled: WriteLabelled, train: Train, head: Path) -> None:
@@ -167,19 +140,8 @@ def test_training_that_fails_leaves_nothing(write_labelled: WriteLabelled, train
     assert not head.parent.exists()
 
 
-def test_equal_labels_of_all_that_are_not_held_out_are_refused(write_labelled: WriteLabelled, train: Train) -> None:
-    """The only other one may be held out."""
-    hashes = np.array([hash_text(f"x.h5 {i}") for i in range(200)], np.uint64)
-    held_out = is_held_out(hashes, 0.2, 0)
-    labels = np.ones(200)
-    labels[np.flatnonzero(held_out)[0]] = 2
-    n = int((~held_out).sum())
-    with pytest.raises(TrainingError, match=f"all {n} labels that are not held out are 1; label more documents, or"):
-        train(write_labelled("x.h5", labels=labels))
-
-
 def test_a_plain_reader_trains_on_our_files_as_the_predecessor_does(write_labelled: WriteLabelled) -> None:
-    """What its dataset and its metrics do with a file: the first group, labels indexed by task."""
+    """Its dataset and metrics read the first group, and index labels by task."""
     with h5py.File(write_labelled(label_keys=["score"]), "r") as file:
         group = file[next(iter(file.keys()))]
         embeddings, labels = (torch.from_numpy(group[name][:]).float() for name in ("embeddings", "labels"))
@@ -187,7 +149,7 @@ def test_a_plain_reader_trains_on_our_files_as_the_predecessor_does(write_labell
     np.testing.assert_array_equal(labels[:, 0], label_of(embeddings_of(200)))
 
 
-def test_whoever_listens_hears_of_the_epochs(
+def test_progress_is_reported_after_epochs(
     write_labelled: WriteLabelled, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlfilter_core.work.progress.TELL_S", 0)
@@ -198,5 +160,5 @@ def test_whoever_listens_hears_of_the_epochs(
     assert {progress.file for progress in heard} == {"quality.safetensors"}
 
 
-def test_metrics_are_told_in_words() -> None:
+def test_metrics_are_described_in_words() -> None:
     assert describe_metrics({"spearman": 0.61749, "r2": None}) == "spearman 0.617, r2 undefined"

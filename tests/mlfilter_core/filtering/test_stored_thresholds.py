@@ -6,9 +6,9 @@ import orjson
 import pytest
 
 from mlfilter_core.config.filtering import Selection
-from mlfilter_core.filtering.cuts import Cuts, find_cuts
-from mlfilter_core.filtering.stored_cuts import CUTS_NAME, cuts_found_once
+from mlfilter_core.filtering.stored_thresholds import THRESHOLDS_NAME, stored_thresholds
 from mlfilter_core.filtering.survey import Survey
+from mlfilter_core.filtering.thresholds import Thresholds, find_thresholds
 from tests.mlfilter_core.filtering.conftest import survey_of
 
 SURVEYS = [
@@ -29,48 +29,48 @@ def surveys(tmp_path: Path) -> list[Path]:
 
 
 class Finder:
-    """Finds cuts, and counts how often."""
+    """Finds thresholds, and counts its calls."""
 
     def __init__(self, selection: Selection = SELECTION) -> None:
         self.selection, self.times = selection, 0
 
-    def __call__(self) -> Cuts:
+    def __call__(self) -> Thresholds:
         self.times += 1
-        return find_cuts(self.selection, self._surveys)
+        return find_thresholds(self.selection, self._surveys)
 
     def _surveys(self) -> Iterator[Survey]:
         return iter(SURVEYS)
 
 
-def test_cuts_are_found_once_and_mean_the_same_when_they_are_read(tmp_path: Path, surveys: list[Path]) -> None:
+def test_thresholds_are_found_once_and_are_equal_when_read(tmp_path: Path, surveys: list[Path]) -> None:
     find = Finder()
-    found = cuts_found_once(tmp_path, SELECTION, surveys, find)
-    again = cuts_found_once(tmp_path, SELECTION, surveys, find)
+    found = stored_thresholds(tmp_path, SELECTION, surveys, find)
+    again = stored_thresholds(tmp_path, SELECTION, surveys, find)
     assert find.times == 1
     assert again == found
     assert [again.kept(survey).tolist() for survey in SURVEYS] == [found.kept(survey).tolist() for survey in SURVEYS]
-    limits = orjson.loads((tmp_path / CUTS_NAME).read_bytes())["limits"]
+    limits = orjson.loads((tmp_path / THRESHOLDS_NAME).read_bytes())["limits"]
     assert limits == [each.describe() for each in found.of_scores]
     assert limits[0] == "q: percentile 40 of 5 documents, which is '': nothing, de: 1.5 and above, en: -2 and above"
 
 
-def test_another_selection_or_corpus_has_other_cuts(tmp_path: Path, surveys: list[Path]) -> None:
-    cuts_found_once(tmp_path, SELECTION, surveys, Finder())
+def test_another_selection_or_corpus_has_other_thresholds(tmp_path: Path, surveys: list[Path]) -> None:
+    stored_thresholds(tmp_path, SELECTION, surveys, Finder())
     other = Selection.model_validate({"scores": {"q": {"percentile": 0}}})
     find = Finder(other)
-    assert cuts_found_once(tmp_path, other, surveys, find) == find_cuts(other, lambda: SURVEYS)
+    assert stored_thresholds(tmp_path, other, surveys, find) == find_thresholds(other, lambda: SURVEYS)
     assert find.times == 1
-    cuts_found_once(tmp_path, other, surveys[:1], find)
+    stored_thresholds(tmp_path, other, surveys[:1], find)
     assert find.times == 2
     surveys[0].write_bytes(b"longer")
-    cuts_found_once(tmp_path, other, surveys[:1], find)
+    stored_thresholds(tmp_path, other, surveys[:1], find)
     assert find.times == 3
 
 
 @pytest.mark.parametrize("content", [b"{broken", b"[]", b"{}"])
-def test_a_broken_file_is_found_anew(content: bytes, tmp_path: Path, surveys: list[Path]) -> None:
-    (tmp_path / CUTS_NAME).write_bytes(content)
+def test_a_broken_file_is_replaced(content: bytes, tmp_path: Path, surveys: list[Path]) -> None:
+    (tmp_path / THRESHOLDS_NAME).write_bytes(content)
     find = Finder()
-    cuts_found_once(tmp_path, SELECTION, surveys, find)
-    cuts_found_once(tmp_path, SELECTION, surveys, find)
+    stored_thresholds(tmp_path, SELECTION, surveys, find)
+    stored_thresholds(tmp_path, SELECTION, surveys, find)
     assert find.times == 1

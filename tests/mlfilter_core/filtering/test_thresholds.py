@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.filtering import cuts as cuts_module
-from mlfilter_core.filtering.cuts import find_cuts, ranks
+from mlfilter_core.filtering.ranks import ranks
 from mlfilter_core.filtering.survey import Survey
+from mlfilter_core.filtering.thresholds import find_thresholds
 from tests.mlfilter_core.filtering.conftest import survey_of
 
 NAN = math.nan
@@ -19,15 +19,15 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 def kept(selection: Selection, *surveys: Survey) -> list[list[bool]]:
-    cuts = find_cuts(selection, lambda: surveys)
-    return [cuts.kept(survey).tolist() for survey in surveys]
+    thresholds = find_thresholds(selection, lambda: surveys)
+    return [thresholds.kept(survey).tolist() for survey in surveys]
 
 
 def keep(bound: Bound | None = None, **other: object) -> Selection:
     return Selection.model_validate({"scores": {"q": bound or {}}, **other})
 
 
-def test_the_best_thirty_per_cent_are_kept_where_nothing_else_is_said() -> None:
+def test_the_default_keeps_the_best_thirty_per_cent() -> None:
     scores = np.random.default_rng(0).permutation(1000) / 7
     first, second = survey_of(scores[:400].tolist(), stem="a"), survey_of(scores[400:].tolist(), stem="b")
     assert np.concatenate(kept(keep(), first, second)).tolist() == (scores >= 700 / 7).tolist()
@@ -57,17 +57,8 @@ def test_the_best_documents_fill_a_budget_of_tokens(documents: Sequence[tuple[fl
     assert np.all(np.diff(np.array(scores, np.float32)[order]) <= 0)  # the order is that of the scores
 
 
-def test_searches_that_memory_is_not_for_come_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    survey = survey_of({"q": [1, 2, 3, 4], "r": [4, 3, 2, 1]}, groups=["a", "b", "a", "b"])
-    selection = Selection(scores={name: Bound(percentile=50) for name in ("q", "r")}, per="k", at_least=1)
-    expected = find_cuts(selection, lambda: [survey])
-    monkeypatch.setattr(cuts_module, "MAX_COUNTED", 1)
-    assert find_cuts(selection, lambda: [survey]) == expected
-    assert expected.kept(survey).tolist() == [True, True, True, True]
-
-
-def test_of_equal_scores_a_budget_keeps_some_of_every_file() -> None:
-    """And not all of the first files, which would be those of a few sites."""
+def test_a_budget_keeps_documents_with_equal_scores_of_every_file() -> None:
+    """Not all of the first files, which would favour a few sites."""
     surveys = [survey_of([3.0] * 1000, stem=name) for name in ("a", "b")]
     counts = [sum(each) for each in kept(keep(Bound(best_tokens=1000)), *surveys)]
     assert sum(counts) == 1000
@@ -81,10 +72,10 @@ def test_a_percentile_is_the_decimal_that_was_written() -> None:
     )  # 32.3 * 1000 / 100 is below 323 in floats
 
 
-def test_a_budget_of_tokens_tells_what_it_ends_at() -> None:
+def test_the_threshold_of_a_budget_is_described() -> None:
     survey = survey_of([7, 8, 6, 9], [10] * 4)
     for budget, words in ((25, "above 7, and as many of 7 as fit"), (40, "all that have the score")):
-        told = find_cuts(keep(Bound(best_tokens=budget)), lambda: [survey]).of_scores[0].describe()
+        told = find_thresholds(keep(Bound(best_tokens=budget)), lambda: [survey]).of_scores[0].describe()
         assert told == f"q: best {budget} tokens of 4 documents, which is {words}"
 
 
@@ -92,24 +83,24 @@ def test_a_budget_for_all_keeps_all_that_have_a_score() -> None:
     assert kept(keep(Bound(best_tokens=1000)), survey_of([-1e38, 0, NAN], [5, 5, 5])) == [[True, True, False]]
 
 
-def test_a_threshold_is_kept_itself() -> None:
+def test_a_score_equal_to_the_threshold_is_kept() -> None:
     assert kept(keep(Bound(threshold=0.1)), survey_of([0.1, np.nextafter(np.float32(0.1), 0), -0.0, 5])) == [
         [True, False, False, True]
     ]
     assert kept(keep(Bound(threshold=0)), survey_of([-0.0, 0.0, -1e-30])) == [[True, True, False]]
 
 
-def test_each_group_has_a_limit_of_its_own() -> None:
+def test_each_group_has_its_own_threshold() -> None:
     first = survey_of([1, 2, 3, 10], groups=["de", "de", "de", "en"], stem="a")
     second = survey_of([20, 30, 4, 5], groups=["en", "en", "de", ""], stem="b")
     selection = keep(Bound(percentile=50), per="language")
     assert kept(selection, first, second) == [[False, False, True, False], [True, True, True, True]]
-    assert find_cuts(selection, lambda: [first, second]).of_scores[0].describe() == (
+    assert find_thresholds(selection, lambda: [first, second]).of_scores[0].describe() == (
         "q: percentile 50 of 8 documents, which is '': 5 and above, de: 3 and above, en: 20 and above"
     )
 
 
-def test_so_many_scores_must_be_good_enough() -> None:
+def test_at_least_so_many_thresholds_must_be_reached() -> None:
     survey = survey_of({"q": [1, 5, 5, NAN], "r": [5, 5, 1, 5], "s": [5, 1, 1, 5]})
     bounds = {name: Bound(threshold=5) for name in ("q", "r", "s")}
     for at_least, expected in (
@@ -140,15 +131,19 @@ def test_an_empty_file_has_nothing_to_keep() -> None:
     [
         (keep(), survey_of([NAN, NAN]), 'no document has a score "q"; its values are missing or not finite'),
         (keep(), survey_of([]), 'no document has a score "q"'),
-        (keep(Bound(best_tokens=5)), survey_of([1, 2], [5, -1]), "needs the tokens of each document, which x does not"),
+        (
+            keep(Bound(best_tokens=5)),
+            survey_of([1, 2], [5, -1]),
+            "needs the number of tokens of each document, which x lacks",
+        ),
         (keep(per="lang"), survey_of([1]), 'no document has a key "lang"; it is looked up in the annotated lines'),
         (
             keep(per="id"),
             survey_of([1] * 1025, groups=[str(i) for i in range(1025)]),
-            '"id" has 1025 values, 1024 at most',
+            '"id" has 1025 values, more than 1024',
         ),
     ],
 )
-def test_what_cannot_be_decided_is_refused(selection: Selection, survey: Survey, message: str) -> None:
+def test_selections_that_do_not_fit_the_corpus_are_refused(selection: Selection, survey: Survey, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        find_cuts(selection, lambda: [survey])
+        find_thresholds(selection, lambda: [survey])

@@ -1,0 +1,166 @@
+"""One annotated file to its survey."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+
+from mlfilter_core.config.filtering import SCORE_PREFIX
+from mlfilter_core.corpus.documents import as_string, find_value
+from mlfilter_core.corpus.records import Record
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID, N_TOKENS
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.errors import AnnotationError
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.filtering.annotated_file import (
+    embeddings_of,
+    identity_of,
+    lines_of,
+    provenance_of,
+    record_of,
+    score_field,
+)
+from mlfilter_core.filtering.survey import (
+    NO_GROUP,
+    UNKNOWN,
+    Survey,
+    SurveyReport,
+    SurveyRequest,
+    check_unchanged,
+    write_survey,
+)
+
+MAX_GROUPS = 256  # of a file: a survey stores the group of a document in one byte
+LARGEST = float(np.finfo(np.float32).max)
+MAX_TOKENS = 2**40  # of a document, so that the sum over a corpus fits in 64 bits
+ALL = slice(None)
+SLICE_ROWS = 1 << 16  # rows of a column that are read at a time; arbitrary
+
+_log = logging.getLogger(__name__)
+
+
+def make_survey(file: TaskFile, request: SurveyRequest) -> SurveyReport:
+    """Reads one annotated file and writes its survey.
+
+    Raises:
+        AnnotationError: A line is broken, no line has a score, the embeddings do not belong to the file, the key `per`
+            has too many values, or the file changed meanwhile.
+        EmbeddingFileError: The file of embeddings is not one.
+        SourceError: The annotated file is missing, unreadable or truncated.
+        OSError: Reading or writing failed.
+    """
+    started = time.monotonic()
+    facts, annotated = request.facts(file), identity_of(file)  # before reading, so that a change is noticed
+    with ExitStack() as stack:
+        embeddings = None
+        if request.embeddings is not None:
+            embeddings = stack.enter_context(embeddings_of(file, request.embeddings, request.group))
+        survey = _read_lines(file, request, annotated, embeddings)
+        if embeddings is not None:
+            survey = _joined(survey, file, request.per, embeddings)
+    if len(survey.groups) > MAX_GROUPS:
+        raise AnnotationError(
+            f'{file.path}: params.keep.per: "{request.per}" has more than {MAX_GROUPS} values; name a key that '
+            "documents can be grouped by, such as language"
+        )
+    check_unchanged(file, survey)
+    write_survey(survey, file, request, facts)
+    seconds = time.monotonic() - started
+    _log.info("%s: %d documents in %.1f s", file.relative, len(survey), seconds)
+    return SurveyReport(file.relative, str(request.output(file)), "surveyed", len(survey), seconds)
+
+
+def _read_lines(
+    file: TaskFile, request: SurveyRequest, annotated: Mapping[str, Any], embeddings: EmbeddingFile | None
+) -> Survey:
+    """Returns what the lines contain; checks their ids where no provenance ties them to the embeddings."""
+    ids = repeat(None) if embeddings is None or provenance_of(file) is not None else _ids(embeddings)
+    scores: list[list[float]] = []
+    tokens: list[int] = []
+    group: list[int] = []
+    codes: dict[str, int] = {}
+    present: set[str] = set()
+    record: Record = {}
+    for line in lines_of(file.path):
+        record = record_of(line, file.path)
+        fields = {name: score_field(name, record, file.path) for name in request.scores}
+        present.update(name for name, field in fields.items() if field is not None)
+        scores.append([math.nan if field is None else _number(record[field]) for field in fields.values()])
+        tokens.append(_tokens(record.get(N_TOKENS)))
+        group.append(codes.setdefault(_group(record, request.per), len(codes)))
+        _check_id(record, next(ids, None), f"{file.path}:{line.number}", embeddings)
+    for name in request.scores:
+        if scores and name not in present:
+            raise AnnotationError(
+                f'{file.path}: there is no score "{name}" nor "{SCORE_PREFIX}{name}"; the lines have: '
+                f"{', '.join(record)}"
+            )
+    return Survey(
+        file.stem,
+        request.scores,
+        np.array(scores, np.float32).reshape(len(scores), len(request.scores)),
+        np.array(tokens, np.int64),
+        np.array(group, np.int32),
+        tuple(codes),
+        annotated,
+    )
+
+
+def _joined(survey: Survey, file: TaskFile, per: str | None, embeddings: EmbeddingFile) -> Survey:
+    """Returns a survey with the numbers of tokens and the groups of the embeddings, where they are stored."""
+    if embeddings.n_rows != len(survey):
+        raise AnnotationError(
+            f"{file.path} has {len(survey)} lines, and {embeddings.path} {embeddings.n_rows} rows; annotate again"
+        )
+    if N_TOKENS in embeddings.names():
+        survey = replace(survey, tokens=embeddings.array(N_TOKENS, ALL).astype(np.int64))
+    place = None if per is None else embeddings.find(per)
+    if place is None:
+        return survey
+    codes: dict[str, int] = {}
+    group = [codes.setdefault(value, len(codes)) for value in _strings(embeddings, place)]
+    return replace(survey, group=np.array(group, np.int32), groups=tuple(codes))
+
+
+def _strings(embeddings: EmbeddingFile, place: str) -> Iterator[str]:
+    for rows in embeddings.slices(SLICE_ROWS):
+        yield from map(as_string, embeddings.column(place, rows))
+
+
+def _ids(embeddings: EmbeddingFile) -> Iterator[str | None]:
+    """Returns the document id of each row; None for each where the file does not store them."""
+    return _strings(embeddings, DOCUMENT_ID) if DOCUMENT_ID in embeddings.names() else repeat(None)
+
+
+def _check_id(record: Record, expected: str | None, place: str, embeddings: EmbeddingFile | None) -> None:
+    if expected is not None and embeddings is not None and record.get(DOCUMENT_ID, expected) != expected:
+        raise AnnotationError(
+            f'{place}: the document is "{record[DOCUMENT_ID]}", but the same row of {embeddings.path} is "{expected}"; '
+            "annotate again"
+        )
+
+
+def _number(value: Any) -> float:
+    """Returns a finite score, or NaN; true and false are 1 and 0."""
+    return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST else math.nan
+
+
+def _tokens(value: Any) -> int:
+    is_number = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return int(value) if is_number and 0 <= value <= MAX_TOKENS else UNKNOWN
+
+
+def _group(record: Record, per: str | None) -> str:
+    if per is None:
+        return NO_GROUP
+    try:
+        value = find_value(record, per)
+    except KeyError:
+        return NO_GROUP
+    return NO_GROUP if value is None else as_string(value)

@@ -1,0 +1,55 @@
+"""The rank of a document in the order of a score, as a 64-bit number.
+
+The upper 32 bits are in the order of the scores. The lower 32 bits are a hash of the document's position: they order
+documents with equal scores at random, the same on every machine.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.compute.splitmix64 import GAMMA, mix64
+from mlfilter_core.filtering.survey import Survey
+
+Ranks = NDArray[np.uint64]
+
+ABOVE_ALL = 2**64 - 1  # no document has this rank: its score would be NaN
+LOWEST = 1  # every document with a score has at least this rank
+TIE_BITS = 32
+
+
+def ranks(survey: Survey, score: str, break_ties: bool = True) -> Ranks:
+    """Returns the rank of each document of a file, uint64 (n,); 0 for a document without the score.
+
+    Args:
+        survey: The survey of the file.
+        score: Name of the score.
+        break_ties: Whether documents with equal scores get different ranks; otherwise they all get the lowest of them.
+    """
+    values = survey.scores_of(score)
+    by_score = np.where(np.isnan(values), np.uint64(0), _keys(values).astype(np.uint64) << np.uint64(TIE_BITS))
+    if not break_ties:
+        return by_score
+    digest = hashlib.blake2b(survey.stem.encode(), digest_size=8).digest()
+    first = np.uint64((int.from_bytes(digest) + GAMMA) % 2**64)
+    hashes = mix64(np.arange(len(survey), dtype=np.uint64) + first) >> np.uint64(64 - TIE_BITS)
+    return np.where(by_score > 0, by_score | hashes, by_score)
+
+
+def lowest_rank_of(score: float) -> int:
+    """Returns the lowest rank of the documents with a score."""
+    return int(_keys(np.array([score], np.float32))[0]) << TIE_BITS
+
+
+def score_of(rank: int) -> float:
+    """Returns the score of the documents with a rank."""
+    key = rank >> TIE_BITS
+    bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
+    return float(np.array(bits, np.uint32).view(np.float32))
+
+
+def _keys(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Returns integers in the order of the values (https://stereopsis.com/radix.html); 0 for no finite value."""
+    bits = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    return np.where(bits >> 31 != 0, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
