@@ -13,7 +13,7 @@ import typer
 
 from flows.running.screen import errors_as_messages, print_table
 from mlfilter_core.errors import ConfigError, MlfilterError
-from mlfilter_core.evaluation.aggregate_annotations import DEFAULT_BATCH_SIZE
+from mlfilter_core.evaluation.aggregation import DEFAULT_BATCH_SIZE
 
 MAX_SHOWN_REMARKS = 20
 
@@ -116,29 +116,27 @@ def aggregate_command(
     ] = None,
 ) -> None:
     """Make one score of several draws of an annotator, or of the scores of several heads."""
-    from mlfilter_core.evaluation.aggregate_annotations import AnnotationAggregation, aggregate_annotations
-    from mlfilter_core.evaluation.aggregate_heads import HeadAggregation, aggregate_heads
-    from mlfilter_core.evaluation.aggregation_report import REPORT_NAME
-    from mlfilter_core.evaluation.draws import parse_aggregation
+    from mlfilter_core.evaluation.aggregate_scores import aggregate_scores
+    from mlfilter_core.evaluation.aggregation import REPORT_NAME, AggregationRequest
+    from mlfilter_core.evaluation.draws import Scoring, parse_aggregation
     from mlfilter_core.evaluation.scale import parse_scale
     from mlfilter_core.evaluation.score_fields import ScoreFields
 
     with errors_as_messages(), _progress_on_stderr():
         how = parse_aggregation(aggregation, "--aggregation")
         scale = parse_scale(labels, "--labels") if labels is not None else None
-        if score_keys is not None:
-            if raw_data_lookup_dir is not None:
-                raise ConfigError("--raw_data_lookup_dir goes with annotation files, not with --score_keys")
-            fields = ScoreFields(score_keys)
-            report = aggregate_heads(HeadAggregation(tuple(input_directory), output_directory, how, fields, scale))
-        elif scale is None:
+        if score_keys is not None and raw_data_lookup_dir is not None:
+            raise ConfigError("--raw_data_lookup_dir goes with draw files, not with --score_keys")
+        if score_keys is None and scale is None:
             raise ConfigError("--labels is needed, as 0,1,2,3,4,5: a model writes other things than labels, too")
-        elif len(input_directory) > 1:
-            raise ConfigError("several --input_directory go with --score_keys; aggregate annotations one by one")
-        else:
-            report = aggregate_annotations(
-                AnnotationAggregation(input_directory[0], output_directory, how, scale, raw_data_lookup_dir, batch_size)
+        if score_keys is None and len(input_directory) > 1:
+            raise ConfigError("several --input_directory go with --score_keys; aggregate draw files one by one")
+        fields = ScoreFields(score_keys) if score_keys is not None else None
+        report = aggregate_scores(
+            AggregationRequest(
+                tuple(input_directory), output_directory, Scoring(how, scale), fields, raw_data_lookup_dir, batch_size
             )
+        )
         if report.outputs:
             rows = [output.row() for output in report.outputs]
             print_table([list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)], n_names=1)
@@ -201,22 +199,22 @@ def evaluate_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples: the same gives the same intervals.")] = 0,
 ) -> None:
     """Compare what annotators or heads predict with true labels, in each language and in all."""
-    from mlfilter_core.evaluation.comparison import Measuring
+    from mlfilter_core.evaluation.agreement import MeasureOptions
     from mlfilter_core.evaluation.draws import parse_aggregation
-    from mlfilter_core.evaluation.evaluate import Evaluation, evaluate
+    from mlfilter_core.evaluation.evaluate import EvaluationRequest, evaluate
     from mlfilter_core.evaluation.scale import parse_numbers, parse_scale
     from mlfilter_core.evaluation.score_fields import ScoreFields
 
     with errors_as_messages(), _progress_on_stderr():
-        measuring = Measuring(
+        options = MeasureOptions(
             parse_scale(valid_labels, "--valid_labels"),
             tuple(parse_numbers(thresholds, "--thresholds")) if thresholds is not None else (),
             *(bootstrap, seed),
         )
-        request = Evaluation(
+        request = EvaluationRequest(
             *(input_directory, output_directory, path_to_ground_truth_file),
             parse_aggregation(aggregation_strategy, "--aggregation_strategy"),
-            *(measuring, label_key, ScoreFields(score_keys) if score_keys is not None else None),
+            *(options, label_key, ScoreFields(score_keys) if score_keys is not None else None),
         )
         report = evaluate(request)
         print("\n".join(report.about()))

@@ -1,36 +1,75 @@
-"""Several draws of a document to one score."""
+"""The draws of an annotator for a document, and the one score that they become."""
 
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.tallies.tally import Tally
 
 Aggregation = Literal["mean", "max", "min", "majority"]
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
-# Heads give float32; a number beyond it is no score, and the squares and sums of such overflow.
+# Heads write float32. Sums and squares of larger numbers could overflow.
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 N_SHOWN_CHARACTERS = 40
-MISSING = object()  # a field that a record lacks, which is not the same as null
+MISSING = object()  # value of a field that a record lacks; null is another case
 
 
-def parse_aggregation(text: str, option: str) -> Aggregation:
-    """Raises: ConfigError: There is no such way."""
-    for aggregation in AGGREGATIONS:
-        if text == aggregation:
-            return aggregation
-    raise ConfigError(f'{option} "{text}" is unknown; give one of {", ".join(AGGREGATIONS)}')
+@dataclass(frozen=True)
+class Scoring:
+    """How the draws for a document become its score.
+
+    Attributes:
+        aggregation: How several valid draws become one score.
+        scale: Labels that are valid draws; None accepts any finite number.
+    """
+
+    aggregation: Aggregation
+    scale: Scale | None = None
+
+    def score(self, draws: Iterable[Any], invalid: Tally, place: str) -> float | None:
+        """Returns the score of a document; None where no draw is valid. The arguments are those of `valid_draws`."""
+        valid = self.valid_draws(draws, invalid, place)
+        return aggregate(valid, self.aggregation) if valid else None
+
+    def valid_draws(self, draws: Iterable[Any], invalid: Tally, place: str) -> list[float]:
+        """Returns the draws that count.
+
+        Args:
+            draws: Values as the record contains them.
+            invalid: Receives the others, by reason: `missing`, `null`, `not_a_number`, `not_finite`, `not_a_label`.
+            place: `<file>:<line>` of the draws, for the examples.
+        """
+        valid = []
+        for draw in draws:
+            reason = self._why_invalid(draw)
+            if reason:
+                invalid.add(reason, f"{place}: {_shown(draw)}")
+            else:
+                valid.append(float(draw))
+        return valid
+
+    def _why_invalid(self, draw: Any) -> str | None:
+        if draw is MISSING:
+            return "missing"
+        if draw is None:
+            return "null"
+        if isinstance(draw, bool) or not isinstance(draw, (int, float)):
+            return "not_a_number"
+        if not abs(draw) <= LARGEST_SCORE:  # also true of NaN
+            return "not_finite"
+        return "not_a_label" if self.scale and draw not in self.scale.labels else None
 
 
 def aggregate(draws: Sequence[float], how: Aggregation) -> float:
-    """Returns one score for the valid draws of a document, of which there must be one.
+    """Returns one score for at least one valid draw.
 
-    The majority is the most frequent draw, of several the mean: 2.5 for 4, 2, 2, 3, 3.
+    The majority is the most frequent draw, or the mean of several most frequent ones: 2.5 for 4, 2, 2, 3, 3.
     """
     if how == "majority":
         frequencies = Counter(draws)
@@ -41,43 +80,29 @@ def aggregate(draws: Sequence[float], how: Aggregation) -> float:
     return max(draws) if how == "max" else min(draws)
 
 
-def valid_draws(
-    values: Iterable[Any], labels: Container[float] | None, invalid: Tally, path: Path, line: int
-) -> list[float]:
-    """Returns the draws that count.
+def parse_aggregation(text: str, option: str) -> Aggregation:
+    """Returns the aggregation of this name.
 
-    Args:
-        values: As they stand in a record.
-        labels: What a draw may be; None takes any finite number.
-        invalid: Takes the others, by reason: `missing`, `null`, `not_a_number`, `not_finite`, `not_a_label`.
-        path: Where they stand, for the examples.
-        line: In it.
+    Raises:
+        ConfigError: There is none.
     """
-    draws = []
-    for value in values:
-        reason = _why_invalid(value, labels)
-        if reason:
-            invalid.add(reason, f"{path}:{line}: {_shown(value)}")
-        else:
-            draws.append(float(value))
-    return draws
+    for aggregation in AGGREGATIONS:
+        if text == aggregation:
+            return aggregation
+    raise ConfigError(f'{option} "{text}" is unknown; give one of {", ".join(AGGREGATIONS)}')
 
 
-def _why_invalid(value: Any, labels: Container[float] | None) -> str | None:
-    if value is MISSING:
-        return "missing"
-    if value is None:
-        return "null"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "not_a_number"
-    if not abs(value) <= LARGEST_SCORE:  # NaN neither
-        return "not_finite"
-    return "not_a_label" if labels is not None and value not in labels else None
+def keep_last(scores: dict[str, float | None], document_id: str, score: float | None, duplicates: Tally) -> None:
+    """Sets the score of a document. An earlier score of it is counted in `duplicates`, as the same or another one."""
+    if document_id in scores:
+        is_same = scores[document_id] == score
+        duplicates.add("with_same_score" if is_same else "with_other_score", document_id)
+    scores[document_id] = score
 
 
-def _shown(value: Any) -> str:
-    if value is MISSING:
+def _shown(draw: Any) -> str:
+    if draw is MISSING:
         return "nothing"
-    if value is None:
+    if draw is None:
         return "null"
-    return str(value)[:N_SHOWN_CHARACTERS] if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    return str(draw)[:N_SHOWN_CHARACTERS] if isinstance(draw, (str, int, float)) else f"a {type(draw).__name__}"

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.errors import AnnotationError
-from mlfilter_core.evaluation.comparison import INVALID, Comparison, Measuring, compare
-from mlfilter_core.evaluation.draws import Aggregation
+from mlfilter_core.evaluation.agreement import MeasureOptions
+from mlfilter_core.evaluation.annotator_result import INVALID, AnnotatorResult, annotator_result
+from mlfilter_core.evaluation.draws import Aggregation, Scoring
+from mlfilter_core.evaluation.evaluation_figures import draw_confusion, draw_invalid, draw_scores
 from mlfilter_core.evaluation.evaluation_report import EvaluationReport
-from mlfilter_core.evaluation.figures import draw_confusion, draw_invalid, draw_scores
 from mlfilter_core.evaluation.predictions import WITHOUT_TRUTH, Predictions, read_annotators, read_heads
 from mlfilter_core.evaluation.score_fields import ScoreFields
 from mlfilter_core.evaluation.truth import Truth, read_truth
@@ -22,78 +23,81 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What is asked of an evaluation.
+class EvaluationRequest:
+    """What to evaluate, and how.
 
     Attributes:
-        input_directory: Folder of the annotators' files.
-        output_directory: Where the results go.
-        truth: File or folder of the true labels.
+        input_directory: Folder with the annotators' files.
+        output_directory: Folder for the results.
+        truth: File or folder with the true labels.
         aggregation: How several draws become one score.
-        measuring: How to compare.
-        label_key: Where a record of the truth has its label; None takes the usual places.
-        score_fields: Fields of annotated files that are annotators; None takes annotation files.
+        options: How scores are compared.
+        label_key: Key of the label in a record of the truth; None takes the usual ones.
+        score_fields: Fields of annotated files to evaluate; None evaluates draw files.
     """
 
     input_directory: Path
     output_directory: Path
     truth: Path
     aggregation: Aggregation
-    measuring: Measuring
+    options: MeasureOptions
     label_key: str | None = None
     score_fields: ScoreFields | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "input_directory": str(self.input_directory),
+            "path_to_ground_truth_file": str(self.truth),
+            "aggregation_strategy": self.aggregation,
+            "valid_labels": self.options.scale.labels,
+            "thresholds": self.options.thresholds,
+            "label_key": self.label_key,
+            "score_keys": self.score_fields.written if self.score_fields else None,
+            "bootstrap": self.options.n_resamples,
+            "seed": self.options.seed,
+        }
 
-def evaluate(request: Evaluation) -> EvaluationReport:
-    """Compares every annotator with the truth, in each language and in all together, and writes what it finds.
 
-    `<language>/ir_gt_<annotator>.json` and pictures beside it; pictures of all languages together, `evaluation.json`
-    and `evaluation.md` in the output folder itself.
+def evaluate(request: EvaluationRequest) -> EvaluationReport:
+    """Compares every annotator with the truth, in each language and in all together, and writes the results.
+
+    The output folder receives `<language>/ir_gt_<annotator>.json` with figures beside it, figures for all languages
+    together, `evaluation.json` and `evaluation.md`.
 
     Raises:
-        ConfigError: There are no files, or the output folder cannot be written to.
+        ConfigError: There are no files, or the output folder is not writable.
         SourceError: A file is not readable.
-        AnnotationError: The truth contradicts itself or has no valid label, two annotators have one name, or one of
-            them scores no document of the truth.
+        AnnotationError: The truth contradicts itself or has no valid label, two annotators share a name, or an
+            annotator scores no document of the truth.
         OSError: Reading or writing failed.
     """
-    scale = request.measuring.scale
     check_writable(request.output_directory, "--output_directory")
-    truth = read_truth(request.truth, scale, request.aggregation, request.label_key)
+    truth = read_truth(request.truth, request.options.scale, request.aggregation, request.label_key)
     bad_lines = Tally()
-    if request.score_fields is None:
-        predictions = read_annotators(request.input_directory, truth, scale, request.aggregation, bad_lines)
-    else:
-        predictions = read_heads(request.input_directory, truth, request.score_fields, bad_lines)
-    if not predictions:
-        raise AnnotationError(
-            f"{request.input_directory}: no line is a record with an id: {bad_lines or 'all are empty'}"
-        )
-    comparisons = []
-    predictions.sort(key=lambda part: (part.annotator, part.language))
-    for _, of_annotator in groupby(predictions, lambda part: part.annotator):
-        parts = list(of_annotator)
+    results = []
+    for parts in _parts_by_annotator(request, truth, bad_lines):
         _check_matched(parts, truth, request.truth)
-        groups = [[part] for part in parts] + ([parts] if len(parts) > 1 else [])
-        comparisons += [compare(group, truth, request.measuring) for group in groups]
-        _log.info("%s: compared in %d languages", parts[0].annotator, len(parts))
-    report = EvaluationReport(_facts(request), truth, bad_lines, request.measuring.thresholds, comparisons)
+        results += [annotator_result([part], truth, request.options) for part in parts]
+        if len(parts) > 1:
+            results.append(annotator_result(parts, truth, request.options))
+        _log.info("%s: evaluated in %d languages", parts[0].annotator, len(parts))
+    report = EvaluationReport(request.to_json(), truth, bad_lines, request.options.thresholds, results)
     _write(report, request.output_directory)
     return report
 
 
-def _facts(request: Evaluation) -> dict[str, Any]:
-    return {
-        "input_directory": str(request.input_directory),
-        "path_to_ground_truth_file": str(request.truth),
-        "aggregation_strategy": request.aggregation,
-        "valid_labels": request.measuring.scale.labels,
-        "thresholds": request.measuring.thresholds,
-        "label_key": request.label_key,
-        "score_keys": request.score_fields.written if request.score_fields else None,
-        "bootstrap": request.measuring.n_resamples,
-        "seed": request.measuring.seed,
-    }
+def _parts_by_annotator(request: EvaluationRequest, truth: Truth, bad_lines: Tally) -> list[list[Predictions]]:
+    if request.score_fields is None:
+        scoring = Scoring(request.aggregation, request.options.scale)
+        predictions = read_annotators(request.input_directory, truth, scoring, bad_lines)
+    else:
+        predictions = read_heads(request.input_directory, truth, request.score_fields, bad_lines)
+    if not predictions:
+        raise AnnotationError(
+            f"{request.input_directory}: no line is a record with an id: {bad_lines or 'all files are empty'}"
+        )
+    predictions.sort(key=lambda part: (part.annotator, part.language))
+    return [list(parts) for _, parts in groupby(predictions, lambda part: part.annotator)]
 
 
 def _check_matched(parts: Sequence[Predictions], truth: Truth, path: Path) -> None:
@@ -102,31 +106,31 @@ def _check_matched(parts: Sequence[Predictions], truth: Truth, path: Path) -> No
     here = merged(part.without_truth for part in parts).examples.get(WITHOUT_TRUTH, [])
     there = list(truth.ids())[:N_EXAMPLES]
     raise AnnotationError(
-        f"{parts[0].made_from}: none of the {sum(part.documents for part in parts):,} documents of "
+        f"{parts[0].source}: none of the {sum(part.documents for part in parts):,} documents of "
         f"{parts[0].annotator} is in {path}: here the ids are {', '.join(here) or 'none'}, there {', '.join(there)}"
     )
 
 
 def _write(report: EvaluationReport, folder: Path) -> None:
-    for comparison in report.comparisons:
-        place = folder / comparison.language if comparison.language else folder
-        _draw(comparison, place)
-        if comparison.language:
-            publish_json(place / f"ir_gt_{comparison.annotator}.json", comparison.to_json())
+    for result in report.results:
+        place = folder / result.language if result.language else folder
+        _draw(result, place)
+        if result.language:
+            publish_json(place / f"ir_gt_{result.annotator}.json", result.to_json())
     publish_json(folder / "evaluation.json", report.to_json())
     with publish(folder / "evaluation.md") as temporary, open_new(temporary) as file:
         file.write(report.to_markdown().encode())
 
 
-def _draw(comparison: Comparison, folder: Path) -> None:
-    name, counts = comparison.annotator, comparison.counts
-    pictures = (
+def _draw(result: AnnotatorResult, folder: Path) -> None:
+    name, counts = result.annotator, result.counts
+    figures = (
         (draw_confusion, f"confusion_matrix_{name}_gt.png", counts["valid"] + counts[INVALID]),
         (draw_scores, f"histogram_{name}_scores.png", counts["valid"]),
         (draw_invalid, f"histogram_{name}_invalid_scores.png", counts[INVALID]),
     )
-    for draw, file_name, n_documents in pictures:
+    for draw, file_name, n_documents in figures:
         if n_documents:
-            draw(comparison, folder / file_name)
+            draw(result, folder / file_name)
         else:
-            (folder / file_name).unlink(missing_ok=True)  # of an earlier run
+            (folder / file_name).unlink(missing_ok=True)  # from an earlier run

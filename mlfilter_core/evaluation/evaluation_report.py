@@ -1,10 +1,10 @@
-"""All comparisons of an evaluation as tables."""
+"""The results of an evaluation as tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlfilter_core.evaluation.comparison import Comparison
+from mlfilter_core.evaluation.annotator_result import AnnotatorResult
 from mlfilter_core.evaluation.truth import Truth
 from mlfilter_core.tallies.tally import Tally
 
@@ -14,7 +14,7 @@ MEASURES = (
 )
 THRESHOLD_MEASURES = ("TA", "Binary-Precision", "Binary-Recall", "Binary-F1")
 CLASS_MEASURES = ("CA", "F1")
-# What a terminal has room for; evaluation.md has all.
+# Those that fit in a terminal; evaluation.md contains all.
 SHOWN_MEASURES = ("Acc", "MAE", "Macro-F1", "Spearman", "Krippendorff", "Cohen-Quadratic")
 ALL_LANGUAGES = "all"
 UNDEFINED = "-"
@@ -24,21 +24,21 @@ Table = list[list[str]]
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What an evaluation found.
+    """The results of all annotators in all languages.
 
     Attributes:
-        request: What was asked for, as JSON says it.
-        truth: What the annotators are compared with.
-        bad_lines: Lines of the annotators' files that are no records.
-        thresholds: Of the binary measures.
-        comparisons: By annotator, then language; all languages of an annotator together come last.
+        request: The request as JSON.
+        truth: True scores.
+        bad_lines: Lines of the annotators' files without a record.
+        thresholds: Thresholds of the binary measures.
+        results: At least one; by annotator, then by language, with all languages of an annotator together last.
     """
 
     request: Mapping[str, Any]
     truth: Truth
     bad_lines: Tally
     thresholds: Sequence[float]
-    comparisons: Sequence[Comparison]
+    results: Sequence[AnnotatorResult]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -52,42 +52,41 @@ class EvaluationReport:
                 "bad_lines": self.truth.bad_lines.to_json(),
             },
             "bad_lines": self.bad_lines.to_json(),
-            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+            "comparisons": [result.to_json() for result in self.results],
         }
 
     def to_markdown(self) -> str:
-        """Returns all tables, and what they leave open."""
-        sections = ["# Predicted annotations beside the truth", *self.about()]
-        counts = list(self.comparisons[0].counts)
-        rows = [[*_names(part), *(f"{part.counts[name]:,}" for name in counts)] for part in self.comparisons]
-        sections += ["## Documents", _markdown_table([["annotator", "language", *counts], *rows])]
-        sections += ["## Agreement", _markdown_table(self.table(MEASURES))]
-        for threshold in self.thresholds:
-            names = [f"{name}-{threshold}" for name in THRESHOLD_MEASURES]
-            sections += [f"## Scores of {threshold:g} and above", _markdown_table(self.table(names))]
-        labels = self.comparisons[0].scale.names
-        names = [f"{name}-{label}" for name in CLASS_MEASURES for label in labels]
-        sections += ["## Classes", _markdown_table(self.table(names))]
-        remarks = [f"- {remark}" for remark in (*self.exclusions(), *self.gaps())]
-        sections += ["## Remarks", "\n".join(remarks)] if remarks else []
-        return "\n\n".join(sections) + "\n"
+        """Returns a page with all tables and remarks."""
+        labels = self.results[0].scale.names
+        measures = {
+            "Agreement": MEASURES,
+            **{f"Scores of {t:g} and above": [f"{name}-{t}" for name in THRESHOLD_MEASURES] for t in self.thresholds},
+            "Classes": [f"{name}-{label}" for name in CLASS_MEASURES for label in labels],
+        }
+        tables = {"Documents": self._counts(), **{title: self.table(names) for title, names in measures.items()}}
+        sections = [f"## {title}\n\n{_markdown_table(table)}" for title, table in tables.items()]
+        remarks = "\n".join(f"- {remark}" for remark in (*self.exclusions(), *self.gaps()))
+        if remarks:
+            sections.append(f"## Remarks\n\n{remarks}")
+        return "\n\n".join(["# Predicted annotations beside the truth", *self.about(), *sections]) + "\n"
 
     def shown_table(self) -> Table:
-        """Returns what is to be seen at once: a heading, then a row for each comparison."""
-        binary = [f"Binary-F1-{threshold}" for threshold in self.thresholds]
-        heading, *rows = self.table([*SHOWN_MEASURES, *binary])
-        of_matched = [f"{part.counts['valid']:,} of {part.counts['matched']:,}" for part in self.comparisons]
-        return [[*heading[:2], "valid", *heading[2:]]] + [
-            [*row[:2], n_valid, *row[2:]] for row, n_valid in zip(rows, of_matched, strict=True)
-        ]
+        """Returns the table for the terminal: a heading, then a row for each result."""
+        table = self.table([*SHOWN_MEASURES, *(f"Binary-F1-{threshold}" for threshold in self.thresholds)])
+        valid = [f"{result.counts['valid']:,} of {result.counts['matched']:,}" for result in self.results]
+        return [[*row[:2], cell, *row[2:]] for row, cell in zip(table, ["valid", *valid], strict=True)]
 
     def table(self, names: Sequence[str]) -> Table:
-        """Returns measures with their intervals: a heading, then a row for each comparison."""
-        rows = [[*_names(part), *(_measure(part, name) for name in names)] for part in self.comparisons]
+        """Returns measures with their intervals: a heading, then a row for each result."""
+        rows = [[*_names(result), *(_measure(result, name) for name in names)] for result in self.results]
         return [["annotator", "language", *names], *rows]
 
+    def _counts(self) -> Table:
+        rows = [[*_names(result), *(f"{n:,}" for n in result.counts.values())] for result in self.results]
+        return [["annotator", "language", *self.results[0].counts], *rows]
+
     def about(self) -> list[str]:
-        """Returns what was compared with what, and how, as paragraphs."""
+        """Returns paragraphs about the truth, the labels and the intervals."""
         truth, request = self.truth, self.request
         intervals = (
             f"In brackets 95 % intervals: percentiles over {request['bootstrap']:,} resamples of the documents."
@@ -98,36 +97,34 @@ class EvaluationReport:
             f"Truth: {request['path_to_ground_truth_file']} (files: {len(truth.files):,}); "
             f"{len(truth.scores):,} documents with a valid label, {len(truth.invalid):,} without; "
             f"{truth.n_merged:,} records repeat another.",
-            f"Labels: {', '.join(self.comparisons[0].scale.names)}; several draws are made one by: "
+            f"Labels: {', '.join(self.results[0].scale.names)}; several draws are made one by: "
             f"{request['aggregation_strategy']}. {intervals}",
         ]
 
     def exclusions(self) -> list[str]:
-        """Returns what was left out, with reasons and examples."""
+        """Returns what the measures leave out, with reasons and examples."""
         tallies = {
             "truth, invalid labels": self.truth.invalid_labels,
             "truth, bad lines": self.truth.bad_lines,
             "bad lines": self.bad_lines,
         }
         of_all = [f"{title}: {tally}" for title, tally in tallies.items() if tally]
-        return of_all + [
-            f"{', '.join(_names(part))}: {exclusion}" for part in self.comparisons for exclusion in part.exclusions()
-        ]
+        return of_all + [f"{', '.join(_names(part))}: {line}" for part in self.results for line in part.exclusions()]
 
     def gaps(self) -> list[str]:
         """Returns which measures are undefined, with reasons."""
-        return [f"{', '.join(_names(part))}: {gap}" for part in self.comparisons for gap in part.gaps()]
+        return [f"{', '.join(_names(result))}: {gap}" for result in self.results for gap in result.gaps()]
 
 
-def _names(comparison: Comparison) -> list[str]:
-    return [comparison.annotator, comparison.language or ALL_LANGUAGES]
+def _names(result: AnnotatorResult) -> list[str]:
+    return [result.annotator, result.language or ALL_LANGUAGES]
 
 
-def _measure(comparison: Comparison, name: str) -> str:
-    value = comparison.agreement.values[name]
+def _measure(result: AnnotatorResult, name: str) -> str:
+    value = result.agreement.values[name]
     if value is None:
         return UNDEFINED
-    interval = comparison.intervals.get(name)
+    interval = result.intervals.get(name)
     if interval is None or interval.low is None:
         return f"{value:.3f}"
     return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

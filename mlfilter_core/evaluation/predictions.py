@@ -1,22 +1,26 @@
-"""The scores that annotators give to the documents whose true scores are known."""
+"""The scores that annotators predict for the documents of the truth."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlfilter_core.corpus.records import parse_records
-from mlfilter_core.corpus.source_files import find_jsonl
 from mlfilter_core.errors import AnnotationError, ConfigError
-from mlfilter_core.evaluation.annotation_files import annotator_of_records, find_annotation_files, parse_annotation
-from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
-from mlfilter_core.evaluation.file_names import check_file_name, in_file_names
-from mlfilter_core.evaluation.scale import Scale
-from mlfilter_core.evaluation.score_fields import ScoredRecord, ScoreFields
+from mlfilter_core.evaluation.draws import Scoring, keep_last
+from mlfilter_core.evaluation.input_files import (
+    annotator_of_records,
+    find_draw_files,
+    find_inputs,
+    in_file_names,
+    parse_draws,
+)
+from mlfilter_core.evaluation.score_fields import ScoreFields
 from mlfilter_core.evaluation.truth import LANGUAGE_KEY, Truth
 from mlfilter_core.tallies.tally import Tally
 
-UNDETERMINED = "und"  # as ISO 639 says it; of a file right below the root folder
+UNDETERMINED = "und"  # ISO 639's code; for files directly below the root folder
+MAX_NAME_BYTES = 200  # a file name has at most 255 bytes; the names of outputs add up to 30 to the annotator
 WITHOUT_TRUTH = "predicted_without_truth"
+HEAD_SCORING = Scoring("mean")  # a head gives one score, which may be any finite number
 
 
 @dataclass
@@ -24,19 +28,19 @@ class Predictions:
     """The scores of one annotator in one language.
 
     Attributes:
-        annotator: As in the names of the outputs.
-        language: The same.
-        made_from: The first file.
-        documents: Records with an id.
-        scores: Of the documents in the truth, by id; None where no draw is valid.
-        without_truth: The others.
-        invalid_draws: By reason.
-        duplicates: Documents scored once more, `with_same_score` or `with_other_score`; the last counts.
+        annotator: Name, as in names of outputs.
+        language: Language, as in names of outputs.
+        source: First file with these scores.
+        documents: Number of records with an id.
+        scores: Score by id of the documents in the truth; None where no draw is valid.
+        without_truth: The other documents.
+        invalid_draws: Draws that were ignored, by reason.
+        duplicates: Documents scored again, `with_same_score` or `with_other_score`; the last score counts.
     """
 
     annotator: str
     language: str
-    made_from: Path
+    source: Path
     documents: int = 0
     scores: dict[str, float | None] = field(default_factory=dict)
     without_truth: Tally = field(default_factory=Tally)
@@ -44,70 +48,57 @@ class Predictions:
     duplicates: Tally = field(default_factory=Tally)
 
     def add(self, document_id: str, score: float | None, truth: Truth) -> None:
-        """Takes a document's score, which is kept only where there is a true one."""
+        """Counts a document, and keeps its score if the truth contains it."""
         self.documents += 1
-        if document_id not in truth:
+        if document_id in truth:
+            keep_last(self.scores, document_id, score, self.duplicates)
+        else:
             self.without_truth.add(WITHOUT_TRUTH, document_id)
-            return
-        if document_id in self.scores:
-            is_same = self.scores[document_id] == score
-            self.duplicates.add("with_same_score" if is_same else "with_other_score", document_id)
-        self.scores[document_id] = score
 
 
-def read_annotators(
-    folder: Path, truth: Truth, scale: Scale, aggregation: Aggregation, bad_lines: Tally
-) -> list[Predictions]:
-    """Reads annotation files: a file is an annotator in the language that its folder names.
+def read_annotators(folder: Path, truth: Truth, scoring: Scoring, bad_lines: Tally) -> list[Predictions]:
+    """Reads draw files: each contains one annotator in the language that names its folder.
 
     Args:
-        folder: Searched for them. Files of the truth are left out: it is often kept among them.
-        truth: The documents that count.
-        scale: The labels that a draw may be.
-        aggregation: How draws become one score.
-        bad_lines: Takes lines that are no annotations.
+        folder: Folder to search. Label files of the truth, which are often kept there too, are skipped.
+        truth: Documents to keep.
+        scoring: How draws become one score.
+        bad_lines: Receives the lines without an id or draws.
 
     Raises:
-        ConfigError: There are none.
-        AnnotationError: Two files are of one annotator in one language, or a file of two annotators.
+        ConfigError: There are no draw files.
+        AnnotationError: Two files contain one annotator in one language, or a file contains two annotators.
         SourceError: A file is not readable.
     """
-    true_files = {path.resolve() for path in truth.files}
-    files = [path for path in find_annotation_files(folder) if path.resolve() not in true_files]
+    label_files = {path.resolve() for path in truth.files}
+    files = [path for path in find_draw_files(folder) if path.resolve() not in label_files]
     if not files:
-        raise ConfigError(f"--input_directory: the only annotation files below {folder} are the ground truth")
+        raise ConfigError(f"--input_directory: the only draw files below {folder} are the ground truth")
     predictions = [Predictions(annotator_of_records(path), _language_of_folder(path), path) for path in files]
     _check_names(predictions)
-    labels = frozenset(scale.labels)
     for part in predictions:
-        for line, annotation in parse_records(part.made_from, parse_annotation, bad_lines):
-            draws = valid_draws(annotation.scores, labels, part.invalid_draws, part.made_from, line)
-            part.add(annotation.document_id, aggregate(draws, aggregation) if draws else None, truth)
+        for line, (document_id, draws) in parse_records(part.source, parse_draws, bad_lines):
+            part.add(document_id, scoring.score(draws, part.invalid_draws, f"{part.source}:{line}"), truth)
     return predictions
 
 
 def read_heads(folder: Path, truth: Truth, score_fields: ScoreFields, bad_lines: Tally) -> list[Predictions]:
-    """Reads annotated files: each score field is an annotator, in the language that the record or its folder names.
-
-    Any finite number is a valid score.
+    """Reads annotated files: each score field is an annotator, in the language of the record or else of the folder.
 
     Args:
-        folder: All files below it are read.
-        truth: The documents that count. Memory depends on them alone.
-        score_fields: Which fields are scores.
-        bad_lines: Takes lines that are no records with an id.
+        folder: Folder whose JSONL files are read.
+        truth: Documents to keep; memory depends on them alone.
+        score_fields: Fields with scores.
+        bad_lines: Receives the lines without a record or an id.
 
     Raises:
         ConfigError: There are no files.
-        AnnotationError: A file has no such fields, or two languages or fields would have one name.
+        AnnotationError: A file has no such fields, or two languages or fields share one name in file names.
         SourceError: A file is not readable.
     """
-    files = find_jsonl(folder, "*")
-    if not files:
-        raise ConfigError(f"--input_directory: there is no .jsonl, .jsonl.gz or .jsonl.zst file below {folder}")
     found: dict[tuple[str, str], Predictions] = {}
-    for path in files:
-        for row in _rows(path, score_fields, bad_lines):
+    for path in find_inputs(folder, "--input_directory"):
+        for row in filter(None, score_fields.read(path, bad_lines)):
             language = row.record.get(LANGUAGE_KEY)
             if not isinstance(language, str) or not language:
                 language = _language_of_folder(path)
@@ -115,20 +106,10 @@ def read_heads(folder: Path, truth: Truth, score_fields: ScoreFields, bad_lines:
                 part = found.get((name, language))
                 if part is None:
                     part = found[name, language] = Predictions(in_file_names(name), in_file_names(language), path)
-                draws = valid_draws([value], None, part.invalid_draws, path, row.line)
-                part.add(row.document_id, draws[0] if draws else None, truth)
-    predictions = list(found.values())
-    _check_names(predictions)
-    return predictions
-
-
-def _rows(path: Path, score_fields: ScoreFields, bad_lines: Tally) -> Iterator[ScoredRecord]:
-    for row in score_fields.read(path):
-        if isinstance(row, ScoredRecord):
-            yield row
-        else:
-            line, error = row
-            bad_lines.add(error.reason, f"{path}:{line}: {error.detail}")
+                score = HEAD_SCORING.score([value], part.invalid_draws, f"{path}:{row.line}")
+                part.add(row.document_id, score, truth)
+    _check_names(list(found.values()))
+    return list(found.values())
 
 
 def _language_of_folder(path: Path) -> str:
@@ -137,14 +118,18 @@ def _language_of_folder(path: Path) -> str:
 
 
 def _check_names(predictions: list[Predictions]) -> None:
-    """Refuses names that cannot be those of outputs, or would be those of two."""
+    """Checks that every name can be a file name, and that no two outputs share one."""
     known: dict[tuple[str, str], Predictions] = {}
     for part in predictions:
         for what, name in (("annotator", part.annotator), ("language", part.language)):
-            check_file_name(what, name, part.made_from)
+            if name in ("", ".", "..") or "\0" in name or len(name.encode()) > MAX_NAME_BYTES:
+                shown = name[:MAX_NAME_BYTES].replace("\0", "\\0")
+                raise AnnotationError(
+                    f'{part.source}: the {what} "{shown}" cannot be a file name; rename it in this file'
+                )
         other = known.setdefault((part.annotator, part.language), part)
         if other is not part:
             raise AnnotationError(
-                f"two annotators are named {part.annotator} in {part.language}, those of {other.made_from} and "
-                f"{part.made_from}; rename one, or join the files if they are parts of one annotator's work"
+                f"two annotators in {part.language} are named {part.annotator}, in {other.source} and {part.source}; "
+                "rename one, or join the files if they are parts of one annotator's work"
             )

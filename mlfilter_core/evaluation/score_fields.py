@@ -1,4 +1,4 @@
-"""The fields of annotated files that are scores, as several heads write them beside a document."""
+"""The fields of annotated files that contain scores, one for each head."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,21 +11,22 @@ from mlfilter_core.corpus.documents import BadRecordError, as_string, find_value
 from mlfilter_core.corpus.records import Record, id_key, read_records
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.draws import MISSING
+from mlfilter_core.tallies.tally import Tally
 
 WILDCARDS = frozenset("*?[")
-# Documents have few different sets of keys; arbitrary, as a bound for those whose metadata differ from line to line.
+# Arbitrary. Records usually have few different sets of keys; the limit is for metadata that differ from line to line.
 N_CACHED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredRecord:
-    """One line of an annotated file.
+    """One record of an annotated file.
 
     Attributes:
-        line: Its number, from 1.
-        record: The whole of it.
-        key: Where in it the document's id is.
-        scores: The value of each score field as it stands there; `MISSING` where there is none.
+        line: Line number, from 1.
+        record: All fields.
+        key: Name of the field with the document's id.
+        scores: Values of the score fields, valid or not; `MISSING` where the record lacks one.
     """
 
     line: int
@@ -39,10 +40,10 @@ class ScoredRecord:
 
 
 class ScoreFields:
-    """Names of fields, or patterns for them: `score_*`, or `score_a,scores.score`."""
+    """Field names or patterns for them: `score_*`, or `score_a,scores.score`."""
 
     def __init__(self, written: str) -> None:
-        """Takes what follows `--score_keys`.
+        """Takes the value of `--score_keys`.
 
         Raises:
             ConfigError: It names no field.
@@ -53,43 +54,48 @@ class ScoreFields:
             raise ConfigError(f'--score_keys "{written}" names no field; give a pattern such as "score_*", or names')
         self._matching = lru_cache(N_CACHED)(self._find)
 
-    def read(self, path: Path) -> Iterator[ScoredRecord | tuple[int, BadRecordError]]:
-        """Yields each line of an annotated file that is not blank; a broken one as its number and what is wrong.
+    def read(self, path: Path, bad_lines: Tally) -> Iterator[ScoredRecord | None]:
+        """Yields the record of each line that is not blank; None for a line without a record or an id.
 
-        The first record tells the fields that all of them should have.
+        The fields of the first record are expected in all others.
+
+        Args:
+            path: Annotated file.
+            bad_lines: Receives the lines that yield None, by reason.
 
         Raises:
-            AnnotationError: The first record, or every one, has no such field, or a later one has others.
-            SourceError: The file is missing, not readable, or breaks off.
+            AnnotationError: The first record, or every record, lacks score fields, or a later record has other ones.
+            SourceError: The file is missing, unreadable or truncated.
         """
         expected: tuple[str, ...] = ()
         first: ScoredRecord | None = None
-        has_any = False
+        has_scores = False
         for line, record in read_records(path):
             try:
                 if isinstance(record, BadRecordError):
                     raise record
                 key = id_key(record)
             except BadRecordError as error:
-                yield line, error
+                bad_lines.add(error.reason, f"{path}:{line}: {error.detail}")
+                yield None
                 continue
             found = self._matching(tuple(record))
             expected = expected or found
             if not expected:
-                raise self._absent(path, line, record)
+                raise self._no_match(path, line, record)
             if not set(found).issubset(expected):
                 raise AnnotationError(
-                    f"{path}:{line}: the score fields are {', '.join(found)}, those of the lines before "
-                    f"{', '.join(expected)}; name those that you mean with --score_keys"
+                    f"{path}:{line}: the score fields are {', '.join(found)}, but those of earlier lines are "
+                    f"{', '.join(expected)}; name the fields to use with --score_keys"
                 )
             row = ScoredRecord(line, record, key, {name: _value(record, name) for name in expected})
             first = first or row
-            has_any = has_any or any(score is not MISSING for score in row.scores.values())
+            has_scores = has_scores or any(score is not MISSING for score in row.scores.values())
             yield row
-        if first is not None and not has_any:
-            raise self._absent(path, first.line, first.record)
+        if first is not None and not has_scores:
+            raise self._no_match(path, first.line, first.record)
 
-    def _absent(self, path: Path, line: int, record: Record) -> AnnotationError:
+    def _no_match(self, path: Path, line: int, record: Record) -> AnnotationError:
         return AnnotationError(
             f'{path}: no field matches --score_keys "{self.written}"; line {line} has: {", ".join(record)}'
         )

@@ -1,4 +1,4 @@
-"""The true score of each document, with which predicted ones are compared."""
+"""The true score of each document, which predicted scores are compared with."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,10 +7,9 @@ from typing import Any
 
 from mlfilter_core.corpus.documents import DEFAULT_LABEL_KEYS, BadRecordError, as_string, find_value
 from mlfilter_core.corpus.records import Record, id_key, parse_records
-from mlfilter_core.corpus.source_files import find_jsonl
-from mlfilter_core.errors import AnnotationError, ConfigError
-from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
-from mlfilter_core.evaluation.file_names import in_file_names
+from mlfilter_core.errors import AnnotationError
+from mlfilter_core.evaluation.draws import Aggregation, Scoring
+from mlfilter_core.evaluation.input_files import find_inputs, in_file_names
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.tallies.tally import Tally
 
@@ -20,16 +19,16 @@ CONTRADICTION = "contradiction"
 
 @dataclass
 class Truth:
-    """What is known of the documents.
+    """The documents with known scores.
 
     Attributes:
-        files: Where it is from.
-        scores: The true score of a document, by id; at least one.
-        invalid: Documents whose label is none, or lies outside the scale.
-        languages: Of the documents that state it, by id, as in the names of outputs.
-        invalid_labels: Why there are `invalid` ones.
-        n_merged: Records that say once more what another says.
-        bad_lines: Lines that are no records with an id and a label.
+        files: Label files that were read.
+        scores: True score by document id; at least one.
+        invalid: Documents without a label on the scale.
+        languages: Language by document id, as in names of outputs, where the record states it.
+        invalid_labels: Reasons for `invalid`.
+        n_merged: Number of records that repeat another one.
+        bad_lines: Lines without a record, an id or a label.
     """
 
     files: list[Path]
@@ -49,69 +48,59 @@ class Truth:
         yield from sorted(self.invalid)
 
     def ids_in(self, language: str) -> list[str]:
-        """Returns the ids of documents that may be in a language: those that do not say another one.
+        """Returns the ids of documents that may be in a language: all but those that state another one.
 
-        Where all do, as its name there is not the one here, that tells nothing, and it is all ids.
+        If every document states another one, the truth names languages differently, and all ids are returned.
         """
         ids = [document_id for document_id in self.ids() if self.languages.get(document_id, language) == language]
         return ids or list(self.ids())
 
 
 def read_truth(path: Path, scale: Scale, aggregation: Aggregation, label_key: str | None) -> Truth:
-    """Reads true scores, from a file or from all below a folder.
+    """Reads a label file, or all label files below a folder.
 
-    A list of labels is draws, of which those on the scale are aggregated. A single label may lie between two of the
-    scale, as a mean of draws does.
+    A list of labels is aggregated like draws. A single label may lie between two labels of the scale, as a mean does.
 
     Args:
-        path: JSONL: annotations, or any records with an id and a label.
-        scale: The labels.
-        aggregation: Of draws.
-        label_key: Where the label is; None takes the list `scores`, else the first of `DEFAULT_LABEL_KEYS`.
+        path: JSONL file or folder: draw files, or any records with an id and a label.
+        scale: Valid labels.
+        aggregation: How a list of labels becomes one score.
+        label_key: Key of the label; None takes the list `scores`, else the first of `DEFAULT_LABEL_KEYS`.
 
     Raises:
         ConfigError: There is no file.
         SourceError: A file is not readable.
-        AnnotationError: No document has a valid label, or one has two.
+        AnnotationError: No document has a valid label, or one has two different ones.
     """
-    files = find_jsonl(path, "*") if path.is_dir() else [path]
-    if not files:
-        raise ConfigError(f"--path_to_ground_truth_file: there is no .jsonl, .jsonl.gz or .jsonl.zst file below {path}")
+    files = find_inputs(path, "--path_to_ground_truth_file") if path.is_dir() else [path]
     truth = Truth(files)
     places: dict[str, str] = {}
     contradictions = Tally()
     for file in files:
         for line, labelled in parse_records(file, lambda record: _parse(record, label_key), truth.bad_lines):
-            score = _score(labelled.label, scale, aggregation, truth.invalid_labels, file, line)
-            known, place = truth.scores.get(labelled.document_id), f"{file}:{line}"
+            document_id, place = labelled.document_id, f"{file}:{line}"
+            score = _score(labelled.label, scale, aggregation, truth.invalid_labels, place)
+            known = truth.scores.get(document_id)
             if labelled.language:
-                truth.languages[labelled.document_id] = labelled.language
+                truth.languages[document_id] = labelled.language
             if score is None:
-                truth.invalid.add(labelled.document_id)
+                truth.invalid.add(document_id)
             elif known is None:
-                truth.scores[labelled.document_id] = score
-                places[labelled.document_id] = place
+                truth.scores[document_id] = score
+                places[document_id] = place
             elif known == score:
                 truth.n_merged += 1
             else:
-                first = places[labelled.document_id]
-                example = f"{labelled.document_id} is {known:g} at {first}, {score:g} at {place}"
+                example = f"{document_id} is {known:g} at {places[document_id]}, {score:g} at {place}"
                 contradictions.add(CONTRADICTION, example)
-    if contradictions:
-        shown = "; ".join(contradictions.examples[CONTRADICTION])
-        raise AnnotationError(f"{path}: {contradictions.total:,} records contradict others: {shown}; keep one of each")
-    if not truth.scores:
-        why = "; ".join(str(tally) for tally in (truth.invalid_labels, truth.bad_lines) if tally)
-        raise AnnotationError(
-            f"{path}: no document has a valid label: {why or 'it is empty'}; check --label_key and --valid_labels"
-        )
+    _check_usable(truth, contradictions, path)
     truth.invalid -= truth.scores.keys()
     return truth
 
 
 @dataclass(frozen=True, slots=True)
 class _Labelled:
-    """A record of the truth; `label` as it stands there."""
+    """A record of the truth, with the label as it stands there."""
 
     document_id: str
     label: Any
@@ -139,12 +128,22 @@ def _label(record: Record, label_key: str | None) -> Any:
     )
 
 
-def _score(label: Any, scale: Scale, aggregation: Aggregation, invalid: Tally, path: Path, line: int) -> float | None:
+def _score(label: Any, scale: Scale, aggregation: Aggregation, invalid: Tally, place: str) -> float | None:
     if isinstance(label, list):
-        draws = valid_draws(label, frozenset(scale.labels), invalid, path, line)
-        return aggregate(draws, aggregation) if draws else None
-    for score in valid_draws([label], None, invalid, path, line):
-        if scale.spans(score):
-            return score
-        invalid.add("outside_the_scale", f"{path}:{line}: {score:g}")
-    return None
+        return Scoring(aggregation, scale).score(label, invalid, place)
+    score = Scoring(aggregation).score([label], invalid, place)
+    if score is not None and not scale.spans(score):
+        invalid.add("outside_the_scale", f"{place}: {score:g}")
+        return None
+    return score
+
+
+def _check_usable(truth: Truth, contradictions: Tally, path: Path) -> None:
+    if contradictions:
+        shown = "; ".join(contradictions.examples[CONTRADICTION])
+        raise AnnotationError(f"{path}: {contradictions.total:,} records contradict others: {shown}; keep one of each")
+    if not truth.scores:
+        why = "; ".join(str(tally) for tally in (truth.invalid_labels, truth.bad_lines) if tally)
+        raise AnnotationError(
+            f"{path}: no document has a valid label: {why or 'it is empty'}; check --label_key and --valid_labels"
+        )

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flows.commands.app import build_app
 from tests.conftest import WriteLines
-from tests.mlfilter_core.evaluation.conftest import annotation
+from tests.mlfilter_core.evaluation.conftest import draw_record
 
 HEAVY = ("torch", "h5py", "matplotlib", "sklearn", "scipy", "krippendorff", "prefect", "pyarrow")
 
@@ -26,7 +26,7 @@ def annotations(write_lines: WriteLines, tmp_path: Path) -> Path:
     """Draws of one model for four German documents, and the raw file that they are of."""
     raw = write_lines("raw/web.jsonl", [{"id": name, "text": "..."} for name in "abcd"])
     draws: dict[str, list[Any]] = {"a": [0, 0, 1], "b": [2, 3, 4], "c": [5, None, 5], "d": [None, 9]}
-    records = [annotation(name, scores, raw) for name, scores in draws.items()]
+    records = [draw_record(name, scores, raw) for name, scores in draws.items()]
     write_lines("in/de/annotations_edu_de_gemma.jsonl", records)
     return tmp_path / "in"
 
@@ -78,7 +78,7 @@ def test_the_scores_of_heads_are_aggregated(annotated: Path, tmp_path: Path) -> 
 def test_a_failed_file_is_a_reason_and_status_1_and_the_others_are_done(
     annotations: Path, write_lines: WriteLines, tmp_path: Path
 ) -> None:
-    write_lines("in/fr/annotations_edu_fr_other.jsonl", [annotation("a", [1], tmp_path / "gone.jsonl")])
+    write_lines("in/fr/annotations_edu_fr_other.jsonl", [draw_record("a", [1], tmp_path / "gone.jsonl")])
     options = ["--aggregation", "mean", "--labels", "0,1,2,3,4,5"]
     done = ml_filter(
         "aggregate_scores", "--input-directory", annotations, "--output-directory", tmp_path / "out", *options
@@ -94,7 +94,7 @@ def test_a_failed_file_is_a_reason_and_status_1_and_the_others_are_done(
     [
         (["--aggregation", "median", "--labels", "0,1"], '--aggregation "median" is unknown'),
         (["--aggregation", "mean"], "--labels is needed"),
-        (["--aggregation", "mean", "--labels", "0,x"], '--labels 0,x: "x" is no number'),
+        (["--aggregation", "mean", "--labels", "0,x"], '--labels 0,x: "x" is not a finite number'),
         (["--aggregation", "mean", "--labels", "0,1", "--input_directory", "."], "several --input_directory go with"),
         (
             ["--aggregation", "mean", "--score_keys", "s", "--raw_data_lookup_dir", "."],

@@ -1,4 +1,4 @@
-"""Annotations as language models write them, and annotated files as heads do."""
+"""Records of draw files, as language models write them."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ def scale() -> Scale:
     return Scale((0.0, 1.0, 2.0, 3.0, 4.0, 5.0))
 
 
-def annotation(
+def draw_record(
     document_id: Any, scores: Any, raw: Path | str = "raw.jsonl", model: str = "org/model"
 ) -> dict[str, Any]:
-    """One record of an annotation file, with the fields that count and one that does not."""
+    """One record of a draw file, with the fields that count and one that does not."""
     return {
         "document_id": document_id,
         "scores": scores,

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from mlfilter_core.errors import AnnotationError, ConfigError
-from mlfilter_core.evaluation.comparison import Measuring
-from mlfilter_core.evaluation.evaluate import Evaluation, evaluate
+from mlfilter_core.evaluation.agreement import MeasureOptions
+from mlfilter_core.evaluation.evaluate import EvaluationRequest, evaluate
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.score_fields import ScoreFields
 from tests.conftest import WriteLines
-from tests.mlfilter_core.evaluation.conftest import annotation
+from tests.mlfilter_core.evaluation.conftest import draw_record
 
 LABELS = {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5}
 WriteAnnotator = Callable[..., Path]
@@ -20,22 +20,24 @@ WriteAnnotator = Callable[..., Path]
 
 @pytest.fixture
 def truth(write_lines: WriteLines) -> Path:
-    return write_lines("gt.jsonl", [annotation(name, [label] * 3) for name, label in LABELS.items()])
+    return write_lines("gt.jsonl", [draw_record(name, [label] * 3) for name, label in LABELS.items()])
 
 
 @pytest.fixture
 def annotator(write_lines: WriteLines) -> WriteAnnotator:
-    """Writes an annotation file of the documents of the truth; keywords replace draws."""
+    """Writes a draw file of the documents of the truth; keywords replace draws."""
 
     def write(language: str, model: str, **draws: list[Any]) -> Path:
-        records = [annotation(name, draws.get(name, [label]), model=model) for name, label in LABELS.items()]
+        records = [draw_record(name, draws.get(name, [label]), model=model) for name, label in LABELS.items()]
         return write_lines(f"in/{language}/annotations_edu_{model.replace('/', '--')}.jsonl", records)
 
     return write
 
 
-def evaluation(folder: Path, truth: Path, scale: Scale, **changes: Any) -> Evaluation:
-    return Evaluation(folder / "in", folder / "out", truth, "majority", Measuring(scale, (3.0,), 50), **changes)
+def evaluation(folder: Path, truth: Path, scale: Scale, **changes: Any) -> EvaluationRequest:
+    return EvaluationRequest(
+        folder / "in", folder / "out", truth, "majority", MeasureOptions(scale, (3.0,), 50), **changes
+    )
 
 
 def test_each_annotator_and_language_and_all_together_are_written_as_users_know_them(
@@ -45,7 +47,7 @@ def test_each_annotator_and_language_and_all_together_are_written_as_users_know_
     annotator("fr", "org/m", b=[2])
     annotator("fr", "gemma")
     report = evaluate(evaluation(tmp_path, truth, scale))
-    assert [(part.annotator, part.language) for part in report.comparisons] == [
+    assert [(part.annotator, part.language) for part in report.results] == [
         *(("gemma", "fr"), ("org__m", "de"), ("org__m", "fr"), ("org__m", None)),
     ]
     files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
@@ -77,7 +79,7 @@ def test_each_annotator_and_language_and_all_together_are_written_as_users_know_
     known |= {"Macro-F1", "Micro-F1", *(f"{name}-{label}" for name in ("CA", "F1") for label in range(6))}
     assert known <= german["metrics"].keys()
     written = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert written["comparisons"] == [part.to_json() for part in report.comparisons]
+    assert written["comparisons"] == [part.to_json() for part in report.results]
     assert written["comparisons"][1] == german
     assert written["request"]["valid_labels"] == [0, 1, 2, 3, 4, 5]
 
@@ -92,7 +94,7 @@ def test_the_page_has_every_measure_of_every_row(
     measures = {
         name for table in re.findall(r"\| annotator \| language \|(.*)\|\n", page) for name in table.split(" | ")
     }
-    assert {name.strip() for name in measures} > report.comparisons[0].agreement.values.keys()
+    assert {name.strip() for name in measures} > report.results[0].agreement.values.keys()
     rows = [line for line in page.splitlines() if line.startswith("| a\\|b | de | ")]
     assert [row.split(" | ")[2] for row in rows] == [
         "6",
@@ -111,7 +113,7 @@ def test_score_fields_of_annotated_files_are_annotators(write_lines: WriteLines,
     ]
     write_lines("in/x.jsonl.zst", [*records, {"document_id": "unknown", "score_x": 1, "int_score_x": 1, "score_y": 0}])
     request = evaluation(tmp_path, truth, scale, score_fields=ScoreFields("*score_*"), label_key="quality")
-    found = {(part.annotator, part.language): part for part in evaluate(request).comparisons}
+    found = {(part.annotator, part.language): part for part in evaluate(request).results}
     heads = ("int_score_x", "score_x", "score_y")
     assert list(found) == [(head, language) for head in heads for language in ("en", "in", None)]
     assert found["int_score_x", "en"].agreement.values["Acc"] == 1
@@ -127,7 +129,7 @@ def test_an_annotator_that_scores_no_document_of_the_truth_is_an_error_with_ids_
     annotator: WriteAnnotator, write_lines: WriteLines, truth: Path, scale: Scale, tmp_path: Path
 ) -> None:
     annotator("de", "good")
-    path = write_lines("in/de/annotations_x.jsonl", [annotation(f"<urn:{i}>", [1], model="bad") for i in range(9)])
+    path = write_lines("in/de/annotations_x.jsonl", [draw_record(f"<urn:{i}>", [1], model="bad") for i in range(9)])
     ids = "here the ids are <urn:0>, <urn:1>, <urn:2>, there a, b, c"
     expected = f"{path}: none of the 9 documents of bad is in {truth}: {ids}"
     with pytest.raises(AnnotationError, match=re.escape(expected)):
@@ -143,20 +145,20 @@ def test_files_without_a_record_are_an_error(
     with pytest.raises(AnnotationError, match=r"in: no line is a record with an id: 1 not_json \(.*\); 1 no_id \("):
         evaluate(request)
     write_lines("in/x.jsonl", [])
-    with pytest.raises(AnnotationError, match="no line is a record with an id: all are empty"):
+    with pytest.raises(AnnotationError, match="no line is a record with an id: all files are empty"):
         evaluate(request)
 
 
-def test_a_picture_of_an_earlier_run_does_not_outlive_its_reason(
+def test_a_figure_of_an_earlier_run_does_not_outlive_its_reason(
     annotator: WriteAnnotator, truth: Path, scale: Scale, tmp_path: Path
 ) -> None:
     annotator("de", "m", a=[9])
     evaluate(evaluation(tmp_path, truth, scale))
-    picture = tmp_path / "out/de/histogram_m_invalid_scores.png"
-    assert picture.exists()
+    figure = tmp_path / "out/de/histogram_m_invalid_scores.png"
+    assert figure.exists()
     annotator("de", "m")
     evaluate(evaluation(tmp_path, truth, scale))
-    assert not picture.exists()
+    assert not figure.exists()
 
 
 def test_an_output_folder_that_cannot_be_made_is_named_before_anything_is_read(

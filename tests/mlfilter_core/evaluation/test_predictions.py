@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from mlfilter_core.errors import AnnotationError, ConfigError
+from mlfilter_core.evaluation.draws import Scoring
 from mlfilter_core.evaluation.predictions import Predictions, read_annotators, read_heads
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.score_fields import ScoreFields
 from mlfilter_core.evaluation.truth import Truth
 from mlfilter_core.tallies.tally import Tally
 from tests.conftest import WriteLines
-from tests.mlfilter_core.evaluation.conftest import annotation
+from tests.mlfilter_core.evaluation.conftest import draw_record
 
 TRUTH = Truth([Path("gt.jsonl")], scores={"a": 1.0, "b": 2.0, "c": 3.0}, invalid={"d"})
 
@@ -23,11 +24,11 @@ def names(predictions: list[Predictions]) -> list[tuple[str, str]]:
 def test_a_file_is_an_annotator_in_the_language_of_its_folder(
     write_lines: WriteLines, tmp_path: Path, scale: Scale
 ) -> None:
-    records = [annotation("a", [1, 1, 4], model="org/m"), annotation("x", [2], model="org/m"), b"{"]
-    write_lines("in/de/annotations_m.jsonl", [*records, annotation("b", [None, 9], model="org/m")])
+    records = [draw_record("a", [1, 1, 4], model="org/m"), draw_record("x", [2], model="org/m"), b"{"]
+    write_lines("in/de/annotations_m.jsonl", [*records, draw_record("b", [None, 9], model="org/m")])
     write_lines("in/fr/7__annotations_other.jsonl", [{"id": "d", "scores": [5]}])
     bad_lines = Tally()
-    german, french = read_annotators(tmp_path / "in", TRUTH, scale, "mean", bad_lines)
+    german, french = read_annotators(tmp_path / "in", TRUTH, Scoring("mean", scale), bad_lines)
     assert names([german, french]) == [("org__m", "de"), ("other", "fr")]
     assert german.scores == {"a": 2.0, "b": None}
     assert (german.documents, german.without_truth.examples) == (3, {"predicted_without_truth": ["x"]})
@@ -40,43 +41,41 @@ def test_of_a_document_scored_twice_the_last_counts_and_it_is_said(
     write_lines: WriteLines, tmp_path: Path, scale: Scale
 ) -> None:
     draws = [("a", [1]), ("b", [2]), ("a", [1, 1]), ("b", [5])]
-    write_lines("in/de/annotations_m.jsonl", [annotation(name, scores) for name, scores in draws])
-    (part,) = read_annotators(tmp_path / "in", TRUTH, scale, "mean", Tally())
+    write_lines("in/de/annotations_m.jsonl", [draw_record(name, scores) for name, scores in draws])
+    (part,) = read_annotators(tmp_path / "in", TRUTH, Scoring("mean", scale), Tally())
     assert part.scores == {"a": 1.0, "b": 5.0}
     assert part.duplicates.examples == {"with_same_score": ["a"], "with_other_score": ["b"]}
 
 
-def test_the_truth_among_the_annotation_files_is_no_annotator(
-    write_lines: WriteLines, tmp_path: Path, scale: Scale
-) -> None:
-    truth = Truth([write_lines("in/en/annotations__edu__gt.jsonl", [annotation("a", [1])])], scores={"a": 1.0})
-    with pytest.raises(ConfigError, match=r"the only annotation files below .* are the ground truth"):
-        read_annotators(tmp_path / "in", truth, scale, "mean", Tally())
-    write_lines("in/en/annotations_m.jsonl", [annotation("a", [1])])
-    assert len(read_annotators(tmp_path / "in", truth, scale, "mean", Tally())) == 1
+def test_the_truth_among_the_draw_files_is_no_annotator(write_lines: WriteLines, tmp_path: Path, scale: Scale) -> None:
+    truth = Truth([write_lines("in/en/annotations__edu__gt.jsonl", [draw_record("a", [1])])], scores={"a": 1.0})
+    with pytest.raises(ConfigError, match=r"the only draw files below .* are the ground truth"):
+        read_annotators(tmp_path / "in", truth, Scoring("mean", scale), Tally())
+    write_lines("in/en/annotations_m.jsonl", [draw_record("a", [1])])
+    assert len(read_annotators(tmp_path / "in", truth, Scoring("mean", scale), Tally())) == 1
 
 
 def test_two_annotators_of_one_name_in_a_language_are_refused_with_both_files(
     write_lines: WriteLines, tmp_path: Path, scale: Scale
 ) -> None:
-    one = write_lines("in/1/de/annotations_1.jsonl", [annotation("a", [1], model="org/m")])
-    two = write_lines("in/2/de/annotations_2.jsonl", [annotation("a", [1], model="org__m")])
-    expected = f"two annotators are named org__m in de, those of {one} and {two}; rename one"
+    one = write_lines("in/1/de/annotations_1.jsonl", [draw_record("a", [1], model="org/m")])
+    two = write_lines("in/2/de/annotations_2.jsonl", [draw_record("a", [1], model="org__m")])
+    expected = f"two annotators in de are named org__m, in {one} and {two}; rename one"
     with pytest.raises(AnnotationError, match=re.escape(expected)):
-        read_annotators(tmp_path / "in", TRUTH, scale, "mean", Tally())
+        read_annotators(tmp_path / "in", TRUTH, Scoring("mean", scale), Tally())
 
 
 @pytest.mark.parametrize("model", ["n" * 201, "a\0b"])
 def test_a_model_whose_name_no_file_can_have_is_refused(
     write_lines: WriteLines, tmp_path: Path, scale: Scale, model: str
 ) -> None:
-    records = [annotation("a", [1], model=model)]
+    records = [draw_record("a", [1], model=model)]
     path = write_lines("in/de/annotations_m.jsonl", records)
     if "\0" in model:  # no string that a model could be named by
-        assert names(read_annotators(tmp_path / "in", TRUTH, scale, "mean", Tally())) == [("m", "de")]
+        assert names(read_annotators(tmp_path / "in", TRUTH, Scoring("mean", scale), Tally())) == [("m", "de")]
         return
-    with pytest.raises(AnnotationError, match=rf'{path}: the annotator "n{{200}}" cannot be the name of a file'):
-        read_annotators(tmp_path / "in", TRUTH, scale, "mean", Tally())
+    with pytest.raises(AnnotationError, match=rf'{path}: the annotator "n{{200}}" cannot be a file name'):
+        read_annotators(tmp_path / "in", TRUTH, Scoring("mean", scale), Tally())
 
 
 def test_each_score_field_is_an_annotator_in_the_language_of_the_record_or_the_folder(
@@ -107,7 +106,7 @@ def test_a_language_that_no_folder_can_be_named_by_is_refused(
     write_lines: WriteLines, tmp_path: Path, language: str
 ) -> None:
     write_lines("in/x.jsonl", [{"id": "a", "language": language, "score_x": 1}])
-    with pytest.raises(AnnotationError, match=r"x\.jsonl: the language \".*\" cannot be the name of a file; change it"):
+    with pytest.raises(AnnotationError, match=r"x\.jsonl: the language \".*\" cannot be a file name; rename it"):
         read_heads(tmp_path / "in", TRUTH, ScoreFields("score_*"), Tally())
 
 
@@ -115,7 +114,7 @@ def test_languages_that_would_share_a_folder_are_refused(write_lines: WriteLines
     for name, language in (("x", "a/b"), ("y", "a__b")):
         write_lines(f"in/{name}.jsonl", [{"id": "a", "language": language, "score_x": 1}])
     with pytest.raises(
-        AnnotationError, match=r"two annotators are named score_x in a__b, those of .*x\.jsonl and .*y\.jsonl"
+        AnnotationError, match=r"two annotators in a__b are named score_x, in .*x\.jsonl and .*y\.jsonl"
     ):
         read_heads(tmp_path / "in", TRUTH, ScoreFields("score_*"), Tally())
 

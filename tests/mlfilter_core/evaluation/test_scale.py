@@ -30,10 +30,12 @@ def test_labels_are_sorted_and_named_as_people_write_them() -> None:
 
 @pytest.mark.parametrize("text", ["", "0,,2", "0,x", "0,nan", "inf"])
 def test_what_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r'--thresholds .*: ".*" is no number; give numbers such as 0,1,2,3'):
+    with pytest.raises(
+        ConfigError, match=r'--thresholds .*: ".*" is not a finite number; give numbers such as 0,1,2,3'
+    ):
         parse_numbers(text, "--thresholds")
 
 
-def test_a_label_that_stands_there_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--labels 0,1,1\.0: 1 stands there twice"):
+def test_a_repeated_label_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--labels 0,1,1\.0: 1 is repeated"):
         parse_scale("0,1,1.0", "--labels")

@@ -5,6 +5,7 @@ import pytest
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.draws import MISSING
 from mlfilter_core.evaluation.score_fields import ScoredRecord, ScoreFields
+from mlfilter_core.tallies.tally import Tally
 from tests.conftest import WriteLines
 
 RECORD = {"document_id": 5, "score_a": 1.5, "int_score_a": 2, "label_a": "x", "score_b": None, "scores": {"score": 3}}
@@ -21,16 +22,18 @@ RECORD = {"document_id": 5, "score_a": 1.5, "int_score_a": 2, "label_a": "x", "s
     ],
 )
 def test_patterns_and_names_pick_fields(write_lines: WriteLines, written: str, scores: dict[str, object]) -> None:
-    (row,) = ScoreFields(written).read(write_lines("x.jsonl", [RECORD]))
+    (row,) = ScoreFields(written).read(write_lines("x.jsonl", [RECORD]), Tally())
     assert isinstance(row, ScoredRecord)
     assert (row.line, row.document_id, row.scores) == (1, "5", scores)
 
 
 def test_broken_lines_and_lines_without_an_id_keep_their_place(write_lines: WriteLines) -> None:
     path = write_lines("x.jsonl", [b"{", {"score_a": 1}, {"id": "a", "score_a": 1}, {"id": "b"}])
-    broken, nameless, first, second = ScoreFields("score_*").read(path)
-    assert not isinstance(broken, ScoredRecord) and not isinstance(nameless, ScoredRecord)
-    assert [(line, error.reason) for line, error in (broken, nameless)] == [(1, "not_json"), (2, "no_id")]
+    bad_lines = Tally()
+    broken, nameless, first, second = ScoreFields("score_*").read(path, bad_lines)
+    assert (broken, nameless) == (None, None)
+    places = {reason: example.split(": ")[0] for reason, (example,) in bad_lines.examples.items()}
+    assert places == {"not_json": f"{path}:1", "no_id": f"{path}:2"}
     assert isinstance(first, ScoredRecord) and isinstance(second, ScoredRecord)
     assert (first.scores, second.scores) == ({"score_a": 1}, {"score_a": MISSING})
 
@@ -40,14 +43,16 @@ def test_a_file_without_such_fields_is_refused_with_those_that_it_has(write_line
     path = write_lines("x.jsonl", [b"{", {"id": "a", "quality": 1}, {"id": "b", "quality": 1}])
     expected = f'{path}: no field matches --score_keys "{written}"; line 2 has: id, quality'
     with pytest.raises(AnnotationError, match=re.escape(expected)):
-        list(ScoreFields(written).read(path))
+        list(ScoreFields(written).read(path, Tally()))
 
 
 def test_a_field_that_comes_later_is_refused(write_lines: WriteLines) -> None:
     path = write_lines("x.jsonl", [{"id": "a", "score_a": 1}, {"id": "b", "score_a": 1, "score_b": 2}])
-    with pytest.raises(AnnotationError, match=r"x\.jsonl:2: the score fields are score_a, score_b, those of the lines"):
-        list(ScoreFields("score_*").read(path))
-    assert len(list(ScoreFields("score_a").read(path))) == 2
+    with pytest.raises(
+        AnnotationError, match=r"x\.jsonl:2: the score fields are score_a, score_b, but those of earlier lines"
+    ):
+        list(ScoreFields("score_*").read(path, Tally()))
+    assert len(list(ScoreFields("score_a").read(path, Tally()))) == 2
 
 
 @pytest.mark.parametrize("written", ["", " , "])

@@ -9,13 +9,13 @@ from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.truth import read_truth
 from tests.conftest import WriteLines
-from tests.mlfilter_core.evaluation.conftest import annotation
+from tests.mlfilter_core.evaluation.conftest import draw_record
 
 
 @pytest.mark.parametrize(
     ("record", "label_key", "score"),
     [
-        (annotation("a", [2, 3, 3, 9]), None, 3.0),
+        (draw_record("a", [2, 3, 3, 9]), None, 3.0),
         ({"id": "a", "label": 4}, None, 4.0),
         ({"uuid": "a", "score": 2.5, "aggregation_type": "mean"}, None, 2.5),
         ({"id": "a", "scores": {"score": 1}, "text": "as FineWeb-Edu's annotations"}, None, 1.0),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mlfilter_core.evaluation.comparison import Comparison, Measuring, compare
-from mlfilter_core.evaluation.figures import MAX_BINS, _bins, draw_confusion, draw_invalid, draw_scores
+from mlfilter_core.evaluation.agreement import MeasureOptions
+from mlfilter_core.evaluation.annotator_result import AnnotatorResult, annotator_result
+from mlfilter_core.evaluation.evaluation_figures import MAX_BINS, _bins, draw_confusion, draw_invalid, draw_scores
 from mlfilter_core.evaluation.predictions import Predictions
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.truth import Truth
@@ -15,18 +16,18 @@ from mlfilter_core.evaluation.truth import Truth
 DRAW = [draw_confusion, draw_scores, draw_invalid]
 
 
-def comparison(scale: Scale, annotator: str = "m", spread: float = 1.0) -> Comparison:
+def result(scale: Scale, annotator: str = "m", spread: float = 1.0) -> AnnotatorResult:
     rng = np.random.default_rng(0)
     truth = Truth([Path("gt.jsonl")], {str(i): float(rng.choice(scale.labels)) for i in range(200)})
     part = Predictions(annotator, "de", Path("m.jsonl"))
     for document_id, score in truth.scores.items():
         part.add(document_id, None if rng.random() < 0.1 else score + spread * rng.normal(), truth)
-    return compare([part], truth, Measuring(scale, n_resamples=0))
+    return annotator_result([part], truth, MeasureOptions(scale, n_resamples=0))
 
 
 @pytest.mark.parametrize("draw", DRAW)
-def test_a_picture_appears_whole_with_ink_on_it_and_without_pyplot(draw, scale: Scale, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    draw(comparison(scale), tmp_path / "de" / "x.png")
+def test_a_figure_appears_whole_with_ink_on_it_and_without_pyplot(draw, scale: Scale, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    draw(result(scale), tmp_path / "de" / "x.png")
     image = imread(tmp_path / "de" / "x.png")
     assert min(image.shape[:2]) > 400
     assert image[..., :3].std() > 0.1
@@ -37,7 +38,7 @@ def test_a_picture_appears_whole_with_ink_on_it_and_without_pyplot(draw, scale: 
 @pytest.mark.parametrize("draw", DRAW)
 @pytest.mark.parametrize("annotator", ["a$b$c^{", "名前", "org__" + "model-" * 40, "<b>&\\frac"])
 def test_any_name_can_be_a_title(draw, annotator: str, scale: Scale, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    draw(comparison(scale, annotator), tmp_path / "x.png")
+    draw(result(scale, annotator), tmp_path / "x.png")
     assert imread(tmp_path / "x.png").size
 
 
@@ -45,7 +46,7 @@ def test_any_name_can_be_a_title(draw, annotator: str, scale: Scale, tmp_path: P
 @pytest.mark.parametrize("spread", [0.0, 1e30])
 def test_any_scale_and_any_scores_can_be_drawn(scale: Scale, spread: float, tmp_path: Path) -> None:
     for draw in DRAW:
-        draw(comparison(scale, spread=spread), tmp_path / "x.png")
+        draw(result(scale, spread=spread), tmp_path / "x.png")
         assert max(imread(tmp_path / "x.png").shape) < 3000
 
 
@@ -60,5 +61,5 @@ def test_bins_have_labels_in_their_middle_and_a_bounded_number(scale: Scale) -> 
 
 def test_settings_of_the_process_are_left_alone(scale: Scale, tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
-    draw_confusion(comparison(scale), tmp_path / "x.png")
+    draw_confusion(result(scale), tmp_path / "x.png")
     assert dict(mpl.rcParams) == before

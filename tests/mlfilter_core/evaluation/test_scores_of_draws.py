@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.evaluation.aggregate_annotations import AnnotationAggregation, aggregate_annotations
-from mlfilter_core.evaluation.draws import Aggregation
+from mlfilter_core.evaluation.aggregate_scores import aggregate_scores
+from mlfilter_core.evaluation.aggregation import AggregationRequest
+from mlfilter_core.evaluation.draws import Aggregation, Scoring
 from mlfilter_core.evaluation.scale import Scale
 from tests.conftest import WriteLines
-from tests.mlfilter_core.evaluation.conftest import annotation
+from tests.mlfilter_core.evaluation.conftest import draw_record
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -19,8 +20,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def request_(tmp_path: Path, scale: Scale) -> AnnotationAggregation:
-    return AnnotationAggregation(tmp_path / "in", tmp_path / "out", "majority", scale)
+def request_(tmp_path: Path, scale: Scale) -> AggregationRequest:
+    return AggregationRequest((tmp_path / "in",), tmp_path / "out", Scoring("majority", scale))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
@@ -31,9 +32,10 @@ def test_each_document_of_the_raw_file_gets_one_score_in_its_order(
     write_lines: WriteLines, tmp_path: Path, scale: Scale, how: Aggregation, scores: list[float], suffix: str
 ) -> None:
     raw = write_lines(f"raw/web.jsonl{suffix}", [{"text": "a", "id": 7}, {"id": "b", "text": ""}])
-    records = [annotation("b", [3, None, 4, 17], raw), annotation("7", [1, 2, 2], raw)]
+    records = [draw_record("b", [3, None, 4, 17], raw), draw_record("7", [1, 2, 2], raw)]
     write_lines(f"in/de/annotations_edu_de_gemma.jsonl{suffix}", records)
-    report = aggregate_annotations(AnnotationAggregation(tmp_path / "in", tmp_path / "out", how, scale, batch_size=1))
+    request = AggregationRequest((tmp_path / "in",), tmp_path / "out", Scoring(how, scale), batch_size=1)
+    report = aggregate_scores(request)
     output = tmp_path / "out" / f"web_gemma_aggregated_scores_{how}.jsonl"
     assert read(output) == [
         {"id": 7, "score": scores[0], "aggregation_type": how},
@@ -44,23 +46,23 @@ def test_each_document_of_the_raw_file_gets_one_score_in_its_order(
 
 
 def test_everything_that_is_left_out_is_counted_with_its_reason(
-    write_lines: WriteLines, tmp_path: Path, request_: AnnotationAggregation
+    write_lines: WriteLines, tmp_path: Path, request_: AggregationRequest
 ) -> None:
     documents = [{"uuid": name} for name in ("scored", "invalid", "empty", "unknown")]
     raw = write_lines("raw.jsonl", [*documents, b"{", {"text": "no id"}])
     path = write_lines(
         "in/annotations_x.jsonl",
         [
-            annotation("scored", [1, 9, math.nan, math.inf, None], raw),
-            annotation("invalid", [None, "3", True], raw),
-            annotation("empty", [], raw),
-            annotation("elsewhere", [2], raw),
-            annotation("broken", "2", raw),
+            draw_record("scored", [1, 9, math.nan, math.inf, None], raw),
+            draw_record("invalid", [None, "3", True], raw),
+            draw_record("empty", [], raw),
+            draw_record("elsewhere", [2], raw),
+            draw_record("broken", "2", raw),
             b"not JSON",
         ],
     )
-    (report,) = aggregate_annotations(request_).outputs
-    assert read(tmp_path / "out" / report.output) == [{"uuid": "scored", "score": 1.0, "aggregation_type": "majority"}]
+    (report,) = aggregate_scores(request_).outputs
+    assert read(tmp_path / "out" / report.name) == [{"uuid": "scored", "score": 1.0, "aggregation_type": "majority"}]
     assert report.row() == {
         "output": "raw_x_aggregated_scores_majority.jsonl",
         "documents": 4,
@@ -83,14 +85,14 @@ def test_everything_that_is_left_out_is_counted_with_its_reason(
     assert written["left_out"]["no_valid_score"] == {"count": 2, "examples": ["invalid", "empty"]}
 
 
-def test_of_a_document_annotated_twice_the_last_counts_and_it_is_said(
-    write_lines: WriteLines, tmp_path: Path, request_: AnnotationAggregation
+def test_of_a_document_with_draws_in_two_records_the_last_counts_and_it_is_said(
+    write_lines: WriteLines, tmp_path: Path, request_: AggregationRequest
 ) -> None:
     raw = write_lines("raw.jsonl", [{"id": "a"}, {"id": "b"}, {"id": "c"}])
     draws = [("a", [1]), ("b", [2]), ("c", [5]), ("a", [1, None, 1]), ("b", [4]), ("c", [None])]
-    write_lines("in/annotations_x.jsonl", [annotation(name, scores, raw) for name, scores in draws])
-    (report,) = aggregate_annotations(request_).outputs
-    assert [(record["id"], record["score"]) for record in read(tmp_path / "out" / report.output)] == [
+    write_lines("in/annotations_x.jsonl", [draw_record(name, scores, raw) for name, scores in draws])
+    (report,) = aggregate_scores(request_).outputs
+    assert [(record["id"], record["score"]) for record in read(tmp_path / "out" / report.name)] == [
         ("a", 1),
         ("b", 4),
     ]
@@ -100,14 +102,18 @@ def test_of_a_document_annotated_twice_the_last_counts_and_it_is_said(
     }
 
 
-def test_one_annotation_file_may_be_about_several_raw_files(
-    write_lines: WriteLines, tmp_path: Path, request_: AnnotationAggregation
+def test_one_draw_file_may_refer_to_several_raw_files(
+    write_lines: WriteLines, tmp_path: Path, request_: AggregationRequest
 ) -> None:
     raw = {name: write_lines(f"{name}.jsonl", [{"id": "same"}]) for name in ("one", "two")}
     gone = tmp_path / "gone.jsonl"
-    records = [annotation("same", [1], raw["one"]), annotation("same", [4], raw["two"]), annotation("same", [5], gone)]
+    records = [
+        draw_record("same", [1], raw["one"]),
+        draw_record("same", [4], raw["two"]),
+        draw_record("same", [5], gone),
+    ]
     write_lines("in/annotations_x.jsonl", records)
-    report = aggregate_annotations(request_)
+    report = aggregate_scores(request_)
     outputs = [read(tmp_path / "out" / f"{name}_x_aggregated_scores_majority.jsonl") for name in raw]
     assert [[record["score"] for record in output] for output in outputs] == [[1.0], [4.0]]
     assert list(report.failures) == ["gone_x_aggregated_scores_majority.jsonl"]
@@ -117,9 +123,12 @@ def test_one_annotation_file_may_be_about_several_raw_files(
 
 def test_raw_files_are_looked_up_by_name_elsewhere(write_lines: WriteLines, tmp_path: Path, scale: Scale) -> None:
     write_lines("deduplicated/web.jsonl", [{"id": "b"}])
-    write_lines("in/annotations_x.jsonl", [annotation(name, [3], "/no/such/folder/web.jsonl") for name in "ab"])
+    write_lines("in/annotations_x.jsonl", [draw_record(name, [3], "/no/such/folder/web.jsonl") for name in "ab"])
     lookup = tmp_path / "deduplicated"
-    report = aggregate_annotations(AnnotationAggregation(tmp_path / "in", tmp_path / "out", "max", scale, lookup))
+    request = AggregationRequest(
+        (tmp_path / "in",), tmp_path / "out", Scoring("max", scale), raw_data_lookup_dir=lookup
+    )
+    report = aggregate_scores(request)
     assert [record["id"] for record in read(tmp_path / "out/web_x_aggregated_scores_max.jsonl")] == ["b"]
     assert report.outputs[0].left_out.examples == {"not_in_raw_file": ["a"]}
 
@@ -132,56 +141,57 @@ def test_raw_files_are_looked_up_by_name_elsewhere(write_lines: WriteLines, tmp_
     ],
 )
 def test_two_outputs_of_one_name_are_refused_before_any_work(
-    write_lines: WriteLines, tmp_path: Path, request_: AnnotationAggregation, first: str, second: str, raw: list[str]
+    write_lines: WriteLines, tmp_path: Path, request_: AggregationRequest, first: str, second: str, raw: list[str]
 ) -> None:
     for path, name in zip((first, second), raw, strict=True):
         write_lines(name, [{"id": "a"}])
-        write_lines(path, [annotation("a", [1], tmp_path / name)])
+        write_lines(path, [draw_record("a", [1], tmp_path / name)])
     expected = (
         f"{tmp_path / first} (of {tmp_path / raw[0]}) and {tmp_path / second} (of {tmp_path / raw[1]}) would both be "
-        f"written to {tmp_path}/out/web_x_aggregated_scores_majority.jsonl; rename one"
+        "written to web_x_aggregated_scores_majority.jsonl; rename one"
     )
     with pytest.raises(ConfigError, match=re.escape(expected)):
-        aggregate_annotations(request_)
+        aggregate_scores(request_)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_where_no_id_matches_both_sides_are_shown(
-    write_lines: WriteLines, tmp_path: Path, request_: AnnotationAggregation
+    write_lines: WriteLines, tmp_path: Path, request_: AggregationRequest
 ) -> None:
     raw = write_lines("raw.jsonl", [{"id": f"<urn:{i}>"} for i in range(5)])
-    path = write_lines("in/annotations_x.jsonl", [annotation(i, [1], raw) for i in range(4)])
-    report = aggregate_annotations(request_)
+    path = write_lines("in/annotations_x.jsonl", [draw_record(i, [1], raw) for i in range(4)])
+    report = aggregate_scores(request_)
     assert report.failures == {
-        "raw_x_aggregated_scores_majority.jsonl": f"{path}: none of its 4 documents is among the 5 of {raw}; it has "
-        "0, 1, 2, there are <urn:0>, <urn:1>, <urn:2>. Check --raw_data_lookup_dir; nothing is written for it"
+        "raw_x_aggregated_scores_majority.jsonl": f"{path}: none of its 4 documents is among the 5 in {raw}; it "
+        "contains 0, 1, 2, the raw file <urn:0>, <urn:1>, <urn:2>; check --raw_data_lookup_dir; no output is written "
+        "for it"
     }
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["aggregation_report.json"]
 
 
 def test_where_no_draw_is_valid_the_reasons_are_shown(
-    write_lines: WriteLines, tmp_path: Path, request_: AnnotationAggregation
+    write_lines: WriteLines, tmp_path: Path, request_: AggregationRequest
 ) -> None:
     raw = write_lines("raw.jsonl", [{"id": "a"}])
-    path = write_lines("in/annotations_x.jsonl", [annotation("a", [7, 8], raw)])
-    (reason,) = aggregate_annotations(request_).failures.values()
+    path = write_lines("in/annotations_x.jsonl", [draw_record("a", [7, 8], raw)])
+    (reason,) = aggregate_scores(request_).failures.values()
     assert (
-        f"no draw of a document of {raw} is valid: 2 not_a_label ({path}:1: 7, {path}:1: 8); check --labels" in reason
+        f"no draw for a document of {raw} is valid: 2 not_a_label ({path}:1: 7, {path}:1: 8); check --labels" in reason
     )
 
 
-def test_a_file_without_annotations_or_broken_fails_and_the_others_are_done(
-    write_lines: WriteLines, tmp_path: Path, request_: AnnotationAggregation
+def test_a_file_without_draws_or_broken_fails_and_the_others_are_done(
+    write_lines: WriteLines, tmp_path: Path, request_: AggregationRequest
 ) -> None:
     raw = write_lines("raw.jsonl", [{"id": "a"}])
-    write_lines("in/annotations_good.jsonl", [annotation("a", [1], raw)])
+    write_lines("in/annotations_good.jsonl", [draw_record("a", [1], raw)])
     empty = write_lines("in/annotations_empty.jsonl", [])
     other = write_lines("in/annotations_other.jsonl", [{"id": "a", "scores": [1]}])
-    cut = write_lines("in/annotations_cut.jsonl.gz", [annotation("a", [1], raw)])
+    cut = write_lines("in/annotations_cut.jsonl.gz", [draw_record("a", [1], raw)])
     cut.write_bytes(cut.read_bytes()[:-9])
-    report = aggregate_annotations(request_)
-    assert [output.output for output in report.outputs] == ["raw_good_aggregated_scores_majority.jsonl"]
+    report = aggregate_scores(request_)
+    assert [output.name for output in report.outputs] == ["raw_good_aggregated_scores_majority.jsonl"]
     assert list(report.failures) == [str(cut), str(empty), str(other)]
     assert "the compressed stream breaks off here" in report.failures[str(cut)]
-    assert "no record says which raw file it is about: it is empty" in report.failures[str(empty)]
+    assert "no record refers to a raw file: the file is empty" in report.failures[str(empty)]
     assert f'1 no_raw_data_file ({other}:1: "meta_information.raw_data_file_path" is mis' in report.failures[str(other)]

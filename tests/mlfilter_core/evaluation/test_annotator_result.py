@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlfilter_core.evaluation.comparison import Measuring, compare
+from mlfilter_core.evaluation.agreement import MeasureOptions
+from mlfilter_core.evaluation.annotator_result import annotator_result
 from mlfilter_core.evaluation.predictions import Predictions
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.truth import Truth
@@ -27,8 +28,8 @@ def predictions(language: str = "de", **scores: float | None) -> Predictions:
 def test_every_document_of_both_sides_is_accounted_for() -> None:
     part = predictions(a=0.0, b=2.0, c=None, x=1.0, unknown=1.0)
     part.add("b", 2.5, TRUTH)
-    comparison = compare([part], TRUTH, Measuring(SCALE, (1.0,)))
-    assert comparison.counts == {
+    result = annotator_result([part], TRUTH, MeasureOptions(SCALE, (1.0,)))
+    assert result.counts == {
         "documents": 6,
         "matched": 4,
         "valid": 2,
@@ -40,22 +41,24 @@ def test_every_document_of_both_sides_is_accounted_for() -> None:
         "invalid_draws": 0,
         "beyond_scale": 1,
     }
-    counts = comparison.counts
+    counts = result.counts
     assert counts["documents"] == counts["matched"] + counts["predicted_without_truth"] + counts["duplicates"]
-    assert comparison.left_out.examples == {
+    assert result.left_out.examples == {
         "predicted_without_truth": ["unknown"],
         "invalid": ["c"],
         "invalid_truth": ["x"],
         "truth_without_prediction": ["d", "e"],
     }
-    assert comparison.agreement.values["Acc"] == 1 / 2
-    assert comparison.exclusions()[0].startswith("left out: 1 predicted_without_truth (unknown); 1 invalid (c)")
+    assert result.agreement.values["Acc"] == 1 / 2
+    assert result.exclusions()[0].startswith("left out: 1 predicted_without_truth (unknown); 1 invalid (c)")
 
 
 def test_the_confusion_matrix_has_invalid_scores_first_as_in_ml_filter() -> None:
-    comparison = compare([predictions(a=0.0, b=1.4, c=None, d=0.4, e=5.0)], TRUTH, Measuring(SCALE, n_resamples=0))
-    assert comparison.confusion.tolist() == [[0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]]
-    facts = comparison.to_json()
+    result = annotator_result(
+        [predictions(a=0.0, b=1.4, c=None, d=0.4, e=5.0)], TRUTH, MeasureOptions(SCALE, n_resamples=0)
+    )
+    assert result.confusion.tolist() == [[0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]]
+    facts = result.to_json()
     assert facts["CM"] == {
         "0": {"-1": 0, "0": 1, "1": 0, "2": 0},
         "1": {"-1": 0, "0": 0, "1": 1, "2": 1},
@@ -67,14 +70,14 @@ def test_the_confusion_matrix_has_invalid_scores_first_as_in_ml_filter() -> None
 
 def test_where_minus_one_is_a_label_invalid_scores_have_another_name() -> None:
     scale = Scale((-1.0, 0.0, 1.0, 2.0))
-    comparison = compare([predictions(a=None, b=-0.6)], TRUTH, Measuring(scale, n_resamples=0))
-    assert comparison.to_json()["CM"]["0"] == {"invalid": 1, "-1": 0, "0": 0, "1": 0, "2": 0}
-    assert comparison.to_json()["CM"]["1"] == {"invalid": 0, "-1": 1, "0": 0, "1": 0, "2": 0}
+    result = annotator_result([predictions(a=None, b=-0.6)], TRUTH, MeasureOptions(scale, n_resamples=0))
+    assert result.to_json()["CM"]["0"] == {"invalid": 1, "-1": 0, "0": 0, "1": 0, "2": 0}
+    assert result.to_json()["CM"]["1"] == {"invalid": 0, "-1": 1, "0": 0, "1": 0, "2": 0}
 
 
 def test_several_languages_together_hold_each_document_of_each() -> None:
     german, french = predictions("de", a=0.0, b=1.0, c=1.0), predictions("fr", a=2.0, b=1.0, f=None, unknown=1.0)
-    together = compare([german, french], TRUTH, Measuring(SCALE))
+    together = annotator_result([german, french], TRUTH, MeasureOptions(SCALE))
     assert (together.language, together.annotator) == (None, "m")
     assert together.truth.tolist() == [0.0, 1.0, 2.0, 0.0, 1.0]
     assert together.predicted.tolist() == [0.0, 1.0, 1.0, 2.0, 1.0]
@@ -85,36 +88,36 @@ def test_several_languages_together_hold_each_document_of_each() -> None:
 
 def test_intervals_are_of_the_defined_measures_and_the_seed_decides() -> None:
     part = predictions(a=0.0, b=1.0, c=0.5, d=2.0, e=1.0)
-    comparison = compare([part], TRUTH, Measuring(SCALE, (9.0,), 300))
-    defined = {name for name, value in comparison.agreement.values.items() if value is not None}
-    assert comparison.intervals.keys() == defined
+    result = annotator_result([part], TRUTH, MeasureOptions(SCALE, (9.0,), 300))
+    defined = {name for name, value in result.agreement.values.items() if value is not None}
+    assert result.intervals.keys() == defined
     assert "Binary-Recall-9.0" not in defined
-    again = compare([part], TRUTH, Measuring(SCALE, (9.0,), 300))
-    other = compare([part], TRUTH, Measuring(SCALE, (9.0,), 300, seed=1))
-    assert again.intervals == comparison.intervals != other.intervals
-    mae = comparison.intervals["MAE"]
+    again = annotator_result([part], TRUTH, MeasureOptions(SCALE, (9.0,), 300))
+    other = annotator_result([part], TRUTH, MeasureOptions(SCALE, (9.0,), 300, seed=1))
+    assert again.intervals == result.intervals != other.intervals
+    mae = result.intervals["MAE"]
     assert mae.low is not None and mae.high is not None
-    assert mae.low < comparison.agreement.values["MAE"] < mae.high  # type: ignore[operator]
+    assert mae.low < result.agreement.values["MAE"] < mae.high  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("scores", [{}, {"a": None}, {"a": 1.0}])
 def test_one_document_or_none_has_no_intervals(scores: dict[str, float | None]) -> None:
-    comparison = compare([predictions(**scores)], TRUTH, Measuring(SCALE))
-    assert comparison.intervals == {}
-    assert comparison.confusion.sum() == len(scores)
-    if comparison.truth.size == 0:
-        assert comparison.gaps()[-1] == ("all measures are undefined: no document has a valid score on both sides")
+    result = annotator_result([predictions(**scores)], TRUTH, MeasureOptions(SCALE))
+    assert result.intervals == {}
+    assert result.confusion.sum() == len(scores)
+    if result.truth.size == 0:
+        assert result.gaps()[-1] == ("all measures are undefined: no document has a valid score on both sides")
 
 
 def test_remarks_say_what_is_undefined_and_why() -> None:
-    comparison = compare([predictions(b=1.0, e=1.0)], TRUTH, Measuring(SCALE, (), 10))
-    (remark,) = (remark for remark in comparison.gaps() if remark.startswith("undefined: "))
+    result = annotator_result([predictions(b=1.0, e=1.0)], TRUTH, MeasureOptions(SCALE, (), 10))
+    (remark,) = (remark for remark in result.gaps() if remark.startswith("undefined: "))
     assert remark.startswith("undefined: Spearman, Kendall, Pearson: all true scores are 1; Krippendorff, Fleiss, ")
     assert "; CA-2: no document has the true label 2; " in remark
 
 
 def test_the_correlation_of_scores_that_agree_is_one() -> None:
-    comparison = compare([predictions(a=0.0, b=1.0, c=2.0, d=2.0, e=1.0)], TRUTH, Measuring(SCALE, (), 500))
-    assert comparison.agreement.values["Spearman"] == pytest.approx(1)
-    assert np.allclose([comparison.intervals["Spearman"].low, comparison.intervals["Spearman"].high], 1)
-    assert any(remark.startswith("undefined in some resamples, which the") for remark in comparison.gaps())
+    result = annotator_result([predictions(a=0.0, b=1.0, c=2.0, d=2.0, e=1.0)], TRUTH, MeasureOptions(SCALE, (), 500))
+    assert result.agreement.values["Spearman"] == pytest.approx(1)
+    assert np.allclose([result.intervals["Spearman"].low, result.intervals["Spearman"].high], 1)
+    assert any(remark.startswith("undefined in some resamples, which the") for remark in result.gaps())

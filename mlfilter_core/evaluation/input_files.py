@@ -1,0 +1,114 @@
+"""Input files: which there are, and what a record of a draw file says.
+
+A draw file is a JSONL file with the draws of one annotator, such as a language model, for many documents. ML-Filter,
+which introduced the format, calls them annotations, and so do the names of the files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mlfilter_core.corpus.documents import BadRecordError, as_string, find_value
+from mlfilter_core.corpus.records import Record, id_key, read_records
+from mlfilter_core.corpus.source_files import find_jsonl, stem_of
+from mlfilter_core.errors import AnnotationError, ConfigError
+
+STEMS = ("annotations_*", "*__annotations_*")
+MODEL_KEYS = ("meta_information.model_name", "meta_information.model")
+RAW_KEY = "meta_information.raw_data_file_path"
+
+
+def find_inputs(folder: Path, option: str) -> list[Path]:
+    """Returns the JSONL files below a folder, sorted by path.
+
+    Raises:
+        ConfigError: There are none, or the folder is not readable.
+    """
+    found = find_jsonl(folder, "*")
+    if not found:
+        raise ConfigError(f"{option}: there is no .jsonl, .jsonl.gz or .jsonl.zst file below {folder}")
+    return found
+
+
+def find_draw_files(folder: Path) -> list[Path]:
+    """Returns the draw files below a folder, sorted by path.
+
+    Raises:
+        ConfigError: There are none, or the folder is not readable.
+    """
+    found = find_jsonl(folder, *STEMS)
+    if not found:
+        others = find_jsonl(folder, "*")
+        instead = f"other .jsonl files: {len(others)}, such as {others[0]}" if others else "there is no .jsonl file"
+        raise ConfigError(
+            f"--input_directory: no file below {folder} is named annotations_*.jsonl or *__annotations_*.jsonl; "
+            f"{instead}. To use the scores in annotated files, give --score_keys, such as 'score_*'"
+        )
+    return found
+
+
+def parse_draws(record: Record) -> tuple[str, list[Any]]:
+    """Returns the id of a document, as a string, and the draws as the record contains them, valid or not.
+
+    Raises:
+        BadRecordError: The record has no id or no list of draws.
+    """
+    draws = record.get("scores")
+    document_id = as_string(record[id_key(record)])
+    if not isinstance(draws, list):
+        raise BadRecordError("no_scores", '"scores" is missing or not a list such as [1, null, 2]')
+    return document_id, draws
+
+
+def raw_data_file(record: Record) -> str:
+    """Returns the path of the raw file that contains the document of a record.
+
+    Raises:
+        BadRecordError: The record has no such path.
+    """
+    path = _string(record, RAW_KEY)
+    if path is None:
+        raise BadRecordError("no_raw_data_file", f'"{RAW_KEY}" is missing or not a path')
+    return path
+
+
+def in_file_names(text: str) -> str:
+    """Returns a name without slashes, as ML-Filter writes it: `meta-llama__Llama-3` for `meta-llama/Llama-3`."""
+    return text.replace("/", "__")
+
+
+def annotator_of_name(path: Path) -> str:
+    """Returns the annotator according to the file name: `gt` for `annotations__edu__en__gt.jsonl`."""
+    return stem_of(path).rpartition("_")[2]
+
+
+def annotator_of_records(path: Path) -> str:
+    """Returns the model that the records name, with `__` for `/`; without one, the annotator of the file name.
+
+    Raises:
+        AnnotationError: The records name two models.
+        SourceError: The file is not readable.
+    """
+    first: tuple[int, str] | None = None
+    for line, record in read_records(path):
+        model = None if isinstance(record, BadRecordError) else _model(record)
+        if model is None:
+            continue
+        if first is None:
+            first = line, model
+        elif model != first[1]:
+            raise AnnotationError(
+                f"{path}:{line}: the annotator is {model}, but in line {first[0]} it is {first[1]}; split the file"
+            )
+    return in_file_names(first[1]) if first else annotator_of_name(path)
+
+
+def _model(record: Record) -> str | None:
+    return next((model for key in MODEL_KEYS if (model := _string(record, key))), None)
+
+
+def _string(record: Record, key: str) -> str | None:
+    try:
+        value = find_value(record, key)
+    except KeyError:
+        return None
+    return value if isinstance(value, str) and value and "\0" not in value else None
