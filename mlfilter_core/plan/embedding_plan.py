@@ -97,7 +97,7 @@ def _find_model(params: EmbeddingPipelineParameters, findings: Findings) -> Mode
 def _load(
     params: EmbeddingPipelineParameters, request: EmbedRequest, device: str, findings: Findings
 ) -> LoadedEncoder | None:
-    from mlfilter_core.encoder.encoder import load_encoder
+    from mlfilter_core.encoder.loading import load_encoder
 
     started = time.monotonic()
     with findings.noting():
