@@ -29,7 +29,7 @@ Lines = Mapping[str, Sequence[Any]]
 def head(name: str, seed: int, scale: float = 1.0) -> Head:
     """A linear head; with scale 0 it gives 1 for every document."""
     weights = np.random.default_rng(seed).standard_normal((1, TINY_DIM)).astype(np.float32) * scale
-    return Head(name, "", (torch.from_numpy(weights),), (torch.ones(1),), "relu", {})
+    return Head(name, (torch.from_numpy(weights),), (torch.ones(1),), "relu", {})
 
 
 def make_outputs(

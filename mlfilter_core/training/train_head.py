@@ -68,9 +68,7 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
         device,
         told,
     )
-    head = Head(
-        *(request.name, "", fitted.weights, fitted.biases, recipe.activation, found.encoder, task.kind, task.names)
-    )
+    head = Head(*(request.name, fitted.weights, fitted.biases, recipe.activation, found.encoder, task.kind, task.names))
     given = _outputs(head, RowBuffers(found.places.select(held_out), found.dim, request.max_bytes))
     report = TrainReport(
         *(f"{request.name}{SUFFIX}", str(output), "trained", len(found.labels), len(rows), len(given), fitted.epochs),
