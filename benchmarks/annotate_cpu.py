@@ -19,7 +19,7 @@ from measure import alternate, parser, peak_memory_bytes, print_peak_memory, pub
 from numpy.typing import NDArray
 
 from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
-from mlfilter_core.compute.linear import linear
+from mlfilter_core.compute import onednn
 from mlfilter_core.corpus.documents import Document
 from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
 from mlfilter_core.embedding_store.layout import Provenance
@@ -97,7 +97,7 @@ def products(rows: Rows, heads: list[Head]) -> None:
         for head in heads:
             hidden = torch.from_numpy(batch)
             for weight in head.weights:
-                hidden = linear(hidden, weight, None)
+                hidden = onednn.linear(hidden, weight, None)
 
     in_batches(rows, multiply)
 
@@ -127,7 +127,7 @@ def peak_growth(folder: Path) -> float:
 
 def annotate(path: Path, heads: list[Head]) -> None:
     """Annotates one file as the flow does."""
-    request = AnnotateRequest(path.parent / "out", {head.name: head.sha256 for head in heads}, batch_size=BATCH_SIZE)
+    request = AnnotateRequest(path.parent / "out", {head.name: "0" * 64 for head in heads}, batch_size=BATCH_SIZE)
     annotate_file(TaskFile(path.name, path.stem, path.parent), request, heads)
 
 

@@ -25,13 +25,14 @@ from measure import MATRIX_FLOPS, alternate, matrix_product, parser, peak_memory
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
-from mlfilter_core.compute.linear import linear
+from mlfilter_core.compute import onednn
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
 from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
-from mlfilter_core.encoder.encoder import Encoder, load_encoder
+from mlfilter_core.encoder.encoder import Encoder
+from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import TaskFile, find_files
@@ -90,7 +91,7 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
             "encoder_tokenized": lambda: encoder.encode(tokenized),
             "matmul": matrix_product(lambda matrix: matrix @ matrix, torch.float32),
             "bf16_matmul": matrix_product(lambda matrix: matrix @ matrix, torch.bfloat16),
-            "onednn": matrix_product(lambda matrix: linear(matrix, matrix, None), torch.float32),
+            "onednn": matrix_product(lambda matrix: onednn.linear(matrix, matrix, None), torch.float32),
         },
     )
     n_documents, n_tokens = len(texts), int(tokenized.n_tokens.sum())

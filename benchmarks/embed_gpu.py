@@ -35,7 +35,8 @@ from transformers import (
 )
 
 from mlfilter_core.embedding.stages import Stages
-from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts, load_encoder
+from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts
+from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import resolve_model
 from mlfilter_core.encoder.settings import EncoderSettings
 
@@ -91,7 +92,7 @@ def speed(
         "tokenizer": lambda: encoder.tokenize(texts),
         "matmul": matrix_product(lambda matrix: matrix @ matrix, torch.bfloat16, device, side(device)),
     }
-    if compiled.is_compiled:
+    if compiled.forward_pass.is_compiled:
         runs["ours_compiled"] = lambda: embed(texts, compiled)
     facts = {"encoder": str(encoder), "compiled encoder": str(compiled)}
     expected = embed(texts[:64], encoder)
@@ -119,7 +120,7 @@ def speed(
         "tokenizer_tokens_per_s": n_tokens / seconds["tokenizer"],
         "matmul_tflop_per_s": matmul_rate / 1e12,
     }
-    if compiled.is_compiled:
+    if compiled.forward_pass.is_compiled:
         figures["compiled_tokens_per_s"] = n_tokens / seconds["ours_compiled"]
     for path in ("padded", "unpadded"):
         if path in seconds:

@@ -28,7 +28,7 @@ from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
 from mlfilter_core.embedding.committed import CommittedRows
 from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
 from mlfilter_core.embedding.work import embed_work
-from mlfilter_core.encoder.encoder import load_encoder
+from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import resolve_model
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import find_files

@@ -21,8 +21,10 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from mlfilter_core.encoder.encoder import Encoder, EncoderSettings, load_encoder
+from mlfilter_core.encoder.encoder import Encoder
+from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
+from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.zstd import zstd
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
@@ -115,7 +117,7 @@ def limit_memory(encoder: Encoder, n_tokens: int) -> Encoder:
         if kwargs["input_ids"].numel() > n_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    embeddings = encoder._transformer.model.get_submodule("embeddings")
+    embeddings = encoder.forward_pass.model.get_submodule("embeddings")
     embeddings.register_forward_pre_hook(allocate, with_kwargs=True)
     return encoder
 

@@ -13,8 +13,9 @@ from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_fil
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
-from mlfilter_core.encoder.encoder import Encoder, EncoderSettings
+from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.heads.head import Head
 from mlfilter_core.work.run_log import ROWS, RUN
@@ -28,7 +29,7 @@ Lines = Mapping[str, Sequence[Any]]
 def head(name: str, seed: int, scale: float = 1.0) -> Head:
     """A linear head; with scale 0 it gives 1 for every document."""
     weights = np.random.default_rng(seed).standard_normal((1, TINY_DIM)).astype(np.float32) * scale
-    return Head(name, "", (torch.from_numpy(weights),), (torch.ones(1),), "relu", {})
+    return Head(name, (torch.from_numpy(weights),), (torch.ones(1),), "relu", {})
 
 
 def make_outputs(

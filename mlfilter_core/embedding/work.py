@@ -206,6 +206,6 @@ def _encoder(
     torch_compile: bool,
 ) -> "Encoder":
     """Returns the encoder, loaded once for each worker process: it takes seconds and gigabytes."""
-    from mlfilter_core.encoder.encoder import load_encoder
+    from mlfilter_core.encoder.loading import load_encoder
 
     return load_encoder(model, settings, device, max_batch_tokens, torch_compile)

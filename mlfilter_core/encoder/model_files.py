@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfilter_core.errors import EncoderError
-from mlfilter_core.files.identity import file_sha256
+from mlfilter_core.files.identity import cached_sha256
 
 PACKAGE_SCHEME = "package:"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",
@@ -166,5 +166,5 @@ def _loaded_weights(folder: Path) -> list[Path]:
 def _digest(folder: Path, paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()} {cached_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -83,7 +83,7 @@ class AnnotatorResult:
         k = len(self.scale.labels)
         confusion = np.zeros((k, 1 + k), np.int64)
         np.add.at(confusion, (self.scale.nearest(self.truth), 1 + self.scale.nearest(self.predicted)), 1)
-        np.add.at(confusion, (self.scale.nearest(self.truth_of_invalid), 0), 1)
+        confusion[:, 0] = np.bincount(self.scale.nearest(self.truth_of_invalid), minlength=k)
         return confusion
 
     def to_json(self) -> dict[str, Any]:

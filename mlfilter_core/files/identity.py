@@ -1,5 +1,6 @@
 """Whether a file is still the one that was seen before."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,21 @@ def file_sha256(path: Path) -> str:
     """Returns the digest of the bytes on disk, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached_sha256(path: Path) -> str:
+    """Returns `file_sha256`, but reads the file only once in a process unless it has changed.
+
+    For weights, which take minutes to read and several steps of a run ask for. A file whose inode, size and times are
+    the same counts as unchanged.
+    """
+    status = path.stat()
+    return _sha256_of(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.cache
+def _sha256_of(path: Path, *version: int) -> str:
+    return file_sha256(path)
 
 
 def file_identity(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfilter_core.errors import HeadError
-from mlfilter_core.files.identity import file_sha256
+from mlfilter_core.files.identity import cached_sha256
 
 FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 FOLDER_CONFIG = "config.json"
@@ -34,10 +34,10 @@ class HeadFiles:
     @property
     def sha256(self) -> str:
         """Digest of the weights, and of the facts where there are some."""
-        digest = file_sha256(self.weights)
+        digest = cached_sha256(self.weights)
         if self.facts is None:
             return digest
-        return hashlib.sha256(f"{digest} {file_sha256(self.facts)}".encode()).hexdigest()
+        return hashlib.sha256(f"{digest} {cached_sha256(self.facts)}".encode()).hexdigest()
 
 
 def find_head(name: str, checkpoint: str | Path) -> HeadFiles:

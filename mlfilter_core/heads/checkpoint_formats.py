@@ -76,7 +76,7 @@ def load_head(name: str, checkpoint: str | Path) -> Head:
     where = f"head {name}: {files.weights}"
     facts = _read_facts(files.facts, where)
     if _is_sequence_classifier(facts):
-        return _sequence_classifier(name, files.weights, files.sha256, facts, where)
+        return _sequence_classifier(name, files.weights, facts, where)
     tensors, metadata = _read(files.weights, None, where)
     facts = {**metadata, **facts}
     _check_format(facts, where)
@@ -88,7 +88,7 @@ def load_head(name: str, checkpoint: str | Path) -> Head:
     task = _one_of(TASKS, facts.get("task", "regression"), "task", where)
     labels = _labels(facts, task, weights[-1].shape[0], where)
     activation = _one_of(ACTIVATIONS, facts.get("activation", "relu"), "activation", where)
-    return Head(name, files.sha256, weights, biases, activation, _trained_on(facts, where), task, labels)
+    return Head(name, weights, biases, activation, _trained_on(facts, where), task, labels)
 
 
 def _read_facts(path: Path | None, where: str) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _is_sequence_classifier(facts: Mapping[str, Any]) -> bool:
     )
 
 
-def _sequence_classifier(name: str, path: Path, sha256: str, facts: Mapping[str, Any], where: str) -> Head:
+def _sequence_classifier(name: str, path: Path, facts: Mapping[str, Any], where: str) -> Head:
     kind = CLASSIFIERS.get(str(facts.get("model_type")))
     if kind is None:
         raise HeadError(
@@ -183,7 +183,7 @@ def _sequence_classifier(name: str, path: Path, sha256: str, facts: Mapping[str,
     # It takes the state of the first token as the encoder leaves it.
     encoder = {"model": f"{facts.get('_name_or_path') or path.parent.name} (CLS state)", "pooling": "cls"}
     return Head(
-        *(name, sha256, weights, biases, kind.activation, {**encoder, "is_normalized": False}, task),
+        *(name, weights, biases, kind.activation, {**encoder, "is_normalized": False}, task),
         tuple(labels) if n_outputs > 1 else (),
     )
 

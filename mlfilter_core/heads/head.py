@@ -25,7 +25,6 @@ class Head:
 
     Attributes:
         name: As the job calls it.
-        sha256: Digest of the checkpoint's files.
         weights: float32 (n_out, n_in) of each layer.
         biases: float32 (n_out,) of each layer.
         activation: One of `ACTIVATIONS`, between the layers.
@@ -35,7 +34,6 @@ class Head:
     """
 
     name: str
-    sha256: str
     weights: tuple[torch.Tensor, ...]
     biases: tuple[torch.Tensor, ...]
     activation: str

@@ -77,7 +77,7 @@ def load_for_trial(
     params: EmbeddingPipelineParameters, request: EmbedRequest, device: str, findings: Findings
 ) -> LoadedEncoder | None:
     """Returns the encoder of a job; where it does not load, notes why and returns None."""
-    from mlfilter_core.encoder.encoder import load_encoder
+    from mlfilter_core.encoder.loading import load_encoder
 
     started = time.monotonic()
     with findings.noting():

@@ -52,7 +52,6 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
     fitted = _fit(request, documents, device)
     head = Head(
         name=request.name,
-        sha256="",
         weights=fitted.weights,
         biases=fitted.biases,
         activation=request.recipe.activation,

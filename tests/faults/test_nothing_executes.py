@@ -16,7 +16,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.encoder.encoder import load_encoder
+from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import code_elsewhere, resolve_model
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.errors import EncoderError

@@ -21,7 +21,7 @@ WriteJob = Callable[..., Path]
 TOLD_S = 60  # of an event, by Prefect to its server, on a machine that is busy
 
 PRELOADED = [
-    *("distributed.worker", "mlfilter_core.encoder.encoder", "transformers.models.bert.modeling_bert"),
+    *("distributed.worker", "mlfilter_core.encoder.loading", "transformers.models.bert.modeling_bert"),
     *("flows.workers.on_worker", "flows.embed", "flows.annotate", "flows.train_head", "flows.filter"),
 ]
 

@@ -4,6 +4,8 @@ import h5py
 import pytest
 import torch
 
+from mlfilter_core.files import identity
+from mlfilter_core.files.identity import file_sha256
 from mlfilter_core.heads.checkpoint_formats import load_head
 from mlfilter_core.heads.head import Head
 from tests.conftest import TINY_DIM
@@ -19,6 +21,14 @@ def heads(tmp_path: Path) -> list[Head]:
     torch.save(linear.state_dict(), tmp_path / "linear.pt")
     torch.save(mlp.state_dict(), tmp_path / "mlp.pt")
     return [load_head("quality", tmp_path / "linear.pt"), load_head("topics", tmp_path / "mlp.pt")]
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Collects the files that are read for their digests."""
+    paths: list[Path] = []
+    monkeypatch.setattr(identity, "file_sha256", lambda path: (paths.append(path), file_sha256(path))[1])
+    return paths
 
 
 def flip_a_bit(path: Path, name: str) -> None:

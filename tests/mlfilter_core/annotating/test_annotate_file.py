@@ -74,7 +74,7 @@ COLUMNS = ["score_quality", "score_topics_0", "score_topics_1"]
 @pytest.fixture
 def make_request(tmp_path: Path, heads: list[Head]) -> Callable[..., AnnotateRequest]:
     def make(**changes: Any) -> AnnotateRequest:
-        return AnnotateRequest(tmp_path / "annotated", {head.name: head.sha256 for head in heads}, **changes)
+        return AnnotateRequest(tmp_path / "annotated", {head.name: "0" * 64 for head in heads}, **changes)
 
     return make
 

@@ -1,35 +1,11 @@
 import pytest
 import torch
 
-from mlfilter_core.compute.linear import PackedLinear, activated_linear, linear, pack_linear_layers
+from mlfilter_core.compute.linear import PackedLinear, activated_linear, pack_linear_layers
+from tests.mlfilter_core.compute.test_onednn import ONEDNN_DTYPES
 
 
-@pytest.mark.parametrize("shape", [(5, 32), (3, 7, 32), (1, 1, 32), (0, 32), (4, 0, 32)])
-@pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("is_inference", [True, False])
-def test_it_is_the_linear_layer_of_pytorch(
-    shape: tuple[int, ...], has_bias: bool, dtype: torch.dtype, is_inference: bool
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    inputs, weight = (torch.randn(size, generator=generator, dtype=dtype) for size in (shape, (16, 32)))
-    bias = torch.randn(16, generator=generator, dtype=dtype) if has_bias else None
-    with torch.inference_mode(is_inference):
-        outputs = linear(inputs, weight, bias)
-    torch.testing.assert_close(outputs, torch.nn.functional.linear(inputs, weight, bias))
-
-
-def test_inputs_that_are_not_contiguous_are_read_in_their_order() -> None:
-    inputs, weight = torch.randn(6, 8, 32), torch.randn(16, 32)
-    with torch.inference_mode():
-        for view in (inputs.transpose(0, 1), inputs[:, ::2], inputs[..., 1:].new_ones(6, 1, 1).expand(6, 8, 32)):
-            torch.testing.assert_close(linear(view, weight, None), view @ weight.T)
-
-
-HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if HAS_BFLOAT16 else [torch.float32])
+@pytest.mark.parametrize("dtype", ONEDNN_DTYPES)
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 48), (3, 7, 48), (1, 1, 48), (0, 48), (2048, 48)])
 @torch.inference_mode()

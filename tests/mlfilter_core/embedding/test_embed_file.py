@@ -24,7 +24,8 @@ from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file, finished_embedding
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts, load_encoder
+from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts
+from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.errors import OutputConflictError, SourceError
@@ -612,7 +613,7 @@ from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.files.task_files import find_files
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
-from mlfilter_core.encoder.encoder import load_encoder
+from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.encoder.model_files import resolve_model
 

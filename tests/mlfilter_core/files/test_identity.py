@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.files.identity import file_identity, file_sha256, is_same_file
+from mlfilter_core.files.identity import cached_sha256, file_identity, file_sha256, is_same_file
 
 
 @pytest.fixture
@@ -32,3 +32,16 @@ def test_a_touched_file_is_told_by_its_content_where_that_may_be_read(file: Path
     assert is_same_file(file, recorded, read_content=True) is True
     file.write_bytes(b"CONTENT")
     assert is_same_file(file, recorded, read_content=True) is False
+
+
+def test_a_digest_is_computed_again_only_for_a_changed_file(file: Path, hashed: list[Path]) -> None:
+    first = cached_sha256(file)
+    assert (first, cached_sha256(file), hashed) == (file_sha256(file), first, [file])
+    file.write_bytes(b"CONTENT")
+    os.utime(file, ns=(1, 1))
+    assert cached_sha256(file) == hashlib.sha256(b"CONTENT").hexdigest()
+    (file.parent / "other").write_bytes(b"other")
+    os.utime(file.parent / "other", ns=(1, 1))
+    (file.parent / "other").replace(file)
+    assert cached_sha256(file) == hashlib.sha256(b"other").hexdigest()
+    assert hashed == [file] * 3

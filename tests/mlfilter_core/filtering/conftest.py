@@ -80,8 +80,8 @@ def annotate(folder: Path, model: Path) -> None:
         work.run(file)
     weights = torch.randn((2, TINY_DIM), generator=torch.Generator().manual_seed(0))
     heads = [
-        Head("good", "", (weights[:1],), (torch.zeros(1),), "relu", {}),
-        Head("fun", "", (weights[1:],), (torch.ones(1),), "relu", {}),
+        Head("good", (weights[:1],), (torch.zeros(1),), "relu", {}),
+        Head("fun", (weights[1:],), (torch.ones(1),), "relu", {}),
     ]
     request = AnnotateRequest(folder / "out" / "annotated_data", {"good": "1", "fun": "2"})
     for embeddings in find_files(folder / "out" / "embeddings", "**/*", EMBEDDING_SUFFIXES):

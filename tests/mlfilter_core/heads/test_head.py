@@ -1,15 +1,20 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from mlfilter_core.embedding_store.fingerprint import Fingerprint
 from mlfilter_core.errors import HeadError
+from mlfilter_core.heads import head
 from mlfilter_core.heads.head import Head, check_heads_fit, find_mismatched_heads
 
 DIM = 6
 
 
 def make_head(name: str, dim: int = DIM, n_targets: int = 1, encoder: Fingerprint | None = None) -> Head:
-    return Head(name, "", (torch.ones(n_targets, dim),), (torch.zeros(n_targets),), "relu", encoder or {})
+    return Head(name, (torch.ones(n_targets, dim),), (torch.zeros(n_targets),), "relu", encoder or {})
 
 
 def test_a_head_of_another_width_does_not_fit() -> None:
@@ -23,3 +28,10 @@ def test_a_head_of_another_width_does_not_fit() -> None:
 )
 def test_what_is_not_known_of_an_encoder_is_not_compared(trained_on: Fingerprint, made_by: Fingerprint) -> None:
     assert find_mismatched_heads([make_head("x", encoder=trained_on)], made_by, "x.h5", are_allowed=False) == {}
+
+
+def test_heads_need_no_library_for_files_of_embeddings() -> None:
+    modules = [f"mlfilter_core.heads.{path.stem}" for path in Path(head.__file__).parent.glob("*.py")]
+    code = f"import sys, {', '.join(modules)}; sys.exit('h5py is imported' if 'h5py' in sys.modules else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from mlfilter_core.config.annotation import Ensemble
-from mlfilter_core.encoder.encoder import load_encoder
+from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.identity import file_identity

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlfilter_core.corpus.documents import DocumentSchema
-from mlfilter_core.encoder.encoder import load_encoder
+from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.verification.discrepancies import FileCheck, LineCounts

@@ -1,0 +1,116 @@
+"""The forward pass of a model: a batch of token ids to embeddings.
+
+Knows nothing about texts, nor about how documents are grouped into batches.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from mlfilter_core.compute.devices import give_back_freed_memory, is_out_of_memory
+from mlfilter_core.encoder.model_properties import ModelProperties
+
+Batch = list[NDArray[np.int32]]
+
+
+class ForwardPass:
+    """A model that runs on batches of token ids.
+
+    Attributes:
+        modules: The transformer of sentence-transformers, then what follows it: pooling, dense layers, normalization.
+        model: The transformers model inside the first module.
+        properties: What the model says of itself.
+        device: Where it computes.
+        padded_length: Length that every text is padded to; None pads to the longest of the batch.
+        pad_token_id: Token of the padding.
+        is_unpadded: Whether the texts of a batch lie one after another in one row, without padding.
+        is_compiled: Whether torch.compile generated the code.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, properties: ModelProperties, device: torch.device, pad_to_max_length: bool
+    ) -> None:
+        self.modules = list(model)
+        self.model = model[0].model
+        self.properties = properties
+        self.device = device
+        self.padded_length = properties.max_length if pad_to_max_length else None
+        self.pad_token_id: int = model[0].tokenizer.pad_token_id
+        self.is_unpadded = False
+        self.is_compiled = False
+        self._has_token_types = "token_type_ids" in model[0].tokenizer.model_input_names
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention: `unpadded`, or one of transformers' own."""
+        return "unpadded" if self.is_unpadded else str(self.model.config._attn_implementation)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> torch.Tensor:
+        """Returns float32 (n_texts, dim) on the device."""
+        features = self._in_one_row(batch) if self.is_unpadded else self._padded(batch)
+        features = {
+            name: self.to_device(value) if isinstance(value, torch.Tensor) else value
+            for name, value in features.items()
+        }
+        transformer, *after = self.modules
+        features = transformer({**features, **self.properties.prompt_features})
+        features["token_embeddings"] = features["token_embeddings"].float()
+        for module in after:
+            features = module(features)
+        return features["sentence_embedding"]  # type: ignore[no-any-return]
+
+    def run_if_it_fits(self, batch: Batch) -> torch.Tensor | None:
+        """Returns float32 (n_texts, dim) on the device; None if the batch does not fit in memory."""
+        try:
+            return self.run(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        give_back_freed_memory(self.device)  # not earlier: the error's traceback refers to tensors
+        return None
+
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor on the device; a copy to a GPU is asynchronous."""
+        if self.device.type == "cuda":  # only copies from pinned memory are
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _in_one_row(self, batch: Batch) -> dict[str, Any]:
+        """Returns (1, n_tokens) features, and the bounds of the texts, which sentence-transformers' pooling reads."""
+        lengths = np.fromiter(map(len, batch), np.int64, len(batch))
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        numbers = np.repeat(np.arange(len(batch)), lengths)
+        input_ids = torch.from_numpy(np.concatenate(batch).astype(np.int64)[None])
+        positions = np.arange(ends[-1]) - starts[numbers] + self.properties.first_position
+        bounds = torch.from_numpy(np.append(starts, ends[-1]).astype(np.int32))
+        return {
+            **self._token_features(input_ids),
+            "position_ids": torch.from_numpy(positions[None]),
+            "seq_idx": torch.from_numpy(numbers.astype(np.int32)[None]),
+            **{"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds},
+            **{"max_length_q": int(lengths.max()), "max_length_k": int(lengths.max())},
+        }
+
+    def _padded(self, batch: Batch) -> dict[str, Any]:
+        """Returns (n_texts, padded length) features."""
+        width = self.padded_length or max(map(len, batch))
+        input_ids = np.full((len(batch), width), self.pad_token_id, np.int64)
+        attention_mask = np.zeros((len(batch), width), np.int64)
+        # On the right, even if the tokenizer pads on the left: absolute positions then count from the text's first
+        # token, whatever the batch. The pooling modules use the mask.
+        for row, ids in enumerate(batch):
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        return {
+            **self._token_features(torch.from_numpy(input_ids)),
+            "attention_mask": torch.from_numpy(attention_mask),
+        }
+
+    def _token_features(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        token_types = {"token_type_ids": torch.zeros_like(input_ids)} if self._has_token_types else {}
+        return {"input_ids": input_ids, **token_types}

@@ -1,0 +1,54 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlfilter_core.annotating.work import annotate_work
+from mlfilter_core.config.annotation import AnnotationPipelineParameters, Scoring
+from mlfilter_core.config.embedding import EmbeddingPipelineParameters
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.work import embed_work
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.files.task_files import TaskFile, find_files
+from mlfilter_core.work.workload import Work
+
+
+def do(work: Work, folder: Path, suffixes: tuple[str, ...]) -> None:
+    """Does the files of a folder as a flow and its workers do."""
+    files = find_files(folder, "**/*", suffixes)
+    assert [work.finished(file, read_content=False) for file in files] == [None]
+    work.prepare(files)
+    on_worker: tuple[Work, list[TaskFile]] = pickle.loads(pickle.dumps((work, files)))
+    assert on_worker[0].run(on_worker[1][0]).documents == 1
+
+
+@pytest.mark.usefixtures("heads")  # they are written to tmp_path
+def test_several_jobs_and_their_workers_hash_each_file_of_the_model_and_the_heads_once(
+    tiny_model: Path, tmp_path: Path, hashed: list[Path]
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "x.jsonl").write_text(json.dumps({"id": "a", "text": "one"}))
+    checkpoints = {"quality": str(tmp_path / "linear.pt"), "topics": str(tmp_path / "mlp.pt")}
+    for name in ("first", "second"):
+        embedding = EmbeddingPipelineParameters(
+            input_dir=tmp_path / "corpus",
+            text_field="text",
+            output_dir=tmp_path / name,
+            embedding_model=str(model),
+            max_batch_tokens=512,
+            annotate_inline=Scoring(regression_head_checkpoints=checkpoints, output_keys=("document_id",)),
+        )
+        do(embed_work(embedding), embedding.input_dir, SOURCE_SUFFIXES)
+        annotation = AnnotationPipelineParameters(
+            embeddings_directory=embedding.embedding_output_dir,
+            output_dir=tmp_path / f"{name} again",
+            regression_head_checkpoints=checkpoints,
+            output_keys=("document_id",),
+        )
+        do(annotate_work(annotation), annotation.embeddings_directory, EMBEDDING_SUFFIXES)
+    hashed_once = [path for path in hashed if path.suffix in (".pt", ".safetensors", ".json") or path.parent == model]
+    assert {tmp_path / "linear.pt", tmp_path / "mlp.pt", model / "model.safetensors"} < {*hashed_once}
+    assert len(hashed_once) == len({*hashed_once})

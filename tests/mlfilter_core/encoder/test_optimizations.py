@@ -1,0 +1,96 @@
+import functools
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface
+
+from mlfilter_core.encoder.attention import UNPADDED, unpadded_attention
+from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts
+from mlfilter_core.encoder.loading import load_encoder
+from mlfilter_core.encoder.model_files import resolve_model
+from mlfilter_core.encoder.settings import EncoderSettings
+from tests.mlfilter_core.encoder.conftest import TEXTS, TOLERANCE, encode, tiny
+
+
+def test_a_model_whose_attention_is_more_than_attention_is_given_padded_texts(
+    tiny_model: Path, tiny_encoder: Encoder, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if the interface forgot something that the model needs."""
+    expected = encode(tiny_encoder, TEXTS)
+
+    def too_much(*args: Any, **kwargs: Any) -> Any:
+        attended, weights = unpadded_attention(*args, **kwargs)
+        return attended * 1.1, weights
+
+    request.addfinalizer(lambda: AttentionInterface.register(UNPADDED, unpadded_attention))
+    AttentionInterface.register(UNPADDED, too_much)
+    encoder = tiny(tiny_model)
+    assert not encoder.forward_pass.is_unpadded
+    assert encoder.provenance()["attention"] == "sdpa"
+    assert re.search(r"cannot take texts without padding \(embeddings differ by \d+%\)", caplog.text)
+    np.testing.assert_allclose(encode(encoder, TEXTS), expected, atol=TOLERANCE)
+
+
+ignoring_warnings_of_the_compiler = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@ignoring_warnings_of_the_compiler
+@pytest.mark.parametrize(
+    ("pad_to_max_length", "n_graphs"), [(False, 1), (True, 2)], ids=["unpadded", "padded: one for a single text"]
+)
+def test_a_compiled_model_has_one_graph_for_batches_of_any_size(
+    tiny_model: Path, tiny_encoder: Encoder, pad_to_max_length: bool, n_graphs: int
+) -> None:
+    settings = EncoderSettings(pad_to_max_length=pad_to_max_length)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    encoder = load_encoder(resolve_model(str(tiny_model)), settings, "cpu", 512, torch_compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == n_graphs, "made while sizes of batches are timed"
+    assert encoder.forward_pass.is_compiled
+    assert encoder.provenance()["is_compiled"]
+    for batch_size in (1, 2, 3, 5, 64):
+        np.testing.assert_allclose(encode(encoder, TEXTS, batch_size), encode(tiny_encoder, TEXTS), atol=TOLERANCE)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == n_graphs
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@ignoring_warnings_of_the_compiler
+def test_a_model_that_cannot_be_compiled_is_not(
+    tiny_model: Path, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=fail))
+    encoder = load_encoder(resolve_model(str(tiny_model)), EncoderSettings(), "cpu", 512, torch_compile=True)
+    assert not encoder.forward_pass.is_compiled
+    assert re.search(r"torch_compile: this model runs uncompiled \(BackendCompilerFailed: .*\bfail\b", caplog.text)
+    np.testing.assert_allclose(encode(encoder, TEXTS), encode(tiny_encoder, TEXTS), atol=TOLERANCE)
+
+
+@ignoring_warnings_of_the_compiler
+def test_a_graph_that_cannot_be_compiled_later_is_computed_as_it_is(
+    tiny_model: Path, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[Any] = []
+
+    def compile_the_first(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        if len(graphs) > 1:
+            raise RuntimeError("the compiler has died")
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compile_the_first))
+    encoder = load_encoder(resolve_model(str(tiny_model)), EncoderSettings(), "cpu", 512, torch_compile=True)
+    assert encoder.forward_pass.is_compiled
+    one_token = TokenizedTexts([np.array([7], np.int32)], np.ones(1, np.int32), np.zeros(1, np.bool_))
+    embeddings = encoder.encode(one_token).embeddings()
+    assert len(graphs) > 1
+    np.testing.assert_allclose(embeddings, tiny_encoder.encode(one_token).embeddings(), atol=TOLERANCE)
