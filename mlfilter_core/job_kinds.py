@@ -5,6 +5,7 @@ What a row names but does not import is an entry point, `module:function`: it co
 layer above this one.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class JobKind:
         instead_of_plan: What to do instead, where a job has no plan.
         command: Entry point of `(kind) -> function`, the function of its command; its signature is the options.
         old_command: Name of the command in ML-Filter, if it had one.
-        rounds: Flow names of the rounds over the files that the flow makes before the one of its own name.
+        rounds: Rounds over the files before the one of `workload`: entry points as of `workload`, by flow name.
         step: Name of this kind in a pipeline, as in `--train-config`; None where it is no part of one.
         is_optional_step: Whether a pipeline may do without it.
         outputs: Entry point of a `verification.output_kinds.OutputKind`: which output files are of this kind, and what
@@ -54,7 +55,7 @@ class JobKind:
     instead_of_plan: str = ""
     command: str = "flows.running.script:job_command"
     old_command: str | None = None
-    rounds: tuple[str, ...] = ()
+    rounds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     step: str | None = None
     is_optional_step: bool = False
     outputs: str | None = None
@@ -104,7 +105,7 @@ _kinds = [
         workload="mlfilter_core.filtering.work:filter_workload",
         instead_of_plan="`ml_filter filter --dry-run` shows what it would keep",
         command="flows.running.filter_command:filter_command",
-        rounds=("survey",),
+        rounds={"survey": "mlfilter_core.filtering.work:survey_workload"},
         step="filter",
         is_optional_step=True,
     ),
