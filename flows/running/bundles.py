@@ -1,4 +1,4 @@
-"""Files to tasks: one file each, but several where files are so small that tasks would cost more than they do."""
+"""Files to tasks: one file a task; small files share one, as a task costs more time than such a file."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -9,20 +9,20 @@ from mlfilter_core.work.workload import FileReport
 
 Bundle = tuple[TaskFile, ...]
 
-# Between two tasks a worker waits for some 20 ms, and each costs the flow and Prefect's server some 7 ms of CPU,
-# whatever the number of workers (benchmarks/orchestration.py). So tasks are to take so long at least, and to end
-# no more often than so.
+# Between two tasks a worker waits for some 20 ms, and each task costs the flow and Prefect's server some 7 ms of CPU,
+# whatever the number of workers (benchmarks/orchestration.py). These are the shortest useful task, and the highest
+# useful rate of tasks.
 MIN_TASK_S = 0.5
 MAX_TASKS_PER_S = 20
-# Arbitrary: what a worker that dies loses, and a list that is still read by a person.
+# Arbitrary. A worker that dies loses a bundle, and a person reads its list of files.
 MAX_FILES = 500
 
 
 class Bundles:
-    """The files that are to do, in the order of the corpus, bundled as they are taken."""
+    """Files that are not finished, in the order of the corpus; they are bundled as they are taken."""
 
     def __init__(self, files: Iterable[TaskFile], files_per_task: int | Literal["auto"], say: Callable[[str], None]):
-        """Takes the files, how many share a task, and what tells the run's log of it."""
+        """Takes the files, how many of them share a task, and the function that writes to the run's log."""
         self._files = deque(files)
         self._again: deque[TaskFile] = deque()
         self._files_per_task = files_per_task
@@ -32,11 +32,11 @@ class Bundles:
         self._bytes = 0
 
     def __len__(self) -> int:
-        """About how many tasks are left."""
+        """Returns about how many tasks are left."""
         return len(self._again) + -(-len(self._files) // self._n_last)
 
     def take(self, n_workers: int) -> Bundle:
-        """Returns the next task's files, none if none is left."""
+        """Returns the files of the next task; empty when all are taken."""
         if self._again:
             return (self._again.popleft(),)
         bundle: list[TaskFile] = []
@@ -51,13 +51,13 @@ class Bundles:
         return tuple(bundle)
 
     def learn(self, file: TaskFile, report: FileReport) -> None:
-        """Takes note of how long a file took, if something was done."""
+        """Records how long a file took, unless it was skipped."""
         if report.status != "skipped":
             self._seconds += report.seconds
             self._bytes += _size(file)
 
     def part(self, bundle: Bundle) -> None:
-        """Puts back the files of a bundle whose worker died, each as a task of its own: one of them is at fault."""
+        """Puts back the files of a bundle whose worker died, each as a task of its own: one is the cause."""
         self._again.extend(bundle)
 
     def _has_room(self, n_files: int, seconds: float, n_workers: int) -> bool:
@@ -71,5 +71,5 @@ class Bundles:
 def _size(file: TaskFile) -> int:
     try:
         return file.path.stat().st_size
-    except OSError:  # its task will say so
+    except OSError:  # its task reports the error
         return 0

@@ -1,4 +1,4 @@
-"""A Prefect task over many items on Dask workers, a bounded number of them in flight."""
+"""A Prefect task over many items on Dask workers, with a bounded number of tasks in flight."""
 
 import queue
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
 Result = TypeVar("Result")
 
-# One task waits at the scheduler for so many workers.
+# Workers for each task that waits at the scheduler.
 WORKERS_PER_WAITING = 8
-# How often the workers are tended while no task ends.
+# Seconds between two looks at the workers while no task ends.
 TEND_S = 1
 
 
@@ -26,24 +26,24 @@ class Workers(Protocol):
 
     @property
     def runner(self) -> WorkerTaskRunner:
-        """Started."""
+        """The task runner, started."""
 
     def tend(self, n_tasks: int) -> int:
-        """Sees to it that there are as many workers as `n_tasks` unfinished tasks need; called often.
+        """Keeps as many workers as `n_tasks` unfinished tasks need; called often.
 
         Returns:
-            How many there are now.
+            Number of workers now.
 
         Raises:
-            JobError: There will never be any.
+            JobError: No worker can ever start.
         """
 
 
 class Items(Protocol[Item_co]):
-    """What is left to do."""
+    """Items that are left to do."""
 
     def __len__(self) -> int:
-        """About how many tasks it makes; 0 only where nothing is left."""
+        """Returns about how many tasks they make; 0 only when none is left."""
 
     def take(self, n_workers: int) -> Item_co:
         """Returns the next item; called while some are left."""
@@ -51,7 +51,7 @@ class Items(Protocol[Item_co]):
 
 @dataclass(frozen=True)
 class Outcome(Generic[Item, Result]):
-    """What became of one item: `result` or `error`."""
+    """The result of one item, or its error."""
 
     item: Item
     result: Result | None
@@ -61,19 +61,19 @@ class Outcome(Generic[Item, Result]):
 def fan_out(
     workers: Workers, task: Task[Any, Result], items: Items[Item], parameters: dict[str, Any]
 ) -> Iterator[Outcome[Item, Result]]:
-    """Runs `task(item, **parameters)` for every item; yields outcomes as they come.
+    """Runs `task(item, **parameters)` for every item; yields outcomes in the order in which tasks end.
 
-    No task is in flight while there is no worker for it, so that none is shown as running while it waits in a
-    queue of days. Closing the iterator early cancels what is in flight.
+    A task is submitted when there is a worker for it: otherwise the UI would show it as running while the worker's job
+    waits in a queue for days. Closing the iterator early cancels the tasks in flight.
 
     Args:
-        workers: Tended until the last outcome.
-        task: Its first parameter takes the item.
-        items: Taken one by one as workers get free; may get more while outcomes are looked at.
-        parameters: The same for every item.
+        workers: Workers, kept until the last outcome.
+        task: Task whose first parameter takes the item.
+        items: Items, taken one by one as workers become free; the caller may add items between two outcomes.
+        parameters: Further parameters, the same for every item.
 
     Raises:
-        JobError: There will never be any workers.
+        JobError: No worker can ever start.
     """
     first_parameter = next(iter(task.fn.__annotations__))
     finished: queue.SimpleQueue[PrefectFuture[Result]] = queue.SimpleQueue()
@@ -100,10 +100,10 @@ def fan_out(
 
 
 def _n_ahead(n_workers: int, n_submitted: int) -> int:
-    """Returns how many tasks wait at the scheduler, so that a worker that gets free finds one at once.
+    """Returns how many tasks wait at the scheduler, so that a free worker gets one at once.
 
-    None at first: Dask holds tasks back (`worker-saturation`) only where they are more than twice the workers,
-    those that are done counted; before, it gives a worker a second task, which dies with the first.
+    None at first. Dask holds tasks back (`worker-saturation`) only once it has seen more than twice as many tasks as
+    workers. Before, it gives a worker a second task, which dies with the first.
     """
     return max(1, n_workers // WORKERS_PER_WAITING) if n_workers and n_submitted > 2 * n_workers else 0
 
@@ -111,7 +111,7 @@ def _n_ahead(n_workers: int, n_submitted: int) -> int:
 def _outcome(item: Item, future: PrefectFuture[Result]) -> Outcome[Item, Result]:
     try:
         result: Any = future.result(raise_on_failure=False)
-    except Exception as error:  # from around the task's function: a fault of Prefect's or ours
+    except Exception as error:  # raised around the task's function: a bug in Prefect or here
         return Outcome(item, None, error)
     if isinstance(result, State):
         result = result.result(raise_on_failure=False)

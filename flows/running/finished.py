@@ -1,4 +1,4 @@
-"""A run over files that are all finished: nothing is started for it, not even Prefect."""
+"""Runs over files that are all finished: they start nothing, not even Prefect."""
 
 import time
 
@@ -9,18 +9,18 @@ from mlfilter_core.job_kinds import workload_of
 
 
 def finished_before(job: Job) -> RunReport | None:
-    """Returns the report of a job of which every file is finished; None where there is something to do or to say."""
+    """Returns the report of a job whose files are all finished; None if a file is left to do or an error to report."""
     started = time.monotonic()
     try:
         workload = workload_of(job)
         reports = []
-        # The last first: in the order of a run, what is left to do is at the end.
+        # From the end: a run works from the beginning, so files that are left to do are the last.
         for file in reversed(workload.files):
             report = workload.work.finished(file, read_content=False)
             if report is None:
                 return None
             reports.append(report)
-    except (MlfilterError, OSError):  # the run will say so
+    except (MlfilterError, OSError):  # the run reports it
         return None
     logs = job.logging_dir / f"{workload.flow}-finished-before"
     run = RunReport(workload.flow, workload.output_dir, logs, time.monotonic() - started, reports[::-1])

@@ -1,4 +1,4 @@
-"""What a run did: tables for the terminal, artifacts for the Prefect UI, a line for each file on disk."""
+"""The report of a run: a table for the terminal, artifacts for the Prefect UI, a line on disk for each file."""
 
 import logging
 import os
@@ -19,12 +19,12 @@ from mlfilter_core.errors import MlfilterError
 from mlfilter_core.work import run_log
 from mlfilter_core.work.workload import FileReport, row_of
 
-# The UI loads a table artifact whole; the full table is in files.jsonl.
+# The UI loads a table artifact as a whole; files.jsonl has all rows.
 MAX_ARTIFACT_ROWS = 1000
 MAX_PRINTED_ROWS = 40
-NOT_ALL = "the failed, the most rejected and the slowest; all are in files.jsonl beside the logs"
+NOT_ALL = "the failed ones, those with most rejected lines, and the slowest; files.jsonl, beside the logs, has all"
 TEXT_COLUMNS = ("file", "status")
-FONTS_VARIABLE = "MPLCONFIGDIR"  # of the list of fonts, which matplotlib else keeps in the home folder
+FONTS_VARIABLE = "MPLCONFIGDIR"  # names the folder of matplotlib's font list, which is the home folder by default
 FAILED = "failed"
 
 _log = logging.getLogger(__name__)
@@ -32,17 +32,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunReport:
-    """What became of every file of a run.
+    """The results of a run, file by file.
 
     Attributes:
-        flow: `embed` or `annotate`.
-        output_dir: Where the outputs lie.
+        flow: Name of the flow: `embed`.
+        output_dir: Folder of the outputs.
         logs: Folder of the run's logs.
-        seconds: Wall time, workers' start included.
-        reports: Of the files that are finished, by name.
-        failures: Why a file failed, by name.
-        is_step: Whether the flow goes on after it.
-        page: The report of all that lies in the job's output folder, for a browser; None where there is none.
+        seconds: Wall time, the start of the workers included.
+        reports: Reports of the finished files, sorted by name.
+        failures: Reason of each failure, by the file's name.
+        is_step: Whether the flow continues with another round over the files.
+        page: HTML report of the job's output folder; None where there is none.
     """
 
     flow: str
@@ -56,16 +56,16 @@ class RunReport:
 
     @property
     def artifacts(self) -> str:
-        """Begins the keys of its artifacts, which have no underscores."""
+        """Prefix of the keys of the run's artifacts; keys have no underscores."""
         return self.flow.replace("_", "-")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns one row for each file, failed ones first."""
+        """Returns a row for each file, failed files first."""
         failed = [failed_row(name, reason) for name, reason in self.failures.items()]
         return failed + [row_of(report) for report in self.reports]
 
     def telling_rows(self, n: int) -> list[dict[str, Any]]:
-        """Returns at most `n` rows: all, or the failed, those with most rejected lines, and the slowest."""
+        """Returns at most `n` rows: all rows, or the failed files, those with most rejected lines, and the slowest."""
         rows = self.rows()
         if len(rows) <= n:
             return rows
@@ -86,7 +86,7 @@ class RunReport:
         return {**totals, "seconds": round(self.seconds, 1)}
 
     def remarks(self) -> list[str]:
-        """Returns what a person should know of the run."""
+        """Returns remarks on the run for a person."""
         return type(self.reports[0]).remarks_on(self.reports) if self.reports else []
 
 
@@ -98,12 +98,12 @@ class FilesFailedError(MlfilterError):
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(report.failures.items())[:MAX_PRINTED_ROWS])
         super().__init__(
             f"{len(report.failures)} of {len(report.failures) + len(report.reports)} files failed; the others are "
-            f"finished, and a rerun takes up the failed ones only:\n{reasons}"
+            f"finished, and a rerun does the failed ones only:\n{reasons}"
         )
 
 
 class ReportError(MlfilterError):
-    """The list of a run's files cannot be written; what the run did is done."""
+    """The list of a run's files cannot be written; the files themselves are finished."""
 
     def __init__(self, report: RunReport, error: OSError) -> None:
         self.report = report
@@ -111,21 +111,17 @@ class ReportError(MlfilterError):
         rows = report.logs / run_log.ROWS
         super().__init__(
             f"{rows} cannot be written ({error.strerror or error}); {len(report.reports)} files are "
-            f"finished, {len(report.failures)} failed. Make room, and run again: finished files are left as they are"
-            + failed
+            f"finished, {len(report.failures)} failed. Free some space and run again; finished files are kept" + failed
         )
 
 
-# Of `keeping_reports`: Prefect loses what a flow returns where it cannot tell its API.
+# The list of `keeping_reports`. Prefect loses the result of a flow when its API does not answer.
 _kept: ContextVar[list[RunReport] | None] = ContextVar("reports", default=None)
 
 
 @contextmanager
 def keeping_reports() -> Iterator[list[RunReport]]:
-    """Gives a list, to which the report of each run in the block is added, whatever becomes of its flow.
-
-    Reports of steps are left out.
-    """
+    """Gives a list to which each run in the block adds its report, whatever happens to its flow; steps do not."""
     reports: list[RunReport] = []
     token = _kept.set(reports)
     try:
@@ -135,13 +131,13 @@ def keeping_reports() -> Iterator[list[RunReport]]:
 
 
 def publish_report(report: RunReport, pictures: Mapping[str, str] = {}) -> None:
-    """Gives a table and a summary to the Prefect UI, if it answers.
+    """Adds a table and a summary to the Prefect UI, if its API answers.
 
     Args:
-        report: Of the run.
-        pictures: Addresses of images for the summary, by what they show.
+        report: Report of the run.
+        pictures: Addresses of images for the summary, by their titles.
     """
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact  # a second, for who needs it
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact  # takes a second to import
 
     if (kept := _kept.get()) is not None and not report.is_step:
         kept.append(report)
@@ -162,7 +158,7 @@ def publish_report(report: RunReport, pictures: Mapping[str, str] = {}) -> None:
 
 
 def write_rows(report: RunReport) -> None:
-    """Writes `files.jsonl`, one line for each file, to the run's logs.
+    """Writes `files.jsonl` to the run's logs, a line for each file.
 
     Raises:
         ReportError: It cannot be written.
@@ -178,8 +174,8 @@ class Page:
     """The report of an output folder.
 
     Attributes:
-        path: For a browser; None where it cannot be written.
-        pictures: Addresses of images for the Prefect UI, by what they show.
+        path: HTML file; None where it cannot be written.
+        pictures: Addresses of images for the Prefect UI, by their titles.
     """
 
     path: Path | None = None
@@ -187,15 +183,15 @@ class Page:
 
 
 def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
-    """Writes the report of an output folder; a run does not fail for it, a warning says that it cannot be written.
+    """Writes the report of an output folder. If it cannot be written, a warning says so, and the run goes on.
 
     Args:
-        flow: Whose pictures are for the Prefect UI.
-        output_dir: Of the job.
-        logging_dir: Folder of its logs.
+        flow: Flow whose pictures the Prefect UI shows.
+        output_dir: Output folder of the job.
+        logging_dir: Folder of the job's logs.
     """
     os.environ.setdefault(FONTS_VARIABLE, str(logging_dir.absolute() / "matplotlib"))
-    from mlfilter_core.run_report.pictures import pictures_of  # a second, for who makes one
+    from mlfilter_core.run_report.pictures import pictures_of  # takes a second to import
     from mlfilter_core.run_report.write_report import write_report
 
     try:
@@ -210,7 +206,7 @@ def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
 
 
 def print_report(report: RunReport) -> None:
-    """Prints the run's table and where its results lie; reasons of failures are the error's to tell."""
+    """Prints the table of a run and where its results are. The error of a failed run has the reasons."""
     screen = console()
     rows = report.rows()
     present = {name for row in rows for name in row}

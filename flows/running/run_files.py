@@ -1,4 +1,4 @@
-"""The course of a run, the same for every pipeline: leave out what is finished, do the rest, report."""
+"""The course of a run, the same for every kind of job: skip finished files, do the others, report."""
 
 import functools
 import time
@@ -44,15 +44,15 @@ StartWorkers = Callable[[int, Path], AbstractContextManager[Workers]]
 
 
 def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job) -> RunReport:
-    """Does all that a flow does once it has its job: checks, logs, files, report.
+    """Runs a job within its flow: checks, logs, files, report.
 
     Args:
-        verb: Name of its tasks, which stands before the file's name in the UI.
-        workload_of: Returns what the job is to do.
-        job: Job of the flow run that this is called in.
+        verb: Name of the tasks; the UI shows it before the file's name.
+        workload_of: Returns the workload of the job.
+        job: The job.
 
     Raises:
-        JobError: The job cannot run as it is configured; or a task met an error that every file would meet.
+        JobError: The job cannot run as it is configured, or a task met an error that every file would meet.
         FilesFailedError: Some files failed; the others are finished.
     """
     started = time.monotonic()
@@ -66,10 +66,7 @@ def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job)
 def _run_files(
     file_task: Task[Any, list[Report]], workload: Workload[Report], job: Job, logs: Path, started: float
 ) -> RunReport:
-    """Runs a task for every file that is not finished, or for several small ones.
-
-    A file that fails does not stop the others.
-    """
+    """Runs a task for each file that is not finished; small files share one. A failed file does not stop the others."""
     log = get_run_logger()
     files, work = workload.files, workload.work
     reports: dict[str, Report] = {}
@@ -81,7 +78,7 @@ def _run_files(
         except FileError as error:
             failures[file.relative] = str(error)
             continue
-        except OSError:  # its task tries again, and reports
+        except OSError:  # its task tries again, and reports the error
             report = None
         if report is None:
             to_do.append(file)
@@ -117,7 +114,7 @@ def _do_files(
     reports: dict[str, Report],
     failures: dict[str, str],
 ) -> None:
-    """Runs the tasks of the files that are to be done; adds what becomes of each to `reports` or `failures`."""
+    """Runs the tasks of the files to do; adds the result of each file to `reports` or `failures`."""
     log = get_run_logger()
     n_files = len(workload.files)
     bundles = Bundles(to_do, job.files_per_task, log.info)
@@ -162,7 +159,7 @@ def _file_task(verb: str) -> Task[Any, list[Any]]:
 
 
 def check_job(job: Job) -> None:
-    """Checks, before any work, that a job can write here.
+    """Checks, before any work, that a job can write its outputs and logs.
 
     Raises:
         ConfigError: A folder for its outputs or logs cannot be written to.
@@ -180,7 +177,7 @@ def check_job(job: Job) -> None:
 
 
 def workers_of(job: Job) -> StartWorkers:
-    """Returns what starts the workers that a job asks for."""
+    """Returns the function that starts the workers that a job asks for."""
     if job.running_on_slurm:
         from flows.workers.slurm import slurm_workers  # dask_jobqueue writes to the user's home when it is imported
 
@@ -189,7 +186,7 @@ def workers_of(job: Job) -> StartWorkers:
 
 
 def named_by_file(flow: str) -> Any:
-    """Returns what names a flow's task runs in the UI: by their file, or by the first of several."""
+    """Returns the function that names task runs in the UI, after their file or the first of several."""
 
     def name(parameters: dict[str, Any]) -> str:
         files = parameters["files"]
@@ -199,7 +196,7 @@ def named_by_file(flow: str) -> Any:
 
 
 def _by_name(outcome: Outcome[Bundle, list[Report]]) -> dict[str, Report | str]:
-    """Returns the report of each file of a task, or why it is not finished."""
+    """Returns the report of each file of a task, or the reason why it is not finished."""
     error, reports = outcome.error, outcome.result or []
     failures: dict[str, str] = {}
     if isinstance(error, SomeFilesFailedError):
@@ -208,7 +205,7 @@ def _by_name(outcome: Outcome[Bundle, list[Report]]) -> dict[str, Report | str]:
         reason = str(error) if isinstance(error, MlfilterError) else f"{type(error).__name__}: {error}"
         failures = {file.relative: reason for file in outcome.item}
     finished = [file.relative for file in outcome.item if file.relative not in failures]
-    done: dict[str, Report | str] = {**failures, **dict.fromkeys(finished, "its task ended without a word of it")}
+    done: dict[str, Report | str] = {**failures, **dict.fromkeys(finished, "its task ended without a report of it")}
     for name, report in zip(finished, reports, strict=False):
-        done[name] = report if Path(report.output).exists() else f"its task ended, but {report.output} is not there"
+        done[name] = report if Path(report.output).exists() else f"its task ended, but {report.output} does not exist"
     return done

@@ -113,7 +113,7 @@ def test_a_run_is_not_completed_while_an_output_is_missing(
     embed_job: WriteJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embed_work_module, "embed_work", lambda params: ForgetfulWork(**vars(embed_work(params))))
-    with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)its task ended, but .*x\.h5 is not there"):
+    with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)its task ended, but .*x\.h5 does not exist"):
         embed(embed_job())
 
 
