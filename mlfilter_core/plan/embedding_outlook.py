@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
+from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.embedding_store.layout import Provenance
 from mlfilter_core.plan.corpus_sample import CorpusSample
 from mlfilter_core.plan.encoder_trial import EncoderTrial, LoadedEncoder
@@ -62,16 +62,11 @@ def output_section(
 
 
 def embedding_speed(
-    params: EmbeddingPipelineParameters,
-    workers: PlannedWorkers,
-    sample: CorpusSample,
-    loaded: LoadedEncoder,
-    trial: EncoderTrial,
-    findings: Findings,
+    workers: PlannedWorkers, sample: CorpusSample, loaded: LoadedEncoder, trial: EncoderTrial, findings: Findings
 ) -> tuple[Section, str]:
     """Returns how long the job takes, and the `slurm_settings` that suit it, as YAML."""
     worker_s = sample.total(lambda piece: piece.n_tokens).times(1 / trial.tokens_per_s)
-    memory = embedding_memory(trial.peak_bytes, params.max_line_bytes)
+    memory = embedding_memory(trial.peak_bytes, loaded.request.max_line_bytes)
     work = Work(worker_s, sample.share_of_largest(1), sample.n_files, memory, loaded.load_s)
     device = str(loaded.encoder.device)
     measured = {

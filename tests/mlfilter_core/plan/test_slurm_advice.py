@@ -2,11 +2,10 @@ import pytest
 import yaml
 
 from mlfilter_core.config.execution import SlurmSettings
-from mlfilter_core.corpus.windows import WINDOW_BYTES
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.plan import PlannedWorkers
 from mlfilter_core.plan.slurm_advice import Work, advise
-from mlfilter_core.plan.worker_memory import WorkerMemory, embedding_memory
+from mlfilter_core.plan.worker_memory import WorkerMemory
 
 HOUR = 3600
 GPUS = PlannedWorkers(4, 4, 8, True, True, "1 Slurm job of 4 workers")
@@ -49,12 +48,6 @@ def test_what_was_given_is_kept_and_what_sbatch_args_override_is_not_advised() -
     assert "time" not in advice.settings
     assert "gpus_per_task" not in advice.settings
     assert any(reason == "sbatch_args overrides time" for reason in advice.reasons)
-
-
-def test_the_memory_of_a_worker_is_the_formula_of_the_readme() -> None:
-    memory = embedding_memory(10**9, 64 << 20)
-    assert memory.n_bytes == 10**9 + 8 * 5 * (WINDOW_BYTES + (64 << 20))
-    assert "1 GB measured, 4.03 GB for the longest lines allowed" in memory.why
 
 
 def test_a_run_takes_as_long_as_its_largest_file() -> None:
