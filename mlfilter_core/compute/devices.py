@@ -1,4 +1,4 @@
-"""Where tensors are computed, and in which precision."""
+"""Devices and dtypes to compute with, and the memory of a device."""
 
 import ctypes
 
@@ -7,22 +7,22 @@ import torch
 from mlfilter_core.errors import ConfigError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
-# PyTorch has a class for a GPU's; libraries under it and other devices only have words, the last oneDNN's.
+# Messages of errors for which PyTorch has no class of their own; the last is oneDNN's.
 OUT_OF_MEMORY = (
     *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("DefaultCPUAllocator", "bad_alloc", "could not create a primitive"),
 )
 
-# What of malloc.h `keep_freed_memory` sets. The first is arbitrary, well above the tensors of a layer; the second is
-# the most that glibc takes.
+# Options of glibc's mallopt, from malloc.h: number, value in bytes. The first value is arbitrary, well above the size
+# of a layer's tensors; the second is the largest that glibc accepts.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = (-1, 256 << 20), (-3, 32 << 20)
 
 
 def pick_device(device: str) -> torch.device:
-    """Returns the named torch device; `auto` is CUDA, then MPS, then CPU.
+    """Returns the named torch device; `auto` is CUDA if available, then MPS, then CPU.
 
     Raises:
-        ConfigError: There is no such device on this machine.
+        ConfigError: This machine has no such device.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -33,16 +33,16 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"device: {device!r} is not to be had on this machine ({reason})") from error
+        raise ConfigError(f"device: {device!r} is not available on this machine ({reason})") from error
     if chosen.type not in DEVICE_TYPES:
         raise ConfigError(f"device: {device!r}: use auto, cpu, mps, cuda or cuda:<number>")
     return chosen
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Returns the named torch dtype; `auto` is bfloat16 where the device multiplies it fast, else float32.
+    """Returns the named torch dtype; `auto` is bfloat16 if the device has instructions for it, else float32.
 
-    That is CUDA from Ampere on, and CPUs with AVX512-BF16 or AMX.
+    GPUs since Ampere have them, and CPUs with AVX512-BF16 or AMX.
     """
     if dtype != "auto":
         return getattr(torch, dtype)  # type: ignore[no-any-return]
@@ -55,25 +55,25 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an operation failed because its device has too little memory, so that a smaller one may work."""
+    """Whether an operation failed for lack of memory, so that a smaller one may succeed."""
     is_known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return is_known or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that one layer frees for the next; returns whether that can be set here.
+    """Lets this process keep memory that a layer frees, for the next layer; returns whether that is possible here.
 
-    glibc gives large blocks back at once, and Dask tells it to give back every 64 kB: tensors of some MB then cost
-    their page faults anew in every layer. Embedding on a CPU took 1.2 to 1.6 times as long.
+    glibc returns large blocks to the kernel at once, and Dask sets it to return every 64 kB. Tensors of some MB then
+    cause page faults in every layer, and embedding on a CPU takes 1.2 to 1.6 times as long.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(*option) == 1 for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
 
 
 def give_back_freed_memory(device: torch.device) -> None:
-    """Gives back what an operation that ran out of memory had taken, so that all of it is there for a smaller one.
+    """Returns freed memory to the system after an operation ran out of memory, so that a smaller one may succeed.
 
-    On a CPU glibc else keeps it (see `keep_freed_memory`) for tensors, where oneDNN's code and threads cannot get it.
+    On a CPU, glibc otherwise keeps it for tensors (see `keep_freed_memory`), out of reach of oneDNN's code and threads.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()

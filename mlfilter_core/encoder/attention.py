@@ -1,9 +1,10 @@
 """Attention over documents that lie one after another in one row, without padding between them.
 
-Models of transformers call it by the name `UNPADDED`, instead of their own attention: padding then costs nothing,
-neither in attention nor in the layers around it. On a GPU it is PyTorch's variable-length FlashAttention. On a CPU
-in bfloat16 it is plain matrix products, which take half the time of PyTorch's fused kernel (MiniLM, texts of 512
-tokens, two cores of a Zen 5 EPYC: 1.4 ms beside 3.3 ms for each text and layer). In float32 they are no faster.
+transformers' models use it in place of their own attention once it is set by the name `UNPADDED`. Nothing is then
+computed for padding, neither in attention nor in the other layers. On a GPU it is PyTorch's variable-length
+FlashAttention. On a CPU in bfloat16 it is plain matrix products, which take half the time of PyTorch's fused kernel:
+1.4 ms instead of 3.3 ms for each text and layer (MiniLM, texts of 512 tokens, two cores of a Zen 5 EPYC). In float32
+they are no faster.
 """
 
 import math
@@ -16,15 +17,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 UNPADDED = "mlfilter_unpadded"
-# Plain products hold one score for each pair of tokens and each head, hence the limit.
+# Plain products store a score for each pair of tokens and each head, hence the limit.
 MAX_PRODUCTS_TOKENS = 1024
-# The power of 2 of such a score, and the sum of a thousand of them, are far from the limits of bfloat16.
+# 2 to the power of this, and the sum of a thousand such numbers, are far from the limits of bfloat16.
 MAX_EXPONENT = 86.0
 LOG2_E = math.log2(math.e)
 
 
 def can_attend_unpadded(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for it."""
+    """Whether there is a kernel for this device and dtype."""
     if device.type == "cuda":
         is_half = dtype in (torch.bfloat16, torch.float16)
         return is_half and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -44,22 +45,22 @@ def unpadded_attention(
     sliding_window: int | None = None,
     **ignored: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Lets each token see the tokens of its own document.
+    """Returns the attention of each token to the tokens of its own document.
 
     Args:
-        module: The layer that asks; its `is_causal` says whether a token sees later ones.
+        module: The calling layer; its `is_causal` says that a token does not attend to later ones.
         query: (1, n_heads, n_tokens, width).
         key: (1, n_heads or a divisor of it, n_tokens, width).
         value: As `key`.
-        attention_mask: Not needed.
-        cu_seq_lens_q: int32 (n_documents + 1,), where each document starts, and where the last one ends.
+        attention_mask: Not used.
+        cu_seq_lens_q: int32 (n_documents + 1,), start of each document, and end of the last one.
         max_length_q: Tokens of the longest document.
-        scaling: Of the scores; None is 1 / sqrt(width).
-        sliding_window: Distance from which on a token is not seen; None sees all.
-        ignored: What transformers passes to other kernels.
+        scaling: Factor of the scores; None is 1 / sqrt(width).
+        sliding_window: Smallest distance between tokens that do not attend to each other; None has no limit.
+        ignored: Arguments that transformers passes for other kernels.
 
     Returns:
-        (1, n_tokens, n_heads, width), and no attention weights.
+        (1, n_tokens, n_heads, width), and None in place of attention weights.
     """
     is_causal = bool(getattr(module, "is_causal", False))
     window = -1 if sliding_window is None else sliding_window - 1
@@ -78,9 +79,9 @@ def _attend_on_gpu(
     window: int,
     scaling: float,
 ) -> torch.Tensor:
-    """Returns (1, n_tokens, n_heads, width); a window of -1 sees all."""
+    """Returns (1, n_tokens, n_heads, width); a window of -1 has no limit."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    # Only what is asked for: earlier versions of PyTorch know less of it.
+    # Earlier versions of PyTorch do not have all options, so only those that are needed are passed.
     options: dict[str, Any] = {} if scaling == query.shape[-1] ** -0.5 else {"scale": scaling}
     if is_causal or window >= 0:
         options["window_size"] = (window, 0 if is_causal else window)
@@ -90,7 +91,8 @@ def _attend_on_gpu(
     return cast(torch.Tensor, attended)[None]
 
 
-# One operator, so that torch.compile does not look into its loop, which depends on the documents.
+# An operator, so that torch.compile does not trace its loop, whose length depends on the documents. PyTorch reads the
+# operator's schema off the annotations, hence they are spelled out here as well as above.
 @torch.library.custom_op("mlfilter::attend_on_cpu", mutates_args=())
 def _attend_on_cpu(
     query: torch.Tensor,
@@ -102,7 +104,7 @@ def _attend_on_cpu(
     window: int,
     scaling: float,
 ) -> torch.Tensor:
-    """Returns (1, n_tokens, n_heads, width); a window of -1 sees all."""
+    """Returns (1, n_tokens, n_heads, width); a window of -1 has no limit."""
     bounds = cu_seq_lens.tolist()
     attended: torch.Tensor = _uninitialized(query, key, value)
     is_plain = not is_causal and window < 0 and query.shape == key.shape
@@ -136,9 +138,8 @@ def _attend_by_products(
     attended: torch.Tensor,
 ) -> None:
     """Fills `attended`; all tensors are (n_heads, n_tokens, width)."""
-    # The largest score is bounded by the Cauchy-Schwarz inequality. Where none is large, exponentials need not be taken
-    # relative to the largest of their row, which would be another pass over all of them; and powers of 2 take less time
-    # than those of e.
+    # The Cauchy-Schwarz inequality bounds the largest score. If no score is large, a softmax need not subtract the
+    # largest of each row, which saves a pass over all scores. Powers of 2 are faster than powers of e.
     largest = scaling * (query.norm(dim=-1).amax(dim=-1) * key.norm(dim=-1).amax(dim=-1)).amax()
     are_small = bool(largest * LOG2_E <= MAX_EXPONENT)
     query = query * (scaling * LOG2_E if are_small else scaling)

@@ -1,4 +1,4 @@
-"""Token counts to batches: of about equal lengths, and of the size that is fastest here.
+"""Token counts to batches: documents of similar length together, in batches of the size that is fastest here.
 
 Knows nothing about tensors or models.
 """
@@ -9,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-# Sizes in tokens that are tried, by doubling: CPUs want small ones, which stay in their caches, GPUs large ones.
+# Sizes in tokens, tried by doubling. CPUs are fastest with small batches, which fit their caches, GPUs with large ones.
 SMALLEST, LARGEST = 512, 1 << 18
-# Of those that are about as fast as the fastest, the smallest is taken.
+# Shares of the highest speed. The smallest batch size that is about as fast is chosen; none larger than one that is
+# clearly slower is tried.
 ABOUT_AS_FAST = 0.98
 CLEARLY_SLOWER = 0.9
 TRIALS_S = 3.0
@@ -20,20 +21,20 @@ TRIALS_S = 3.0
 def plan_batches(
     n_tokens: NDArray[np.int32], max_batch_documents: int | None, max_batch_tokens: int
 ) -> list[NDArray[np.intp]]:
-    """Groups documents of about equal length, the longest first.
+    """Groups documents of similar length, the longest first.
 
-    The longest come first so that a batch that does not fit in memory shows at once.
+    A batch that does not fit in memory is then found at once.
 
     Args:
         n_tokens: int32 (n_documents,), tokens of each document.
         max_batch_documents: Most documents in a batch; None sets no limit.
-        max_batch_tokens: Most tokens in a batch once it is padded to its longest document. A
-            document above it makes a batch of its own.
+        max_batch_tokens: Most tokens in a batch, padded to its longest document. A longer document
+            is a batch of its own.
 
     Returns:
-        Row numbers of each batch; together each row once.
+        Row numbers of each batch; each row is in one batch.
 
-    Example: lengths `[2, 5, 1, 4]` within 8 tokens give `[[1], [3, 0], [2]]`.
+    Example: lengths `[2, 5, 1, 4]` and at most 8 tokens give `[[1], [3, 0], [2]]`.
     """
     order = np.argsort(-n_tokens, kind="stable")
     batches = []
@@ -47,11 +48,11 @@ def plan_batches(
 
 
 def find_max_batch_tokens(encode: Callable[[int], int | None]) -> tuple[int, str]:
-    """Times batches of growing size, for some seconds at most.
+    """Times batches of growing size, for a few seconds at most.
 
     Args:
-        encode: Encodes about so many tokens and returns how many they were, or None where they do not fit in
-            memory. A GPU must have finished them.
+        encode: Encodes about so many tokens and waits for the result. Returns how many they were, or None if they do
+            not fit in memory.
 
     Returns:
         The smallest of the fastest sizes, and what was measured, in words.
@@ -69,7 +70,7 @@ def find_max_batch_tokens(encode: Callable[[int], int | None]) -> tuple[int, str
             break
         size *= 2
     if not rates:
-        return SMALLEST, "the least that is tried; even that does not fit in memory"
+        return SMALLEST, "the smallest size tried; even that does not fit in memory"
     chosen = min(size for size, rate in rates.items() if rate >= ABOUT_AS_FAST * max(rates.values()))
     tried = ", ".join(f"{size}: {rate:.0f}" for size, rate in rates.items())
     return chosen, f"the smallest of the fastest; tokens/s by size: {tried}"

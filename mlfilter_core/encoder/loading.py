@@ -98,7 +98,7 @@ def _check_activations(folder: Path) -> None:
         activation = own.get("activation_function", "torch.") if isinstance(own, dict) else "torch."
         if not str(activation).startswith("torch."):
             raise EncoderError(
-                f"embedding_model: {path} names {activation} as activation, which is not part of PyTorch; read that "
+                f"embedding_model: {path} names {activation} as activation, which is not from PyTorch; read that "
                 "code, and set params.trust_remote_code: true to run it"
             )
 

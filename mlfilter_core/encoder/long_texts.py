@@ -1,20 +1,21 @@
-"""The first `max_length` tokens of a text, from as few of its characters as prove them.
+"""The first `max_length` tokens of a text, from a part of the text that is long enough.
 
-Hugging Face's tokenizers read the whole text before they drop all but its first tokens
-(https://github.com/huggingface/tokenizers/issues/1573). Here a text is cut first, at a place where the tokens
-of the part before it are for certain the first tokens of the whole: between a letter and a space, say. If that
-part has more than `max_length` tokens, they are the text's; if not, a longer part is taken.
+Hugging Face's tokenizers read the whole text, then drop all but its first tokens
+(https://github.com/huggingface/tokenizers/issues/1573). Here the text is cut first, at a place where the tokens of
+the part before the cut are certainly the first tokens of the whole text: between a letter and a space, for example. If
+the part has more than `max_length` tokens, these are the result. If not, a longer part is tried.
 
-Why such a cut is safe, stage by stage, for the tokenizers that `find_cuts` accepts. The part ends with a letter,
-digit or punctuation mark; the rest begins with a gap, which is a space, line feeds or a full stop:
+Such a cut is safe for the tokenizers that `find_cuts` accepts. The part ends with a letter, digit or punctuation
+mark; the rest begins with a gap, which is a space, line feeds or a full stop. Stage by stage:
 
-1. Added tokens are searched for from the left; of those that start at one place the longest is taken. None holds
-   end and gap, thus none starts in the part and ends in the rest, and those in the part are found alike. (White
-   space that a token strips is lost to the rest alone. Single words are those before a gap as before the end.)
-2. The normalizer makes the same of the part whatever follows: it goes by characters, but for normal forms,
-   graphemes and runs of white space, and none of these reaches over the end of the part.
-3. The pre-tokenizer ends a word there: it splits from left to right, and a gap ends what the end of the text would.
-4. The model sees one word at a time; the post-processor, what truncation left.
+1. Added tokens are searched from the left; the longest of those that start at one place is taken. No added token
+   contains an end and a gap. So none starts in the part and ends in the rest, and those in the part are found either
+   way. (A token may strip white space, but only from the rest. Next to a token that must be a single word, a gap is a
+   boundary like the end of the text.)
+2. The normalizer gives the same for the part, whatever follows. It works on single characters, apart from normal
+   forms, graphemes and runs of white space, and none of these extends across the cut.
+3. The pre-tokenizer ends a word at the cut: it splits from left to right, and treats a gap like the end of the text.
+4. The model gets one word at a time, and the post-processor gets the truncated tokens.
 """
 
 import json
@@ -27,12 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-# Of a document, so many characters for each wanted token are tried first, then twice as many, and so on. Of 4 to 8
-# the fastest for 128, 256 and 512 tokens of FineWeb-Edu with MiniLM, where nearly all documents then need one try.
+# Characters for each wanted token in the first part that is tried; the next has twice as many, and so on. The fastest
+# of 4 to 8 for 128, 256 and 512 tokens (MiniLM, FineWeb-Edu): nearly all documents need one try.
 CHARS_PER_TOKEN = 6
 
-# In every version of Unicode letters or digits, of which the normal forms leave such, perhaps with marks behind.
-# Not so their neighbours: NFKC makes "l·" of U+0140, and U+0D4E is one grapheme with a space behind it.
+# Letters and digits in every version of Unicode, whose normal forms are letters and digits again, perhaps with marks
+# after them. Their neighbours are not: the NFKC of U+0140 is "l·", and U+0D4E is one grapheme with a space after it.
 _ALNUM = (
     "0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff"  # Latin
     "\u0391-\u03a1\u03a3-\u03a9\u03b1-\u03c9\u0410-\u044f"  # Greek, Cyrillic
@@ -41,14 +42,16 @@ _ALNUM = (
 )
 _STOP = "\u3002"  # the full stop of Chinese and Japanese, which have few spaces
 _MARKS = string.punctuation + _STOP
-# Where a text may be cut: between one of the first, which `find_cuts` tries in place of all, and the second, if a
-# letter or printable ASCII follows. Not all are for all: GPT-4 has a mark and the line feeds behind it in one word.
+# Where a text may be cut: between an end and a gap, if a letter or printable ASCII follows. Each row has the ends as a
+# character class, samples of them that `find_cuts` tests with a tokenizer, and the gap. A row is not safe for every
+# tokenizer: GPT-4's has a punctuation mark and the line feeds after it in one word.
 _PLACES = (
     *((_ALNUM, _ALNUM.replace("-", ""), gap) for gap in (" ", "\n", "\n\n", _STOP, f"{_STOP}\n", f"{_STOP}\n\n")),
     *((re.escape(_MARKS), _MARKS, gap) for gap in (" ", "\n", "\n\n")),
 )
 
-# What does as stages 2, 3 and 4 say: Replace and Split with some patterns only, BPE if it is not random.
+# Parts of tokenizers for which stages 2, 3 and 4 are true: Replace and Split only with the patterns below, BPE only
+# without dropout.
 _NORMALIZERS = (
     *("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt"),
     *("Precompiled", "Prepend", "Replace", "Strip", "StripAccents"),
@@ -58,11 +61,11 @@ _PRE_TOKENIZERS = (
     *("Punctuation", "Split", "Whitespace", "WhitespaceSplit"),
 )
 _MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
-# White space may be replaced by these, punctuation by punctuation: both then end what they ended.
+# White space may be replaced by these, and punctuation by punctuation: both still end words.
 _REPLACED_SPACES = ({"String": " "}, {"Regex": " {2,}"}, {"Regex": r"\s+"}, {"Regex": r"\s{2,}|[\n\r\t]"})
 _FOR_SPACES = ("", " ", "\u2581")
-# Qwen 2's, Llama 3's (which is GPT-4's), Qwen 3.5's and GPT-4o's; GPT-2's is in ByteLevel. None of the alternatives
-# goes on from an end to a gap, and what `(?!\S)` says of a space it says of the end.
+# Patterns of Qwen 2, Llama 3 and GPT-4, Qwen 3.5, GPT-4o; GPT-2's is in ByteLevel. No alternative matches an end with
+# the gap after it, and `(?!\S)` treats a space like the end of the text.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
@@ -79,15 +82,16 @@ _SPLIT_REGEXES = (
 
 
 class TruncatingTokenizer:
-    """A transformers tokenizer that reads no more of a text than it needs.
-
-    Args:
-        tokenizer: A fast one is called without the Python around it; every other does all by itself.
-        max_length: Most tokens of a text, special tokens included; None keeps all.
-        first_chars: How much of a longer text is tried first; None takes `CHARS_PER_TOKEN` for each token.
-    """
+    """A transformers tokenizer that reads no more of a text than it needs."""
 
     def __init__(self, tokenizer: Any, max_length: int | None, first_chars: int | None = None) -> None:
+        """Takes a tokenizer.
+
+        Args:
+            tokenizer: The backend of a fast tokenizer is called directly; any other tokenizer reads whole texts.
+            max_length: Most tokens of a text, special tokens included; None keeps all.
+            first_chars: Characters of the first part that is tried; None takes `CHARS_PER_TOKEN` for each token.
+        """
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._first_chars = first_chars or CHARS_PER_TOKEN * (max_length or 1)
@@ -96,11 +100,11 @@ class TruncatingTokenizer:
         self._cuts = find_cuts(tokenizer.backend_tokenizer) if is_cutting else None
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[NDArray[np.int32]], NDArray[np.bool_]]:
-        """Returns what the tokenizer makes of each text.
+        """Returns the tokens of each text.
 
         Returns:
             One int32 (n_tokens,) array for each text, cut to `max_length`; and bool (n_texts,), whether the
-            text held more tokens than that.
+            text has more tokens than that.
         """
         input_ids = [np.zeros(0, np.int32)] * len(texts)
         is_cut = np.zeros(len(texts), np.bool_)
@@ -122,13 +126,14 @@ class TruncatingTokenizer:
 
     def _encode(self, texts: list[str]) -> Iterator[tuple[list[int], bool]]:
         backend, max_length = self._tokenizer.backend_tokenizer, self._max_length
-        # Every other call of the tokenizer may change these.
+        # Any call of the tokenizer may have changed these.
         backend.encode_special_tokens = self._tokenizer.split_special_tokens
         backend.no_padding()
         if max_length is None:
             backend.no_truncation()
         else:
-            # Without special tokens, tokenizers 0.23.1 stops at `max_length`, and nothing overflows.
+            # One token more if there are no special tokens: tokenizers 0.23.1 then stops at the limit, and reports no
+            # overflow.
             backend.enable_truncation(max_length + (backend.num_special_tokens_to_add(False) == 0))
         for encoding in backend.encode_batch_fast(texts):
             ids = encoding.ids
@@ -144,7 +149,7 @@ class TruncatingTokenizer:
             return_token_type_ids=False,
         )
         for i, ids in enumerate(encoded["input_ids"]):
-            # Slow tokenizers do not tell whether there were more.
+            # Slow tokenizers do not report whether they dropped tokens.
             yield (
                 ids,
                 len(ids) == self._max_length and (not encoded.encodings or bool(encoded.encodings[i].overflowing)),
@@ -152,7 +157,7 @@ class TruncatingTokenizer:
 
 
 def find_cuts(backend: Any) -> re.Pattern[str] | None:
-    """Returns a pattern that ends where a text can be cut; None if no place is known to be safe.
+    """Returns a pattern that matches up to where a text can be cut; None if no place is known to be safe.
 
     Args:
         backend: A `tokenizers.Tokenizer`.
@@ -174,7 +179,7 @@ def _is_direct(tokenizer: Any) -> bool:
 def _is_local(backend: Any) -> bool:
     try:
         steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
-    except Exception:  # tokenizers raises no other class for parts that are written in Python
+    except Exception:  # the class that tokenizers raises for parts written in Python
         return False
     return (
         all(map(_is_local_step, steps))
@@ -184,7 +189,7 @@ def _is_local(backend: Any) -> bool:
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
-    """Yields the steps of a normalizer or pre-tokenizer, as tokenizer.json has them."""
+    """Yields the steps of a normalizer or pre-tokenizer, in the form of tokenizer.json."""
     waiting = [] if part is None else [json.loads(part.__getstate__())]
     while waiting:
         step = waiting.pop()
@@ -206,7 +211,7 @@ def _is_local_step(step: dict[str, Any]) -> bool:
 
 
 def _is_safe(backend: Any, ends: str, samples: str, gap: str) -> bool:
-    """Whether each sample ends a word before the gap, and no added token holds one of the ends and the gap."""
+    """Whether each sample ends a word before the gap, and no added token contains one of the ends and the gap."""
     tokens = backend.get_added_tokens_decoder().values()
     if any(re.search(f"[{ends}]{gap[0]}", token.content) for token in tokens):
         return False
@@ -216,7 +221,7 @@ def _is_safe(backend: Any, ends: str, samples: str, gap: str) -> bool:
         words_before, words_around = _words(backend, before), _words(backend, around)
         if not words_before or words_before != words_around[: len(words_before)] or words_before == words_around:
             return False
-        # BertNormalizer puts a space behind a Han character, which then is what the gap follows.
+        # BertNormalizer puts a space after a Han character, and so before the gap.
         starts = normalized_tokens if before[-1].isspace() else [token.lstrip() for token in normalized_tokens]
         if any(around[len(before)] in token[1:] for token in starts):
             return False

@@ -1,7 +1,7 @@
-"""A Hugging Face encoder as a local folder with a fingerprint.
+"""A Hugging Face encoder as a local folder with digests of its files.
 
-Knows nothing about torch: a login node resolves and fingerprints a model without loading it, and the
-workers load the folder that it found.
+Knows nothing about torch: a login node finds and hashes a model without loading it, and the workers load the
+folder that it found.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from mlfilter_core.files.identity import cached_sha256
 PACKAGE_SCHEME = "package:"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",
                    "sentencepiece.bpe.model")  # fmt: skip
-CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py")  # code decides as well, with trust_remote_code
-# Weights of other frameworks: in many repositories, read by none of our code.
+CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py")  # with trust_remote_code, code changes embeddings as well
+# Weights for other frameworks, which many repositories contain and nothing here reads.
 UNUSED_PATTERNS = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "coreml/*"]
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """An encoder that lies on this machine.
+    """An encoder on this machine.
 
     Attributes:
-        model: The id, path or `package:` name that the job gives.
-        folder: Where its files lie.
+        model: The id, path or `package:` name in the job.
+        folder: Folder of its files.
         revision: Commit hash on the hub; None for a local folder.
         weights_sha256: Digest over names and contents of the weight files.
         tokenizer_sha256: Digest over names and contents of the tokenizer's files.
@@ -43,7 +43,7 @@ class ModelFiles:
     config_sha256: str
 
     def provenance(self) -> dict[str, str | None]:
-        """What tells this encoder from another, wherever its files lie."""
+        """Returns what distinguishes this encoder from others, wherever its files are."""
         return {
             "model": self.model,
             "revision": self.revision,
@@ -54,15 +54,15 @@ class ModelFiles:
 
 
 def resolve_model(model: str, revision: str | None = None) -> ModelFiles:
-    """Finds an encoder's files, downloads them where need be, and fingerprints them.
+    """Returns an encoder's files, hashed, and downloaded from the hub if necessary.
 
     Args:
         model: A folder, a hub id (`org/name`), or `package:<package>/<folder>` for a model that an
             installed Python package ships.
-        revision: Branch, tag or commit on the hub; refused for a folder.
+        revision: Branch, tag or commit on the hub; only for a hub id.
 
     Raises:
-        EncoderError: Nothing is there, the download fails, or the folder lacks configuration, weights
+        EncoderError: The model does not exist, the download fails, or the folder lacks configuration, weights
             or tokenizer.
     """
     if model.startswith(PACKAGE_SCHEME):
@@ -70,16 +70,16 @@ def resolve_model(model: str, revision: str | None = None) -> ModelFiles:
     elif Path(model).expanduser().is_dir():
         folder = Path(model).expanduser().absolute()
     elif model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
-        raise EncoderError(f"embedding_model: the folder {model} does not exist; mend the path")
+        raise EncoderError(f"embedding_model: the folder {model} does not exist; fix the path")
     else:
-        return _fingerprint(model, *_download(model, revision))
+        return _hash_files(model, *_download(model, revision))
     if revision is not None:
-        raise EncoderError(f"model_revision {revision!r} goes with a hub id; {model} is a local folder")
-    return _fingerprint(model, folder, None)
+        raise EncoderError(f"model_revision {revision!r} is for a hub id; {model} is a local folder")
+    return _hash_files(model, folder, None)
 
 
 def code_elsewhere(folder: Path) -> list[str]:
-    """Returns the other repositories that a model's configuration takes code from, with `trust_remote_code`."""
+    """Returns the other repositories whose code a model's configuration names; it runs with `trust_remote_code`."""
     found: set[str] = set()
     for path in folder.rglob("*.json"):
         try:
@@ -95,16 +95,16 @@ def code_elsewhere(folder: Path) -> list[str]:
 
 
 def stated_dim(folder: Path) -> int | None:
-    """Returns the width of a model's embeddings, where its configuration tells it without the model being loaded.
+    """Returns the width of a model's embeddings, without loading the model; None if only loading tells.
 
-    That is the width of its last layer, where no dense layer follows.
+    It is the width of the last layer, unless a dense layer follows.
     """
     try:
         modules = folder / "modules.json"
         if modules.is_file() and "Dense" in modules.read_text(encoding="utf-8"):
             return None
         width = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hidden_size")
-    except (OSError, ValueError, AttributeError):  # what is wrong with it is said when it is loaded
+    except (OSError, ValueError, AttributeError):  # loading the model reports what is wrong
         return None
     return width if isinstance(width, int) and width > 0 else None
 
@@ -115,7 +115,7 @@ def _package_folder(model: str) -> Path:
     for location in (found and found.submodule_search_locations) or ():
         if (Path(location) / below).is_dir():
             return Path(location) / below
-    raise EncoderError(f"embedding_model: {model}: no installed package has that folder; pip install it")
+    raise EncoderError(f"embedding_model: {model}: no installed package contains that folder; install the package")
 
 
 def _download(model: str, revision: str | None) -> tuple[Path, str]:
@@ -127,24 +127,24 @@ def _download(model: str, revision: str | None) -> tuple[Path, str]:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EncoderError(
-            f"embedding_model: {model} is neither a local folder nor to be had from the hub ({reason}); "
+            f"embedding_model: {model} is neither a local folder nor available from the hub ({reason}); "
             "check the name and model_revision, log in for a private model, or give a local folder"
         ) from error
     return folder, folder.name  # the hub cache names a snapshot's folder after its commit
 
 
-def _fingerprint(model: str, folder: Path, revision: str | None) -> ModelFiles:
+def _hash_files(model: str, folder: Path, revision: str | None) -> ModelFiles:
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
-        raise EncoderError(f"embedding_model: {folder} holds no config.json; it is not a model folder")
+        raise EncoderError(f"embedding_model: {folder} contains no config.json; it is not a model folder")
     weights = _loaded_weights(folder)
     if not weights:
-        raise EncoderError(f"embedding_model: {folder} holds no weights (*.safetensors, *.bin)")
+        raise EncoderError(f"embedding_model: {folder} contains no weights (*.safetensors, *.bin)")
     texts = sorted({path for pattern in CONFIG_PATTERNS for path in folder.rglob(pattern)})
     tokenizer = [path for path in texts if path.name in TOKENIZER_FILES or "token" in path.name]
     if not any(path.name in TOKENIZER_FILES for path in tokenizer):
         raise EncoderError(
-            f"embedding_model: {folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it "
-            "beside the model with tokenizer.save_pretrained(...)"
+            f"embedding_model: {folder} contains no tokenizer ({', '.join(TOKENIZER_FILES)}); save it "
+            "next to the model with tokenizer.save_pretrained(...)"
         )
     return ModelFiles(
         model=model,
@@ -157,10 +157,10 @@ def _fingerprint(model: str, folder: Path, revision: str | None) -> ModelFiles:
 
 
 def _loaded_weights(folder: Path) -> list[Path]:
-    """Returns the weight files that are read: in each folder the safetensors where there are some, else the .bin."""
+    """Returns the weight files that loading reads: in each folder *.safetensors, or *.bin if there are none."""
     safetensors = sorted(folder.rglob("*.safetensors"))
-    served = {path.parent for path in safetensors}
-    return sorted([*safetensors, *(path for path in folder.rglob("*.bin") if path.parent not in served)])
+    with_safetensors = {path.parent for path in safetensors}
+    return sorted([*safetensors, *(path for path in folder.rglob("*.bin") if path.parent not in with_safetensors)])
 
 
 def _digest(folder: Path, paths: list[Path]) -> str:

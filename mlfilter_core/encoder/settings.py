@@ -1,6 +1,6 @@
-"""What a job may change about an encoder.
+"""Settings of a job that change what an encoder computes.
 
-Knows nothing about torch, so that a flow can state a request without loading it.
+Knows nothing about torch, so that a flow can state a request without importing it.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,17 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What changes the embeddings of a given model.
+    """Settings that change the embeddings of a given model.
 
     Attributes:
         max_length: Most tokens of a document, special tokens and prompt included; None takes the
             model's own maximum.
-        truncate: Cut longer documents; else they are marked as too long.
-        pad_to_max_length: Pad every batch to `max_length` instead of its longest document.
+        truncate: Whether longer documents are cut; otherwise they are rejected.
+        pad_to_max_length: Whether every batch is padded to `max_length` instead of its longest document.
         pooling: `cls`, `mean`, `max` or `last_token`; None takes the model's own, or the mean.
-        prompt: Set before each text; None takes the model's own default prompt.
-        model_dtype: torch name of the dtype of the transformer, or `auto`; pooling stays in float32.
-        trust_remote_code: Run Python code that the model's repository ships.
+        prompt: Text before each document; None takes the model's own default prompt.
+        model_dtype: torch name of the transformer's dtype, or `auto`; pooling is in float32.
+        trust_remote_code: Whether to run Python code that the model's repository ships.
     """
 
     max_length: int | None = None
@@ -31,4 +31,5 @@ class EncoderSettings:
     trust_remote_code: bool = False
 
     def provenance(self) -> dict[str, Any]:
+        """Returns the settings, recorded in every file of embeddings."""
         return asdict(self)

@@ -1,6 +1,6 @@
-"""Which files a head's checkpoint is: here, or fetched from the hub.
+"""The files of a head's checkpoint, local or from the hub, and their digest.
 
-Knows nothing about torch: a flow whose files are all finished asks for the digest alone.
+Knows nothing about torch: a flow needs only the digest if all of its files are finished.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from mlfilter_core.files.identity import cached_sha256
 
 FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 FOLDER_CONFIG = "config.json"
-SIDECAR_SUFFIX = ".json"  # of quality.pt it is quality.pt.json
+SIDECAR_SUFFIX = ".json"  # the sidecar of quality.pt is quality.pt.json
 # owner/name, then a revision, a file, or both: Jackal-AI/JQL-Edu-Heads@main/checkpoints/edu.ckpt
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?", re.ASCII)
 
@@ -24,8 +24,8 @@ class HeadFiles:
     """The files of one head, on this machine.
 
     Attributes:
-        weights: Holds the tensors.
-        facts: JSON that says what they are: `config.json` of a folder, or a file's sidecar; None where there is none.
+        weights: File of the tensors.
+        facts: JSON that describes them: `config.json` of a folder, or the sidecar of a file; None if there is none.
     """
 
     weights: Path
@@ -33,7 +33,7 @@ class HeadFiles:
 
     @property
     def sha256(self) -> str:
-        """Digest of the weights, and of the facts where there are some."""
+        """Digest of the weights, and of the facts if there are any."""
         digest = cached_sha256(self.weights)
         if self.facts is None:
             return digest
@@ -41,15 +41,15 @@ class HeadFiles:
 
 
 def find_head(name: str, checkpoint: str | Path) -> HeadFiles:
-    """Finds the files of a head, and fetches them from the hub where they are not here.
+    """Returns the files of a head, downloaded from the hub if they are not local.
 
     Args:
-        name: What the job calls the head.
-        checkpoint: A file, with `<file>.json` beside it or not; a folder with `model.safetensors` or
+        name: The head's name in the job.
+        checkpoint: A file, with or without a sidecar `<file>.json`; a folder with `model.safetensors` or
             `pytorch_model.bin`; or such a file or folder on the hub, `<owner>/<name>[@<revision>][/<file>]`.
 
     Raises:
-        HeadError: There is none.
+        HeadError: The checkpoint does not exist.
     """
     path = Path(checkpoint).expanduser()
     hub_id = HUB_ID.fullmatch(str(checkpoint))
@@ -58,7 +58,7 @@ def find_head(name: str, checkpoint: str | Path) -> HeadFiles:
     if path.is_dir():
         return _in_folder(name, path)
     if not path.is_file():
-        raise HeadError(f"head {name}: the checkpoint {path} does not exist; mend the path")
+        raise HeadError(f"head {name}: the checkpoint {path} does not exist; fix the path")
     sidecar = path.with_name(f"{path.name}{SIDECAR_SUFFIX}")
     return HeadFiles(path, sidecar if sidecar.is_file() else None)
 
@@ -67,7 +67,7 @@ def head_digests(checkpoints: Mapping[str, str]) -> dict[str, str]:
     """Returns the digest of each head's files, by the head's name.
 
     Raises:
-        HeadError: One does not exist, or is not readable.
+        HeadError: A checkpoint does not exist, or is not readable.
     """
     return {name: _digest(name, checkpoint) for name, checkpoint in checkpoints.items()}
 
@@ -77,7 +77,7 @@ def _in_folder(name: str, folder: Path) -> HeadFiles:
     if weights is None:
         raise HeadError(
             f"head {name}: the folder {folder} has no {' and no '.join(FOLDER_WEIGHTS)}; give the folder or the file "
-            "that holds the weights"
+            "with the weights"
         )
     config = folder / FOLDER_CONFIG
     return HeadFiles(weights, config if config.is_file() else None)
@@ -89,7 +89,7 @@ def _digest(name: str, checkpoint: str) -> str:
         return files.sha256
     except OSError as error:
         raise HeadError(
-            f"head {name}: {error.filename} cannot be read ({error.strerror}); mend its permissions"
+            f"head {name}: {error.filename} cannot be read ({error.strerror}); fix its permissions"
         ) from error
 
 
@@ -106,6 +106,6 @@ def _fetch(name: str, checkpoint: str, hub_id: re.Match[str]) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise HeadError(
-            f"head {name}: {checkpoint} does not exist here, nor is it to be had from the hub ({reason}); mend the "
-            "path or the id, or log in for a private one"
+            f"head {name}: {checkpoint} is neither a local checkpoint nor available from the hub ({reason}); fix the "
+            "path or the id, or log in for a private repository"
         ) from error

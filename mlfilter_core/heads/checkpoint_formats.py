@@ -1,8 +1,8 @@
-"""Checkpoints to heads, whoever wrote them.
+"""Checkpoints of PyTorch, Lightning, safetensors and Hugging Face to heads.
 
 A checkpoint is read as tensors and plain values only: nothing in it is executed, and the library that wrote it is not
-needed. What the tensors do not tell (activation, task, labels, encoder) is in the metadata of a safetensors file, or in
-JSON beside the weights.
+needed. Facts that tensors do not show (activation, task, labels, encoder) come from the metadata of a safetensors file,
+or from JSON next to the weights.
 """
 
 import json
@@ -25,9 +25,9 @@ from mlfilter_core.heads.trained_head import FORMAT
 
 _log = logging.getLogger(__name__)
 
-# Keys under which training code wraps the weights; PyTorch Lightning and the Trainer of others.
+# Keys under which training code stores the weights: PyTorch Lightning, other trainers.
 WRAPPERS = ("state_dict", "model_state_dict")
-# What training code keeps of its settings beside the weights: Lightning, then the predecessor's config.json.
+# Names of widths in settings that training code stores with the weights: of Lightning, of the predecessor.
 WIDTH_NAMES = ("input_dim", "embedding_dim")
 HIDDEN_NAMES = ("hidden_dim",)
 OUTPUT_NAMES = ("num_tasks",)
@@ -35,7 +35,7 @@ OUTPUT_NAMES = ("num_tasks",)
 
 @dataclass(frozen=True)
 class _Classifier:
-    """Where Hugging Face's sequence classifiers of a kind have the layers that follow the CLS state."""
+    """Names of the layers after the CLS state in one kind of Hugging Face's sequence classifiers."""
 
     layers: tuple[str, str]
     activation: str
@@ -57,19 +57,20 @@ CLASSIFIERS = {
 
 
 def load_head(name: str, checkpoint: str | Path) -> Head:
-    """Reads a head: one linear layer or an MLP, whose shapes the weights tell.
+    """Returns a head, read from its checkpoint: one linear layer or an MLP, with the shapes of the weights.
 
     Args:
-        name: What the job calls it.
-        checkpoint: As `find_head` takes it. The weights are a PyTorch state dict, whole or in a checkpoint of PyTorch
-            Lightning, or safetensors; a folder is one of the predecessor's or a Hugging Face sequence classifier,
-            whose layers after the CLS state are taken. Safetensors metadata or JSON beside the weights may say:
-            `activation` (relu, gelu, tanh; ReLU otherwise), `task` (regression, binary, multiclass), `labels` (of
-            targets or classes), and as `encoder` the fingerprint of the encoder that the head was trained on, or as
-            `encoder_weights_sha256` the digest of its weights alone. In metadata, lists and objects are JSON.
+        name: The head's name in the job.
+        checkpoint: A checkpoint as for `find_head`. The weights are safetensors or a PyTorch state dict, which may be
+            part of a checkpoint of PyTorch Lightning. A folder is one of the predecessor's, or a Hugging Face sequence
+            classifier, of which the layers after the CLS state are used. Safetensors metadata or JSON next to the
+            weights may state `activation` (relu, gelu, tanh; default relu), `task` (regression, binary, multiclass),
+            `labels` (names of targets or classes), `encoder` (fingerprint of the encoder that the head was trained on),
+            and `encoder_weights_sha256` (digest of that encoder's weights alone). In metadata, lists and objects are
+            JSON.
 
     Raises:
-        HeadError: The file is missing or corrupted, holds code, is not a chain of linear layers, or its facts do
+        HeadError: The file is missing or corrupted, contains code, is not a chain of linear layers, or its facts do
             not fit its weights.
     """
     files = find_head(name, checkpoint)
@@ -84,7 +85,7 @@ def load_head(name: str, checkpoint: str | Path) -> Head:
     weights, biases = linear_layers(tensors, is_saved_in_order, where)
     _check_widths(facts, weights, where)
     if len(weights) > 1 and "activation" not in facts and not _width(facts, WIDTH_NAMES):
-        _log.info("%s names no activation; ReLU is taken between its %d layers", where, len(weights))
+        _log.info("%s names no activation; ReLU is used between its %d layers", where, len(weights))
     task = _one_of(TASKS, facts.get("task", "regression"), "task", where)
     labels = _labels(facts, task, weights[-1].shape[0], where)
     activation = _one_of(ACTIVATIONS, facts.get("activation", "relu"), "activation", where)
@@ -97,14 +98,20 @@ def _read_facts(path: Path | None, where: str) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise HeadError(f"{where}: {path} beside it cannot be read as JSON ({in_one_line(error)}); mend it") from error
+        raise HeadError(f"{where}: {path} next to it cannot be read as JSON ({in_one_line(error)}); fix it") from error
     if not isinstance(facts, dict):
-        raise HeadError(f"{where}: {path} beside it is not a JSON object; mend it")
+        raise HeadError(f"{where}: {path} next to it is not a JSON object; fix it")
     return facts
 
 
 def _read(path: Path, wanted: Sequence[str] | None, where: str) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
-    """Returns the tensors of a file, or some of them where it has them, and what the file says of them."""
+    """Returns the tensors of a file, and its facts about them.
+
+    Args:
+        path: The file.
+        wanted: Names of tensors; those that the file lacks are left out. None returns all.
+        where: The checkpoint, for messages.
+    """
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path, wanted)
@@ -125,7 +132,7 @@ def _read_safetensors(path: Path, wanted: Sequence[str] | None) -> tuple[Mapping
 
 
 def _unwrapped(value: str) -> Any:
-    """Metadata are strings; lists and objects are JSON in them."""
+    """Returns a value of the metadata, which are strings, with lists and objects as JSON."""
     if value[:1] not in ("[", "{"):
         return value
     try:
@@ -143,11 +150,11 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]
     facts: dict[str, Any] = {}
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            settings: Any = content.get("hyper_parameters") or {}  # of Lightning
+            settings: Any = content.get("hyper_parameters") or {}  # Lightning's name
             facts = {name: settings[name] for name in (*WIDTH_NAMES, *HIDDEN_NAMES, *OUTPUT_NAMES) if name in settings}
             content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise TypeError(f"it holds a {type(content).__name__}, not a state dict")
+        raise TypeError(f"it contains a {type(content).__name__}, not a state dict")
     return content, facts
 
 
@@ -162,11 +169,11 @@ def _sequence_classifier(name: str, path: Path, facts: Mapping[str, Any], where:
     kind = CLASSIFIERS.get(str(facts.get("model_type")))
     if kind is None:
         raise HeadError(
-            f"{where}: a sequence classifier of model_type {facts.get('model_type')!r}; known are those of "
+            f"{where}: a sequence classifier of model_type {facts.get('model_type')!r}; supported are "
             f"{', '.join(CLASSIFIERS)}. Save the layers after the encoder as a state dict"
         )
     if facts.get("problem_type") == "multi_label_classification":
-        raise HeadError(f"{where}: a classifier of several labels at once; save a head for each label")
+        raise HeadError(f"{where}: a multi-label classifier is not supported; save a head for each label")
     wanted = [f"{layer}.{part}" for layer in kind.layers for part in ("weight", "bias")]
     tensors, _ = _read(path, wanted, where)
     missing = [key for key in wanted if key not in tensors]
@@ -178,9 +185,9 @@ def _sequence_classifier(name: str, path: Path, facts: Mapping[str, Any], where:
     n_outputs = weights[-1].shape[0]
     is_regression = n_outputs == 1 or facts.get("problem_type") == "regression"
     task = "regression" if is_regression else "binary" if n_outputs == 2 else "multiclass"
-    names = facts.get("id2label")  # transformers leaves it out where nobody named two classes
+    names = facts.get("id2label")  # transformers omits it for two classes without names
     labels = [str(names.get(str(i), i)) if isinstance(names, dict) else str(i) for i in range(n_outputs)]
-    # It takes the state of the first token as the encoder leaves it.
+    # Its input is the encoder's state of the first token, not normalized.
     encoder = {"model": f"{facts.get('_name_or_path') or path.parent.name} (CLS state)", "pooling": "cls"}
     return Head(
         *(name, weights, biases, kind.activation, {**encoder, "is_normalized": False}, task),
@@ -189,9 +196,9 @@ def _sequence_classifier(name: str, path: Path, facts: Mapping[str, Any], where:
 
 
 def _check_format(facts: Mapping[str, Any], where: str) -> None:
-    written = facts.get("format", "pt")  # which Hugging Face's safetensors say
+    written = facts.get("format", "pt")  # "pt" in Hugging Face's safetensors
     if str(written).startswith("mlfilter-head/") and written != FORMAT:
-        raise HeadError(f"{where} is of the format {written}; this version reads {FORMAT}. Update mlfilter")
+        raise HeadError(f"{where} has the format {written}; this version reads {FORMAT}. Update mlfilter")
 
 
 def _check_widths(facts: Mapping[str, Any], weights: Sequence[torch.Tensor], where: str) -> None:
@@ -214,7 +221,7 @@ def _one_of(known: Sequence[str] | Mapping[str, Any], value: Any, what: str, whe
 
 
 def _labels(facts: Mapping[str, Any], task: str, n_outputs: int, where: str) -> tuple[str, ...]:
-    """Returns the names of targets or classes; those of classes are their numbers where nothing is said."""
+    """Returns the names of targets or classes; by default, classes are named by their numbers."""
     n_labels = 2 if task == "binary" and n_outputs == 1 else n_outputs
     if (task == "binary" and n_labels != 2) or (task == "multiclass" and n_labels < 2):
         raise HeadError(f"{where}: task {task}, but its last layer gives {n_outputs} values; correct task")

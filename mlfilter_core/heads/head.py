@@ -24,13 +24,13 @@ class Head:
     """Linear layers with an activation between them.
 
     Attributes:
-        name: As the job calls it.
+        name: The head's name in the job.
         weights: float32 (n_out, n_in) of each layer.
         biases: float32 (n_out,) of each layer.
         activation: One of `ACTIVATIONS`, between the layers.
-        encoder: Fingerprint of the encoder it was trained on; empty where the checkpoint does not say.
-        task: One of `TASKS`. The outputs of a classifier are logits: of the second class where there is one.
-        labels: Names of the targets, where a regression has several and says; of the classes of a classifier.
+        encoder: Fingerprint of the encoder it was trained on; empty if the checkpoint does not state it.
+        task: One of `TASKS`. The outputs of a classifier are logits; a single one is that of the second class.
+        labels: Names of a classifier's classes, or of a regression's targets if it has several and names them.
     """
 
     name: str
@@ -43,21 +43,22 @@ class Head:
 
     @property
     def dim(self) -> int:
-        """Width of the embeddings that it takes."""
+        """Width of the embeddings."""
         return int(self.weights[0].shape[1])
 
     @property
     def n_outputs(self) -> int:
+        """Number of outputs."""
         return int(self.weights[-1].shape[0])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Head":
-        """Returns the same head elsewhere."""
+        """Returns the same head on another device, in another dtype."""
         weights = tuple(weight.to(device, dtype) for weight in self.weights)
         return replace(self, weights=weights, biases=tuple(bias.to(device, dtype) for bias in self.biases))
 
     @functools.cached_property
     def layers(self) -> Sequence[Callable[[torch.Tensor], torch.Tensor]]:
-        """What is applied to embeddings, one after the other."""
+        """Functions to apply to embeddings, one after the other."""
         last = len(self.weights) - 1
         return [
             activated_linear(weight, bias, self.activation if i < last else None)
@@ -67,13 +68,13 @@ class Head:
 
 @torch.inference_mode()
 def score(heads: Sequence[Head], embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Applies every head to every embedding.
+    """Returns the outputs of every head for every embedding.
 
-    One head after another: their first layers, stacked into one product, were slower on a CPU, as the values between
-    the layers no longer fit its caches (benchmarks/annotate_cpu.py).
+    Heads are applied one after another. Stacking their first layers into one product was slower on a CPU, since the
+    values between the layers no longer fit its caches (benchmarks/annotate_cpu.py).
 
     Args:
-        heads: All on one device and of one dtype, each as wide as the embeddings.
+        heads: Heads on one device and of one dtype, each as wide as the embeddings.
         embeddings: float32 (n, dim).
 
     Returns:
@@ -92,7 +93,7 @@ def score(heads: Sequence[Head], embeddings: NDArray[np.float32]) -> NDArray[np.
 
 
 def check_heads_fit(heads: list[Head], dim: int, where: str) -> None:
-    """Checks that heads take embeddings of a width.
+    """Checks that all heads take embeddings of a width.
 
     Args:
         heads: The heads of a job.
@@ -100,7 +101,7 @@ def check_heads_fit(heads: list[Head], dim: int, where: str) -> None:
         where: The file of embeddings, for the message.
 
     Raises:
-        HeadError: A width differs.
+        HeadError: A head takes another width.
     """
     for head in heads:
         if head.dim != dim:
@@ -111,16 +112,16 @@ def check_heads_fit(heads: list[Head], dim: int, where: str) -> None:
 
 
 def find_mismatched_heads(heads: list[Head], made_by: Fingerprint, where: str, are_allowed: bool) -> dict[str, str]:
-    """Returns the heads that were trained on the embeddings of another encoder, and what differs, in words.
+    """Returns the heads that were trained on embeddings of another encoder, with the differences in words.
 
     Args:
         heads: The heads of a job.
         made_by: Fingerprint of the encoder of the embeddings.
         where: The file of embeddings, for the message.
-        are_allowed: Whether the job wants them all the same.
+        are_allowed: Whether the job accepts such heads.
 
     Raises:
-        HeadError: There are some, and they are not allowed.
+        HeadError: There is such a head, and the job does not accept it.
     """
     mismatched = {
         head.name: describe_differences(head.encoder, made_by) for head in heads if differences(head.encoder, made_by)

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint as a chain of linear layers, whose order their names or shapes tell."""
+"""The tensors of a checkpoint as a chain of linear layers, in the order given by their names or shapes."""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import torch
 
 from mlfilter_core.errors import HeadError
 
-MAX_UNNUMBERED_LAYERS = 6  # whose 720 orders are tried in no time
-# What linear layers are trained in; others are quantised, need their scales, or would lose their imaginary part.
+MAX_UNNUMBERED_LAYERS = 6  # few enough to try all 720 orders
+# Dtypes in which linear layers are trained. Others are quantized and need scales, or are complex.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -22,15 +22,15 @@ class LinearLayers(NamedTuple):
 
 
 def linear_layers(tensors: Mapping[str, torch.Tensor], is_saved_in_order: bool, where: str) -> LinearLayers:
-    """Returns the layers that tensors are.
+    """Returns tensors as linear layers.
 
     Args:
-        tensors: `<layer>.weight` of each layer, and `<layer>.bias`, zero where it is missing.
-        is_saved_in_order: Whether they come in the order in which their module defines them.
-        where: The checkpoint, for the message.
+        tensors: `<layer>.weight` of each layer, and `<layer>.bias`, zero if it is missing.
+        is_saved_in_order: Whether they are in the order in which their module defines them.
+        where: The checkpoint, for messages.
 
     Raises:
-        HeadError: They are no chain of linear layers, not finite, or not plain floats.
+        HeadError: The tensors are not a chain of linear layers, not finite, or not plain floats.
     """
     remaining = {str(key): tensor for key, tensor in tensors.items()}
     weights: list[torch.Tensor] = []
@@ -57,7 +57,7 @@ def linear_layers(tensors: Mapping[str, torch.Tensor], is_saved_in_order: bool, 
         biases.append(bias.float())
     if not weights or remaining:
         raise HeadError(
-            f"{where}: not a chain of linear layers; it holds " + (", ".join(list(remaining)[:5]) or "nothing")
+            f"{where}: not a chain of linear layers; it contains " + (", ".join(list(remaining)[:5]) or "nothing")
         )
     if not all(tensor.isfinite().all() for tensor in (*weights, *biases)):
         raise HeadError(f"{where}: a weight is NaN or infinite; the head's training diverged")
@@ -65,23 +65,24 @@ def linear_layers(tensors: Mapping[str, torch.Tensor], is_saved_in_order: bool, 
 
 
 def _check_plain(tensor: torch.Tensor, what: str, where: str) -> None:
-    """Refuses what is no array of floats: it fails, changes its values or fills the memory when it is computed with."""
+    """Rejects a tensor that is not an array of floats: computing with it could fail, err or fill the memory."""
     is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
     if not is_dense or tensor.dtype not in DTYPES:
         kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
         raise HeadError(f"{where}: {what} is {kind}, not dense floats; save it as float32, on the CPU")
     if not tensor.numel():
         raise HeadError(f"{where}: {what} is empty, of shape {tuple(tensor.shape)}; save the weights of a trained head")
-    # A view may show one number as often as it likes.
+    # A view can repeat one number any number of times.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise HeadError(f"{where}: {what} claims more values than the file holds; save a copy, tensor.contiguous()")
+        raise HeadError(f"{where}: {what} claims more values than the file contains; save a copy, tensor.contiguous()")
 
 
 def _in_order(layers: dict[str, torch.Tensor], is_saved_in_order: bool, where: str) -> list[str]:
     """Returns the layers' names in the order in which they are applied.
 
-    By their numbers, `mlp.0`, `mlp.2`, `mlp.10`, where only those differ; else as the module defines them, which
-    a state dict keeps. Safetensors sort their tensors: there the shapes must leave one order.
+    If the names differ only in numbers (`mlp.0`, `mlp.2`, `mlp.10`), the order is that of the numbers. Otherwise it is
+    the order in which the module defines them, which a state dict keeps. safetensors sorts tensors by name, so there
+    the shapes must leave only one order.
     """
     if len({re.sub(r"\d+", "", key) for key in layers}) <= 1:
         return sorted(layers, key=_natural)
@@ -91,7 +92,7 @@ def _in_order(layers: dict[str, torch.Tensor], is_saved_in_order: bool, where: s
     fitting = [order for order in orders if _fits([layers[key] for key in order])]
     if len(fitting) != 1:
         raise HeadError(
-            f"{where}: the order of the layers {', '.join(layers)} is not to be told from their names and shapes; "
+            f"{where}: the order of the layers {', '.join(layers)} cannot be determined from their names and shapes; "
             "name them by number, as torch.nn.Sequential does"
         )
     return list(fitting[0])
@@ -102,6 +103,6 @@ def _fits(weights: list[torch.Tensor]) -> bool:
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
-    """Numbers by their length, then their digits: int() refuses more than 4300 of these."""
+    """Returns a key that sorts numbers by length, then by digits: int() rejects more than 4300 digits."""
     parts = [part.lstrip("0") if part.isdigit() else part for part in re.split(r"(\d+)", key)]
     return [(len(part), part) if i % 2 else (-1, part) for i, part in enumerate(parts)]

@@ -1,4 +1,4 @@
-"""What is written of the heads' outputs: scores, probabilities, labels, whole numbers, and ensembles of scores.
+"""The heads' outputs as columns: scores, probabilities, labels, whole numbers, and ensembles of scores.
 
 Knows nothing about files.
 """
@@ -28,15 +28,18 @@ Scores = dict[str, NDArray[np.float32]]
 class ScoreColumns:
     """The columns that a job writes beside its output keys.
 
-    A regression gives `score_<head>`, or `score_<head>_<target>` for each of several targets; a binary classifier the
-    probability of its second class as `score_<head>`, another classifier `score_<head>_<class>` for each class, and
-    both `label_<head>`, the likeliest class. An ensemble gives `score_<ensemble>`; one of agreement the number of its
-    scores that reach their thresholds, and `label_<ensemble>`, whether they are enough. A score with a scale is
-    followed by `int_score_<name>`, rounded and cut to it, as FineWeb-Edu's classifier does.
+    - A regression gives `score_<head>`, or `score_<head>_<target>` for each of several targets.
+    - A binary classifier gives `score_<head>`, the probability of its second class, and `label_<head>`, the likelier
+      class.
+    - A multiclass classifier gives `score_<head>_<class>` for each class, and `label_<head>`, the likeliest class.
+    - An ensemble gives `score_<ensemble>`. For agreement, that is the number of its scores that reach their thresholds,
+      and `label_<ensemble>` is whether they are enough.
+    - A score with an integer scale is followed by `int_score_<name>`: rounded and clipped to the scale, as by
+      FineWeb-Edu's classifier.
 
     Attributes:
-        names: Of the columns, in the order in which they are written.
-        n_outputs: Of all heads together.
+        names: Names of the columns, in the order in which they are written.
+        n_outputs: Number of outputs of all heads together.
     """
 
     def __init__(
@@ -46,16 +49,16 @@ class ScoreColumns:
         ensembles: Mapping[str, Ensemble],
         integer_scales: Mapping[str, tuple[int, int]],
     ) -> None:
-        """Works out which columns there are.
+        """Determines the names of the columns.
 
         Args:
-            heads: In the order of their outputs.
-            prefix: Set before the name of a score.
-            ensembles: By name, computed in their order; one may take those before it.
+            heads: Heads in the order of their outputs.
+            prefix: Text before the name of a score.
+            ensembles: Ensembles by name, computed in this order; each may use those before it.
             integer_scales: Lowest and highest whole number of a score, by its name without prefix.
 
         Raises:
-            HeadError: Two columns would have one name, or a score is named that there is not.
+            HeadError: Two columns would have the same name, or an ensemble or scale names an unknown score.
         """
         self._heads = heads
         self._prefix = prefix
@@ -66,13 +69,13 @@ class ScoreColumns:
         self.names = tuple(table)
         absent = [name for name in integer_scales if f"{INTEGER_PREFIX}{prefix}{name}" not in table]
         if absent:
-            raise HeadError(f"integer_scales names {absent[0]}, which is no score; there are: {self._known(table)}")
+            raise HeadError(f"integer_scales names {absent[0]}, which is not a score; known: {self._known(table)}")
 
     def table(self, outputs: NDArray[np.float32]) -> dict[str, Values]:
         """Returns the values of each column.
 
         Args:
-            outputs: float32 (n, sum of the heads' outputs), finite.
+            outputs: float32 (n, n_outputs), finite.
         """
         table: dict[str, Values] = {}
         scores: Scores = {}
@@ -88,7 +91,7 @@ class ScoreColumns:
             absent = [member for member in ensemble.heads if member not in scores]
             if absent:
                 raise HeadError(
-                    f"the ensemble {name} names {absent[0]}, which no head gives; there are: {self._known(table)}"
+                    f"the ensemble {name} names {absent[0]}, which is not a score; known: {self._known(table)}"
                 )
             combined = _combine(ensemble, [scores[member] for member in ensemble.heads])
             self._add_scores(table, scores, {name: combined})
@@ -98,7 +101,7 @@ class ScoreColumns:
 
     @staticmethod
     def scores(table: Mapping[str, Values]) -> dict[str, NDArray[np.float32]]:
-        """Returns the columns that are scores, not labels or whole numbers made of them."""
+        """Returns the columns that are scores, without labels and whole numbers."""
         return {
             name: values
             for name, values in table.items()

@@ -1,4 +1,4 @@
-"""A trained head as a file: the project's own format of heads, which `mlfilter_core.heads.checkpoint_formats` reads."""
+"""The project's own file format of heads, which `mlfilter_core.heads.checkpoint_formats` reads."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = "mlfilter-head/1"
-TRAINING = "training"  # all that the training says of itself, as JSON in the metadata
+TRAINING = "training"  # key in the metadata: a record of the training, as JSON
 
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """What a file of a trained head holds.
+    """The content of a trained head's file.
 
     Attributes:
         weights: float32 (n_out, n_in) of each layer.
         biases: float32 (n_out,) of each layer.
-        activation: Between the layers.
-        task: As in `mlfilter_core.heads.head.Head`.
-        labels: As there.
-        encoder: Fingerprint of the encoder of the embeddings; empty where they do not say.
-        training: Request, counts, metrics.
+        activation: Activation between the layers.
+        task: Task, as in `mlfilter_core.heads.head.Head`.
+        labels: Names of targets or classes, as there.
+        encoder: Fingerprint of the encoder of the embeddings; empty if they do not state it.
+        training: Record of the training: request, counts, metrics.
     """
 
     weights: Sequence["torch.Tensor"]
@@ -40,7 +40,7 @@ class TrainedHead:
 
 
 def write_head(path: Path, head: TrainedHead) -> None:
-    """Writes a head as safetensors, layers numbered as in `torch.nn.Sequential`, the rest in the metadata."""
+    """Writes a head as safetensors, with layers numbered as in `torch.nn.Sequential` and the rest in the metadata."""
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
@@ -58,7 +58,7 @@ def write_head(path: Path, head: TrainedHead) -> None:
 
 
 def read_training(path: Path) -> dict[str, Any] | None:
-    """Returns what the training of a head says of itself; None where the file is not one of ours.
+    """Returns the record of a head's training; None if the file is not of this format.
 
     Raises:
         HeadError: The file cannot be read.
@@ -69,7 +69,7 @@ def read_training(path: Path) -> dict[str, Any] | None:
         with safe_open(path, "numpy") as file:
             written = (file.metadata() or {}).get(TRAINING)
         training = None if written is None else json.loads(written)
-    except Exception as error:  # safetensors raises its own, and OSError, for what is no such file
+    except Exception as error:  # safetensors raises its own errors, and OSError
         raise HeadError(f"{path} is not a head that was trained here ({in_one_line(error)}); move it away") from error
     return training if isinstance(training, dict) else None
 

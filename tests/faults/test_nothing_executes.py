@@ -132,7 +132,7 @@ except EncoderError as error:
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "org/absent is neither a local folder nor to be had from the hub" in done.stdout
+    assert "org/absent is neither a local folder nor available from the hub" in done.stdout
 
 
 def test_a_loop_of_links_is_walked_once(tmp_path: Path) -> None:

@@ -47,11 +47,14 @@ def is_not_dense(kind: str) -> str:
 
 # State dicts, and what is said of them.
 BAD_STATES: dict[str, tuple[Callable[[], Any], str]] = {
-    "nothing": (dict, "not a chain of linear layers; it holds nothing"),
-    "no state dict": (lambda: MATRIX, rf"{NOT_LOADED} \(it holds a Tensor, not a state dict\)"),
-    "a wrapped nothing": (lambda: {"state_dict": None}, "not a chain of linear layers; it holds state_dict"),
-    "wrapped in itself": (refers_to_itself, "not a chain of linear layers; it holds state_dict"),
-    "a name that is no text": (lambda: {("weight",): MATRIX}, r"not a chain of linear layers; it holds \('weight',\)"),
+    "nothing": (dict, "not a chain of linear layers; it contains nothing"),
+    "no state dict": (lambda: MATRIX, rf"{NOT_LOADED} \(it contains a Tensor, not a state dict\)"),
+    "a wrapped nothing": (lambda: {"state_dict": None}, "not a chain of linear layers; it contains state_dict"),
+    "wrapped in itself": (refers_to_itself, "not a chain of linear layers; it contains state_dict"),
+    "a name that is no text": (
+        lambda: {("weight",): MATRIX},
+        r"not a chain of linear layers; it contains \('weight',\)",
+    ),
     "NaN": (lambda: {"weight": MATRIX * torch.nan}, "a weight is NaN or infinite"),
     "an infinite bias": (lambda: {"weight": MATRIX, "bias": torch.ones(1) / 0}, "a weight is NaN or infinite"),
     "beyond float32": (lambda: {"weight": MATRIX.double() * 1e300}, "a weight is NaN or infinite"),
@@ -72,7 +75,7 @@ BAD_STATES: dict[str, tuple[Callable[[], Any], str]] = {
     "without values": (lambda: {"weight": MATRIX.to("meta")}, f"weight is {is_not_dense('float32 strided on meta')}"),
     "one number shown 1e13 times": (
         lambda: {"weight": torch.ones(1).expand(10**7, 10**6)},
-        r"weight claims more values than the file holds; save a copy, tensor\.contiguous\(\)",
+        r"weight claims more values than the file contains; save a copy, tensor\.contiguous\(\)",
     ),
     "a bias that is no tensor": (
         lambda: {"weight": MATRIX, "bias": [1.0]},
@@ -96,7 +99,7 @@ BAD_STATES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a bias without weights": (
         lambda: {"weight": MATRIX, "2.bias": torch.ones(1)},
-        "not a chain of linear layers; it holds 2.bias",
+        "not a chain of linear layers; it contains 2.bias",
     ),
     "layers that do not fit": (lambda: {"0.weight": MATRIX, "2.weight": MATRIX}, r"2\.weight takes 6 values, but .* 1"),
     "a tensor of another class": (lambda: {"weight": MATRIX.as_subclass(OtherTensor)}, NOT_LOADED),
@@ -257,7 +260,7 @@ BAD_SAFETENSORS = {
     "header that is no JSON": (safetensors(b"weight"), NOT_LOADED),
     "header that is no UTF-8": (safetensors(b'{"\xff": 1}'), NOT_LOADED),
     "header of 10,000 levels": (safetensors(b"[" * 10_000 + b"]" * 10_000), NOT_LOADED),
-    "no tensors": (safetensors({}, content=b""), "not a chain of linear layers; it holds nothing"),
+    "no tensors": (safetensors({}, content=b""), "not a chain of linear layers; it contains nothing"),
     "more values than there are": (safetensors(entry([10**9, 10**9])), NOT_LOADED),
     "more values than can be counted": (safetensors(entry([2**62, 2**62])), NOT_LOADED),
     "end behind the file": (safetensors(entry([1, DIM], 2**60)), NOT_LOADED),

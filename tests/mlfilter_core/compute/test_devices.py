@@ -23,7 +23,7 @@ def test_a_device_is_taken_by_its_name() -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:x", ""])
 def test_an_absent_device_is_refused(device: str) -> None:
-    with pytest.raises(ConfigError, match=rf"device: '{device}' is not to be had on this machine \(.+\)"):
+    with pytest.raises(ConfigError, match=rf"device: '{device}' is not available on this machine \(.+\)"):
         pick_device(device)
 
 

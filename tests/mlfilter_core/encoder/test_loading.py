@@ -53,7 +53,7 @@ def test_a_pooling_replaces_that_of_a_saved_model(save_modules: Folder) -> None:
 
 
 def test_an_absent_device_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(ConfigError, match="device: 'gpu' is not to be had on this machine"):
+    with pytest.raises(ConfigError, match="device: 'gpu' is not available on this machine"):
         tiny(tiny_model, "gpu")
 
 

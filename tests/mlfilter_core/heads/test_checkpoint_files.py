@@ -11,7 +11,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the hub that holds one repository, and nothing else to be had."""
+    """A cache of the hub with one repository; no other is available."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -38,14 +38,14 @@ def test_a_repository_on_the_hub_is_a_folder(hub: Path) -> None:
 
 @pytest.mark.parametrize("checkpoint", ["org/unknown", "heads/edu.pt", "Jackal-AI/JQL-Edu-Heads@other/x.ckpt"])
 def test_what_is_neither_here_nor_on_the_hub_is_refused(hub: Path, checkpoint: str) -> None:
-    with pytest.raises(HeadError, match=rf"head edu: {checkpoint} does not exist here, nor is it to be had"):
+    with pytest.raises(HeadError, match=rf"head edu: {checkpoint} is neither a local checkpoint nor available from"):
         find_head("edu", checkpoint)
 
 
 @pytest.mark.parametrize("checkpoint", ["./heads/edu.pt", "/heads/edu.pt", "../edu.pt", "edu.pt", "heads/deep/edu.pt"])
 def test_what_is_a_path_is_not_looked_for_on_the_hub(hub: Path, tmp_path: Path, checkpoint: str) -> None:
     (tmp_path / "heads").mkdir()
-    with pytest.raises(HeadError, match=r"head edu: the checkpoint .* does not exist; mend the path"):
+    with pytest.raises(HeadError, match=r"head edu: the checkpoint .* does not exist; fix the path"):
         find_head("edu", checkpoint)
 
 

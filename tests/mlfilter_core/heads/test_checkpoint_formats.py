@@ -179,7 +179,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, save: Callable[[Any, Path],
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(HeadError, match=r"head x: the checkpoint .*/x\.pt does not exist; mend the path"):
+    with pytest.raises(HeadError, match=r"head x: the checkpoint .*/x\.pt does not exist; fix the path"):
         load_head("x", tmp_path / "x.pt")
     with pytest.raises(HeadError, match=r"head x: the folder .* has no model\.safetensors and no pytorch_model\.bin"):
         load_head("x", tmp_path)
@@ -201,15 +201,15 @@ MATRIX, ROW = torch.ones(1, DIM), torch.ones(1)
             {"0.weight": torch.ones(4, DIM), "0.bias": torch.ones(4), "2.weight": torch.ones(1, 5)},
             r"2\.weight takes 5 values, but the layer before it gives 4",
         ),
-        ({"weight": MATRIX, "norm.running_mean": ROW}, r"not a chain of linear layers; it holds norm\.running_mean"),
-        ({"weight": MATRIX, "epoch": 3}, "not a chain of linear layers; it holds epoch"),
-        ({"bias": ROW}, "not a chain of linear layers; it holds bias"),
-        ({0: MATRIX}, "not a chain of linear layers; it holds 0"),
-        ({}, "not a chain of linear layers; it holds nothing"),
+        ({"weight": MATRIX, "norm.running_mean": ROW}, r"not a chain of linear layers; it contains norm\.running_mean"),
+        ({"weight": MATRIX, "epoch": 3}, "not a chain of linear layers; it contains epoch"),
+        ({"bias": ROW}, "not a chain of linear layers; it contains bias"),
+        ({0: MATRIX}, "not a chain of linear layers; it contains 0"),
+        ({}, "not a chain of linear layers; it contains nothing"),
         ({"weight": torch.full((1, DIM), torch.nan)}, "a weight is NaN or infinite; the head's training diverged"),
         ({"weight": MATRIX, "bias": ROW * torch.inf}, "a weight is NaN or infinite"),
-        (MATRIX, r"does not load as plain tensors \(it holds a Tensor, not a state dict\)"),
-        ([MATRIX], r"does not load as plain tensors \(it holds a list, not a state dict\)"),
+        (MATRIX, r"does not load as plain tensors \(it contains a Tensor, not a state dict\)"),
+        ([MATRIX], r"does not load as plain tensors \(it contains a list, not a state dict\)"),
     ],
 )
 def test_what_is_no_chain_of_linear_layers_is_refused(tmp_path: Path, content: Any, message: str) -> None:
@@ -275,7 +275,7 @@ def test_safetensors_forget_that_order_so_the_shapes_must_tell_it(tmp_path: Path
     module = Named(4)
     head = load_head("x", save_safetensors(module.state_dict(), tmp_path / "x.safetensors"))
     np.testing.assert_allclose(score([head], EMBEDDINGS), forward(module), atol=1e-6)
-    with pytest.raises(HeadError, match=r"the order of the layers .* is not to be told from their names and shapes"):
+    with pytest.raises(HeadError, match=r"the order of the layers .* cannot be determined from their names and shapes"):
         load_head("x", save_safetensors(Named(DIM).state_dict(), tmp_path / "y.safetensors"))
 
 
@@ -341,7 +341,7 @@ def test_a_folder_whose_weights_are_not_its_own_is_refused(tmp_path: Path) -> No
 def test_a_folder_whose_config_cannot_be_read_is_refused(tmp_path: Path, config: str) -> None:
     folder = write_folder(tmp_path / "head", "", mlp(DIM, 1).state_dict())
     (folder / "config.json").write_bytes(config.encode(errors="surrogateescape"))
-    with pytest.raises(HeadError, match=r"config\.json beside it (cannot be read as JSON|is not a JSON object)"):
+    with pytest.raises(HeadError, match=r"config\.json next to it (cannot be read as JSON|is not a JSON object)"):
         load_head("edu", folder)
 
 
@@ -391,8 +391,8 @@ def test_the_head_of_a_sequence_classifier_wants_the_cls_state_as_it_is(tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "modernbert"}, "a sequence classifier of model_type 'modernbert'; known are those of albert, "),
-        ({"problem_type": "multi_label_classification"}, "a classifier of several labels at once; save a head for"),
+        ({"model_type": "modernbert"}, "a sequence classifier of model_type 'modernbert'; supported are albert, "),
+        ({"problem_type": "multi_label_classification"}, "a multi-label classifier is not supported; save a head for"),
         (
             {"model_type": "roberta"},
             r"classifier\.dense\.weight is missing, which a roberta classifier has; fetch",
@@ -430,7 +430,7 @@ def test_a_sidecar_says_what_a_state_dict_does_not(tmp_path: Path) -> None:
         ({"labels": "ab"}, 2, "labels is ab, not a list of strings"),
         ({"labels": ["a"]}, 2, "1 different labels, but its last layer gives 2"),
         ({"labels": ["a", "a"]}, 2, "1 different labels, but its last layer gives 2"),
-        ({"format": "mlfilter-head/2"}, 1, "is of the format mlfilter-head/2; this version reads mlfilter-head/1"),
+        ({"format": "mlfilter-head/2"}, 1, "has the format mlfilter-head/2; this version reads mlfilter-head/1"),
     ],
 )
 def test_facts_that_do_not_fit_the_weights_are_refused(

@@ -118,9 +118,9 @@ def test_two_columns_of_one_name_are_refused() -> None:
 
 
 def test_a_score_that_there_is_not_is_refused() -> None:
-    with pytest.raises(HeadError, match=r"the ensemble e names c, which no head gives; there are: a, b$"):
+    with pytest.raises(HeadError, match=r"the ensemble e names c, which is not a score; known: a, b$"):
         ScoreColumns([head("a"), head("b")], "score_", {"e": Ensemble(heads=("a", "c"))}, {})
-    with pytest.raises(HeadError, match=r"integer_scales names c, which is no score; there are: a$"):
+    with pytest.raises(HeadError, match=r"integer_scales names c, which is not a score; known: a$"):
         ScoreColumns([head("a")], "score_", {}, {"c": (0, 5)})
 
 

@@ -222,7 +222,7 @@ def test_a_head_that_does_not_fit_the_encoder_is_a_problem(
         ({"input_dir": "/nowhere/at/all"}, "the folder /nowhere/at/all does not exist; mend the path"),
         ({"glob_pattern": "*.parquet"}, "no file below"),
         ({"embedding_model": "/nowhere/model"}, "embedding_model: the folder /nowhere/model does not exist"),
-        ({"device": "cuda:99"}, "device: 'cuda:99' is not to be had on this machine"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' is not available on this machine"),
         (
             {"on_bad_record": "fail"},
             "params.on_bad_record: fail: 1 of 1 sampled blocks contain a line that is not a document",
