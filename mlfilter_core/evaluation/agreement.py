@@ -147,7 +147,8 @@ def _correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
 def _standardized(values: Floats, weights: Floats) -> Floats:
     """Returns values with a mean of 0 in each row, and no larger than 1: the squares of tiny ones would underflow."""
     centred: Floats = values - np.sum(weights * values, axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
-    return centred / np.max(np.abs(centred), axis=1, initial=0, keepdims=True)
+    centred /= np.max(np.abs(centred), axis=1, initial=0, keepdims=True)
+    return centred
 
 
 def _kendall_tau(pairs: Pairs, weights: Floats, untied: Floats) -> Floats:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def parse_aggregation(text: str, option: str) -> Aggregation:
     """
     if text not in AGGREGATIONS:
         raise ConfigError(f'{option} "{text}" is unknown; give one of {", ".join(AGGREGATIONS)}')
-    return cast(Aggregation, text)
+    return text
 
 
 def keep_last(scores: dict[str, float | None], document_id: str, score: float | None, duplicates: Tally) -> None:
