@@ -24,7 +24,8 @@ InputDirectories = Annotated[
     typer.Option(
         "--input-directory",
         metavar="DIR",
-        help="Folder of annotation files, searched recursively. With --score_keys of annotated files, and repeatable.",
+        help="Folder of draw files (annotations_*.jsonl), searched recursively. "
+        "With --score_keys of annotated files, and repeatable.",
     ),
 ]
 InputDirectory = Annotated[
@@ -32,7 +33,8 @@ InputDirectory = Annotated[
     typer.Option(
         "--input-directory",
         metavar="DIR",
-        help="Folder of annotation files, below it one for each language. With --score_keys of annotated files.",
+        help="Folder of draw files (annotations_*.jsonl), below it one for each language. "
+        "With --score_keys of annotated files.",
     ),
 ]
 OutputDirectory = Annotated[Path, typer.Option("--output-directory", metavar="DIR", help="Folder of the results.")]
@@ -100,7 +102,7 @@ def aggregate_command(
         typer.Option(
             "--raw-data-lookup-dir",
             metavar="DIR",
-            help="Folder of the raw files, deduplicated ones say. Default: they are where the annotations say.",
+            help="Folder of the raw files, deduplicated ones say. Default: the paths in the draw files.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -158,7 +160,7 @@ def evaluate_command(
             "--path-to-ground-truth-file",
             metavar="PATH",
             exists=True,
-            help="JSONL file, or folder of them, of annotations or of any records with an id and a label.",
+            help="JSONL file, or folder of them, of draws or of any records with an id and a label.",
         ),
     ],
     valid_labels: Annotated[
@@ -201,7 +203,8 @@ def evaluate_command(
     """Compare what annotators or heads predict with true labels, in each language and in all."""
     from mlfilter_core.evaluation.agreement import MeasureOptions
     from mlfilter_core.evaluation.draws import parse_aggregation
-    from mlfilter_core.evaluation.evaluate import EvaluationRequest, evaluate
+    from mlfilter_core.evaluation.evaluate import evaluate
+    from mlfilter_core.evaluation.evaluation_report import EvaluationRequest
     from mlfilter_core.evaluation.scale import parse_numbers, parse_scale
     from mlfilter_core.evaluation.score_fields import ScoreFields
 

@@ -140,13 +140,15 @@ def _correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
     """Returns Pearson's correlation of x and y, each (c,) or (b, c)."""
     x, y = _standardized(x, weights), _standardized(y, weights)
     xy, xx, yy = (np.sum(weights * product, axis=1) for product in (x * y, x * x, y * y))
-    return np.asarray(np.clip(xy / np.sqrt(xx * yy), -1, 1))
+    correlation: Floats = np.clip(xy / np.sqrt(xx * yy), -1, 1)
+    return correlation
 
 
 def _standardized(values: Floats, weights: Floats) -> Floats:
     """Returns values with a mean of 0 in each row, and no larger than 1: the squares of tiny ones would underflow."""
-    values = values - np.sum(weights * values, axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
-    return np.asarray(values / np.max(np.abs(values), axis=1, initial=0, keepdims=True))
+    centred: Floats = values - np.sum(weights * values, axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
+    centred /= np.max(np.abs(centred), axis=1, initial=0, keepdims=True)
+    return centred
 
 
 def _kendall_tau(pairs: Pairs, weights: Floats, untied: Floats) -> Floats:

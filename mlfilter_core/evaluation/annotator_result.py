@@ -81,10 +81,9 @@ class AnnotatorResult:
     def confusion(self) -> Places:
         """int64 (k, 1 + k), documents by true and by predicted label; column 0 is for invalid predictions."""
         k = len(self.scale.labels)
-        confusion = np.zeros((k, 1 + k), np.int64)
-        np.add.at(confusion, (self.scale.nearest(self.truth), 1 + self.scale.nearest(self.predicted)), 1)
-        confusion[:, 0] = np.bincount(self.scale.nearest(self.truth_of_invalid), minlength=k)
-        return confusion
+        rows = self.scale.nearest(np.concatenate([self.truth, self.truth_of_invalid]))
+        columns = np.pad(1 + self.scale.nearest(self.predicted), (0, len(self.truth_of_invalid)))
+        return np.bincount(rows * (1 + k) + columns, minlength=k * (1 + k)).reshape(k, 1 + k)
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything but the scores, with `metrics` and `CM` as ML-Filter writes them."""

@@ -86,10 +86,9 @@ def parse_aggregation(text: str, option: str) -> Aggregation:
     Raises:
         ConfigError: There is none.
     """
-    for aggregation in AGGREGATIONS:
-        if text == aggregation:
-            return aggregation
-    raise ConfigError(f'{option} "{text}" is unknown; give one of {", ".join(AGGREGATIONS)}')
+    if text not in AGGREGATIONS:
+        raise ConfigError(f'{option} "{text}" is unknown; give one of {", ".join(AGGREGATIONS)}')
+    return text
 
 
 def keep_last(scores: dict[str, float | None], document_id: str, score: float | None, duplicates: Tally) -> None:

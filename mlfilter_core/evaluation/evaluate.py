@@ -2,60 +2,20 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from mlfilter_core.errors import AnnotationError
-from mlfilter_core.evaluation.agreement import MeasureOptions
 from mlfilter_core.evaluation.annotator_result import INVALID, AnnotatorResult, annotator_result
-from mlfilter_core.evaluation.draws import Aggregation, Scoring
+from mlfilter_core.evaluation.draws import Scoring
 from mlfilter_core.evaluation.evaluation_figures import draw_confusion, draw_invalid, draw_scores
-from mlfilter_core.evaluation.evaluation_report import EvaluationReport
+from mlfilter_core.evaluation.evaluation_report import EvaluationReport, EvaluationRequest
 from mlfilter_core.evaluation.predictions import WITHOUT_TRUTH, Predictions, read_annotators, read_heads
-from mlfilter_core.evaluation.score_fields import ScoreFields
 from mlfilter_core.evaluation.truth import Truth, read_truth
 from mlfilter_core.files.publishing import check_writable, open_new, publish, publish_json
 from mlfilter_core.tallies.tally import N_EXAMPLES, Tally, merged
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What to evaluate, and how.
-
-    Attributes:
-        input_directory: Folder with the annotators' files.
-        output_directory: Folder for the results.
-        truth: File or folder with the true labels.
-        aggregation: How several draws become one score.
-        options: How scores are compared.
-        label_key: Key of the label in a record of the truth; None takes the usual ones.
-        score_fields: Fields of annotated files to evaluate; None evaluates draw files.
-    """
-
-    input_directory: Path
-    output_directory: Path
-    truth: Path
-    aggregation: Aggregation
-    options: MeasureOptions
-    label_key: str | None = None
-    score_fields: ScoreFields | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "input_directory": str(self.input_directory),
-            "path_to_ground_truth_file": str(self.truth),
-            "aggregation_strategy": self.aggregation,
-            "valid_labels": self.options.scale.labels,
-            "thresholds": self.options.thresholds,
-            "label_key": self.label_key,
-            "score_keys": self.score_fields.written if self.score_fields else None,
-            "bootstrap": self.options.n_resamples,
-            "seed": self.options.seed,
-        }
 
 
 def evaluate(request: EvaluationRequest) -> EvaluationReport:
@@ -81,7 +41,7 @@ def evaluate(request: EvaluationRequest) -> EvaluationReport:
         if len(parts) > 1:
             results.append(annotator_result(parts, truth, request.options))
         _log.info("%s: evaluated in %d languages", parts[0].annotator, len(parts))
-    report = EvaluationReport(request.to_json(), truth, bad_lines, request.options.thresholds, results)
+    report = EvaluationReport(request, truth, bad_lines, results)
     _write(report, request.output_directory)
     return report
 

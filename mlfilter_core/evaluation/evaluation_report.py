@@ -1,10 +1,14 @@
-"""The results of an evaluation as tables."""
+"""What an evaluation is asked for, and its results as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from mlfilter_core.evaluation.agreement import MeasureOptions
 from mlfilter_core.evaluation.annotator_result import AnnotatorResult
+from mlfilter_core.evaluation.draws import Aggregation
+from mlfilter_core.evaluation.score_fields import ScoreFields
 from mlfilter_core.evaluation.truth import Truth
 from mlfilter_core.tallies.tally import Tally
 
@@ -23,26 +27,60 @@ Table = list[list[str]]
 
 
 @dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate, and how.
+
+    Attributes:
+        input_directory: Folder with the annotators' files.
+        output_directory: Folder for the results.
+        truth: File or folder with the true labels.
+        aggregation: How several draws become one score.
+        options: How scores are compared.
+        label_key: Key of the label in a record of the truth; None takes the usual ones.
+        score_fields: Fields of annotated files to evaluate; None evaluates draw files.
+    """
+
+    input_directory: Path
+    output_directory: Path
+    truth: Path
+    aggregation: Aggregation
+    options: MeasureOptions
+    label_key: str | None = None
+    score_fields: ScoreFields | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "input_directory": str(self.input_directory),
+            "path_to_ground_truth_file": str(self.truth),
+            "aggregation_strategy": self.aggregation,
+            "valid_labels": self.options.scale.labels,
+            "thresholds": self.options.thresholds,
+            "label_key": self.label_key,
+            "score_keys": self.score_fields.written if self.score_fields else None,
+            "bootstrap": self.options.n_resamples,
+            "seed": self.options.seed,
+        }
+
+
+@dataclass(frozen=True)
 class EvaluationReport:
     """The results of all annotators in all languages.
 
     Attributes:
-        request: The request as JSON.
+        request: What was evaluated, and how.
         truth: True scores.
         bad_lines: Lines of the annotators' files without a record.
-        thresholds: Thresholds of the binary measures.
         results: At least one; by annotator, then by language, with all languages of an annotator together last.
     """
 
-    request: Mapping[str, Any]
+    request: EvaluationRequest
     truth: Truth
     bad_lines: Tally
-    thresholds: Sequence[float]
     results: Sequence[AnnotatorResult]
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "request": self.request,
+            "request": self.request.to_json(),
             "truth": {
                 "files": [str(path) for path in self.truth.files],
                 "documents": len(self.truth.scores),
@@ -57,11 +95,13 @@ class EvaluationReport:
 
     def to_markdown(self) -> str:
         """Returns a page with all tables and remarks."""
-        labels = self.results[0].scale.names
+        options = self.request.options
         measures = {
             "Agreement": MEASURES,
-            **{f"Scores of {t:g} and above": [f"{name}-{t}" for name in THRESHOLD_MEASURES] for t in self.thresholds},
-            "Classes": [f"{name}-{label}" for name in CLASS_MEASURES for label in labels],
+            **{
+                f"Scores of {t:g} and above": [f"{name}-{t}" for name in THRESHOLD_MEASURES] for t in options.thresholds
+            },
+            "Classes": [f"{name}-{label}" for name in CLASS_MEASURES for label in options.scale.names],
         }
         tables = {"Documents": self._counts(), **{title: self.table(names) for title, names in measures.items()}}
         sections = [f"## {title}\n\n{_markdown_table(table)}" for title, table in tables.items()]
@@ -72,7 +112,9 @@ class EvaluationReport:
 
     def shown_table(self) -> Table:
         """Returns the table for the terminal: a heading, then a row for each result."""
-        table = self.table([*SHOWN_MEASURES, *(f"Binary-F1-{threshold}" for threshold in self.thresholds)])
+        table = self.table(
+            [*SHOWN_MEASURES, *(f"Binary-F1-{threshold}" for threshold in self.request.options.thresholds)]
+        )
         valid = [f"{result.counts['valid']:,} of {result.counts['matched']:,}" for result in self.results]
         return [[*row[:2], cell, *row[2:]] for row, cell in zip(table, ["valid", *valid], strict=True)]
 
@@ -87,18 +129,18 @@ class EvaluationReport:
 
     def about(self) -> list[str]:
         """Returns paragraphs about the truth, the labels and the intervals."""
-        truth, request = self.truth, self.request
+        truth, options = self.truth, self.request.options
         intervals = (
-            f"In brackets 95 % intervals: percentiles over {request['bootstrap']:,} resamples of the documents."
-            if request["bootstrap"]
+            f"In brackets 95 % intervals: percentiles over {options.n_resamples:,} resamples of the documents."
+            if options.n_resamples
             else "Without intervals."
         )
         return [
-            f"Truth: {request['path_to_ground_truth_file']} (files: {len(truth.files):,}); "
+            f"Truth: {self.request.truth} (files: {len(truth.files):,}); "
             f"{len(truth.scores):,} documents with a valid label, {len(truth.invalid):,} without; "
             f"{truth.n_merged:,} records repeat another.",
-            f"Labels: {', '.join(self.results[0].scale.names)}; several draws are made one by: "
-            f"{request['aggregation_strategy']}. {intervals}",
+            f"Labels: {', '.join(options.scale.names)}; several draws are made one by: "
+            f"{self.request.aggregation}. {intervals}",
         ]
 
     def exclusions(self) -> list[str]:

@@ -4,6 +4,7 @@ A draw file is a JSONL file with the draws of one annotator, such as a language 
 which introduced the format, calls them annotations, and so do the names of the files.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,27 +89,25 @@ def annotator_of_records(path: Path) -> str:
         AnnotationError: The records name two models.
         SourceError: The file is not readable.
     """
-    first: tuple[int, str] | None = None
+    first_lines: dict[str, int] = {}
     for line, record in read_records(path):
-        model = None if isinstance(record, BadRecordError) else _model(record)
-        if model is None:
-            continue
-        if first is None:
-            first = line, model
-        elif model != first[1]:
+        model = None if isinstance(record, BadRecordError) else _string(record, *MODEL_KEYS)
+        if model:
+            first_lines.setdefault(model, line)
+        if len(first_lines) > 1:
+            first = next(iter(first_lines))
             raise AnnotationError(
-                f"{path}:{line}: the annotator is {model}, but in line {first[0]} it is {first[1]}; split the file"
+                f"{path}:{line}: the annotator is {model}, but in line {first_lines[first]} it is {first}; split "
+                "the file"
             )
-    return in_file_names(first[1]) if first else annotator_of_name(path)
+    return in_file_names(next(iter(first_lines))) if first_lines else annotator_of_name(path)
 
 
-def _model(record: Record) -> str | None:
-    return next((model for key in MODEL_KEYS if (model := _string(record, key))), None)
-
-
-def _string(record: Record, key: str) -> str | None:
-    try:
-        value = find_value(record, key)
-    except KeyError:
-        return None
-    return value if isinstance(value, str) and value and "\0" not in value else None
+def _string(record: Record, *keys: str) -> str | None:
+    """Returns the first value that is a string, not empty and without NUL."""
+    for key in keys:
+        with suppress(KeyError):
+            value = find_value(record, key)
+            if isinstance(value, str) and value and "\0" not in value:
+                return value
+    return None

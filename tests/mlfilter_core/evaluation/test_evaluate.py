@@ -8,7 +8,8 @@ import pytest
 
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.agreement import MeasureOptions
-from mlfilter_core.evaluation.evaluate import EvaluationRequest, evaluate
+from mlfilter_core.evaluation.evaluate import evaluate
+from mlfilter_core.evaluation.evaluation_report import EvaluationRequest
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.score_fields import ScoreFields
 from tests.conftest import WriteLines
