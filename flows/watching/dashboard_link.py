@@ -1,4 +1,4 @@
-"""Where a run's workers can be looked at through Dask's own eyes, as a link in the Prefect UI."""
+"""Links Dask's dashboard of a run in the Prefect UI."""
 
 import logging
 import socket
@@ -12,18 +12,18 @@ _log = logging.getLogger(__name__)
 
 
 def link_dashboard(link: str | None, flow: str) -> None:
-    """Links Dask's dashboard as an artifact of the run. An API that does not answer costs the run nothing but the link.
+    """Creates an artifact of the run that links Dask's dashboard; logs a warning if the API does not answer.
 
     Args:
-        link: Address of the dashboard, which answers on the flow's machine alone; None links nothing.
-        flow: Its name.
+        link: Address of the dashboard, which answers on the flow's machine only; None creates nothing.
+        flow: Name of the flow.
     """
     if link is None:
         return
     port, host = urlsplit(link).port, socket.gethostname()
     about = (
-        "Dask's dashboard: workers, their tasks and memory, while the run lasts. It answers on "
-        f"{host}; from elsewhere, after `ssh -N -L {port}:127.0.0.1:{port} {host}`."
+        f"Dask's dashboard: workers, their tasks and memory, while the run lasts. It answers on {host} only; from "
+        f"another machine, run `ssh -N -L {port}:127.0.0.1:{port} {host}` first."
     )
     try:
         create_link_artifact(link, "Dask dashboard", f"{flow.replace('_', '-')}-dashboard", about)
