@@ -30,8 +30,7 @@ from flows.workers.slurm_workers import SlurmError
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from tests.conftest import within
-from tests.flows.conftest import last_task_runs
-from tests.flows.running.test_fan_out import Items
+from tests.flows.dask_workers import Items, last_task_runs
 from tests.flows.test_deployments import prefect
 from tests.slurm import cluster
 
