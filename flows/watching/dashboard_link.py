@@ -4,9 +4,8 @@ import logging
 import socket
 from urllib.parse import urlsplit
 
+from httpx import HTTPError
 from prefect.artifacts import create_link_artifact
-
-from flows.prefect_api.server import is_of_api
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +26,5 @@ def link_dashboard(link: str | None, flow: str) -> None:
     )
     try:
         create_link_artifact(link, "Dask dashboard", f"{flow.replace('_', '-')}-dashboard", about)
-    except Exception as error:
-        if not is_of_api(error):
-            raise
+    except HTTPError as error:
         _log.warning("the Prefect UI lacks the link to Dask's dashboard: %s: %s", type(error).__name__, error)

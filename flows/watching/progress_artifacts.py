@@ -4,9 +4,9 @@ import logging
 from typing import Any
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from flows.prefect_api.server import is_of_api
 from flows.watching.run_progress import Snapshot, describe
 from mlfilter_core.work.progress import Progress
 
@@ -46,8 +46,6 @@ class ProgressArtifact:
                 self._id = created
             else:
                 update_progress_artifact(self._id, percent, description)
-        except Exception as error:
-            if not is_of_api(error):
-                raise
+        except HTTPError as error:
             self._is_lost = True
             _log.warning("the Prefect UI shows no further progress: %s: %s", type(error).__name__, error)

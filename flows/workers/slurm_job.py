@@ -102,18 +102,16 @@ def sbatch_options(settings: SlurmSettings, logs: Path) -> dict[str, str]:
         "open-mode": "append",  # otherwise a requeued job overwrites its log
         "requeue" if settings.requeue else "no-requeue": "",
     }
-    if settings.partition is not None:
-        options["partition"] = settings.partition
-    if settings.gpus_per_task:
-        options["gpus-per-task"] = str(settings.gpus_per_task)
-    if settings.qos:
-        options["qos"] = settings.qos
-    if settings.account:
-        options["account"] = settings.account
-    if settings.error:
-        options["error"] = settings.error
-    if settings.mail_user:
-        options |= {"mail-user": settings.mail_user, "mail-type": settings.mail_type}
+    optional = {
+        "partition": settings.partition,
+        "gpus-per-task": settings.gpus_per_task,
+        "qos": settings.qos,
+        "account": settings.account,
+        "error": settings.error,
+        "mail-user": settings.mail_user,
+        "mail-type": settings.mail_type if settings.mail_user else None,
+    }
+    options |= {name: str(value) for name, value in optional.items() if value}
     if settings.depends_job_id:
         kind = "afterany" if settings.run_on_dependency_fail else "afterok"
         options["dependency"] = f"{kind}:{settings.depends_job_id}"

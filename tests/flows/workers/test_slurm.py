@@ -1,4 +1,4 @@
-"""Runs on a real Slurm of one node, whose jobs are really cancelled and killed."""
+"""Runs on a real Slurm of one node, with jobs that are really cancelled and killed."""
 
 import json
 import os
@@ -40,7 +40,7 @@ TEXT = "Real words of a page on the web, as many of them as an encoder reads in 
 SETTINGS = {"partition": "cpu", "cpus_per_task": 1, "mem_per_cpu_gb": 2, "time": "00:10:00", "interface": "lo"}
 # A job ends some seconds after scancel.
 GONE_S = 60
-# A process starts, loads torch and Prefect, and so does a worker of its, on a machine that may be busy.
+# A process starts and loads torch and Prefect, and so does its worker, on a machine that may be busy.
 START_S = 180
 END_S = 180
 
@@ -49,7 +49,7 @@ WriteSlurmJob = Callable[..., Path]
 
 @pytest.fixture(scope="module", autouse=True)
 def slurm() -> Iterator[None]:
-    """A cluster, unless a person has one up; skips where Slurm cannot run."""
+    """A cluster, unless somebody has started one; skips where Slurm cannot run."""
     reason = cluster.available()
     if reason is not None:
         pytest.skip(f"Slurm cannot run here: {reason}")
@@ -65,7 +65,7 @@ def slurm() -> Iterator[None]:
 
 @pytest.fixture
 def slurm_job(tmp_path: Path, tiny_model: Path) -> WriteSlurmJob:
-    """Writes a corpus and a job file; `n_documents` is that of each source file, by name."""
+    """Writes a corpus and a job file; `n_documents` is the number of documents of each source file, by name."""
 
     def write(n_documents: dict[str, int], params: dict[str, Any] | None = None, **settings: Any) -> Path:
         for name, n in n_documents.items():
@@ -88,14 +88,14 @@ def slurm_job(tmp_path: Path, tiny_model: Path) -> WriteSlurmJob:
 
 
 def queue() -> list[str]:
-    """Ids of the jobs that wait or run."""
+    """Returns the ids of the pending and running jobs."""
     return subprocess.run(
         ["squeue", "--me", "-h", "-o", "%i"], capture_output=True, text=True, check=True
     ).stdout.split()
 
 
 def start(job: Path) -> "subprocess.Popen[str]":
-    """Starts the flow in a process of its own."""
+    """Starts the flow in a separate process."""
     variables = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     line = [sys.executable, "flows/embed.py", "--config", str(job)]
     pipe = subprocess.PIPE
@@ -116,7 +116,7 @@ def n_rows(folder: Path) -> dict[str, int]:
 
 
 def test_the_known_slurm_job_runs_as_it_stands(tmp_path: Path) -> None:
-    """The example of the predecessor's guide, with folders and a model that are here."""
+    """The example of the predecessor's guide, with folders and a model of this test."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for name in ("a", "b"):
@@ -238,10 +238,10 @@ def test_no_job_outlives_a_flow_that_is_killed(guarded: bool, slurm_job: WriteSl
 
 
 def why_refused(address: str) -> str | None:
-    """Returns what a stranger on this machine is told who connects to a scheduler; None where it lets it in.
+    """Returns the error of a client without the run's key that connects to a scheduler; None if it is let in.
 
-    In a process of its own: a client that was refused can block the process that it is garbage in (dask/distributed's
-    LoopRunner.stop waits for a lock that the interrupted thread may hold).
+    Runs in a separate process: a refused client can block the process that collects it (LoopRunner.stop of
+    dask/distributed waits for a lock that the interrupted thread may hold).
     """
     script = f"from distributed import Client; Client({address!r}, timeout='3s')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -251,7 +251,7 @@ def why_refused(address: str) -> str | None:
 @task
 def look(item: str, seconds: float) -> dict[str, Any]:
     time.sleep(seconds)
-    # Ports on which this process accepts connections, by address.
+    # Addresses on which this process accepts connections.
     listening = {c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
     return {
         "process": os.getpid(),
@@ -344,7 +344,7 @@ def test_a_pending_job_is_shown_with_slurm_s_reason_runs_the_script_that_is_show
 def test_the_deployments_for_production_run_as_they_are_shipped(
     client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what a site would change is overridden."""
+    """Overrides only what a site would change."""
     for name, value in (
         ("CORPUS", REPOSITORY / "examples" / "corpus"),
         ("LABELS", REPOSITORY / "examples" / "corpus"),
