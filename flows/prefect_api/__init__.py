@@ -1,1 +1,1 @@
-"""The Prefect API that a run reports to, and the states it leaves there."""
+"""The Prefect API that a run reports to, and the states that it leaves there."""

@@ -1,4 +1,4 @@
-"""Which failures Prefect sees as what: expected ones as a message, passing ones as worth another try."""
+"""How Prefect treats failures: expected ones become a message, temporary ones are retried."""
 
 import errno
 import functools
@@ -14,7 +14,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 RETRIES = 3
-# Errors of the file system that stay: trying again would only hold a worker.
+# Errors of the file system that last: a retry would only occupy a worker.
 LASTING_ERRNOS = frozenset(
     (
         *(errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
@@ -24,10 +24,10 @@ LASTING_ERRNOS = frozenset(
 
 
 def expected_errors_as_states(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Makes a flow or task end as Failed, with the error's message, where it raises an `MlfilterError`.
+    """Makes a flow or task end as Failed, with the error's message, when it raises an `MlfilterError`.
 
-    Raised, it would fill terminal and logs with a traceback that tells the reader nothing. The caller of
-    the flow still gets the exception.
+    If the error were raised, a traceback of no use would fill terminal and logs. The caller of the flow still gets the
+    exception.
     """
 
     @functools.wraps(function)
@@ -41,6 +41,6 @@ def expected_errors_as_states(function: Callable[Parameters, Result]) -> Callabl
 
 
 def can_heal(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Tells Prefect whether a failed task is worth another try: only the file system's passing moods are."""
+    """Tells Prefect whether to retry a failed task: only after a temporary error of the file system."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, OSError) and error.errno not in LASTING_ERRNOS

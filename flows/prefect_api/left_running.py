@@ -1,8 +1,8 @@
-"""No run stays Running in the API once its process is gone.
+"""Ensures that no run stays Running in the API after its process was killed.
 
-A killed process can say nothing any more, and a worker of Prefect's that is stopped kills its flows' processes and
-says nothing either. So each run has a guard: a process of its own, in a session of its own, that waits for the end
-of the run's process and loads Prefect only where there was no farewell.
+A killed process cannot report its state, and a Prefect worker that is stopped kills the processes of its flows without
+reporting theirs. So each run has a guard: a separate process in a separate session that waits for the run's process to
+end, and loads Prefect only if that process did not say farewell.
 """
 
 import os
@@ -24,11 +24,11 @@ GRACE_S = 5
 
 @contextmanager
 def never_left_running() -> Iterator[None]:
-    """Decorates a flow's function: if the process is killed in it, the flow run and all below it end as Crashed."""
+    """Decorates a flow's function: if the process is killed in it, the flow run and all runs below end as Crashed."""
     from prefect.runtime import flow_run
     from prefect.settings import get_current_settings
 
-    if flow_run.get_parent_flow_run_id():  # the guard of the outermost run sees to it
+    if flow_run.get_parent_flow_run_id():  # the outermost run has a guard
         yield
         return
     guard = subprocess.Popen(
@@ -47,9 +47,9 @@ def never_left_running() -> Iterator[None]:
 
 
 def end_what_is_left(flow_run: UUID) -> None:
-    """Ends a flow run and all below it in the name of its process, which is gone.
+    """Ends a flow run, and all runs below, on behalf of its dead process.
 
-    What is unfinished becomes Crashed; a run that was being cancelled becomes Cancelled.
+    Unfinished runs become Crashed; a run that was being cancelled becomes Cancelled.
     """
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelled
@@ -70,7 +70,7 @@ def _crash_below(client: "SyncPrefectClient", flow_run: UUID) -> None:
     of_flow = FlowRunFilter.model_validate({"id": {"any_": [flow_run]}})
     below = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [flow_run]}, **unfinished})
 
-    def tasks() -> set[UUID]:  # the API answers with 200 at most
+    def tasks() -> set[UUID]:  # the API returns 200 at most
         filter_ = TaskRunFilter.model_validate(unfinished)
         return {task.id for task in client.read_task_runs(flow_run_filter=of_flow, task_run_filter=filter_)}
 

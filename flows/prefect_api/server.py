@@ -1,4 +1,4 @@
-"""The Prefect API that a run reports to: the configured one, or one of its own for as long as it runs."""
+"""Provides the Prefect API that a run reports to: the configured one, or a server of its own while it lasts."""
 
 import os
 from collections.abc import Iterator
@@ -7,34 +7,34 @@ from pathlib import Path
 
 from mlfilter_core.errors import MlfilterError
 
-# A laptop's first start creates the database: about 10 s here, several times that on a slow disk.
+# The first start creates the database: about 10 s on a laptop, several times that on a slow disk.
 STARTUP_TIMEOUT_S = 180
 
 
 class ApiLostError(MlfilterError):
-    """The Prefect API did not answer any more, for as long as Prefect's client tries."""
+    """The Prefect API stopped answering, and Prefect's client gave up."""
 
     def __init__(self, error: Exception) -> None:
         from prefect.settings import PREFECT_API_URL
 
         super().__init__(
             f"the Prefect API at {PREFECT_API_URL.value()} was lost ({type(error).__name__}: {error}); it may show "
-            "this run as Running, or without its last states and lines. Finished files stay, and a rerun leaves "
-            "them as they are"
+            "this run as Running, or without its last states and log lines. Finished files are kept, and a rerun skips "
+            "them"
         )
 
 
 def is_of_api(error: Exception) -> bool:
-    """Tells whether an error is that of asking the API."""
+    """Tells whether an error comes from a request to the API."""
     from httpx import HTTPError
 
     return isinstance(error, HTTPError)
 
 
 def keep_prefect_home_in(folder: Path) -> None:
-    """Lets Prefect keep its files in `folder` instead of the user's home, where nobody configured it.
+    """Makes Prefect keep its files in `folder` instead of the user's home, unless Prefect is configured.
 
-    Works only before Prefect is imported: the import creates its home.
+    Call it before Prefect is imported: the import creates the folder.
     """
     if "PREFECT_HOME" not in os.environ and not (Path.home() / ".prefect" / "profiles.toml").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,12 +42,12 @@ def keep_prefect_home_in(folder: Path) -> None:
 
 
 def report_no_usage() -> None:
-    """Keeps Prefect from telling its makers how it is used, unless the user wants that; works before it is imported."""
+    """Turns off Prefect's telemetry, unless the user has set it; call it before Prefect is imported."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 def api_is_configured() -> bool:
-    """Tells whether there is an API, by the environment or a Prefect profile."""
+    """Tells whether the environment or a Prefect profile sets an API."""
     from prefect.settings import PREFECT_API_URL
 
     return bool(PREFECT_API_URL.value())
@@ -57,12 +57,11 @@ def api_is_configured() -> bool:
 def prefect_api(folder: Path) -> Iterator[None]:
     """Provides an API to the flows called in the block.
 
-    With `PREFECT_API_URL` set (environment or Prefect profile), that API is used. Without, one server
-    is started for the block; its database lies in `folder`, so that `PREFECT_HOME=<folder> prefect
-    server start` shows the run later. Left alone, every Dask worker would start a server of its own.
+    If `PREFECT_API_URL` is set (environment or Prefect profile), that API is used. Otherwise a server is started for
+    the block. Its database is in `folder`, so that `PREFECT_HOME=<folder> prefect server start` shows the run later.
 
     Args:
-        folder: For the database.
+        folder: Folder of the database.
     """
     from prefect.logging.handlers import APILogHandler
     from prefect.server.api.server import SubprocessASGIServer
@@ -87,5 +86,5 @@ def prefect_api(folder: Path) -> Iterator[None]:
             with temporary_settings({PREFECT_API_URL: server.api_url}):
                 yield
         finally:
-            APILogHandler().flush()  # else the last lines are sent to a server that is gone
+            APILogHandler().flush()  # otherwise the last lines are sent after the server has stopped
             server.stop()

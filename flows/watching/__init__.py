@@ -1,1 +1,1 @@
-"""The progress of a run: terminal, log, Prefect UI, Prometheus."""
+"""Shows the progress of a run: terminal, log, Prefect UI, Prometheus."""

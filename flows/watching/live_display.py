@@ -1,4 +1,4 @@
-"""A run on the terminal while it goes on: a line for each worker, and one for all."""
+"""Shows a run on the terminal: one line for each file in progress, and one for the whole run."""
 
 import logging
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ BAR_WIDTH = 20
 
 
 class LiveDisplay:
-    """Shows snapshots, one in the place of the other, below the lines of the log."""
+    """Shows the latest snapshot below the lines of the log."""
 
     def __init__(self, live: Live, flow: str) -> None:
         self._live = live
         self._flow = flow
 
     def show(self, snapshot: Snapshot) -> None:
-        """Shows a snapshot."""
+        """Replaces the snapshot that is shown."""
         self._live.update(_rendered(snapshot, self._flow), refresh=True)
 
 
 @contextmanager
 def live_display(flow: str, stream: TextIO) -> Iterator[LiveDisplay | None]:
-    """Gives a display in the block, where the stream is a terminal that can take back what it shows; else None."""
+    """Provides a display, or None if the stream is not a terminal that can redraw lines."""
     console = Console(file=stream)
     if not console.is_terminal or console.is_dumb_terminal:
         yield None
@@ -43,7 +43,7 @@ def live_display(flow: str, stream: TextIO) -> Iterator[LiveDisplay | None]:
 
 @contextmanager
 def _logs_above(console: Console) -> Iterator[None]:
-    """Lets Prefect's handler write through the console of the display, which puts its lines above it."""
+    """Makes Prefect's log handler write through the display's console, which puts log lines above the display."""
     handlers: list[Any] = [handler for handler in logging.getLogger().handlers if hasattr(handler, "console")]
     before = [handler.console for handler in handlers]
     for handler in handlers:
@@ -65,7 +65,7 @@ def _rendered(snapshot: Snapshot, flow: str) -> Group:
             Text(f"{file.progress.documents:,} documents in {duration(file.seconds)}", no_wrap=True),
         )
     n_more = len(snapshot.under_way) - MAX_WORKERS_SHOWN
-    more = [Text(f"and {n_more} more files under way", style="dim")] if n_more > 0 else []
+    more = [Text(f"and {n_more} more files in progress", style="dim")] if n_more > 0 else []
     total = Table.grid(padding=(0, 2))
     total.add_row(
         ProgressBar(total=1.0, completed=snapshot.share, width=BAR_WIDTH),

@@ -1,4 +1,4 @@
-"""Log files of a run, and the core's log lines for the Prefect UI."""
+"""Writes a run's log files, and sends the core's log lines to the Prefect UI."""
 
 import logging
 import sys
@@ -13,12 +13,12 @@ LOGGERS = ("prefect.flow_runs", "prefect.task_runs", CORE)
 
 @contextmanager
 def logging_to(folder: Path, process: str, ui: logging.Handler) -> Iterator[None]:
-    """Appends this process's log to `<folder>/<process>.log`, and gives the core's lines to the Prefect UI.
+    """Appends this process's log to `<folder>/<process>.log`, and sends the core's lines to the Prefect UI.
 
     Args:
-        folder: Made where it is missing.
+        folder: Folder of the log files; created if missing.
         process: `flow`, or a worker's name.
-        ui: Takes the core's lines to the UI; Prefect's own loggers have such a handler.
+        ui: Handler that sends the core's lines to the UI; Prefect's own loggers have one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     to_file = _LogFile(folder / f"{process}.log", encoding="utf-8", delay=True)
@@ -39,14 +39,14 @@ def logging_to(folder: Path, process: str, ui: logging.Handler) -> Iterator[None
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that no work is lost for: where it cannot be written, as on a full disk, stderr says so, once."""
+    """A log file that never stops the run: if it cannot be written, as on a full disk, stderr says so once."""
 
     _is_silent = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:  # from opening the file, which the logging module leaves to its caller
+        except OSError:  # on opening the file; the logging module handles errors of writing only
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the logging module's name)
@@ -58,5 +58,5 @@ class _LogFile(logging.FileHandler):
             print(f"{self.baseFilename} cannot be written ({error}); lines of the log are lost", file=sys.stderr)
 
     def close(self) -> None:
-        with suppress(OSError):  # of lines that were lost before
+        with suppress(OSError):  # lines that could not be written before
             super().close()

@@ -1,4 +1,4 @@
-"""How far a run has come, as Prometheus reads it."""
+"""Serves the progress of a run to Prometheus."""
 
 import socket
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from prometheus_client.registry import Collector
 from flows.watching.run_progress import RunProgress
 from mlfilter_core.errors import ConfigError
 
-ALL_ADDRESSES = "0.0.0.0"  # Prometheus runs elsewhere, and there is nothing to hide in these figures
+ALL_ADDRESSES = "0.0.0.0"  # Prometheus runs on another machine, and these figures are not secret
 
 
 @contextmanager
 def metrics_served(progress: RunProgress, flow: str, port: int | None) -> Iterator[None]:
-    """Serves the metrics of a run at `http://<this machine>:<port>/metrics` in the block; without a port, nothing.
+    """Serves the metrics of a run at `http://<this machine>:<port>/metrics` in the block; None serves nothing.
 
     Raises:
         ConfigError: The port is taken.
@@ -55,7 +55,7 @@ def check_port(port: int | None) -> None:
 
 
 class _RunCollector(Collector):
-    """Asks a run how far it is whenever Prometheus asks."""
+    """Reads the progress of a run whenever Prometheus asks."""
 
     def __init__(self, progress: RunProgress, flow: str) -> None:
         self._progress = progress
@@ -107,5 +107,5 @@ class _RunCollector(Collector):
 
 def _taken(port: int, error: OSError) -> ConfigError:
     return ConfigError(
-        f"metrics_port: {port} cannot be listened on ({error.strerror}); another run may have it: give another port"
+        f"metrics_port: cannot listen on {port} ({error.strerror}); another run may use it: set another port"
     )

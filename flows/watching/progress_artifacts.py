@@ -1,12 +1,12 @@
-"""How far a run has come, in the Prefect UI."""
+"""Shows progress in the Prefect UI."""
 
 import logging
 from typing import Any
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from flows.prefect_api.server import is_of_api
 from flows.watching.run_progress import Snapshot, describe
 from mlfilter_core.work.progress import Progress
 
@@ -14,24 +14,26 @@ _log = logging.getLogger(__name__)
 
 
 class ProgressArtifact:
-    """A progress bar of the run, or task run, that it is first shown in; made when it is first shown.
+    """A progress bar in the UI, created by its first update, for the flow run or task run that makes it.
 
-    An API that does not answer costs the run nothing but the bar.
+    If the API does not answer, a warning is logged and the bar is no longer updated.
     """
 
     def __init__(self, key: str | None) -> None:
-        """Takes its key, lower-case with dashes, under which the UI lists it beside those of other runs; None lists
-        it with its run alone."""
+        """Takes the key under which the UI lists the bar with those of other runs, lower-case with dashes.
+
+        With None, the UI lists it with its run only.
+        """
         self._key = key
         self._id: UUID | None = None
         self._is_lost = False
 
     def show(self, snapshot: Snapshot) -> None:
-        """Shows how far the run is."""
+        """Shows the progress of the run."""
         self._show(snapshot.share, describe(snapshot))
 
     def show_file(self, progress: Progress) -> None:
-        """Shows how far a file is."""
+        """Shows the progress of a file."""
         self._show(progress.share, f"{progress.file}: {progress.documents:,} documents")
 
     def _show(self, share: float, description: str) -> None:
@@ -44,8 +46,6 @@ class ProgressArtifact:
                 self._id = created
             else:
                 update_progress_artifact(self._id, percent, description)
-        except Exception as error:
-            if not is_of_api(error):
-                raise
+        except HTTPError as error:
             self._is_lost = True
-            _log.warning("the Prefect UI shows no progress from here on: %s: %s", type(error).__name__, error)
+            _log.warning("the Prefect UI shows no further progress: %s: %s", type(error).__name__, error)

@@ -1,6 +1,6 @@
-"""How far a run has come: what its finished files, and those under way, add up to.
+"""Computes the progress of a run from its finished files and those in progress.
 
-Knows nothing about who looks at it.
+Knows nothing about how it is shown.
 """
 
 import threading
@@ -13,18 +13,18 @@ from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.progress import Progress
 from mlfilter_core.work.workload import FileReport
 
-# Rates are those of the last minute; the time that is left goes by five, as files differ.
+# Rates cover the last minute. The remaining time is estimated from five minutes, because files differ.
 RATE_S, LEFT_S = 60, 300
 
 
 @dataclass(frozen=True)
 class UnderWay:
-    """A file that a worker is at.
+    """A file that a worker is processing.
 
     Attributes:
-        worker: Its name.
-        progress: How far the file has come.
-        seconds: Since the worker began it.
+        worker: Name of the worker.
+        progress: Progress of the file.
+        seconds: Seconds since the worker began it.
     """
 
     worker: str
@@ -34,24 +34,23 @@ class UnderWay:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment. Counts are of this run: files that were finished before it are in `files_before` alone.
+    """The progress of a run at one moment. Only `files` and `files_before` include files finished in earlier runs.
 
     Attributes:
-        files: Of the run.
-        files_before: That were finished before it.
-        files_done: That it has finished.
-        files_failed: That failed.
-        documents: In files that are finished, or so far.
-        tokens: The same.
-        rejected: The same.
-        share: Of the bytes that there were to do, from 0 to 1.
-        documents_per_s: Of the last minute.
-        tokens_per_s: The same.
-        seconds: Since the run began to work.
-        seconds_left: About; None where nothing tells.
-        out_of_memory: How often a batch did not fit.
-        waited: Seconds that each stage waited for another, in all files so far.
-        under_way: By file name.
+        files: Number of files.
+        files_before: Number of files finished in earlier runs.
+        files_done: Number of files finished in this run.
+        files_failed: Number of failed files.
+        documents: Documents processed in this run, including files in progress.
+        tokens: Tokens encoded in this run.
+        rejected: Lines rejected in this run.
+        share: Processed share of the bytes that this run has to process, from 0 to 1.
+        documents_per_s: Rate over the last minute.
+        tokens_per_s: Rate over the last minute.
+        seconds_left: Estimate of the remaining time; None if there is nothing to base it on.
+        out_of_memory: Number of batches that did not fit in memory.
+        waited: Seconds that each stage waited for another, over all files.
+        under_way: Files in progress, by file name.
     """
 
     files: int
@@ -64,23 +63,22 @@ class Snapshot:
     share: float
     documents_per_s: float
     tokens_per_s: float
-    seconds: float
     seconds_left: float | None
     out_of_memory: int
     waited: Mapping[str, float]
     under_way: Sequence[UnderWay]
 
     @property
-    def limit(self) -> str | None:
+    def bottleneck(self) -> str | None:
         """The stage that waited least, which is the one to speed up."""
         return min(self.waited, key=lambda stage: self.waited[stage]) if self.waited else None
 
 
 class RunProgress:
-    """Adds up what workers tell of the files that they are at, and the reports of those that are finished."""
+    """Adds up the progress that workers report for their files, and the reports of finished files."""
 
     def __init__(self, n_files: int, to_do: Iterable[TaskFile], n_failed: int) -> None:
-        """Takes the files of a run: how many there are, which are left to do, and how many cannot be done."""
+        """Takes the number of files, those that this run has to process, and the number that failed before."""
         self._bytes = {file.relative: max(1, _size(file)) for file in to_do}
         self._n_files = n_files
         self._n_before = n_files - len(self._bytes) - n_failed
@@ -94,14 +92,14 @@ class RunProgress:
         self._lock = threading.Lock()
 
     def hear(self, worker: str, progress: Progress) -> None:
-        """Takes what a worker tells of a file."""
+        """Takes the progress of a file from its worker."""
         with self._lock:
             known = self._under_way.get(progress.file)
             began = known[2] if known is not None and known[0] == worker else time.monotonic()
             self._under_way[progress.file] = worker, progress, began
 
     def finish(self, name: str, report: FileReport) -> None:
-        """Takes the report of a file that is finished."""
+        """Takes the report of a finished file."""
         with self._lock:
             self._end(name)
             self._done["files"] += 1
@@ -110,13 +108,13 @@ class RunProgress:
             self._waited.update(getattr(report, "waited", {}))
 
     def fail(self, name: str) -> None:
-        """Takes note of a file that failed."""
+        """Counts a file that failed."""
         with self._lock:
             self._end(name)
             self._n_failed += 1
 
     def snapshot(self) -> Snapshot:
-        """Returns how far the run is now."""
+        """Returns the progress of the run now."""
         with self._lock:
             now = time.monotonic()
             under_way = [
@@ -146,7 +144,6 @@ class RunProgress:
                 share=share,
                 documents_per_s=documents_per_s,
                 tokens_per_s=tokens_per_s,
-                seconds=now - self._started,
                 seconds_left=(1 - share) / share_per_s if share_per_s > 0 and share < 1 else None,
                 out_of_memory=totals["out_of_memory"],
                 waited=dict(waited),
@@ -165,13 +162,13 @@ class RunProgress:
             self._samples.popleft()
 
     def _rates(self, seconds: float) -> tuple[float, float, float]:
-        """Returns documents, tokens and shares for each second, over the last seconds."""
+        """Returns documents, tokens and shares per second, over the last seconds."""
         now, *last = self._samples[-1]
         began, *first = next(
             sample for sample in self._samples if now - sample[0] <= seconds or sample is self._samples[-2]
         )
         passed = now - began
-        # A worker that died takes what it had not committed along.
+        # Not below 0: uncommitted documents are lost when a worker dies.
         rates = [
             max(0.0, (after - before) / passed) if passed > 0 else 0.0
             for before, after in zip(first, last, strict=True)
@@ -180,7 +177,7 @@ class RunProgress:
 
 
 def describe(snapshot: Snapshot) -> str:
-    """Returns a snapshot in one line: `3 of 9 files, 12,345 documents, 950 documents/s, 3 h 12 min left`."""
+    """Returns a snapshot as one line: `3 of 9 files, 12,345 documents, 950 documents/s, 3 h 12 min left`."""
     parts = [f"{snapshot.files_before + snapshot.files_done:,} of {snapshot.files:,} files"]
     if snapshot.files_failed:
         parts.append(f"{snapshot.files_failed:,} failed")
@@ -192,13 +189,13 @@ def describe(snapshot: Snapshot) -> str:
         parts.append(f"{_rounded(snapshot.tokens_per_s)} tokens/s")
     if snapshot.seconds_left is not None:
         parts.append(f"{duration(snapshot.seconds_left)} left")
-    if snapshot.limit is not None:
-        parts.append(f"{snapshot.limit} is the limit")
+    if snapshot.bottleneck is not None:
+        parts.append(f"{snapshot.bottleneck} is the bottleneck")
     return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """Returns a time for people: `45 s`, `12 min`, `3 h 12 min`, `2 days 4 h`."""
+    """Returns a duration to read: `45 s`, `12 min`, `3 h 12 min`, `2 days 4 h`."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -216,5 +213,5 @@ def _rounded(rate: float) -> str:
 def _size(file: TaskFile) -> int:
     try:
         return file.path.stat().st_size
-    except OSError:  # its task says so
+    except OSError:  # its task reports this
         return 0

@@ -1,4 +1,4 @@
-"""Looks at a run while it goes on, and has it shown."""
+"""Takes snapshots of a run while it lasts, and shows them."""
 
 import logging
 import sys
@@ -18,7 +18,7 @@ from flows.watching.run_progress import RunProgress, Snapshot, describe
 Show = Callable[[Snapshot], None]
 
 LOOK_S = 0.5
-ARTIFACT_S = 5.0  # a person looks at the UI for a sign that something moves
+ARTIFACT_S = 5.0  # whoever opens the UI wants to see that something moves
 LOG_S = 60.0
 
 _log = logging.getLogger(__name__)
@@ -26,12 +26,12 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def watching(progress: RunProgress, flow: str, metrics_port: int | None) -> Iterator[None]:
-    """Shows a run in the block: on the terminal, if there is one, in the Prefect UI, in the log, to Prometheus.
+    """Shows a run during the block: on the terminal if there is one, in the Prefect UI, in the log, to Prometheus.
 
     Args:
-        progress: Of the run; somebody else tells it what happens.
-        flow: Its name.
-        metrics_port: Where Prometheus asks; None serves nothing.
+        progress: Progress of the run, which the caller updates.
+        flow: Name of the flow.
+        metrics_port: Port for Prometheus; None serves nothing.
 
     Raises:
         ConfigError: The port is taken.
@@ -66,5 +66,5 @@ def _watch(progress: RunProgress, shown: list[tuple[float, Show]], is_over: thre
             due[i] = time.monotonic() + every_s
             try:
                 show(snapshot)
-            except Exception:  # a run does not end because it cannot be looked at
-                _log.exception("the run cannot be shown")
+            except Exception:  # a run does not fail because it cannot be shown
+                _log.exception("cannot show the progress of the run")

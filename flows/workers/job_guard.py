@@ -1,7 +1,7 @@
-"""Cancels a run's Slurm jobs once the run's process has ended, however it ended.
+"""Cancels a run's Slurm jobs when the run's process has ended, however it ended.
 
-A process of its own, in a session of its own: it outlives a flow that is killed. It reads job ids from its standard
-input, one on a line, for as long as the other end is open.
+The guard is a separate process in a separate session, so that it outlives a flow that is killed. It reads job ids from
+its standard input, one per line, until the other end is closed.
 """
 
 import subprocess
@@ -9,18 +9,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Of scancel, which asks a controller that may be busy.
+# Limit for scancel, which asks a controller that may be busy.
 TIMEOUT_S = 120
 
 
 class JobGuard:
-    """The flow's side."""
+    """The flow's end of the pipe to the guard process."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
     def watch(self, job_id: str) -> None:
-        """Takes a job that is to end when this process does."""
+        """Adds a job that is cancelled when this process ends."""
         assert self._process.stdin is not None, "made with a pipe"
         self._process.stdin.write(f"{job_id}\n")
         self._process.stdin.flush()
@@ -28,7 +28,7 @@ class JobGuard:
 
 @contextmanager
 def job_guard() -> Iterator[JobGuard]:
-    """Cancels the jobs that it is told of when the block ends, or the process is killed."""
+    """Provides a guard that cancels its jobs when the block ends, or when this process is killed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.workers.job_guard"], stdin=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -40,7 +40,7 @@ def job_guard() -> Iterator[JobGuard]:
 
 def main() -> None:
     jobs = [line.strip() for line in sys.stdin]
-    if jobs:  # those that have ended are no error to scancel
+    if jobs:  # scancel does not fail for jobs that have ended
         subprocess.run(["scancel", "--quiet", *jobs], timeout=TIMEOUT_S, check=False)
 
 

@@ -1,4 +1,4 @@
-"""Workers on this machine."""
+"""Dask workers on this machine."""
 
 import logging
 import os
@@ -16,28 +16,28 @@ from flows.workers.on_worker import GPUS_VARIABLE, PRELOAD
 from flows.workers.task_runner import WorkerTaskRunner
 from mlfilter_core.config.execution import LocalSettings
 
-# Of torch, NumPy and the tokenizers.
+# Numbers of threads in torch, NumPy and the tokenizers.
 THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"),
     "TORCHINDUCTOR_COMPILE_THREADS",
 )
-# A worker starts in seconds. Without any for so long, tasks fail instead of waiting for ever.
+# Without a worker for this long, tasks fail instead of waiting forever; a worker starts in seconds.
 NO_WORKERS_TIMEOUT = "10 minutes"
-# Of Dask's scheduler and its nannies.
+# Settings of Dask's scheduler and nannies.
 SCHEDULER_SETTINGS = {
-    # One task in a worker, none waiting beside it to be killed along with it.
+    # A worker gets one task at a time: a second one would wait there, and be killed along with the first.
     "distributed.scheduler.worker-saturation": 1.0,
-    # A nanny restarts its worker for as long as the run lasts. Dask's 15 s would end the nanny for good where
-    # the worker died before and, by chance, is restarting again at that very moment.
+    # A nanny restarts its worker as long as the run lasts. With Dask's default of 15 s, the nanny is removed if its
+    # worker happens to be restarting again 15 s after an earlier death.
     "distributed.deploy.lost-worker-timeout": "52 weeks",
     "distributed.admin.low-level-log-length": 10,
 }
-# For the workers' environment: their progress bars and comings and goings would fill the terminal.
+# Workers' environment without messages that would fill the terminal: progress bars, connections.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 
 def visible_gpus() -> list[str]:
-    """Returns the CUDA devices that this process may use, as in CUDA_VISIBLE_DEVICES, without loading torch."""
+    """Returns the CUDA devices that this process may use, as in CUDA_VISIBLE_DEVICES; does not load torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
@@ -45,13 +45,13 @@ def visible_gpus() -> list[str]:
 
 
 def n_cores() -> int:
-    """Returns how many cores this process may use, within its affinity and its container's limit."""
+    """Returns the number of cores that this process may use, given its affinity and its container's limit."""
     return int(CPU_COUNT)
 
 
 @dataclass(frozen=True)
 class LocalWorkers:
-    """Workers on this machine, which Dask starts again where they die."""
+    """Workers on this machine, which Dask restarts when they die."""
 
     runner: WorkerTaskRunner
     n_workers: int
@@ -66,16 +66,16 @@ def local_workers(
 ) -> Iterator[LocalWorkers]:
     """Starts worker processes on this machine.
 
-    Each worker runs one task at a time: the encoder brings its own threads, and two tasks in one process
-    would share one GPU and one interpreter lock. The cores are divided among the workers, unless the
-    environment sets `OMP_NUM_THREADS` and its kin. Dask would otherwise hold every worker to one thread.
+    Each worker runs one task at a time: the encoder has threads of its own, and two tasks in one process would share
+    one GPU and one interpreter lock. The cores are divided among the workers, unless the environment sets
+    `OMP_NUM_THREADS` and similar variables. By default, Dask would limit each worker to one thread.
 
     Args:
-        settings: `workers`, or -1 for the default.
-        one_per_core: Whether the default is a worker for each core, or for each GPU (one, if there is none).
-        device: Of the job: with `auto` or `cuda`, each worker gets a GPU of its own.
-        n_tasks: More workers than that are not started.
-        logs: Folder of the run's logs; `dask` in it is for Dask's own files, removed with the workers.
+        settings: Local settings of the job file; `workers: -1` is the default.
+        one_per_core: Whether the default is one worker per core, or one per GPU (a single one without GPUs).
+        device: Device of the job: with `auto` or `cuda`, each worker gets a GPU of its own.
+        n_tasks: Number of tasks; no more workers than that are started.
+        logs: Folder of the run's logs. Dask's own files go to `dask` in it, which is removed at the end.
     """
     logging.getLogger("distributed").setLevel(logging.WARNING)
     default = n_cores() if one_per_core else max(1, len(visible_gpus()))
@@ -90,7 +90,7 @@ def local_workers(
         dask.config.set(
             {
                 **SCHEDULER_SETTINGS,
-                # This and the cache would else leave folders in the system's folder for temporary files.
+                # Otherwise Dask and torch's cache would leave folders in the system's temporary folder.
                 "temporary-directory": str(folder.absolute()),
                 "distributed.scheduler.no-workers-timeout": NO_WORKERS_TIMEOUT,
             }
@@ -106,7 +106,7 @@ def local_workers(
                 "dashboard_address": "127.0.0.1:0",
                 "local_directory": str(folder),
                 "preload": [PRELOAD],
-                # Memory is bounded by the core. Dask's limit would pause or kill workers below the machine's.
+                # The core bounds its memory. Dask's limit would pause or kill workers while memory is left.
                 "memory_limit": None,
             },
         )
@@ -121,8 +121,8 @@ def worker_environment(n_threads: int, folder: Path) -> dict[str, str]:
     """Returns environment variables for a worker.
 
     Args:
-        n_threads: Of torch, NumPy and the tokenizers.
-        folder: For what matplotlib keeps.
+        n_threads: Number of threads in torch, NumPy and the tokenizers.
+        folder: Folder for matplotlib's cache.
     """
     return {
         **dict.fromkeys(THREAD_VARIABLES, str(max(1, n_threads))),
@@ -132,7 +132,7 @@ def worker_environment(n_threads: int, folder: Path) -> dict[str, str]:
 
 
 def shares_gpus(device: str) -> bool:
-    """Tells whether a job leaves it to us which worker uses which GPU."""
+    """Tells whether the job lets us choose a GPU for each worker."""
     return device in ("auto", "cuda")
 
 
@@ -140,8 +140,8 @@ def shares_gpus(device: str) -> bool:
 def _environment(defaults: dict[str, str]) -> Iterator[None]:
     """Sets environment variables for the workers, unless the user has set them.
 
-    Dask's own setting for that, `pre-spawn-environ`, leaves them in this process, where they would overrule
-    those of the next cluster.
+    Dask's setting for this, `pre-spawn-environ`, leaves them in this process, where they would override those of the
+    next cluster.
     """
     unset = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(unset)

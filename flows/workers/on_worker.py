@@ -1,4 +1,4 @@
-"""What surrounds a task's function on a Dask worker. Imports no Prefect: workers have no use for its API."""
+"""Runs a task's function on a Dask worker. Does not import Prefect: workers do not use its API."""
 
 import faulthandler
 import functools
@@ -19,25 +19,25 @@ from mlfilter_core.work.workload import worker_name
 
 Result = TypeVar("Result")
 
-# Dask's name for this module, which each worker loads before anything else.
+# The module that each worker loads first: this one.
 PRELOAD = __name__
-# For the workers' environment: devices as in CUDA_VISIBLE_DEVICES, of which each worker takes one.
+# Environment variable of the workers: devices as in CUDA_VISIBLE_DEVICES, one for each worker.
 GPUS_VARIABLE = "MLFILTER_GPUS"
-# What workers tell the flow goes by this name.
+# Dask's topic of the events that workers send to the flow, and the kinds of events.
 TOPIC = "mlfilter"
 STARTED = "started"
 PROGRESSED = "progressed"
 LOGGED = "logged"
 BEGINS = "task run %s begins"
-# How Python begins to say where it was when the process died.
+# First words of the traceback that Python writes when the process dies.
 CRASH = "Fatal Python error"
 N_LAST_LINES = 12
 
 
 def dask_setup(worker: Worker) -> None:
-    """Called by Dask when a worker has started: of several GPUs it sees one from now on.
+    """Called by Dask when a worker has started: of several GPUs, the worker sees one from now on.
 
-    CUDA looks at the variable when it is first used, in the first task.
+    CUDA reads the variable on first use, which is in the first task.
     """
     gpus = os.environ.get(GPUS_VARIABLE, "")
     if gpus:
@@ -49,44 +49,44 @@ def dask_setup(worker: Worker) -> None:
 def run_on_worker(
     function: Callable[..., Result], arguments: dict[str, Any], run: str, logs: Path
 ) -> "Result | MlfilterError":
-    """Calls a function in this worker process; its log lines go to the worker's file and to the flow.
+    """Calls a function in this worker process; its log lines go to the worker's log file and to the flow.
 
     Args:
-        function: Of a task.
-        arguments: By name.
-        run: What the flow calls this task run; stands in each event that is sent to it.
+        function: The task's function.
+        arguments: Its arguments, by name.
+        run: The flow's id for this task run, which each event to the flow contains.
         logs: Folder of the log files.
 
     Returns:
-        What the function returns, or the expected error that it raises.
+        The function's result, or the expected error that it raises.
     """
     worker = get_worker()
     name = worker_name()
     worker.log_event(TOPIC, {"event": STARTED, "run": run})
-    with suppress(OSError):  # on a full disk: no work is lost for a log
-        _say_last_words_to(logs / f"{name}.log")
+    with suppress(OSError):  # on a full disk: a log is not worth failing for
+        _write_crashes_to(logs / f"{name}.log")
 
     def tell_flow(progress: Progress) -> None:
         worker.log_event(TOPIC, {"event": PROGRESSED, "run": run, "worker": name, "progress": asdict(progress)})
 
     with logging_to(logs, name, _ToFlow(worker, run)), heard_by(tell_flow):
-        logging.getLogger(CORE).debug(BEGINS, run)  # on disk at once; the event would die with a worker that dies now
+        logging.getLogger(CORE).debug(BEGINS, run)  # on disk at once; an event is lost if the worker dies now
         try:
             return function(**arguments)
-        except MlfilterError as error:  # raised, Dask would print it with its traceback
+        except MlfilterError as error:  # if it were raised, Dask would print its traceback
             return error
 
 
 def last_words(logs: Path, run: str) -> str:
-    """Returns how the log of the worker ends that was the last to begin a task run, and died.
+    """Returns the end of a dead worker's log: that of the last worker that began a task run.
 
     Args:
         logs: Folder of the log files.
-        run: What the flow calls the task run.
+        run: The flow's id for the task run.
     """
     begun = [log for log in logs.glob("worker-*.log") if BEGINS % run in log.read_text("utf-8", "replace")]
     if not begun:
-        return "it had not begun; look at the workers' logs"
+        return "it had not begun; see the workers' logs"
     log = max(begun, key=lambda path: path.stat().st_mtime_ns)
     _, _, lines = log.read_text("utf-8", "replace").rpartition(BEGINS % run)
     said = lines.splitlines()[1:]
@@ -95,22 +95,22 @@ def last_words(logs: Path, run: str) -> str:
         return "\n".join([f"its log {log} ends with:", *said[crash : crash + N_LAST_LINES]])
     return "\n".join(
         [
-            f"it was killed from outside, as by the kernel where memory runs out: there is no error in its log {log}, "
-            "which ends with:",
+            "it was killed from outside, as the kernel does when memory runs out: there is no error in its log "
+            f"{log}, which ends with:",
             *said[-N_LAST_LINES // 4 :],
         ]
     )
 
 
 @functools.cache
-def _say_last_words_to(log: Path) -> None:
-    """Has Python write where it was to the log, if the process dies of a segmentation fault or an abort."""
+def _write_crashes_to(log: Path) -> None:
+    """Makes Python write a traceback to the log if the process dies of a segmentation fault or an abort."""
     log.parent.mkdir(parents=True, exist_ok=True)
     faulthandler.enable(open(log, "a"), all_threads=False)
 
 
 class _ToFlow(logging.Handler):
-    """Sends log lines to the flow's process, which has the Prefect API."""
+    """Sends log lines to the flow's process, which passes them to the Prefect API."""
 
     def __init__(self, worker: Worker, run: str) -> None:
         super().__init__()

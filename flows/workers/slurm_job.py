@@ -1,4 +1,4 @@
-"""Slurm settings to the script of a job that holds workers."""
+"""Turns Slurm settings into the script of a job that runs workers."""
 
 import math
 import re
@@ -12,18 +12,18 @@ from flows.workers.local import shares_gpus, worker_environment
 from flows.workers.on_worker import GPUS_VARIABLE, PRELOAD
 from mlfilter_core.config.execution import SlurmSettings
 
-# A worker that does not reach the scheduler for so long ends, and with it its job.
+# A worker that cannot reach the scheduler for this long ends, and its job with it.
 DEATH_TIMEOUT_S = 60
-# Workers leave this share of the time limit before the job's end, within these bounds: Dask gives a task 30 s
-# to end by itself, and a job's first seconds go by before its workers start. Up to as much again is taken off
-# at random, so that jobs which started together do not end together.
+# Workers stop this share of the time limit before the job ends, within these bounds: Dask gives a task 30 s to end by
+# itself, and workers start some seconds after their job. Each worker stops up to twice as early, at random, so that
+# jobs that started together do not end together.
 MARGIN = 0.05
 MIN_MARGIN_S = 40
 MAX_MARGIN_S = 600
 MIN_LIFETIME_S = 20
 LIFETIME_VARIABLE = "MLFILTER_LIFETIME_S"
-# The system kills a job that holds too much memory, with all its workers. Dask kills the one worker, shortly before;
-# its other measures are for data that stay in memory, of which there are none.
+# The system kills a job that uses too much memory, with all its workers. Dask kills only the one worker, shortly
+# before. Its other measures are for data that stays in memory, and no data does.
 MEMORY_SETTINGS = {f"DASK_DISTRIBUTED__WORKER__MEMORY__{name}": "False" for name in ("TARGET", "SPILL", "PAUSE")}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)B?", re.IGNORECASE)
 KIBIBYTES = {"K": 1, "": 1 << 10, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}
@@ -31,12 +31,12 @@ KIBIBYTES = {"K": 1, "": 1 << 10, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What each job of a run asks of Slurm, and does.
+    """What each job of a run requests from Slurm, and runs.
 
     Attributes:
-        options: Of sbatch, by their long names; a flag's value is empty.
-        n_workers: Worker processes in the job.
-        arguments: Of `dask_jobqueue.SLURMCluster`.
+        options: Options of sbatch, by long name; the value of a flag is empty.
+        n_workers: Number of worker processes in the job.
+        arguments: Arguments of `dask_jobqueue.SLURMCluster`.
     """
 
     options: dict[str, str]
@@ -48,9 +48,9 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
     """Returns the job that the settings describe.
 
     Args:
-        settings: Of the job file.
-        one_per_core: Whether a job without GPUs holds a worker for each core, or one.
-        device: Of the pipeline's job. A job with GPUs holds a worker for each, unless `device` is another.
+        settings: Slurm settings of the job file.
+        one_per_core: Whether a job without GPUs runs one worker per core, or one in all.
+        device: Device of the pipeline's job. A job with GPUs runs one worker per GPU, unless this is `cpu`.
         logs: Folder of the run's logs.
     """
     options = sbatch_options(settings, logs)
@@ -68,7 +68,7 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
         options,
         n_workers,
         {
-            # A worker runs one task at a time; its threads are those of its encoder.
+            # A worker runs one task at a time; the other threads are the encoder's.
             "cores": n_workers,
             "processes": n_workers,
             "memory": f"{memory_kib or 1} KiB",
@@ -76,12 +76,12 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
             "python": python,
             "interface": settings.interface,
             "death_timeout": DEATH_TIMEOUT_S,
-            "job_directives_skip": ["#SBATCH"],  # those of dask-jobqueue, which knows a few options only
+            "job_directives_skip": ["#SBATCH"],  # dask-jobqueue's own, which cover few options
             "job_extra_directives": _written(options),
             "job_script_prologue": prologue,
             "worker_extra_args": [
                 *("--preload", PRELOAD),
-                *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),  # else it listens on all addresses
+                *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),  # by default it listens on all addresses
                 *("--lifetime", f"${{{LIFETIME_VARIABLE}}}s"),
                 *([] if memory_kib else ["--memory-limit", "0"]),
             ],
@@ -90,7 +90,7 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
 
 
 def sbatch_options(settings: SlurmSettings, logs: Path) -> dict[str, str]:
-    """Returns the options of sbatch by their long names; those in `sbatch_args` overrule the fields."""
+    """Returns the options of sbatch by long name; those in `sbatch_args` override the fields."""
     folder = settings.slurm_logs_folder or logs / "jobs"
     options = {
         "job-name": settings.job_name,
@@ -99,21 +99,19 @@ def sbatch_options(settings: SlurmSettings, logs: Path) -> dict[str, str]:
         "mem-per-cpu": f"{math.ceil(settings.mem_per_cpu_gb * 1024)}M",
         "time": settings.time,
         "output": settings.output or str(folder.absolute() / "%x-%j.log"),
-        "open-mode": "append",  # a job that is requeued would otherwise overwrite what it wrote
+        "open-mode": "append",  # otherwise a requeued job overwrites its log
         "requeue" if settings.requeue else "no-requeue": "",
     }
-    if settings.partition is not None:
-        options["partition"] = settings.partition
-    if settings.gpus_per_task:
-        options["gpus-per-task"] = str(settings.gpus_per_task)
-    if settings.qos:
-        options["qos"] = settings.qos
-    if settings.account:
-        options["account"] = settings.account
-    if settings.error:
-        options["error"] = settings.error
-    if settings.mail_user:
-        options |= {"mail-user": settings.mail_user, "mail-type": settings.mail_type}
+    optional = {
+        "partition": settings.partition,
+        "gpus-per-task": settings.gpus_per_task,
+        "qos": settings.qos,
+        "account": settings.account,
+        "error": settings.error,
+        "mail-user": settings.mail_user,
+        "mail-type": settings.mail_type if settings.mail_user else None,
+    }
+    options |= {name: str(value) for name, value in optional.items() if value}
     if settings.depends_job_id:
         kind = "afterany" if settings.run_on_dependency_fail else "afterok"
         options["dependency"] = f"{kind}:{settings.depends_job_id}"
@@ -124,10 +122,10 @@ def sbatch_options(settings: SlurmSettings, logs: Path) -> dict[str, str]:
 
 
 def lifetime_s(time: str) -> tuple[int, int]:
-    """Returns how long workers live at most in jobs of a time limit, and how much less some live.
+    """Returns the longest lifetime of a worker in a job with this time limit, and how much shorter it may be.
 
     Args:
-        time: As sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds, with days- before hours.
+        time: Time limit as sbatch takes it: minutes, minutes:seconds or hours:minutes:seconds; days- before hours.
     """
     limit = _seconds(time)
     margin = min(max(MIN_MARGIN_S, int(MARGIN * limit)), MAX_MARGIN_S)
@@ -148,12 +146,12 @@ def _seconds(time: str) -> int:
 
 
 def _prologue(settings: SlurmSettings, options: dict[str, str], n_threads: int, logs: Path) -> list[str]:
-    """Returns the lines of the job's script before the worker starts."""
+    """Returns the lines of the job's script that run before the worker starts."""
     environment = {**worker_environment(n_threads, logs / "dask"), **MEMORY_SETTINGS}
-    # sbatch gives a job all of the flow's variables, passwords of Prefect's server and database among them.
+    # sbatch passes all of the flow's variables to a job, including passwords of Prefect's server and database.
     lines = ['unset "${!PREFECT_@}"']
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-    # What torch compiles is small files, locked: on the node's own disk, for all jobs there.
+    # torch's compiler writes many small files, with locks: on the node's own disk, shared by all jobs there.
     lines.append('export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/torchinductor_$UID}"')
     if settings.randomize_start_duration:
         lines.append(f"sleep $((RANDOM % {settings.randomize_start_duration + 1}))")
@@ -166,13 +164,13 @@ def _prologue(settings: SlurmSettings, options: dict[str, str], n_threads: int, 
         script = path if path.name == "activate" else path / "bin" / "activate"
         lines.append(f"source {shlex.quote(str(script))} || exit 1")
     longest, spread = lifetime_s(options["time"])
-    # $SECONDS is how long the script has run, $RANDOM is below 32768.
+    # $SECONDS is the run time of the script, $RANDOM is below 32768.
     lines.append(f"{LIFETIME_VARIABLE}=$(({longest} - SECONDS - RANDOM * {spread} / 32768))")
     return lines
 
 
 def _n_gpus(options: dict[str, str]) -> int:
-    """Returns how many GPUs the options ask for; `gpu:4`, `gpu:a100:4` and `4` are four, `gpu` is one."""
+    """Returns the number of GPUs in the options: four for `gpu:4`, `gpu:a100:4` and `4`, one for `gpu`."""
     asked = [options[name] for name in ("gpus-per-task", "gpus-per-node", "gpus") if name in options]
     asked += [part for part in options.get("gres", "").split(",") if part.split(":")[0] == "gpu"]
     for value in asked:
@@ -182,7 +180,7 @@ def _n_gpus(options: dict[str, str]) -> int:
 
 
 def _memory_kib(options: dict[str, str]) -> int | None:
-    """Returns the memory of a job, in KiB; None where the options leave it open."""
+    """Returns the memory of a job, in KiB; None if the options do not set it."""
     value = options.get("mem-per-cpu") or options.get("mem")
     match = SIZE.fullmatch(value or "")
     if match is None:
@@ -192,7 +190,7 @@ def _memory_kib(options: dict[str, str]) -> int | None:
 
 
 def _written(options: dict[str, str]) -> list[str]:
-    """Returns options as they stand on a command line: `--name=value`, `--flag`, `-x value`."""
+    """Returns options as on a command line: `--name=value`, `--flag`, `-x value`."""
     return [
         f"-{name} {value}".rstrip() if len(name) == 1 else f"--{name}={value}" if value else f"--{name}"
         for name, value in options.items()

@@ -14,12 +14,12 @@ from prefect.settings import PREFECT_API_URL
 
 from tests.faults.campaign import IS_LONG
 from tests.flows.conftest import annotate_job as annotate_job
-from tests.flows.conftest import api as api
-from tests.flows.conftest import client as client
 from tests.flows.conftest import corpus as corpus
 from tests.flows.conftest import embed_job as embed_job
-from tests.flows.conftest import fast_workers as fast_workers
 from tests.flows.conftest import heads as heads
+from tests.flows.dask_workers import api as api
+from tests.flows.dask_workers import client as client
+from tests.flows.dask_workers import fast_workers as fast_workers
 
 WriteJob = Callable[..., Path]
 

@@ -32,7 +32,7 @@ from mlfilter_core.files.task_files import find_files
 from mlfilter_core.heads.checkpoint_formats import load_head
 from tests.conftest import WriteLines
 from tests.faults.conftest import PAGE, Disk, WriteJob, names_below
-from tests.flows.conftest import last_task_runs
+from tests.flows.dask_workers import last_task_runs
 from tests.mlfilter_core.embedding.test_committed import content
 
 N = 60

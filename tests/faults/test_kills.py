@@ -18,7 +18,6 @@ import yaml
 
 from flows.annotate import annotate
 from flows.embed import embed
-from flows.prefect_api.server import prefect_api
 from flows.running.report import RunReport
 from flows.workers import task_runner as task_runner_module
 from mlfilter_core.embedding import work as embed_work_module
@@ -36,12 +35,6 @@ DOCUMENTS = 400  # of a file to embed
 WINDOW = 32
 ROWS = 30_000  # of a file to annotate
 MOST_S = 1.5  # from the beginning of a file to the kill
-
-
-@pytest.fixture(scope="module", autouse=True)
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_api(tmp_path_factory.mktemp("prefect")):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,60 +1,23 @@
-"""A real Prefect server for the session, and job files over small corpora."""
+"""Job files over small corpora, and the shared workers and server."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import pytest
 import torch
 import yaml
-from distributed.utils import get_mp_context
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import TaskRun
 
-from flows.prefect_api.server import prefect_api
-from tests.conftest import TINY_DIM, within
+from tests.conftest import TINY_DIM
+from tests.flows.dask_workers import api as api
+from tests.flows.dask_workers import client as client
+from tests.flows.dask_workers import fast_workers as fast_workers
+from tests.flows.dask_workers import spawned_workers as spawned_workers
+from tests.flows.dask_workers import workers as workers
 
 WriteJob = Callable[..., Path]
-TOLD_S = 60  # of an event, by Prefect to its server, on a machine that is busy
-
-PRELOADED = [
-    *("distributed.worker", "mlfilter_core.encoder.loading", "transformers.models.bert.modeling_bert"),
-    *("flows.workers.on_worker", "flows.embed", "flows.annotate", "flows.train_head", "flows.filter"),
-]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_api(tmp_path_factory.mktemp("prefect")):
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def fast_workers() -> Iterator[None]:
-    """Workers are forked from a process that has loaded what they need, which takes 8 s of a core each time.
-
-    What they inherit from their environment is that of the first test: `spawned_workers` is for tests of that. Runs in
-    processes of their own start workers as users' runs do.
-    """
-    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
-        get_mp_context().set_forkserver_preload(PRELOADED)  # its first call sets a list of Dask's own
-        yield
-
-
-@pytest.fixture
-def spawned_workers() -> Iterator[None]:
-    """Workers are started from nothing, in the environment of the test."""
-    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
-        yield
-
-
-@pytest.fixture
-def client(api: None) -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as client:
-        yield client
 
 
 @pytest.fixture
@@ -111,16 +74,6 @@ def annotate_job(tmp_path: Path, heads: dict[str, str]) -> WriteJob:
         return _write_yaml(tmp_path / "annotate.yaml", {"params": params, "local_settings": {"workers": 1}})
 
     return write
-
-
-def last_task_runs(client: SyncPrefectClient, n: int) -> list[TaskRun]:
-    """Returns the last task runs, newest first, once they have ended: Prefect tells of that some time after it."""
-
-    def ended() -> list[TaskRun]:
-        runs = client.read_task_runs(limit=n, sort="EXPECTED_START_TIME_DESC")
-        return runs if all(run.state is not None and run.state.is_final() for run in runs) else []
-
-    return within(TOLD_S, ended)
 
 
 def write_embeddings(path: Path, n_rows: int, dim: int = TINY_DIM) -> None:

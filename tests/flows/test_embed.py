@@ -28,7 +28,8 @@ from mlfilter_core.errors import ConfigError, EncoderError, HeadError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.run_report.collect import collect
 from mlfilter_core.work.run_log import RunLog
-from tests.flows.conftest import WriteJob, last_task_runs
+from tests.flows.conftest import WriteJob
+from tests.flows.dask_workers import last_task_runs
 
 
 def test_the_flow_equals_the_direct_computation(

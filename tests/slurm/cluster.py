@@ -1,11 +1,11 @@
-"""A real Slurm of one node for tests, out of Debian 12's packages, all of whose files lie in one folder.
+"""A real Slurm of one node for tests, from Debian 12's packages; all its files are in one folder.
 
     eval "$(python tests/slurm/cluster.py up)"
     sbatch --gres=gpu:2 --wrap "env | grep CUDA"
     python tests/slurm/cluster.py down
 
-It pretends to have 8 CPUs, 70 GB of memory and two GPUs, and has three partitions: `cpu`, `gpu`, and `closed`, whose
-jobs stay pending.
+It claims 8 CPUs, 70 GB of memory and two GPUs, and has three partitions: `cpu`, `gpu`, and `closed`, where jobs stay
+pending.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def answers(folder: Path) -> bool:
     """Returns whether the folder's cluster is up and takes jobs."""
     folder = folder.resolve()
     if not all(_processes(folder, daemon) for daemon in DAEMONS):
-        return False  # the clients would try for many seconds
+        return False  # clients would retry for many seconds
     state = _ask(folder, "sinfo", "--noheader", "--partition=cpu", "--format=%T")
     return state.rstrip("-") in WORKING_STATES  # "-": a waiting job has been promised the node
 
@@ -114,15 +114,15 @@ def answers(folder: Path) -> bool:
 def up(folder: Path) -> dict[str, str]:
     """Starts the cluster unless it answers already.
 
-    A broken one (a daemon is gone, the node is drained) is started afresh, and its jobs end.
+    A broken cluster (a daemon is gone, the node is drained) is started anew, and its jobs end.
 
     Args:
-        folder: Where all its files go. Every user must be able to enter the folders above, and only root to
-            write to them unless they are sticky, or munged refuses. No spaces, and 70 characters at most, for the
-            sockets' sake.
+        folder: Folder of all its files. munged requires that every user can enter the folders above, and that only
+            root can write to them, unless they are sticky. The path has no spaces and at most 70 characters, because
+            it contains sockets.
 
     Returns:
-        The environment variables with which Slurm's clients find it.
+        Environment variables with which Slurm's clients find the cluster.
 
     Raises:
         ClusterError: It cannot run here or does not start.
@@ -143,9 +143,9 @@ def up(folder: Path) -> dict[str, str]:
 
 
 def down(folder: Path) -> None:
-    """Cancels all jobs and stops the folder's cluster, if there is one; the logs stay.
+    """Cancels all jobs and stops the folder's cluster, if it runs; keeps the logs.
 
-    The jobs of a cluster whose daemons have died can only be ended by the next `up`.
+    If the daemons have died, only the next `up` can end their jobs.
 
     Raises:
         ClusterError: A daemon does not end.
@@ -157,7 +157,7 @@ def down(folder: Path) -> None:
 
 
 def _which(program: str) -> str | None:
-    # The daemons lie where only root's login shells look.
+    # The daemons are on the PATH of root's login shells only.
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
 
 
@@ -168,7 +168,9 @@ def _environment(folder: Path) -> dict[str, str]:
 def _write_files(folder: Path) -> None:
     for name in ("", "log", "slurmctld", "slurmd", "munge"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name).chmod(0o755)  # whatever the umask: other users' clients read them, munged refuses more
+        (folder / name).chmod(
+            0o755
+        )  # independent of the umask: clients of other users read them, and munged accepts no more
     shutil.chown(folder / "munge", "munge", "munge")
     for log in (folder / "log").iterdir():
         log.unlink()
@@ -176,7 +178,7 @@ def _write_files(folder: Path) -> None:
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(1024))
     shutil.chown(key, "munge", "munge")
-    host = socket.gethostname().split(".")[0]  # what slurmd calls itself
+    host = socket.gethostname().split(".")[0]  # slurmd's own name for the node
     controller_port, node_port = _free_ports(2)
     (folder / "slurm.conf").write_text(
         SLURM_CONF.format(folder=folder, host=host, controller_port=controller_port, node_port=node_port)
@@ -194,7 +196,7 @@ def _start(folder: Path) -> None:
     munge, conf = folder / "munge", str(folder / "slurm.conf")
     options = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
     _start_daemon(folder, "munged", *[f"--{option}={munge / name}" for option, name in options.items()], user="munge")
-    # -c: without the jobs and nodes of an earlier cluster; slurmd also kills what still runs of them.
+    # -c: forgets jobs and nodes of an earlier cluster; slurmd also kills processes of those jobs.
     _start_daemon(folder, "slurmctld", "-c", "-f", conf)
     _start_daemon(folder, "slurmd", "-c", "-f", conf)
     if not _wait(lambda: answers(folder), START_SECONDS):
@@ -203,7 +205,7 @@ def _start(folder: Path) -> None:
 
 def _start_daemon(folder: Path, daemon: str, *arguments: str, user: str | None = None) -> None:
     program = _which(daemon) or daemon
-    # A file and not a pipe, which would stay open for as long as the daemon.
+    # A file, because a pipe would stay open as long as the daemon runs.
     with open(folder / "log" / f"{daemon}.out", "wb") as output:
         status = subprocess.run(
             [program, *arguments],
@@ -230,7 +232,7 @@ def _tails(folder: Path) -> str:
 
 
 def _cancel_jobs(folder: Path) -> None:
-    """Cancels all jobs and waits until their processes have ended, as long as KillWait lets them live."""
+    """Cancels all jobs, and waits for their processes to end within KillWait."""
     jobs = _ask(folder, "squeue", "--noheader", "--format=%F").split()
     if jobs:
         _ask(folder, "scancel", *sorted(set(jobs)))
@@ -251,7 +253,7 @@ def _stopped(folder: Path, daemon: str, by: signal.Signals) -> bool:
 
 
 def _processes(folder: Path, daemon: str) -> list[int]:
-    """Returns the processes of a daemon that was started for this folder; a pid file may name another's."""
+    """Returns the processes of a daemon that was started for this folder; a pid file may be outdated."""
     return [process for process, arguments in _command_lines() if _is_ours(folder, daemon, arguments)]
 
 
@@ -266,7 +268,7 @@ def _command_lines() -> Iterator[tuple[int, list[str]]]:
 
 
 def _ask(folder: Path, program: str, *arguments: str) -> str:
-    """Returns what a client of Slurm's prints, nothing if it fails."""
+    """Returns what one of Slurm's clients prints; nothing if it fails."""
     try:
         return subprocess.run(
             [_which(program) or program, *arguments],
@@ -281,7 +283,7 @@ def _ask(folder: Path, program: str, *arguments: str) -> str:
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> bool:
-    """Returns whether the condition became true in time."""
+    """Waits for a condition; returns whether it became true in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""What is said in the name of a process that was killed."""
+"""States that are reported on behalf of a killed process."""
 
 import os
 import subprocess
@@ -19,9 +19,9 @@ from prefect.states import Cancelling, Completed, Running
 from flows.prefect_api.left_running import GRACE_S, end_what_is_left, never_left_running
 from tests.conftest import within
 
-# More than the API shows at a time.
+# More than the API returns at a time.
 N_TASKS = 205
-# A process starts and loads Prefect; a guard does so once more.
+# A process starts and loads Prefect, and so does its guard.
 START_S = 60
 WAITING = """
 import time
@@ -81,7 +81,7 @@ def test_a_flow_whose_process_is_killed_ends_as_crashed(
     waiting: "subprocess.Popen[bytes]", client: SyncPrefectClient
 ) -> None:
     (run,) = [run for run in client.read_flow_runs() if run.name == "to be killed"]
-    # Prefect tells of tasks some time after they have begun.
+    # Prefect reports tasks some time after they have begun.
     within(START_S, lambda: states(client, run.id) == ["Running"])
     waiting.kill()
     state = within(GRACE_S + START_S, lambda: final_state(client, run.id))

@@ -5,30 +5,22 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows.prefect_api.failures import can_heal
-from flows.running.fan_out import Outcome, fan_out
-from flows.workers.local import THREAD_VARIABLES, LocalWorkers, local_workers, n_cores
+from flows.running.fan_out import fan_out
+from flows.workers import task_runner as task_runner_module
+from flows.workers.local import LocalWorkers, local_workers
 from flows.workers.on_worker import last_words
 from mlfilter_core.config.execution import LocalSettings
 from mlfilter_core.errors import SourceError
 from mlfilter_core.work.progress import Progress, ProgressTeller
-from tests.flows.conftest import last_task_runs
-
-
-class Items(list[str]):
-    """Taken from the front."""
-
-    def take(self, n_workers: int) -> str:
-        return self.pop(0)
+from tests.conftest import within
+from tests.flows.dask_workers import Items, last_task_runs, outcomes
 
 
 def note(folder: Path, item: str) -> int:
@@ -42,22 +34,6 @@ def executions(folder: Path) -> dict[str, int]:
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-@pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalWorkers]:
-    with local_workers(LocalSettings(workers=2), False, "auto", 100, tmp_path_factory.mktemp("logs")) as workers:
-        yield workers
-
-
-def outcomes(workers: LocalWorkers, a_task: Any, items: list[str], folder: Path) -> dict[str, Outcome[str, str]]:
-    folder.mkdir()
-
-    @flow(name="fan-out", validate_parameters=False)
-    def run() -> dict[str, Outcome[str, str]]:
-        return {outcome.item: outcome for outcome in fan_out(workers, a_task, Items(items), {"folder": folder})}
-
-    return run()
-
-
 def test_every_item_runs_once_and_gives_its_result(workers: LocalWorkers, tmp_path: Path) -> None:
     @task
     def work(item: str, folder: Path) -> str:
@@ -65,9 +41,9 @@ def test_every_item_runs_once_and_gives_its_result(workers: LocalWorkers, tmp_pa
         return item.upper()
 
     items = [f"item{i}" for i in range(12)]
-    done = outcomes(workers, work, items, tmp_path / "runs")
+    done = outcomes(workers, work, items, folder=tmp_path)
     assert {name: outcome.result for name, outcome in done.items()} == {item: item.upper() for item in items}
-    assert executions(tmp_path / "runs") == dict.fromkeys(sorted(items), 1)
+    assert executions(tmp_path) == dict.fromkeys(sorted(items), 1)
 
 
 def test_an_item_whose_worker_dies_runs_again_and_finished_ones_do_not(workers: LocalWorkers, tmp_path: Path) -> None:
@@ -78,9 +54,9 @@ def test_an_item_whose_worker_dies_runs_again_and_finished_ones_do_not(workers: 
         return item
 
     items = ["one", "two", "three", "four", "fatal", "five"]
-    done = outcomes(workers, work, items, tmp_path / "runs")
+    done = outcomes(workers, work, items, folder=tmp_path)
     assert {name: outcome.result for name, outcome in done.items()} == {item: item for item in items}
-    runs = executions(tmp_path / "runs")
+    runs = executions(tmp_path)
     assert runs["fatal"] == 2
     assert [runs[name] for name in ("one", "two", "three")] == [1, 1, 1]
 
@@ -101,7 +77,7 @@ def test_an_item_that_waits_is_not_killed_along(workers: LocalWorkers, tmp_path:
 
     looking = threading.Thread(target=look)
     looking.start()
-    outcomes(workers, rest, [f"item{i}" for i in range(16)], tmp_path / "runs")
+    outcomes(workers, rest, [f"item{i}" for i in range(16)], folder=tmp_path)
     done.set()
     looking.join()
     assert max(most) == 1
@@ -118,7 +94,7 @@ def test_items_that_kill_every_worker_are_marked_crashed_and_the_others_go_on(
 
     # Their workers die for longer than Dask's lost-worker-timeout, after which it would restart none.
     poison = [f"poison{i}" for i in range(5)]
-    done = outcomes(workers, work, ["one", *poison, "two"], tmp_path / "runs")
+    done = outcomes(workers, work, ["one", *poison, "two"], folder=tmp_path)
     assert done["one"].result == "one"
     assert done["two"].result == "two"
     for item in poison:
@@ -131,13 +107,13 @@ def test_items_that_kill_every_worker_are_marked_crashed_and_the_others_go_on(
 
 def test_a_worker_that_crashes_leaves_its_last_words(workers: LocalWorkers, tmp_path: Path) -> None:
     @task
-    def work(item: str, folder: Path) -> str:
+    def work(item: str) -> str:
         import ctypes
 
         ctypes.string_at(0)
         return item
 
-    (outcome,) = outcomes(workers, work, ["one"], tmp_path / "runs").values()
+    (outcome,) = outcomes(workers, work, ["one"]).values()
     message = str(outcome.error)
     assert re.search(r"its log .*/worker-.*\.log ends with:\nFatal Python error: Segmentation fault\n", message), (
         message
@@ -150,27 +126,35 @@ def test_a_worker_that_was_killed_from_outside_says_what_it_was_at(tmp_path: Pat
         lines = ["task run a/b begins", "old", f"task run {run} begins", *(f"line {i}" for i in range(30 * n))]
         (tmp_path / f"worker-a-{n}.log").write_text("\n".join(lines))
     assert last_words(tmp_path, "a/c") == (
-        "it was killed from outside, as by the kernel where memory runs out: there is no error in its log "
+        "it was killed from outside, as the kernel does when memory runs out: there is no error in its log "
         f"{tmp_path}/worker-a-2.log, which ends with:\nline 57\nline 58\nline 59"
     )
-    assert last_words(tmp_path, "a/d") == "it had not begun; look at the workers' logs"
+    assert last_words(tmp_path, "a/d") == "it had not begun; see the workers' logs"
 
 
-def test_an_item_that_comes_further_each_time_is_not_given_up(
+def test_an_item_that_makes_progress_each_time_is_not_given_up(
     workers: LocalWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Dask gives it up after each death, and it is started more often than an item without progress may be."""
+    monkeypatch.setattr(workers.runner.client.cluster.scheduler, "allowed_failures", 0)
+    monkeypatch.setattr(task_runner_module, "MAX_STARTS", 1)
+    monkeypatch.setattr(task_runner_module, "LOOK_S", 0.1)
+    monkeypatch.setattr(
+        workers.runner, "on_progress", lambda _, progress: (tmp_path / f"heard.{progress.committed}").touch()
+    )
+
     @task
     def work(item: str, folder: Path) -> str:
         n = note(folder, item)
-        if n < 10:
-            ProgressTeller().tell(Progress(item, committed=100 * n))
-            time.sleep(0.2)  # until it is heard
+        if n < 4:
+            ProgressTeller().tell(Progress(item, committed=n))
+            within(60, (folder / f"heard.{n}").exists)
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    done = outcomes(workers, work, ["long"], tmp_path / "runs")
+    done = outcomes(workers, work, ["long"], folder=tmp_path)
     assert done["long"].result == "long"
-    assert executions(tmp_path / "runs") == {"long": 10}
+    assert executions(tmp_path)["long"] == 4
 
 
 def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(
@@ -187,30 +171,12 @@ def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(
             raise SourceError("bad.jsonl:3: mend it")
         return item
 
-    done = outcomes(workers, work, ["passing", "lasting", "bad"], tmp_path / "runs")
+    done = outcomes(workers, work, ["passing", "lasting", "bad"], folder=tmp_path)
     assert done["passing"].result == "passing"
     assert isinstance(done["lasting"].error, PermissionError)
     assert isinstance(done["bad"].error, SourceError)
     assert str(done["bad"].error) == "bad.jsonl:3: mend it"
-    assert executions(tmp_path / "runs") == {"bad": 1, "lasting": 1, "passing": 3}
-
-
-def test_workers_share_the_cores_and_start_no_prefect_server(
-    spawned_workers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @task
-    def work(item: str, folder: Path) -> str:
-        import torch
-
-        return str(torch.get_num_threads())
-
-    for variable in THREAD_VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
-    with local_workers(LocalSettings(workers=2), False, "auto", 2, tmp_path / "logs") as workers:
-        done = outcomes(workers, work, ["a", "b"], tmp_path / "runs")
-        commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-    assert {outcome.result for outcome in done.values()} == {str(max(1, n_cores() // 2))}
-    assert len([command for command in commands if "prefect.server.api.server:create_app" in command]) == 1
+    assert executions(tmp_path) == {"bad": 1, "lasting": 1, "passing": 3}
 
 
 def test_a_run_that_ends_early_cancels_what_is_under_way_and_what_waits_to_be_tried_again(

@@ -26,7 +26,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 def snapshot(n_workers: int = 1, file: str = "a/x.jsonl") -> Snapshot:
     under_way = [UnderWay(f"w{i}", Progress(file, 37, share=0.74), 15) for i in range(n_workers)]
-    return Snapshot(3, 0, 1, 0, 1137, 1000, 0, 0.6, 12.3, 3456, 100, 3723, 0, {}, under_way)
+    return Snapshot(3, 0, 1, 0, 1137, 1000, 0, 0.6, 12.3, 3456, 3723, 0, {}, under_way)
 
 
 def shown(terminal: Terminal, now: Snapshot) -> str:
@@ -44,7 +44,7 @@ def test_there_is_a_line_for_each_worker_and_one_for_all(terminal: Terminal) -> 
 
 
 def test_many_workers_do_not_fill_the_screen(terminal: Terminal) -> None:
-    frame, more, _ = shown(terminal, snapshot(MAX_WORKERS_SHOWN + 188)).partition("and 188 more files under way")
+    frame, more, _ = shown(terminal, snapshot(MAX_WORKERS_SHOWN + 188)).partition("and 188 more files in progress")
     assert more
     assert frame.count("a/x.jsonl") == MAX_WORKERS_SHOWN
 

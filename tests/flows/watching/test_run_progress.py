@@ -51,7 +51,7 @@ def test_finished_files_and_those_under_way_add_up(clock: Clock, files: list[Tas
     assert (now.documents, now.tokens, now.rejected, now.out_of_memory) == (20, 200, 2, 3)
     assert now.share == pytest.approx((100 + 150 + 150) / 1000)
     assert now.waited == {"reading": 6.0, "encoding": 1.5}
-    assert now.limit == "encoding"
+    assert now.bottleneck == "encoding"
     assert [(file.worker, file.progress.file, file.seconds) for file in now.under_way] == [
         ("w1", "b.jsonl", 10),
         ("w2", "c.jsonl", 10),
@@ -98,15 +98,15 @@ def test_reports_without_tokens_and_files_without_a_size_do(clock: Clock, tmp_pa
     assert run.snapshot().share == 0.5
     run.finish("x.h5", AnnotateReport("x.h5", "x.jsonl", "annotated", 3, {}))
     now = run.snapshot()
-    assert (now.documents, now.tokens, now.share, now.limit) == (3, 0, 1, None)
+    assert (now.documents, now.tokens, now.share, now.bottleneck) == (3, 0, 1, None)
 
 
 def test_a_snapshot_in_words() -> None:
-    now = Snapshot(9, 2, 1, 0, 12_345, 1_000_000, 0, 0.5, 949.6, 350_000.4, 20, 11_520, 0, WAITED, [])
+    now = Snapshot(9, 2, 1, 0, 12_345, 1_000_000, 0, 0.5, 949.6, 350_000.4, 11_520, 0, WAITED, [])
     assert describe(now) == (
-        "3 of 9 files, 12,345 documents, 950 documents/s, 350,000 tokens/s, 3 h 12 min left, encoding is the limit"
+        "3 of 9 files, 12,345 documents, 950 documents/s, 350,000 tokens/s, 3 h 12 min left, encoding is the bottleneck"
     )
-    now = Snapshot(9, 0, 0, 1, 0, 0, 3, 0.0, 0.04, 0, 20, None, 0, {}, [])
+    now = Snapshot(9, 0, 0, 1, 0, 0, 3, 0.0, 0.04, 0, None, 0, {}, [])
     assert describe(now) == "0 of 9 files, 1 failed, 0 documents, 3 rejected, 0.0 documents/s"
 
 

@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes on."""
+"""What a run shows while it lasts."""
 
 import json
 import threading

@@ -3,12 +3,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from distributed import Client
+from prefect import task
 
-from flows.workers.local import local_workers, n_cores, visible_gpus
+from flows.workers.local import THREAD_VARIABLES, local_workers, n_cores, visible_gpus
 from flows.workers.task_runner import WorkerTaskRunner
 from mlfilter_core.config.execution import LocalSettings
+from tests.flows.dask_workers import outcomes
 
 
 def in_each_worker(runner: WorkerTaskRunner, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -24,29 +27,40 @@ def test_gpus_are_those_that_are_visible(visible: str, devices: list[str], monke
     assert visible_gpus() == devices
 
 
-@pytest.mark.parametrize(("device", "seen"), [("auto", ["3", "5"]), ("cuda:1", ["3,5", "3,5"])])
-def test_each_worker_sees_a_gpu_of_its_own_unless_the_job_names_one(
-    device: str, seen: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spawned_workers: None
+@task
+def n_torch_threads(item: str) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("device", "n_workers", "n_tasks", "gpus"),
+    [("auto", -1, 100, ["3", "5"]), ("cuda:1", 2, 100, ["3,5", "3,5"]), ("auto", 4, 1, ["3"])],
+)
+def test_workers_divide_the_cores_and_get_a_gpu_each_unless_the_job_names_one(
+    device: str,
+    n_workers: int,
+    n_tasks: int,
+    gpus: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    spawned_workers: None,
 ) -> None:
+    """In one process after another cluster: Dask would leave that one's variables here, which would override these."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    with local_workers(LocalSettings(workers=-1), False, device, 100, tmp_path) as workers:
-        assert sorted(in_each_worker(workers.runner, os.getenv, "CUDA_VISIBLE_DEVICES")) == seen
+    for variable in THREAD_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    with local_workers(LocalSettings(workers=n_workers), False, device, n_tasks, tmp_path) as workers:
+        assert sorted(in_each_worker(workers.runner, os.getenv, "CUDA_VISIBLE_DEVICES")) == gpus
+        threads = in_each_worker(workers.runner, os.getenv, "OMP_NUM_THREADS")
+        assert threads == [str(max(1, n_cores() // len(gpus)))] * len(gpus)
+        assert workers.tend(n_tasks) == len(gpus)
+        if n_workers == -1:
+            (done,) = outcomes(workers, n_torch_threads, ["one"]).values()
+            assert done.result == max(1, n_cores() // 2)
+            children = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+            assert len([child for child in children if "prefect.server.api.server:create_app" in child]) == 1
     assert not (tmp_path / "dask").exists()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
-
-
-def test_each_cluster_divides_the_cores_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawned_workers: None
-) -> None:
-    """Dask leaves the first cluster's variables in this process, which would overrule the second's."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    for n_workers in (1, n_cores()):
-        with local_workers(LocalSettings(workers=n_workers), False, "auto", 100, tmp_path) as workers:
-            n_threads = set(in_each_worker(workers.runner, os.getenv, "OMP_NUM_THREADS"))
-        assert n_threads == {str(n_cores() // n_workers)}
-        assert "OMP_NUM_THREADS" not in os.environ
-
-
-def test_no_more_workers_than_tasks_are_started(tmp_path: Path) -> None:
-    with local_workers(LocalSettings(workers=4), False, "auto", 1, tmp_path) as workers:
-        assert len(in_each_worker(workers.runner, os.getpid)) == workers.tend(1) == 1
+    assert "OMP_NUM_THREADS" not in os.environ

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from flows.workers.on_worker import GPUS_VARIABLE
-from flows.workers.slurm import job_of, job_script
+from flows.workers.slurm import job_script
 from flows.workers.slurm_job import LIFETIME_VARIABLE, lifetime_s, slurm_job
+from flows.workers.slurm_workers import job_of
 from mlfilter_core.config.execution import SlurmSettings
 
 # What each field becomes in the job's script. Fields of which nothing stands there are below.

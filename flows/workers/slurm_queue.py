@@ -1,0 +1,155 @@
+"""Slurm's queue: submits jobs, asks what became of them, cancels them. Knows nothing about how many are needed."""
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dask_jobqueue.slurm import SLURMJob
+from distributed.core import Status
+
+from flows.workers.job_guard import JobGuard
+
+# What sbatch prints where another attempt may succeed.
+TEMPORARY = ("timed out", "temporarily unavailable", "Unable to contact", "Connection refused", "MaxSubmitJob")
+# Reasons for which a pending job would stay pending forever.
+HOPELESS = frozenset(
+    ("DependencyNeverSatisfied", "BadConstraints", "PartitionConfig", "PartitionTimeLimit", "PartitionNodeLimit")
+)
+# A job that has just been submitted may not be listed yet.
+GRACE_S = 10
+N_LAST_LINES = 15
+
+
+class SlurmCommandError(Exception):
+    """A command of Slurm failed; the message is what it printed."""
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether another attempt may succeed."""
+        return any(sign in str(self) for sign in TEMPORARY)
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job that is pending or running.
+
+    Attributes:
+        is_pending: Whether it has not started yet.
+        reason: Why it is pending, in Slurm's words.
+    """
+
+    is_pending: bool
+    reason: str
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether Slurm will never run it."""
+        return self.is_pending and self.reason in HOPELESS
+
+
+@dataclass(frozen=True)
+class EndedJob:
+    """A job that has ended.
+
+    Attributes:
+        state: Slurm's state and the exit code.
+        log: File with what the job printed.
+    """
+
+    state: str
+    log: Path
+
+    def last_lines(self) -> str:
+        """Returns the end of the log."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError as error:
+            return f"({error})"
+        return "\n".join(lines[-N_LAST_LINES:]) or "(empty)"
+
+
+class SubmittedJob(SLURMJob):  # type: ignore[misc]
+    """A job of `dask_jobqueue`, which submits and cancels it; cancelled as well if this process is killed."""
+
+    def __init__(self, *args: Any, guard: JobGuard | None = None, id_position: int = -1, **kwargs: Any) -> None:
+        """Takes the arguments of `SLURMJob`, the guard, and which word that sbatch prints is the job's id."""
+        super().__init__(*args, **kwargs)
+        self.job_id_regexp = _word_pattern(id_position)
+        self._guard = guard
+        self._id_position = id_position
+        self._submitted = math.inf
+
+    async def start(self) -> None:
+        """Submits the job.
+
+        Raises:
+            SlurmCommandError: sbatch refused it.
+        """
+        try:
+            await super().start()
+        except BaseException as error:
+            self.status = Status.failed
+            if isinstance(error, RuntimeError):
+                raise SlurmCommandError(str(error).rpartition("stderr:\n")[2].strip()) from error
+            if isinstance(error, ValueError):
+                raise SlurmCommandError(
+                    f"word {self._id_position} of what sbatch printed is no job id; set slurm_settings.job_id_position "
+                    f"(0 is the first word, -1 the last): {error}"
+                ) from error
+            raise
+        self._submitted = time.monotonic()
+        if self._guard is not None:
+            self._guard.watch(self.job_id)
+
+    async def close(self) -> None:
+        """Cancels the job."""
+        await super().close()
+        self.mark_closed()
+
+    def mark_closed(self) -> None:
+        """Tells Dask that the job is gone: a cluster that closes asserts that each job was closed or has failed."""
+        self.status = Status.closed
+
+    def has_ended(self, queue: dict[str, QueuedJob]) -> bool:
+        """Tells whether the job was submitted and is no longer in the queue."""
+        return self.job_id not in queue and time.monotonic() - self._submitted > GRACE_S
+
+
+async def queued_jobs() -> dict[str, QueuedJob]:
+    """Returns this user's jobs that have not ended, by id.
+
+    Raises:
+        SlurmCommandError: squeue failed.
+    """
+    lines = await _output("squeue", "--me", "--noheader", "--format=%i|%t|%r")
+    jobs = [line.strip().split("|", 2) for line in lines.splitlines()]
+    return {job_id: QueuedJob(state == "PD", reason) for job_id, state, reason in jobs if state != "CG"}
+
+
+async def ended_job(job_id: str) -> EndedJob:
+    """Returns how a job ended; Slurm forgets this after some minutes."""
+    try:
+        shown = await _output("scontrol", "--oneliner", "show", "job", job_id)
+    except SlurmCommandError:
+        return EndedJob("unknown", Path("unknown"))
+    facts = dict(fact.split("=", 1) for fact in shown.split() if "=" in fact)
+    return EndedJob(f"{facts['JobState']}, exit code {facts['ExitCode']}", Path(facts["StdErr"]))
+
+
+def _word_pattern(position: int) -> str:
+    """Returns a pattern whose group `job_id` is a number: the word at this position, counted from -1 at the end."""
+    if position >= 0:
+        return rf"^\s*(?:\S+\s+){{{position}}}(?P<job_id>\d+)(?!\S)"
+    return rf"(?<!\S)(?P<job_id>\d+)(?:\s+\S+){{{-position - 1}}}\s*$"
+
+
+async def _output(*command: str) -> str:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    output, errors = await process.communicate()
+    if process.returncode:
+        raise SlurmCommandError(errors.decode().strip())
+    return output.decode()

@@ -1,0 +1,196 @@
+"""Workers in Slurm jobs, as many as the unfinished tasks need."""
+
+import asyncio
+import concurrent.futures
+import itertools
+import logging
+import math
+import time
+from collections import Counter, deque
+from typing import Any
+
+from distributed import Scheduler, SchedulerPlugin
+from prefect import get_run_logger
+
+from flows.workers.slurm_job import SlurmJob
+from flows.workers.slurm_queue import QueuedJob, SlurmCommandError, ended_job, queued_jobs
+from flows.workers.task_runner import WorkerTaskRunner
+from mlfilter_core.errors import JobError
+
+# Slurm's controller serves the whole cluster: it is asked often only while something changes.
+MIN_LOOK_S = 1
+MAX_LOOK_S = 15
+# Jobs submitted at a time, each by a process of its own.
+SUBMITTED_AT_ONCE = 16
+# After this many jobs in a row that ended before their workers connected, the next would end as well.
+MAX_STILLBORN = 3
+# While other workers work, no job is submitted for this long after that.
+PAUSE_S = 120
+# Time that sbatch gets to finish: it asks a controller that may be busy.
+LEAVE_S = 120
+# Failures of squeue in a row after which Slurm counts as down: a controller that is only busy answers before.
+MAX_UNANSWERED = 3
+
+
+class SlurmError(JobError):
+    """Slurm does not run the jobs, and would not run others like them."""
+
+
+class SlurmWorkers:
+    """Keeps as many Slurm jobs as the tasks need, and replaces those that end."""
+
+    def __init__(self, runner: WorkerTaskRunner, max_jobs: int, job: SlurmJob) -> None:
+        """Takes a runner on a `SLURMCluster`, the most jobs at a time, and what each of them is."""
+        self.runner = runner
+        self._cluster: Any = runner.client.cluster
+        self._max_jobs = max_jobs
+        self._job = job
+        # Names are never used again, as Dask's own are: the scheduler may still know the last job of that name.
+        self._numbers = itertools.count()
+        self._arrivals = _Arrivals()
+        self._cluster.scheduler.add_plugin(self._arrivals)
+        self._n_stillborn = 0
+        self._n_unanswered = 0
+        self._submit_after = 0.0
+        self._looking: concurrent.futures.Future[None] | None = None
+        self._look_after_s = float(MIN_LOOK_S)
+        self._next_look = 0.0
+        self._shown = ""
+        self._news: deque[tuple[int, str]] = deque()
+
+    def tend(self, n_tasks: int) -> int:
+        """Submits, replaces and cancels jobs in the background: Slurm may take minutes to answer."""
+        while self._news:  # Prefect accepts log lines from the flow's thread only
+            get_run_logger().log(*self._news.popleft())
+        if self._looking is not None and self._looking.done():
+            looking, self._looking = self._looking, None
+            looking.result()
+        if self._looking is None and time.monotonic() >= self._next_look:
+            self._looking = asyncio.run_coroutine_threadsafe(self._look(n_tasks), self._cluster.loop.asyncio_loop)
+        return self._n_workers()
+
+    def leave(self) -> None:
+        """Waits for jobs that are being submitted, so that none is left in the queue unknown to the run."""
+        if self._looking is not None:
+            concurrent.futures.wait([self._looking], timeout=LEAVE_S)
+
+    def _n_workers(self) -> int:
+        return len(self._cluster.scheduler.workers)
+
+    async def _look(self, n_tasks: int) -> None:
+        before = self._shown, self._n_workers()
+        try:
+            await self._adapt(n_tasks)
+        finally:
+            changed = before != (self._shown, self._n_workers())
+            self._look_after_s = MIN_LOOK_S if changed else min(self._look_after_s * 1.5, MAX_LOOK_S)
+            self._next_look = time.monotonic() + self._look_after_s
+
+    async def _adapt(self, n_tasks: int) -> None:
+        try:
+            queue = await queued_jobs()
+        except SlurmCommandError as error:
+            self._count_unanswered(error)
+            return
+        self._n_unanswered = 0
+        for name, job in list(self._cluster.workers.items()):
+            if job.has_ended(queue):
+                await self._remove_ended(name, job.job_id)
+        n_needed = min(self._max_jobs, math.ceil(n_tasks / self._job.n_workers))
+        n_more = n_needed - len(self._cluster.worker_spec)
+        if n_more > 0 and time.monotonic() >= self._submit_after:
+            await self._submit(min(n_more, SUBMITTED_AT_ONCE))
+        elif n_more < 0:
+            await self._cluster.scale_down(self._idle_jobs()[:-n_more])
+        self._show([queue[job.job_id] for job in self._cluster.workers.values() if job.job_id in queue])
+
+    async def _submit(self, n_jobs: int) -> None:
+        for number in itertools.islice(self._numbers, n_jobs):
+            self._cluster.worker_spec[f"job-{number}"] = self._cluster.new_spec
+        try:
+            await self._cluster
+        except SlurmCommandError as error:
+            refused = [name for name, job in self._cluster.workers.items() if job.job_id is None]
+            for name in refused:
+                self._forget(name)
+            if not self._cluster.workers and not error.is_temporary:
+                raise SlurmError(f"sbatch refused the job: {error}") from error
+            self._warn(f"sbatch refused {len(refused)} jobs, which will be submitted again: {error}")
+
+    async def _remove_ended(self, name: str, job_id: str) -> None:
+        """Forgets a job that has ended, so that another is submitted in its place."""
+        self._forget(name)
+        ended = await ended_job(job_id)
+        if name in self._arrivals.jobs:
+            self._n_stillborn = 0
+            self._news.append((logging.INFO, f"Slurm job {job_id} ended ({ended.state})"))
+            return
+        self._n_stillborn += 1
+        last_lines = ended.last_lines()
+        self._warn(f"Slurm job {job_id} ended ({ended.state}) before its workers connected: {last_lines}")
+        if self._n_stillborn < MAX_STILLBORN:
+            return
+        # A broken node attracts jobs: each one fails at once, and the next is sent there. Other nodes may be healthy.
+        self._submit_after = time.monotonic() + PAUSE_S
+        if not self._n_workers():
+            raise SlurmError(
+                f"{self._n_stillborn} jobs in a row ended before their workers connected, the last as {ended.state}. "
+                f"`ml_filter job-script` shows what they run. The end of {ended.log}:\n{last_lines}"
+            )
+
+    def _count_unanswered(self, error: SlurmCommandError) -> None:
+        """Tolerates a controller of Slurm that restarts, for hours if need be, but not one that never answered."""
+        self._n_unanswered += 1
+        if not self._shown and self._n_unanswered >= MAX_UNANSWERED:
+            raise SlurmError(f"squeue does not answer: {error}") from error
+        if self._n_unanswered == MAX_UNANSWERED:
+            self._warn(f"squeue does not answer; it is asked again until it does: {error}")
+
+    def _warn(self, message: str) -> None:
+        self._news.append((logging.WARNING, message))
+
+    def _forget(self, name: str) -> None:
+        self._cluster.workers.pop(name).mark_closed()
+        del self._cluster.worker_spec[name]
+
+    def _idle_jobs(self) -> list[str]:
+        """Returns the jobs that run no task; those without workers, most of them pending, come first."""
+        n_tasks: Counter[str] = Counter()
+        for worker in self._cluster.scheduler.workers.values():
+            n_tasks[job_of(worker.name)] += len(worker.processing)
+        idle = [name for name in self._cluster.worker_spec if n_tasks[name] == 0]
+        return sorted(idle, key=lambda name: name in n_tasks)
+
+    def _show(self, jobs: list[QueuedJob]) -> None:
+        """Logs how many jobs there are, if that has changed.
+
+        Raises:
+            SlurmError: Slurm will never run any of them.
+        """
+        reasons = Counter(job.reason for job in jobs if job.is_pending)
+        hopeless = {job.reason for job in jobs if job.is_hopeless}
+        if hopeless and reasons.total() == len(jobs):
+            raise SlurmError(
+                f"Slurm would never run the jobs ({', '.join(sorted(hopeless))}); compare slurm_settings with what "
+                "`scontrol show partition` allows"
+            )
+        waiting = f", {reasons.total()} waiting ({', '.join(sorted(reasons))})" if reasons else ""
+        shown = f"Slurm jobs: {len(jobs) - reasons.total()} running{waiting}; {self._n_workers()} workers"
+        if shown != self._shown:
+            self._shown = shown
+            self._news.append((logging.INFO, shown))
+
+
+class _Arrivals(SchedulerPlugin):  # type: ignore[misc]
+    """Notes the jobs whose workers have connected to the scheduler."""
+
+    def __init__(self) -> None:
+        self.jobs: set[str] = set()
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        self.jobs.add(job_of(scheduler.workers[worker].name))
+
+
+def job_of(worker: str) -> str:
+    """Returns the name of a worker's job: `job-3` for `job-3`, and for `job-3-1`, one of several workers in it."""
+    return "-".join(worker.split("-")[:2])

@@ -1,0 +1,102 @@
+"""What Slurm's commands print, by commands that print the same; test_slurm.py runs the real ones."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from distributed.core import Status
+
+from flows.workers.slurm_queue import (
+    N_LAST_LINES,
+    EndedJob,
+    QueuedJob,
+    SlurmCommandError,
+    SubmittedJob,
+    ended_job,
+    queued_jobs,
+)
+
+Command = Callable[[str, str], None]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Writes a shell script under the name of a command."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def write(name: str, script: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+
+    return write
+
+
+def job(id_position: int = -1) -> SubmittedJob:
+    return SubmittedJob("tcp://127.0.0.1:1", name="job-0", cores=1, memory="1 GB", id_position=id_position)
+
+
+async def submit(job: SubmittedJob) -> None:
+    await job
+
+
+@pytest.mark.parametrize(
+    ("printed", "id_position"),
+    [("Submitted batch job 17", -1), ("17", 0), ("17", -1), ("job 17 of 3 on 5", 1), ("job 17 of 3 on 5", -5)],
+)
+def test_the_job_s_id_is_the_word_at_its_position(printed: str, id_position: int, command: Command) -> None:
+    command("sbatch", f"echo '{printed}'")
+    submitted = job(id_position)
+    asyncio.run(submit(submitted))
+    assert submitted.job_id == "17"
+    assert not submitted.has_ended({})  # squeue may not list it yet
+
+
+@pytest.mark.parametrize("id_position", [0, 4, -2, -5])
+def test_a_word_that_is_no_id_is_named(id_position: int, command: Command) -> None:
+    command("sbatch", "echo Submitted batch job 17")
+    message = rf"word {id_position} of what sbatch printed is no job id; set (?s:.)*Submitted batch job 17"
+    with pytest.raises(SlurmCommandError, match=message):
+        asyncio.run(submit(job(id_position)))
+
+
+@pytest.mark.parametrize(("reason", "is_temporary"), [("Socket timed out", True), ("Invalid account", False)])
+def test_a_job_that_sbatch_refuses_fails_with_what_it_printed(
+    reason: str, is_temporary: bool, command: Command
+) -> None:
+    command("sbatch", f"echo 'sbatch: error: {reason}' >&2; exit 1")
+    refused = job()
+    with pytest.raises(SlurmCommandError) as caught:
+        asyncio.run(submit(refused))
+    assert str(caught.value) == f"sbatch: error: {reason}"
+    assert caught.value.is_temporary is is_temporary
+    assert refused.status == Status.failed
+
+
+def test_the_queue_is_what_is_pending_or_running(command: Command) -> None:
+    command("squeue", "echo '1|PD|PartitionConfig'; echo '2|PD|Resources'; echo '3|R|None'; echo '4|CG|None'")
+    queue = asyncio.run(queued_jobs())
+    assert queue == {
+        "1": QueuedJob(True, "PartitionConfig"),
+        "2": QueuedJob(True, "Resources"),
+        "3": QueuedJob(False, "None"),
+    }
+    assert [job.is_hopeless for job in queue.values()] == [True, False, False]
+    command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(SlurmCommandError, match=r"^Unable to contact slurm controller$"):
+        asyncio.run(queued_jobs())
+
+
+def test_an_ended_job_has_a_state_and_a_log(command: Command, tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    command("scontrol", f"echo 'JobId=7 JobName=a b JobState=FAILED Reason=NonZeroExitCode ExitCode=3:0 StdErr={log}'")
+    ended = asyncio.run(ended_job("7"))
+    assert ended == EndedJob("FAILED, exit code 3:0", log)
+    assert "No such file" in ended.last_lines()
+    log.write_text("")
+    assert ended.last_lines() == "(empty)"
+    log.write_text("\n".join(map(str, range(40))))
+    assert ended.last_lines().splitlines() == [str(i) for i in range(40 - N_LAST_LINES, 40)]
+    command("scontrol", "echo 'Invalid job id specified' >&2; exit 1")
+    assert asyncio.run(ended_job("7")).state == "unknown"
