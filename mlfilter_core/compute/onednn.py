@@ -20,7 +20,7 @@ def missing_operators() -> list[str]:
 
 def is_available(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies matrices of a dtype on this machine's CPU."""
-    if missing_operators() or not torch.backends.mkldnn.is_available():
+    if missing_operators() or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:  # needs at least AVX-512
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
