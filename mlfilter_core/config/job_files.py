@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from mlfilter_core.config.execution import Job as AnyJob
 from mlfilter_core.errors import ConfigError, in_one_line
+from mlfilter_core.wording import plural
 
 # Of a job with all that its ${...} stand for. Arbitrary: some hundred times what is ever written.
 MAX_CHARACTERS = 1_000_000
@@ -59,7 +60,7 @@ def load_job(
         return kind.model_validate(content)
     except ValidationError as error:
         problems: list[str] = _explain(kind, error.errors())
-        raise ConfigError("\n  ".join([f"{name}: {_count(problems, 'problem')}", *problems])) from None
+        raise ConfigError("\n  ".join([f"{name}: {plural(len(problems), 'problem')}", *problems])) from None
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
@@ -170,7 +171,3 @@ def _locate(kind: type[BaseModel], location: list[str]) -> tuple[str, str, list[
 def _section(annotation: Any) -> type[BaseModel] | None:
     options = [annotation, *get_args(annotation)]
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-
-
-def _count(things: list[Any], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.wording import size
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,6 @@ def check_room_for(folder: Path, n_bytes: float, field: str = "params.output_dir
         return
     if n_bytes > space.free_bytes:
         raise ConfigError(
-            f"{field}: at least {n_bytes / 1e9:,.1f} GB are needed in {folder}, and {space.free_bytes / 1e9:,.1f} GB "
-            "are free; make room, or give another"
+            f"{field}: at least {size(n_bytes)} are needed in {folder}, and {size(space.free_bytes)} are free; make "
+            "room, or give another folder"
         )

@@ -32,5 +32,5 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_more_than_there_is_room_for_is_refused_with_both_numbers(tmp_path: Path) -> None:
     check_room_for(tmp_path, 1)
-    with pytest.raises(ConfigError, match=r"at least 1,000,000,000.0 GB are needed in .* GB are free; make room"):
+    with pytest.raises(ConfigError, match=r"at least 1,000 PB are needed in .* are free; make room"):
         check_room_for(tmp_path, 1e18)

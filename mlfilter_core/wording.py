@@ -1,0 +1,83 @@
+"""Numbers as a person reads them: counts, sizes, durations, rates and shares.
+
+Estimates have functions of their own, `rough_...`, which round to what an estimate can tell.
+"""
+
+import math
+
+SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+MAGNITUDES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
+
+
+def count(n: float) -> str:
+    """Returns a whole number: `1,234`."""
+    return f"{n:,.0f}"
+
+
+def plural(n: int, noun: str) -> str:
+    """Returns a count of things: `1 file`, `1,234 files`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def number(value: float | None) -> str:
+    """Returns a measured value with three digits, `0.123`, or whole from a thousand on, `1,234`; else `-`."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.3g}" if abs(value) < 1000 else count(value)
+
+
+def rough_number(n: float) -> str:
+    """Returns an estimated count: `12,345`, or `1.23 million` from a million on."""
+    for magnitude, name in MAGNITUDES:
+        if n >= 0.9995 * magnitude:  # rounds up to it
+            return f"{n / magnitude:.3g} {name}"
+    return count(n)
+
+
+def rate(n: float) -> str:
+    """Returns a number per second: `2.4`, or `1,200` from a hundred on."""
+    return f"{n:.1f}" if n < 100 else rough_number(n)
+
+
+def size(n_bytes: float) -> str:
+    """Returns a size in decimal units: `3.42 MB`."""
+    for unit in SIZE_UNITS:
+        if n_bytes < 999.5 or unit == SIZE_UNITS[-1]:
+            return f"{count(n_bytes)} {unit}" if unit == "B" or n_bytes >= 1000 else f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Returns a measured time: `45.3 s`, `12 min 3 s`, `3 h 12 min`, `2 days 4 h`."""
+    if seconds < MINUTE_S - 0.05:  # does not round up to it
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < HOUR_S:
+        return f"{whole // MINUTE_S} min {whole % MINUTE_S} s"
+    if whole < 2 * DAY_S:
+        return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
+    return f"{whole // DAY_S} days {whole % DAY_S // HOUR_S} h"
+
+
+def rough_duration(seconds: float) -> str:
+    """Returns an estimated time: `42 s`, `12 minutes`, `3.5 hours`, `12.0 days`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 1.5 * HOUR_S:
+        return f"{seconds / MINUTE_S:.0f} minutes"
+    return f"{seconds / HOUR_S:,.1f} hours" if seconds < 3 * DAY_S else f"{seconds / DAY_S:,.1f} days"
+
+
+def share(part: float, whole: float) -> str:
+    """Returns a counted part in per cent: `33.3 %`; `< 0.1 %` for few of many, `-` where there is no whole."""
+    if not whole:
+        return "-"
+    return "< 0.1 %" if 0 < part / whole < 0.0005 else f"{100 * part / whole:.1f} %"
+
+
+def rough_share(part: float, whole: float) -> str:
+    """Returns an estimated part in per cent, with two digits: `33 %`, `0.3 %`."""
+    percent = 100 * part / whole if whole else 0.0
+    return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:.2g} %"
