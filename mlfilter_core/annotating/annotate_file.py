@@ -25,12 +25,12 @@ from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.heads.scores import ScoreColumns, Values
 from mlfilter_core.tallies.score_statistics import score_statistics, write_score_statistics
 from mlfilter_core.work.progress import Progress, ProgressTeller
+from mlfilter_core.work.same_request import REPLACE, check_same_request
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
 
 PROVENANCE_FOLDER = ".provenance"
-REPLACE = "use another output_dir, or set params.overwrite: true to replace it"
 
 _log = logging.getLogger(__name__)
 
@@ -251,11 +251,7 @@ def read_annotation(embeddings: TaskFile, request: AnnotateRequest, read_content
         made: dict[str, Any] = json.loads(request.provenance_file(embeddings).read_text())
     except (FileNotFoundError, ValueError):
         raise OutputConflictError(f"{output} does not say which heads and embeddings made it; {REPLACE}") from None
-    wanted = json.loads(json.dumps(request.provenance()))
-    asked = made["request"]
-    differing = [key for key in {**asked, **wanted} if asked.get(key) != wanted.get(key)]
-    if differing:
-        raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {REPLACE}")
+    check_same_request(output, made["request"], request.provenance())
     is_same_output = is_same_file(output, made["output"], read_content)
     if is_same_output is False:
         raise OutputConflictError(f"{output} was changed since it was annotated; {REPLACE}")

@@ -4,17 +4,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlfilter_core.annotating.annotate_file import (
-    REPLACE,
     AnnotateRequest,
     annotate_file,
     finished_annotation,
     read_annotation,
 )
-from mlfilter_core.embedding.embed_file import EmbedRequest, check_same_request, finished_embedding
+from mlfilter_core.embedding.embed_file import MODEL_NAMES, EmbedRequest, finished_embedding
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.errors import OutputConflictError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.same_request import REPLACE, check_same_request
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
@@ -81,7 +81,7 @@ def finished_embedding_and_annotation(
     output = annotation.request.output(embeddings)
     if made["source"] is None:
         raise OutputConflictError(f"{output} was made from embeddings of another tool; {REPLACE}")
-    check_same_request(made["embeddings"]["request"], request, output, "output_dir")
+    check_same_request(output, made["embeddings"]["request"], request.provenance(), ignored=MODEL_NAMES)
     is_same = is_same_file(source.path, made["source"], read_content)
     if is_same is False:
         raise OutputConflictError(f"{output} was made from another version of {source.path}; {REPLACE}")

@@ -23,6 +23,7 @@ from mlfilter_core.corpus.documents import Rejection
 from mlfilter_core.corpus.windows import Window
 from mlfilter_core.files.claims import hidden_name
 from mlfilter_core.files.publishing import COMMITTED_SUFFIX, fsync, naming
+from mlfilter_core.work.same_request import differing_fields
 
 MAGIC = b"mlfilter committed 1\n"
 # Of a record: bytes of its facts (JSON), bytes of its arrays, and a digest of both.
@@ -148,10 +149,8 @@ class CommittedRows:
         if read is not None and read[0] == self._made_by:
             return True
         if read is not None:
-            made = read[0]
-            differing = [key for key in self._made_by if made.get(key) != self._made_by[key]]
-            details = ", ".join(f"{key} {made.get(key)!r} then, {self._made_by[key]!r} now" for key in differing)
-            _log.info("%s is discarded: it was made by another request: %s", self._path, details)
+            differing = differing_fields(read[0], self._made_by)
+            _log.info("%s is discarded: it was made by another request: %s", self._path, differing)
         self.remove()
         return False
 

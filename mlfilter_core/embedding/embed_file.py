@@ -1,7 +1,6 @@
 """One source file to one HDF5 file of embeddings, with every line accounted for."""
 
 import functools
-import json
 import logging
 import os
 import time
@@ -32,6 +31,7 @@ from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.tallies.histogram import WHOLE_NUMBERS, Histogram, histogram, write_histogram
 from mlfilter_core.versions import library_versions
+from mlfilter_core.work.same_request import check_same_request
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import EncodedTexts, Encoder, TokenizedTexts
@@ -203,7 +203,7 @@ def finished_embedding(
         raise OutputConflictError(
             f"{output} was made by another tool; move it away, or set params.overwrite: true to replace it"
         )
-    check_same_request(made.request, request, output, "embedding_dir")
+    check_same_request(output, made.request, request.provenance(), ignored=MODEL_NAMES, field="embedding_dir")
     is_same = is_same_file(source.path, made.source, read_content)
     if is_same is None:
         return None
@@ -212,28 +212,6 @@ def finished_embedding(
             f"{output} was made from another version of {source.path}; set params.overwrite: true to embed it again"
         )
     return EmbedReport(source.relative, str(output), "skipped", **made.counts)
-
-
-def check_same_request(made: Mapping[str, Any], request: EmbedRequest, output: Path, folder: str) -> None:
-    """Checks that an output was made by this request.
-
-    Args:
-        made: The request that made it.
-        request: This request.
-        output: The output.
-        folder: The field that another folder can be given in, for the message.
-
-    Raises:
-        OutputConflictError: It was not; names what differs.
-    """
-    wanted = json.loads(json.dumps(request.provenance()))
-    differing = [key for key in wanted if made.get(key) != wanted[key] and key not in MODEL_NAMES]
-    if differing:
-        details = ", ".join(f"{key} {made.get(key)!r} then, {wanted[key]!r} now" for key in differing)
-        raise OutputConflictError(
-            f"{output} was made by another request: {details}; use another {folder}, or set "
-            "params.overwrite: true to replace it"
-        )
 
 
 def _decisive(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from mlfilter_core.embedding_store.layout import Provenance
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.wording import DIGEST_CHARACTERS, shown
 
 FIELDS = ("weights_sha256", "tokenizer_sha256", "pooling", "prompt", "max_length", "is_normalized")
 NAMES = ("model", "revision")  # for people; the same encoder may lie elsewhere
-DIGEST_CHARACTERS = 12
 
 Fingerprint = Mapping[str, Any]
 
@@ -33,12 +33,12 @@ def differences(one: Fingerprint, other: Fingerprint) -> list[str]:
 
 def describe_differences(one: Fingerprint, other: Fingerprint) -> str:
     """Returns them with both values: `max_length (512 and 256), prompt ('' and 'query: ')`."""
-    return ", ".join(f"{name} ({_shown(one[name])} and {_shown(other[name])})" for name in differences(one, other))
+    return ", ".join(f"{name} ({shown(one[name])} and {shown(other[name])})" for name in differences(one, other))
 
 
 def name_of(encoder: Fingerprint) -> str:
     """Returns what a person calls an encoder."""
-    name = encoder.get("model") or f"an encoder with weights {_shown(encoder.get('weights_sha256'))}"
+    name = encoder.get("model") or f"an encoder with weights {shown(encoder.get('weights_sha256'))}"
     return f"{name} at {encoder['revision'][:DIGEST_CHARACTERS]}" if encoder.get("revision") else str(name)
 
 
@@ -67,8 +67,3 @@ class OneEncoder:
                 f"{name_of(made_by)}: they differ in {describe_differences(self.fingerprint, made_by)}. Scores of both "
                 "would not compare; set params.glob_pattern to the files of one of them"
             )
-
-
-def _shown(value: Any) -> str:
-    is_digest = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-    return value[:DIGEST_CHARACTERS] if is_digest else repr(value)

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER, REPLACE
+from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER
 from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, open_annotations
 from mlfilter_core.config.filtering import SCORE_PREFIX, FilterParameters
 from mlfilter_core.corpus.documents import BadRecordError
@@ -26,10 +26,11 @@ from mlfilter_core.files.identity import file_identity, is_same_file
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import annotation_of, embeddings_of, lines_of, record_of
-from mlfilter_core.filtering.cuts import Cuts
+from mlfilter_core.filtering.cuts import Cut, Cuts
 from mlfilter_core.filtering.kept_counts import KeptCounts, share
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
 from mlfilter_core.filtering.survey import Survey, SurveyRequest, check_unchanged, load_survey, score_field
+from mlfilter_core.work.same_request import REPLACE, check_same_request
 
 ALL = slice(None)
 PARQUET_SUFFIX = ".parquet"
@@ -244,15 +245,13 @@ def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) 
     output = outputs[0]
     try:
         made = orjson.loads(request.provenance_file(file).read_bytes())
-        wanted = orjson.loads(orjson.dumps(request.provenance(made["groups"])))
-        differing = [name for name, value in wanted.items() if made["request"].get(name) != value]
+        made_by, asked = _by_score(made["request"]), _by_score(request.provenance(made["groups"]))
         found = {**made["report"], "output": str(output), "status": "skipped", "seconds": 0.0}
         report = FilterReport(**{**found, "criteria": request.criteria()})
         recorded = [made["annotated"], made["output"], made["dropped"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         raise OutputConflictError(f"{output} does not say which annotated file it was made from; {REPLACE}") from None
-    if differing:
-        raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {REPLACE}")
+    check_same_request(output, made_by, asked)
     for path, identity in zip((file.path, *outputs), recorded, strict=False):
         is_same = is_same_file(path, identity, read_content)
         if is_same is False:
@@ -261,6 +260,17 @@ def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) 
         if is_same is None:
             return None
     return report
+
+
+def _by_score(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the provenance of a request with limits by the name of their score and cuts in words, for messages."""
+    names = [bound["score"] for bound in provenance["keep"]]
+    bounds = [{name: value for name, value in bound.items() if name != "score"} for bound in provenance["keep"]]
+    cuts = [
+        {group: f"{Cut(rank).describe()} (rank {rank})" for group, rank in by_group.items()}
+        for by_group in provenance["cuts"]
+    ]
+    return {**provenance, "keep": dict(zip(names, bounds, strict=True)), "cuts": dict(zip(names, cuts, strict=True))}
 
 
 def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArray[np.bool_]) -> FilterReport:

@@ -140,8 +140,12 @@ def test_another_ensemble_is_another_request(
 ) -> None:
     file, asked = embed(), {"ensembles": {"e": Ensemble(heads=("quality", "topics_0"))}}
     annotate_file(file, make_request(**asked), heads)
-    for changes in ({}, {"ensembles": {"e": Ensemble(heads=("quality", "topics_1"))}}):
-        with pytest.raises(OutputConflictError, match="made by another request, with other ensembles; use another"):
+    other = {"ensembles": {"e": Ensemble(heads=("quality", "topics_1"))}}
+    for changes, difference in (
+        ({}, r"ensembles: \{'e': \{.*\}\} in the file, None asked for"),
+        (other, r"ensembles.e.heads: \['quality', 'topics_0'\] in the file, \['quality', 'topics_1'\] asked for"),
+    ):
+        with pytest.raises(OutputConflictError, match=f"made by another request: {difference}; use another"):
             finished_annotation(file, make_request(**changes))
     assert finished_annotation(file, make_request(**asked)) is not None
 
@@ -458,19 +462,26 @@ def test_another_compression_is_another_file(finished: Finished) -> None:
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"head_sha256": {"quality": "0", "topics": "1"}}, "heads"),
-        ({"output_keys": ("document_id",)}, "output_keys"),
-        ({"score_prefix": "s_"}, "score_prefix"),
-        ({"model_dtype": "bfloat16", "output_keys": ()}, "output_keys, model_dtype"),
+        (
+            {"head_sha256": {"quality": "0", "topics": "1"}},
+            r"heads.quality: \w{12} in the file, '0' asked for; heads.topics: \w{12} in the file, '1' asked for",
+        ),
+        (
+            {"output_keys": ("document_id",)},
+            r"output_keys: \['document_id', .*\] in the file, \['document_id'\] asked for",
+        ),
+        ({"score_prefix": "s_"}, "score_prefix: 'score_' in the file, 's_' asked for"),
+        (
+            {"model_dtype": "bfloat16", "output_keys": ()},
+            r"output_keys: \[.+\] in the file, \[\] asked for; model_dtype: 'float32' in the file, 'bfloat16' asked",
+        ),
     ],
 )
 def test_a_file_of_another_request_is_in_the_way_and_the_difference_is_named(
     finished: Finished, changes: dict[str, Any], difference: str
 ) -> None:
     file, request, _ = finished
-    message = (
-        rf"x\.jsonl was made by another request, with other {difference}; use another output_dir, or set .*overwrite"
-    )
+    message = rf"x\.jsonl was made by another request: {difference}.*; use another output_dir, or set .*overwrite"
     with pytest.raises(OutputConflictError, match=message):
         finished_annotation(file, dataclasses.replace(request, **changes))
 

@@ -183,9 +183,12 @@ def test_rows_of_half_precision_are_committed_as_they_are_stored(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"schema": DocumentSchema(("text", "id"), index_keys=("id",))}, "text_keys ['text'] then, ['text', 'id'] now"),
-        ({"commit_documents": 6}, "window_documents 5 then, 6 now"),
-        ({"embedding_dtype": "float16"}, "embedding_dtype 'float32' then, 'float16' now"),
+        (
+            {"schema": DocumentSchema(("text", "id"), index_keys=("id",))},
+            "text_keys: ['text'] in the file, ['text', 'id'] asked for",
+        ),
+        ({"commit_documents": 6}, "window_documents: 5 in the file, 6 asked for"),
+        ({"embedding_dtype": "float16"}, "embedding_dtype: 'float32' in the file, 'float16' asked for"),
     ],
 )
 def test_what_another_request_committed_is_discarded_with_a_word(

@@ -149,7 +149,9 @@ def test_an_output_of_another_request_or_other_scores_is_in_the_way(parameters: 
     filter_file(files[0], request)
     _, other = surveyed(parameters(keep={"scores": {"good": {"percentile": 50}}}))
     with pytest.raises(
-        OutputConflictError, match=r"another request, with other keep, cuts; use another output_dir, or"
+        OutputConflictError,
+        match=r"another request: keep.good.percentile: None in the file, 50.0 asked for; "
+        r"cuts.good: '.* and above \(rank \d+\)' in the file, '.*' asked for; use another output_dir, or",
     ):
         finished_filter(files[0], other, read_content=True)
     output = params.filtered_dir / "a" / "x.jsonl"

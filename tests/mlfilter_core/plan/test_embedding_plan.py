@@ -279,7 +279,7 @@ def test_finished_files_are_left_out_and_those_of_another_request_are_problems(
     assert facts_of(made, "files")["finished"] == 1
     assert facts_of(made, "documents")["documents"]["value"] == 6
     (problem,) = plan(max_length=8).problems
-    assert "was made by another request: max_length None then, 8 now" in problem
+    assert "was made by another request: max_length: None in the file, 8 asked for" in problem
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
