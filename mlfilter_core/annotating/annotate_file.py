@@ -12,15 +12,22 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, open_annotations, write_records
+from mlfilter_core.annotating.annotated_format import (
+    SUFFIXES,
+    Compression,
+    compressed,
+    provenance_path,
+    write_records,
+)
 from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.embedding_store.fingerprint import fingerprint
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.output_values import OutputValues
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, OutputConflictError
-from mlfilter_core.files.identity import file_identity, is_same_file
-from mlfilter_core.files.publishing import open_new, publish
+from mlfilter_core.files.identity import is_same_file
+from mlfilter_core.files.new_file import HashedFile
+from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.heads.scores import ScoreColumns, Values
 from mlfilter_core.tallies.score_statistics import score_statistics, write_score_statistics
@@ -30,7 +37,6 @@ from mlfilter_core.work.same_request import REPLACE, check_same_request
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
 
-PROVENANCE_FOLDER = ".provenance"
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +77,7 @@ class AnnotateRequest:
         return embeddings.output(self.output_dir, SUFFIXES[self.compression])
 
     def provenance_file(self, embeddings: TaskFile) -> Path:
-        return embeddings.output(self.output_dir / PROVENANCE_FOLDER, f"{SUFFIXES[self.compression]}.json")
+        return provenance_path(self.output_dir, f"{embeddings.stem}{SUFFIXES[self.compression]}")
 
     def provenance(self) -> dict[str, Any]:
         """What decides the content of the output; what is left out of the job is left out here."""
@@ -157,7 +163,7 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
         mismatched = find_mismatched_heads(
             heads, fingerprint(file.provenance), str(embeddings.path), request.allow_mismatched_head
         )
-        with open_annotations(temporary, request.compression) as sink:
+        with HashedFile(temporary) as on_disk, compressed(on_disk, request.compression) as sink:
             for rows in file.slices(request.batch_size):
                 outputs = score(heads, file.embeddings(rows))
                 check_finite(outputs, heads, file, rows)
@@ -171,7 +177,7 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
         made = {
             "request": request.provenance(),
             "embeddings": file.identity(),
-            "output": file_identity(temporary),
+            "output": on_disk.identity(),
             "documents": n_rows,
             "columns": columns.names,
             "missing_values": values.missing_values,
@@ -186,8 +192,7 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
             },
         }
         # It appears first: an annotated file without it, or of another size or time, is not ours to replace.
-        with publish(request.provenance_file(embeddings)) as provenance, open_new(provenance) as facts:
-            facts.write(orjson.dumps(made, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        publish_json(request.provenance_file(embeddings), made)
     seconds = time.monotonic() - started
     _log.info("%s: %d documents in %.1f s", embeddings.relative, n_rows, seconds)
     return AnnotateReport(

@@ -14,7 +14,8 @@ from typing import IO
 import orjson
 
 from mlfilter_core.corpus.documents import Rejection
-from mlfilter_core.files.publishing import open_new, publish
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import publish
 
 BASE64_BYTES = 3 << 18  # a multiple of 3, so that the encoded pieces can stand one after another
 

@@ -10,7 +10,7 @@ from typing import IO
 
 from mlfilter_core.corpus.documents import Document, DocumentSchema, Rejection, parse_document
 from mlfilter_core.corpus.lines import OverlongLine, SourceReader
-from mlfilter_core.files.publishing import naming
+from mlfilter_core.files.new_file import naming
 from mlfilter_core.files.task_files import TaskFile
 
 # Documents are sorted by length within a window, and a window stands in memory. Measured with MiniLM on

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from mlfilter_core.corpus.documents import Rejection
 from mlfilter_core.corpus.windows import Window
 from mlfilter_core.files.claims import hidden_name
-from mlfilter_core.files.publishing import COMMITTED_SUFFIX, fsync, naming
+from mlfilter_core.files.new_file import naming
+from mlfilter_core.files.publishing import COMMITTED_SUFFIX, fsync
 from mlfilter_core.work.same_request import differing_fields
 
 MAGIC = b"mlfilter committed 1\n"

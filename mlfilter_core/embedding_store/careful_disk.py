@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlfilter_core.files.publishing import naming
+from mlfilter_core.files.new_file import naming
 
 
 class CarefulDisk(io.RawIOBase):

@@ -28,7 +28,8 @@ from mlfilter_core.evaluation.annotation_files import (
 )
 from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
 from mlfilter_core.evaluation.scale import Scale
-from mlfilter_core.files.publishing import check_writable, open_new, publish
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import check_writable, publish
 from mlfilter_core.tallies.tally import N_EXAMPLES, Tally, merged
 
 DEFAULT_BATCH_SIZE = 100_000

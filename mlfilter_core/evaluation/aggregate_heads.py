@@ -16,7 +16,8 @@ from mlfilter_core.evaluation.aggregation_report import NO_VALID_SCORE, Aggregat
 from mlfilter_core.evaluation.draws import Aggregation, aggregate, valid_draws
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.evaluation.score_fields import ScoredRecord, ScoreFields
-from mlfilter_core.files.publishing import check_writable, open_new, publish
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import check_writable, publish
 from mlfilter_core.tallies.tally import Tally
 
 SAME_DOCUMENTS = "give annotated files that were made from the same embeddings"

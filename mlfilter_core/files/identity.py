@@ -12,10 +12,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_identity(path: Path) -> dict[str, Any]:
-    """Returns what `is_same_file` needs: `bytes`, `mtime_ns` and `sha256`."""
+def file_identity(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """Returns what `is_same_file` needs: `bytes`, `mtime_ns` and `sha256`.
+
+    Args:
+        path: An existing file.
+        sha256: Digest of its content, where that is known; otherwise the file is read.
+    """
     status = path.stat()
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_sha256(path)}
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256 or file_sha256(path)}
 
 
 def is_same_file(path: Path, recorded: Mapping[str, Any], read_content: bool) -> bool | None:

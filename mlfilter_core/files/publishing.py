@@ -1,14 +1,13 @@
 """A file that appears complete or not at all."""
 
 import glob
-import io
 import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -22,9 +21,7 @@ from mlfilter_core.files.claims import (
     machine_of_lock,
     remove_if_abandoned,
 )
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from mlfilter_core.files.new_file import naming, open_new
 
 Report = TypeVar("Report")
 
@@ -72,28 +69,6 @@ def publish_json(target: Path, facts: Mapping[str, Any]) -> None:
     """Writes a JSON object, indented, complete or not at all."""
     with publish(target) as temporary, open_new(temporary) as file:
         file.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Has an error of writing to an open file say which file that is; the system's own does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def open_new(path: Path) -> IO[bytes]:
-    """Opens a file for writing, empty, whose errors name it."""
-    return io.BufferedWriter(_NamedFile(path, "wb"))
-
-
-class _NamedFile(io.FileIO):
-    def write(self, content: "ReadableBuffer", /) -> int:
-        with naming(Path(os.fsdecode(self.name))):
-            return super().write(content)
 
 
 @contextmanager

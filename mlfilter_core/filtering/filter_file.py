@@ -8,21 +8,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER
-from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, open_annotations
+from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, compressed, provenance_path
 from mlfilter_core.config.filtering import SCORE_PREFIX, FilterParameters
 from mlfilter_core.corpus.documents import BadRecordError
 from mlfilter_core.corpus.records import Record, parse_line
 from mlfilter_core.embedding_store.layout import SOURCE_OFFSET
 from mlfilter_core.embedding_store.source_documents import SourceDocuments
 from mlfilter_core.errors import AnnotationError, OutputConflictError
-from mlfilter_core.files.identity import file_identity, is_same_file
+from mlfilter_core.files.identity import is_same_file
+from mlfilter_core.files.new_file import HashedFile
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import annotation_of, embeddings_of, lines_of, record_of
@@ -95,7 +95,7 @@ class FilterRequest:
         return [path for path in written if path not in wanted and path.exists()]
 
     def provenance_file(self, file: TaskFile) -> Path:
-        return file.output(self.output_dir / PROVENANCE_FOLDER, f"{self.suffix}.json")
+        return provenance_path(self.output_dir, f"{file.stem}{self.suffix}")
 
     def criteria(self) -> tuple[str, ...]:
         """Returns what a document must reach, in words."""
@@ -203,8 +203,9 @@ def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
         try:
             for path, wanted in zip(request.outputs(file), (kept, ~kept), strict=False):
                 output = stack.enter_context(publish(path))
-                _write(output, file, request, wanted)
-                identities.append(file_identity(output))
+                with HashedFile(output) as on_disk:
+                    _write(on_disk, file, request, wanted, spool_dir=output.parent)
+                identities.append(on_disk.identity())
         except ValueError:
             check_unchanged(file, survey)  # which is why it has another number of lines
             raise
@@ -289,15 +290,17 @@ def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArra
     )
 
 
-def _write(path: Path, file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> None:
+def _write(
+    output: IO[bytes], file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_], spool_dir: Path
+) -> None:
     if request.output_format == "jsonl":
-        with open_annotations(path, request.compression) as sink:
+        with compressed(output, request.compression) as sink:
             sink.writelines(_lines(file, request, wanted))
         return
     shown = wanted.copy()
     shown[:1] |= not wanted.any()  # a file without rows has the columns of its first document
     # The columns are known at the end. The file has no name that a killed process would leave.
-    with tempfile.TemporaryFile(dir=path.parent) as spool:
+    with tempfile.TemporaryFile(dir=spool_dir) as spool:
         spool.writelines(_lines(file, request, shown))
 
         def records() -> Iterator[Record]:
@@ -308,7 +311,7 @@ def _write(path: Path, file: TaskFile, request: FilterRequest, wanted: NDArray[n
         fields = [field for name in request.survey.scores for field in (name, f"{SCORE_PREFIX}{name}")]
         kinds |= dict.fromkeys((field for field in fields if field in kinds), "float")  # 3 in one file, 2.5 in the next
         try:
-            write_parquet(path, records() if wanted.any() else [], kinds)
+            write_parquet(output, records() if wanted.any() else [], kinds)
         except orjson.JSONEncodeError as error:
             raise AnnotationError(f"{file.path}: a nested value cannot be written as JSON ({error})") from error
 

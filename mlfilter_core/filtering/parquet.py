@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
@@ -17,11 +17,11 @@ INT64 = range(-(2**63), 2**63)
 EXACT_IN_FLOATS = range(-(2**53), 2**53 + 1)
 
 
-def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) -> None:
+def write_parquet(target: Path | IO[bytes], records: Iterable[Record], kinds: dict[str, str]) -> None:
     """Writes records, compressed with zstd.
 
     Args:
-        path: The file.
+        target: The file, or its path.
         records: The rows; what lacks a column, or has null there, is null.
         kinds: The columns, as `kinds_of` tells.
     """
@@ -30,7 +30,7 @@ def write_parquet(path: Path, records: Iterable[Record], kinds: dict[str, str]) 
 
     types = {"bool": pa.bool_(), "int": pa.int64(), "long": pa.int64(), "float": pa.float64()}
     schema = pa.schema([(name, types.get(kind, pa.string())) for name, kind in kinds.items()])
-    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+    with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         rows = iter(records)
         while part := list(islice(rows, ROWS)):
             writer.write_table(_table(part, kinds, schema))

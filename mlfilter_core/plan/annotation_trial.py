@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlfilter_core.annotating.annotate_file import AnnotateRequest, check_finite, score_columns, scored
-from mlfilter_core.annotating.annotated_format import SUFFIXES, open_annotations, write_records
+from mlfilter_core.annotating.annotated_format import SUFFIXES, compressed, write_records
 from mlfilter_core.embedding_store.output_values import OutputValues
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
+from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.findings import Findings
@@ -106,7 +107,8 @@ def _annotate_first(file: TaskFile, written: Path, request: AnnotateRequest, hea
     with (
         EmbeddingFile(file.path, request.group) as embeddings,
         OutputValues(embeddings, request.output_keys, columns.names, request.source_dir) as values,
-        open_annotations(written, request.compression) as sink,
+        open_new(written) as on_disk,
+        compressed(on_disk, request.compression) as sink,
     ):
         n_done = 0
         for rows in embeddings.slices(request.batch_size):

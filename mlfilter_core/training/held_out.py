@@ -8,7 +8,8 @@ import orjson
 from numpy.typing import NDArray
 
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.files.publishing import open_new, publish
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import publish
 from mlfilter_core.training.labelled_rows import as_text, id_place
 from mlfilter_core.training.row_buffers import RowPlaces
 

@@ -20,7 +20,7 @@ from mlfilter_core.annotating.annotate_file import (
     annotate_file,
     finished_annotation,
 )
-from mlfilter_core.annotating.annotated_format import Compression
+from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression
 from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
@@ -30,6 +30,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.errors import AnnotationError, EmbeddingFileError, HeadError, OutputConflictError, SourceError
+from mlfilter_core.files import identity
 from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.files.zstd import zstd
 from mlfilter_core.heads.checkpoint_formats import load_head
@@ -550,6 +551,23 @@ def test_an_output_that_was_copied_is_told_by_its_content(finished: Finished) ->
     Path(report.output).write_bytes(content.replace(b"a", b"b", 1))
     with pytest.raises(OutputConflictError, match="was changed since it was annotated"):
         finished_annotation(file, request)
+
+
+@pytest.mark.parametrize("compression", SUFFIXES)
+def test_the_digest_of_an_output_is_computed_while_it_is_written(
+    embed: Embed,
+    make_request: Callable[..., AnnotateRequest],
+    heads: list[Head],
+    monkeypatch: pytest.MonkeyPatch,
+    compression: Compression,
+) -> None:
+    file, request = embed(), make_request(compression=compression)
+    digest = identity.file_sha256
+    monkeypatch.setattr(identity, "file_sha256", lambda path: pytest.fail(f"{path} was read for its digest"))
+    report = annotate_file(file, request, heads)
+    monkeypatch.setattr(identity, "file_sha256", digest)
+    made = json.loads(request.provenance_file(file).read_text())
+    assert made["output"] == identity.file_identity(Path(report.output))
 
 
 def test_two_compressions_stand_side_by_side(finished: Finished, heads: list[Head]) -> None:
