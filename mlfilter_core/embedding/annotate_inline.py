@@ -9,8 +9,8 @@ from mlfilter_core.annotating.annotate_file import (
     finished_annotation,
     read_annotation,
 )
-from mlfilter_core.embedding.embed_file import MODEL_NAMES, EmbedRequest, finished_embedding
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest, finished_embedding
 from mlfilter_core.errors import OutputConflictError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.task_files import TaskFile

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
-from mlfilter_core.embedding.embed_file import EmbedRequest
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.plan.blocks import BlockSample
 from mlfilter_core.plan.encoder_trial import Trial
 from mlfilter_core.plan.estimates import Estimate

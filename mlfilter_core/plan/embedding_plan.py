@@ -8,7 +8,7 @@ from mlfilter_core.annotating.annotate_file import score_columns
 from mlfilter_core.annotating.work import annotate_request
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.embed_file import EmbedRequest
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding.work import embed_request
 from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
 from mlfilter_core.files.task_files import TaskFile, find_files, shard

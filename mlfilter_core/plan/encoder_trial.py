@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.sampled_documents import SampledDocuments
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mlfilter_core.corpus.documents import Document
-from mlfilter_core.embedding.embed_file import EmbedRequest
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding_store.layout import Provenance
 from mlfilter_core.versions import library_versions
 

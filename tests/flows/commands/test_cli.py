@@ -12,7 +12,8 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.pipeline import pipeline
 from mlfilter_core.corpus.documents import DocumentSchema
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles

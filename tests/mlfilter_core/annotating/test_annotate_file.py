@@ -24,7 +24,8 @@ from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression
 from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder

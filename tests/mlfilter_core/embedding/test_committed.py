@@ -17,8 +17,9 @@ import pytest
 
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.encoder.encoder import EncodedTexts, Encoder, TokenizedTexts, load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
@@ -123,7 +124,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.mlfilter_core.embedding.test_committed import Counting, embed
 from mlfilter_core.corpus.documents import DocumentSchema
-from mlfilter_core.embedding.embed_file import EmbedRequest
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.encoder.encoder import Encoder, load_encoder
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.encoder.model_files import resolve_model

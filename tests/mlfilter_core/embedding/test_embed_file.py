@@ -21,8 +21,9 @@ from tokenizers import processors
 
 from mlfilter_core.corpus.documents import DocumentSchema, hash_text
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import EmbedRequest, finished_embedding
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts, load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
@@ -314,8 +315,8 @@ def test_a_text_without_tokens_is_a_rejected_line(write_lines: WriteLines, embed
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{broken", r"x\.jsonl:3: not_json: .*; mend the line, or set params\.on_bad_record: reject"),
-        (b"x" * 2000, r"x\.jsonl:3: line_too_long: the line is longer than params\.max_line_bytes, 1024 bytes; mend"),
+        (b"{broken", r"x\.jsonl:3: not_json: .*; fix the line, or set params\.on_bad_record: reject"),
+        (b"x" * 2000, r"x\.jsonl:3: line_too_long: the line is longer than params\.max_line_bytes, 1024 bytes; fix"),
     ],
 )
 def test_a_bad_line_fails_its_file_where_that_is_asked_for(
@@ -616,7 +617,8 @@ from pathlib import Path
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.files.task_files import find_files
 from mlfilter_core.corpus.documents import DocumentSchema
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.encoder.encoder import load_encoder
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.encoder.model_files import resolve_model
