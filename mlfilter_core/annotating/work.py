@@ -19,10 +19,10 @@ from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.output_values import check_output_keys
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
-from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.heads.checkpoint_files import head_digests
-from mlfilter_core.work.workload import Workload
+from mlfilter_core.work.workload import Work, Workload
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class AnnotateWork:
+class AnnotateWork(Work[AnnotateReport]):
     """What an annotation job does with each of its files.
 
     Attributes:
@@ -42,12 +42,10 @@ class AnnotateWork:
     params: AnnotationPipelineParameters
     request: AnnotateRequest
 
-    def finished(self, file: TaskFile, read_content: bool) -> AnnotateReport | None:
-        """Returns the report of a finished file, None for one to do.
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return self.request.output(file), self.request.provenance_file(file)
 
-        Raises:
-            FileError: The file cannot be done, or an output of another request is in the way.
-        """
+    def finished(self, file: TaskFile, read_content: bool) -> AnnotateReport | None:
         return unless_overwritten(lambda: finished_annotation(file, self.request, read_content), self.params.overwrite)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
@@ -65,15 +63,8 @@ class AnnotateWork:
         request = self.request
         check_output_keys(paths, request.group, request.output_keys, columns.names, request.source_dir)
 
-    def run(self, file: TaskFile) -> AnnotateReport:
-        """Scores one file, unless that was done before, by a task that was lost after it had finished, say.
-
-        Another process that is at it is waited for.
-        """
-        with claim_outputs(self.request.output(file), self.request.provenance_file(file)):
-            return self.finished(file, read_content=True) or annotate_file(
-                file, self.request, heads_of_process(self.params, self.request)
-            )
+    def make(self, file: TaskFile) -> AnnotateReport:
+        return annotate_file(file, self.request, heads_of_process(self.params, self.request))
 
 
 def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:

@@ -17,15 +17,16 @@ from mlfilter_core.embedding.annotate_inline import (
     annotate_embedded,
     finished_embedding_and_annotation,
 )
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import EmbedRequest, finished_embedding
 from mlfilter_core.embedding.wanted_keys import check_wanted_keys
 from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolve_model, stated_dim
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.disk_space import check_room_for
-from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
-from mlfilter_core.work.workload import Workload
+from mlfilter_core.work.workload import Work, Workload
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import Encoder
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EmbedWork:
+class EmbedWork(Work[EmbedReport]):
     """What an embedding job does with each of its files.
 
     Attributes:
@@ -47,12 +48,13 @@ class EmbedWork:
     request: EmbedRequest
     annotation: InlineAnnotation | None
 
-    def finished(self, file: TaskFile, read_content: bool) -> EmbedReport | None:
-        """Returns the report of a finished file, None for one to do.
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        outputs = [self._embeddings(file).path, self._rejects(file)]
+        if self.annotation is not None:
+            outputs += [self.annotation.request.output(file), self.annotation.request.provenance_file(file)]
+        return outputs
 
-        Raises:
-            FileError: The file cannot be done, or an output of another request is in the way.
-        """
+    def finished(self, file: TaskFile, read_content: bool) -> EmbedReport | None:
         return self._finished(file, self.annotation, read_content)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
@@ -79,28 +81,7 @@ class EmbedWork:
             is_allowed = self.annotation.request.allow_mismatched_head
             find_mismatched_heads(heads, self.request.model.provenance(), "what this job embeds", is_allowed)
 
-    def run(self, file: TaskFile) -> EmbedReport:
-        """Embeds one file, unless that was done before, by a task that was lost after it had finished, say.
-
-        Another process that is at it is waited for.
-        """
-        outputs = [self._embeddings(file).path, self._rejects(file)]
-        if self.annotation is not None:
-            outputs += [self.annotation.request.output(file), self.annotation.request.provenance_file(file)]
-        with claim_outputs(*outputs):
-            return self.finished(file, read_content=True) or self._embed(file)
-
-    def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
-        """Checks the room for the embeddings alone, of half as many documents as the bytes on disk give."""
-        dim = stated_dim(self.request.model.folder)
-        if dim is None or not first.records or not self.params.keep_embeddings:
-            return
-        n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
-        n_documents = n_bytes * len(first.records) / first.n_bytes
-        row_bytes = dim * (2 if self.request.embedding_dtype == "float16" else 4)
-        check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
-
-    def _embed(self, file: TaskFile) -> EmbedReport:
+    def make(self, file: TaskFile) -> EmbedReport:
         from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads
 
         params, request = self.params, self.request
@@ -117,6 +98,16 @@ class EmbedWork:
         embedded = self._finished(file, None, read_content=True)
         embedded = embedded or embed_file(file, embeddings.path, rejects, request, encoder)
         return annotate_embedded(embedded, embeddings, self.annotation, heads)
+
+    def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
+        """Checks the room for the embeddings alone, of half as many documents as the bytes on disk give."""
+        dim = stated_dim(self.request.model.folder)
+        if dim is None or not first.records or not self.params.keep_embeddings:
+            return
+        n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
+        n_documents = n_bytes * len(first.records) / first.n_bytes
+        row_bytes = dim * (2 if self.request.embedding_dtype == "float16" else 4)
+        check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
 
     def _finished(self, file: TaskFile, annotation: InlineAnnotation | None, read_content: bool) -> EmbedReport | None:
         embeddings = self._embeddings(file)

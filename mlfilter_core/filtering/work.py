@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.filtering.cuts import Surveys, find_cuts
 from mlfilter_core.filtering.filter_file import (
@@ -26,13 +27,13 @@ from mlfilter_core.filtering.survey import (
     load_survey,
     make_survey,
 )
-from mlfilter_core.work.workload import Workload
+from mlfilter_core.work.workload import Work, Workload
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SurveyWork:
+class SurveyWork(Work[SurveyReport]):
     """What a filter job does first with each of its files.
 
     Attributes:
@@ -41,21 +42,18 @@ class SurveyWork:
 
     request: SurveyRequest
 
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return (self.request.output(file),)
+
     def finished(self, file: TaskFile, read_content: bool) -> SurveyReport | None:
-        """Returns the report of a survey, None where it is to be made, anew maybe."""
         return finished_survey(file, self.request)
 
-    def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: what would be wrong with all files, the first finds."""
-
-    def run(self, file: TaskFile) -> SurveyReport:
-        """Makes one survey, unless that was done before. Another process that is at it is waited for."""
-        with claim_outputs(self.request.output(file)):
-            return finished_survey(file, self.request) or make_survey(file, self.request)
+    def make(self, file: TaskFile) -> SurveyReport:
+        return make_survey(file, self.request)
 
 
 @dataclass(frozen=True)
-class FilterWork:
+class FilterWork(Work[FilterReport]):
     """What a filter job does with each of its files once the cuts are known.
 
     Attributes:
@@ -66,21 +64,14 @@ class FilterWork:
     params: FilterParameters
     request: FilterRequest
 
-    def finished(self, file: TaskFile, read_content: bool) -> FilterReport | None:
-        """Returns the report of a finished file, None for one to do.
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return *self.request.outputs(file), self.request.provenance_file(file)
 
-        Raises:
-            FileError: An output of another request is in the way.
-        """
+    def finished(self, file: TaskFile, read_content: bool) -> FilterReport | None:
         return unless_overwritten(lambda: finished_filter(file, self.request, read_content), self.params.overwrite)
 
-    def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: the surveys have seen every file."""
-
-    def run(self, file: TaskFile) -> FilterReport:
-        """Filters one file, unless that was done before. Another process that is at it is waited for."""
-        with claim_outputs(*self.request.outputs(file), self.request.provenance_file(file)):
-            return self.finished(file, read_content=True) or filter_file(file, self.request)
+    def make(self, file: TaskFile) -> FilterReport:
+        return filter_file(file, self.request)
 
 
 def survey_workload(job: FilterJob) -> Workload[SurveyReport]:

@@ -4,12 +4,14 @@ import logging
 import os
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from mlfilter_core.errors import FileError
+from mlfilter_core.files.publishing import claim_outputs
 from mlfilter_core.files.task_files import TaskFile
 
 
@@ -62,21 +64,44 @@ SKIPPED = "skipped"
 _log = logging.getLogger(__name__)
 
 
-class Work(Protocol[Report_co]):
+class Work(ABC, Generic[Report_co]):
     """What a job does with each of its files."""
 
-    def finished(self, file: TaskFile, read_content: bool) -> Report_co | None:
-        """Returns the report of a finished file, None for one to do."""
+    @abstractmethod
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        """Returns the files that are made from a file; the first one stands for all where processes compete."""
 
-    def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks, before the first file is done, what would be wrong with all of them.
+    @abstractmethod
+    def finished(self, file: TaskFile, read_content: bool) -> Report_co | None:
+        """Returns the report of a finished file, or None where it is not finished.
 
         Args:
-            files: All of the run, the finished ones as well.
+            file: The file.
+            read_content: Whether to read a file or output whose modification time differs; otherwise it counts as
+                not finished.
+
+        Raises:
+            FileError: The file cannot be processed, or an output of another request is in the way.
+        """
+
+    @abstractmethod
+    def make(self, file: TaskFile) -> Report_co:
+        """Makes the outputs of a file that is not finished, and returns its report."""
+
+    def prepare(self, files: Sequence[TaskFile]) -> None:
+        """Checks, before the first file, what would fail every file. By default nothing: the first file shows it.
+
+        Args:
+            files: All files of the run, including finished ones.
         """
 
     def run(self, file: TaskFile) -> Report_co:
-        """Does one file, and returns its report."""
+        """Returns the report of one file, made now unless it was finished before, as by a task whose worker was lost.
+
+        Waits while another process makes the same outputs.
+        """
+        with claim_outputs(*self.outputs(file)):
+            return self.finished(file, read_content=True) or self.make(file)
 
 
 @dataclass(frozen=True)
