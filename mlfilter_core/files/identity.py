@@ -1,4 +1,4 @@
-"""Whether a file is still the one that was seen before."""
+"""Whether a file still has the content that it had before."""
 
 import hashlib
 from collections.abc import Mapping
@@ -26,16 +26,15 @@ def file_identity(path: Path, sha256: str | None = None) -> dict[str, Any]:
 def is_same_file(path: Path, recorded: Mapping[str, Any], read_content: bool) -> bool | None:
     """Tells whether a file has the content that was recorded.
 
-    The size and the time of its last change decide where they can; of a file that was copied or touched,
-    the content does.
+    Size and modification time decide where they can. The content decides for a file that was copied or touched.
 
     Args:
         path: An existing file.
-        recorded: From `file_identity`.
+        recorded: Result of `file_identity`.
         read_content: Whether to read the file where only its content can tell.
 
     Returns:
-        None where only the content can tell, and it was not to be read.
+        None where only the content can tell and `read_content` is false.
     """
     status = path.stat()
     if status.st_size != recorded["bytes"]:

@@ -310,7 +310,7 @@ def test_a_column_that_no_json_can_hold_is_refused(tmp_path: Path, annotate: Ann
         ("a/../../secret.jsonl", "names a source outside its folder"),
         ("/dev/zero", "names a source outside its folder, /dev/zero"),
         ("nothing.jsonl", "the source .*nothing.jsonl does not exist"),
-        ("pipe", "pipe is no file but a pipe or a device; give a file"),
+        ("pipe", "pipe is a pipe or a device; give a regular file"),
         ("longer.jsonl", r"longer\.jsonl changed since .*x\.h5 was made from it"),
     ],
 )

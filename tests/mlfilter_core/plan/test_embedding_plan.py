@@ -219,7 +219,7 @@ def test_a_head_that_does_not_fit_the_encoder_is_a_problem(
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
-        ({"input_dir": "/nowhere/at/all"}, "the folder /nowhere/at/all does not exist; mend the path"),
+        ({"input_dir": "/nowhere/at/all"}, "the folder /nowhere/at/all does not exist; fix the path"),
         ({"glob_pattern": "*.parquet"}, "no file below"),
         ({"embedding_model": "/nowhere/model"}, "embedding_model: the folder /nowhere/model does not exist"),
         ({"device": "cuda:99"}, "device: 'cuda:99' is not to be had on this machine"),
