@@ -43,21 +43,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnnotateRequest:
-    """What is asked of every file of an annotation run.
+    """The settings for every file of an annotation run.
 
     Attributes:
         output_dir: Folder of the annotated files.
-        head_sha256: Digest of the checkpoint of each head, by the head's name, in output order.
-        output_keys: Names in the HDF5 file, else keys of the source document; `*` is all of it.
-        score_prefix: Set before a head's name.
-        ensembles: Scores that are made of others, by name.
+        head_sha256: Digest of each head's checkpoint, by the head's name, in output order.
+        output_keys: Names in the HDF5 file, otherwise keys of the source document; `*` is all of it.
+        score_prefix: Prefix of a head's name in the output.
+        ensembles: Scores that combine other scores, by name.
         integer_scales: Lowest and highest whole number of a score, by its name.
         group: Name of the HDF5 group.
-        batch_size: Embeddings scored in one pass.
+        batch_size: Embeddings per forward pass of the heads.
         model_dtype: torch name of the heads' dtype.
-        compression: Of the annotated files.
-        source_dir: Where the sources lie now; None where they were embedded from.
-        allow_mismatched_head: Whether heads that were trained on another encoder may score.
+        compression: Compression of the annotated files.
+        source_dir: Folder of the sources; None where they have not moved since they were embedded.
+        allow_mismatched_head: Whether to score with heads that were trained on another encoder.
     """
 
     output_dir: Path
@@ -80,7 +80,7 @@ class AnnotateRequest:
         return provenance_path(self.output_dir, f"{embeddings.stem}{SUFFIXES[self.compression]}")
 
     def provenance(self) -> dict[str, Any]:
-        """What decides the content of the output; what is left out of the job is left out here."""
+        """Returns the settings that change the content of the output; unset ensembles and scales are left out."""
         ensembles = {name: ensemble.model_dump() for name, ensemble in self.ensembles.items()}
         return {
             "heads": self.head_sha256,
@@ -95,18 +95,18 @@ class AnnotateRequest:
 
 @dataclass(frozen=True)
 class AnnotateReport:
-    """What became of one file of embeddings.
+    """The result of annotating one file of embeddings.
 
     Attributes:
         embeddings: Path relative to the folder of embeddings.
         output: The annotated file.
-        status: `annotated` now, or `skipped` because it was finished.
-        documents: Rows of the HDF5 file, which are the lines of the output.
-        missing_values: Output keys that some document lacks, written as null, and how often.
-        mismatched_heads: Heads that were trained on another encoder, and what differs.
+        status: `annotated`, or `skipped` where the output was finished before.
+        documents: Number of rows of the HDF5 file, which are the lines of the output.
+        missing_values: Number of documents that lack an output key, by key; the value is written as null.
+        mismatched_heads: Differences between the encoders of head and embeddings, by head.
         seconds: Wall time; 0 where skipped.
-        worker: The process that did it; empty where skipped.
-        started: When that began, in seconds since 1970, UTC; 0 where skipped.
+        worker: Name of the process; empty where skipped.
+        started: Start time in seconds since 1970, UTC; 0 where skipped.
     """
 
     PRINTED: ClassVar[Sequence[str]] = ("documents", "seconds", "documents/s")
@@ -124,7 +124,7 @@ class AnnotateReport:
 
     @staticmethod
     def remarks_on(reports: "Sequence[AnnotateReport]") -> list[str]:
-        """Returns which heads were used that were trained on other embeddings."""
+        """Returns the heads that were trained on another encoder."""
         mismatched = {item for report in reports for item in report.mismatched_heads.items()}
         return [
             f"head {name} was trained on the embeddings of another encoder: {differences}"
@@ -137,13 +137,13 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
 
     Args:
         embeddings: The HDF5 file.
-        request: What to do with it.
-        heads: The heads of `request.head_sha256`, in its order, on the device to use.
+        request: The request of this run.
+        heads: Heads of `request.head_sha256`, in the same order, on the device to use.
 
     Raises:
         HeadError: A head does not fit the embeddings.
-        AnnotationError: A score is NaN or infinite, or an output key is found nowhere.
-        SourceError: The source is needed, and missing or changed since it was embedded.
+        AnnotationError: A score is NaN or infinite, or no document has an output key.
+        SourceError: The source is needed, but missing or changed since it was embedded.
         EmbeddingFileError: The file is not a file of embeddings.
         OSError: Reading or writing failed.
     """
@@ -182,7 +182,7 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
             "columns": columns.names,
             "missing_values": values.missing_values,
             "mismatched_heads": mismatched,
-            # Of the embeddings, which may be removed.
+            # Facts of the embeddings, which may be removed later.
             "source": dict(file.provenance.source) if file.provenance else None,
             "encoder": dict(file.provenance.encoder) if file.provenance else None,
             "counts": dict(file.provenance.counts) if file.provenance else None,
@@ -191,7 +191,7 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
                 "scores": write_score_statistics(statistics),
             },
         }
-        # It appears first: an annotated file without it, or of another size or time, is not ours to replace.
+        # Published first: an annotated file without matching provenance is of unknown origin, and never replaced.
         publish_json(request.provenance_file(embeddings), made)
     seconds = time.monotonic() - started
     _log.info("%s: %d documents in %.1f s", embeddings.relative, n_rows, seconds)
@@ -204,7 +204,7 @@ def score_columns(heads: Sequence["Head"], request: AnnotateRequest) -> ScoreCol
     """Returns the columns that are written beside the output keys.
 
     Raises:
-        HeadError: Two would have one name, or a score is named that there is not.
+        HeadError: Two columns would have the same name, or the request names a score that does not exist.
     """
     return ScoreColumns(heads, request.score_prefix, request.ensembles, request.integer_scales)
 
@@ -212,13 +212,12 @@ def score_columns(heads: Sequence["Head"], request: AnnotateRequest) -> ScoreCol
 def finished_annotation(
     embeddings: TaskFile, request: AnnotateRequest, read_content: bool = True
 ) -> AnnotateReport | None:
-    """Returns the report of a finished output, or None where there is none yet.
+    """Returns the report of a finished output, or None where the file is not finished.
 
     Args:
         embeddings: The HDF5 file.
-        request: What is asked of it.
-        read_content: Whether to read a file whose time of change differs; None is returned for it
-            otherwise.
+        request: The request of this run.
+        read_content: Whether to read a file whose modification time differs; otherwise it counts as not finished.
 
     Raises:
         OutputConflictError: The output was made from other embeddings, by another request or another tool.
@@ -239,12 +238,12 @@ def finished_annotation(
 
 
 def read_annotation(embeddings: TaskFile, request: AnnotateRequest, read_content: bool) -> dict[str, Any] | None:
-    """Returns what an output says of itself, or None where there is none yet or its content would have to be read.
+    """Returns the provenance of an output, or None where the output is missing or only its content can tell.
 
     Args:
-        embeddings: The HDF5 file that it was made from; it need not exist any more.
-        request: What is asked of it.
-        read_content: Whether to read an output whose time of change differs.
+        embeddings: The HDF5 file that it was made from, which need not exist any more.
+        request: The request of this run.
+        read_content: Whether to read an output whose modification time differs.
 
     Raises:
         OutputConflictError: The output was made by another request or another tool, or was changed.
@@ -264,7 +263,7 @@ def read_annotation(embeddings: TaskFile, request: AnnotateRequest, read_content
 
 
 def check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: EmbeddingFile, rows: slice) -> None:
-    """Checks what heads gave for some rows of a file.
+    """Checks the outputs of heads for some rows of a file.
 
     Raises:
         AnnotationError: A score is NaN or infinite; names its document and its head.
@@ -282,7 +281,7 @@ def check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: Em
 
 
 def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
-    """Yields the records with the values of a table beside what they hold; row i is record i."""
+    """Yields the records with the values of a table added; row i belongs to record i."""
     for record, row in zip(records, zip(*table.values(), strict=True), strict=True):
         record.update(zip(table, row, strict=True))
         yield record
@@ -291,7 +290,7 @@ def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> It
 def _write(sink: IO[bytes], records: Iterable[dict[str, Any]], path: Path, rows: slice) -> None:
     try:
         write_records(sink, records)
-    except orjson.JSONEncodeError as error:  # it writes fewer levels of nesting than it reads
+    except orjson.JSONEncodeError as error:  # orjson writes fewer levels of nesting than it reads
         raise AnnotationError(
             f"{path}: rows {rows.start} to {rows.stop - 1}: a value cannot be written as JSON ({error}); leave its key "
             "out of params.output_keys"

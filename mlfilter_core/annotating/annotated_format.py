@@ -13,7 +13,7 @@ from mlfilter_core.files.zstd import zstd
 Compression = Literal["gzip", "zstd"] | None
 SUFFIXES: dict[Compression, str] = {None: ".jsonl", "gzip": ".jsonl.gz", "zstd": ".jsonl.zst"}
 PROVENANCE_FOLDER = ".provenance"  # beside the annotated files
-# Level 6 of 9 takes twice the time of level 1 for a few per cent; scores are written and read often.
+# Level 6 of 9 takes twice the time of level 1 and saves a few per cent; scores are written and read often.
 GZIP_LEVEL = 1
 WRITE_BYTES = 1 << 20  # arbitrary: large enough that writing does not show in a profile
 
@@ -46,10 +46,9 @@ def compressed(file: IO[bytes], compression: Compression) -> Iterator[IO[bytes]]
 
 
 def write_records(file: IO[bytes], records: Iterable[dict[str, Any]]) -> None:
-    """Writes one line for each record, keys in their order, about a MB at a time.
+    """Writes one line per record, with keys in order, about a MB at a time.
 
-    Scores may be NumPy scalars: float32 is written with the digits that it has, 0.9 and not
-    0.8999999761581421.
+    Scores may be NumPy scalars: float32 is written with its own digits, 0.9 and not 0.8999999761581421.
     """
     dumps, option = orjson.dumps, orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
     lines: list[bytes] = []

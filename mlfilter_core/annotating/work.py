@@ -1,4 +1,4 @@
-"""An annotation job, applied to one file after another by a worker."""
+"""The work of an annotation job on each file."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnnotateWork(Work[AnnotateReport]):
-    """What an annotation job does with each of its files.
+    """The work of an annotation job on each file.
 
     Attributes:
-        params: The job's parameters.
-        request: What they ask of every file.
+        params: Parameters of the job.
+        request: Request that they make.
     """
 
     params: AnnotationPipelineParameters
@@ -49,12 +49,12 @@ class AnnotateWork(Work[AnnotateReport]):
         return unless_overwritten(lambda: finished_annotation(file, self.request, read_content), self.params.overwrite)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks that the heads load, and fit every readable file of a run; the others fail by themselves.
+        """Checks that the heads load and fit every readable file of a run; unreadable files fail in their tasks.
 
         Raises:
-            HeadError: A checkpoint is corrupted, holds code, or does not fit the embeddings; or two scores would have
-                one name, or an ensemble names one that there is not.
-            ConfigError: Two files were made by different encoders, or an output key is nowhere.
+            HeadError: A checkpoint is corrupted, contains code, or does not fit the embeddings; two scores would have
+                the same name, or an ensemble names a score that does not exist.
+            ConfigError: Two files were made by different encoders, or an output key is not found.
         """
         heads = load_heads(self.params)
         columns = score_columns(heads, self.request)
@@ -68,10 +68,10 @@ class AnnotateWork(Work[AnnotateReport]):
 
 
 def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
-    """Returns what an annotation job is to do.
+    """Returns the workload of an annotation job.
 
     Raises:
-        ConfigError: The folder of embeddings is missing, or its files cannot be told apart.
+        ConfigError: The folder of embeddings is missing, or two of its files would share an output name.
         HeadError: As `annotate_work`.
     """
     params = job.params
@@ -81,7 +81,7 @@ def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
 
 
 def annotate_work(params: AnnotationPipelineParameters) -> AnnotateWork:
-    """Returns the work that the parameters ask for.
+    """Returns the work of an annotation job.
 
     Raises:
         HeadError: A checkpoint is missing.
@@ -94,7 +94,7 @@ def load_heads(params: Scoring) -> list["Head"]:
     """Loads the heads of a job onto its device.
 
     Raises:
-        HeadError: A checkpoint is missing, corrupted, or holds code.
+        HeadError: A checkpoint is missing, corrupted, or contains code.
     """
     import torch
 
@@ -107,7 +107,7 @@ def load_heads(params: Scoring) -> list["Head"]:
 
 
 def annotate_request(params: Scoring, output_dir: Path, group: str, source_dir: Path | None = None) -> AnnotateRequest:
-    """Returns what the parameters ask of every file.
+    """Returns the request that the parameters make.
 
     Raises:
         HeadError: A checkpoint is missing.
@@ -132,7 +132,7 @@ _heads_of_process: dict[str, list["Head"]] = {}
 
 
 def heads_of_process(params: Scoring, request: AnnotateRequest) -> list["Head"]:
-    """Returns the heads, loaded once for each worker process and version of their checkpoints."""
+    """Returns the heads, loaded once per worker process and version of their checkpoints."""
     key = repr((params.regression_head_checkpoints, request.head_sha256, params.device, params.model_dtype))
     if key not in _heads_of_process:
         _heads_of_process.clear()
@@ -149,7 +149,7 @@ def _check_contract(heads: list["Head"], files: Iterable[TaskFile], request: Ann
         try:
             with EmbeddingFile(file.path, request.group) as embeddings:
                 dim, made_by = embeddings.dim, fingerprint(embeddings.provenance)
-        except (EmbeddingFileError, OSError):  # its task says so
+        except (EmbeddingFileError, OSError):  # its task reports it
             continue
         one_encoder.check(file.path, made_by)
         check_heads_fit(heads, dim, str(file.path))

@@ -1,4 +1,4 @@
-"""One source file to one annotated file in one go; its embeddings stay, or do not."""
+"""One source file to one annotated file in one step, with or without keeping its embeddings."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InlineAnnotation:
-    """What is done with each file of an embedding run besides.
+    """The annotation of each file of an embedding run.
 
     Attributes:
-        request: What is asked of the annotated file.
-        keep_embeddings: Whether the HDF5 file stays.
+        request: Request of the annotated file.
+        keep_embeddings: Whether to keep the HDF5 file.
     """
 
     request: AnnotateRequest
@@ -36,18 +36,18 @@ class InlineAnnotation:
 def annotate_embedded(
     embedded: EmbedReport, embeddings: TaskFile, annotation: InlineAnnotation, heads: list["Head"]
 ) -> EmbedReport:
-    """Scores a file that was just embedded as an annotation job would, and removes its embeddings or not.
+    """Scores an embedded file as an annotation job would, and then removes its embeddings unless they are kept.
 
-    Killed in between, the finished embeddings are there for the next call.
+    After a kill in between, the next call uses the finished embeddings.
 
     Args:
-        embedded: The report of the embedding.
+        embedded: Report of the embedding.
         embeddings: The HDF5 file.
-        annotation: What to do with it.
-        heads: The heads of `annotation.request`, on the device to use.
+        annotation: The annotation.
+        heads: Heads of `annotation.request`, on the device to use.
 
     Returns:
-        The same report; its output is the annotated file where the embeddings do not stay.
+        The same report; its output is the annotated file where the embeddings are removed.
 
     Raises:
         HeadError, AnnotationError, OSError: As `annotate_file`.

@@ -1,4 +1,4 @@
-"""What is asked of every file of an embedding run, and whether a file is finished."""
+"""The request of an embedding run, and the check of finished files against it."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from mlfilter_core.encoder.model_files import ModelFiles
     from mlfilter_core.encoder.settings import EncoderSettings
 
-# Names of an encoder, which may change; the digests beside them tell whether it is the same.
+# Names of an encoder, which may change; the digests beside them identify it.
 MODEL_NAMES = ("model", "revision")
 
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """What is asked of every file of an embedding run.
+    """The settings for every file of an embedding run.
 
     Attributes:
-        model: The encoder's files.
-        encoder: What changes its embeddings.
-        schema: Where records keep text, id, index values and labels.
+        model: Files of the encoder.
+        encoder: Encoder settings that change embeddings.
+        schema: Where records have their text, id, index values and labels.
         group: Name of the HDF5 group.
-        embedding_dtype: `float32` or `float16`, in the file.
-        batch_size: Most documents in one forward pass; None leaves it to the number of their tokens.
-        writer_batch_size: Rows written to HDF5 at a time.
-        commit_documents: Documents after which what is encoded outlives the machine.
+        embedding_dtype: Dtype in the file: `float32` or `float16`.
+        batch_size: Most documents in one forward pass; None for no limit beside that of tokens.
+        writer_batch_size: Rows per write to HDF5.
+        commit_documents: Documents between checkpoints that survive a crash of the machine.
         fail_on_bad_record: Whether the first bad line fails its file.
         max_rejected_fraction: Share of rejected lines above which a file fails.
-        max_line_bytes: A longer line is rejected.
+        max_line_bytes: Most bytes of a line; a longer line is rejected.
     """
 
     model: "ModelFiles"
@@ -54,7 +54,7 @@ class EmbedRequest:
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
 
     def provenance(self) -> dict[str, Any]:
-        """What decides the content of the output; the rest decides how fast it is made, or whether."""
+        """Returns the settings that change the content of the output."""
         return {
             **self.model.provenance(),
             **self.encoder.provenance(),
@@ -65,7 +65,7 @@ class EmbedRequest:
         }
 
     def open_writer(self, path: Path, dim: int) -> EmbeddingWriter:
-        """Returns what writes a file of embeddings of this width; the caller closes it."""
+        """Returns a writer of a file of embeddings of this width; the caller closes it."""
         return EmbeddingWriter(
             path,
             self.group,
@@ -81,18 +81,16 @@ class EmbedRequest:
 def finished_embedding(
     source: TaskFile, output: Path, request: EmbedRequest, read_content: bool = True
 ) -> EmbedReport | None:
-    """Returns the report of a finished output, or None where there is none yet.
+    """Returns the report of a finished output, or None where the file is not finished.
 
     Args:
         source: The source file.
-        output: Its HDF5 file, if there is one.
-        request: What is asked of it.
-        read_content: Whether to read a source whose time of change differs; None is returned for it
-            otherwise.
+        output: Its HDF5 file, which need not exist.
+        request: The request of this run.
+        read_content: Whether to read a source whose modification time differs; otherwise it counts as not finished.
 
     Raises:
-        OutputConflictError: The output was made from another source or by another request; names what
-            differs.
+        OutputConflictError: The output was made from another source or by another request; names the differences.
     """
     if not output.exists():
         return None

@@ -1,4 +1,4 @@
-"""An embedding job, applied to one file after another by a worker."""
+"""The work of an embedding job on each file."""
 
 import functools
 import logging
@@ -36,12 +36,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EmbedWork(Work[EmbedReport]):
-    """What an embedding job does with each of its files.
+    """The work of an embedding job on each file.
 
     Attributes:
-        params: The job's parameters.
-        request: What they ask of every file.
-        annotation: What is done with each file once it is embedded, if anything.
+        params: Parameters of the job.
+        request: Request that they make.
+        annotation: Annotation of each embedded file; None without.
     """
 
     params: EmbeddingPipelineParameters
@@ -58,12 +58,12 @@ class EmbedWork(Work[EmbedReport]):
         return self._finished(file, self.annotation, read_content)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks what can be checked before the encoder is loaded: keys, room, heads of an annotation in the same pass.
+        """Checks keys, disk space and the heads of an inline annotation before the encoder is loaded.
 
-        Says whose code the encoder runs.
+        Warns of code from the model's repository.
 
         Raises:
-            ConfigError: None of the first documents has a key that is wanted, or the disk is too small.
+            ConfigError: None of the first documents has a key that the job needs, or the disk is too small.
             HeadError: A checkpoint is corrupted, holds code, or was trained on another encoder.
         """
         first = read_first_documents(files, self.params.max_line_bytes)
@@ -71,7 +71,7 @@ class EmbedWork(Work[EmbedReport]):
         self._check_room(files, first)
         if self.params.trust_remote_code:
             others = ", ".join(code_elsewhere(self.request.model.folder))
-            elsewhere = f", and code of {others}, which it takes from there" if others else ""
+            elsewhere = f", and code of {others}, which it refers to" if others else ""
             _log.warning("trust_remote_code: code of %s is run%s", self.params.embedding_model, elsewhere)
         if self.annotation is not None and self.params.annotate_inline is not None:
             from mlfilter_core.heads.head import find_mismatched_heads
@@ -100,7 +100,7 @@ class EmbedWork(Work[EmbedReport]):
         return annotate_embedded(embedded, embeddings, self.annotation, heads)
 
     def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
-        """Checks the room for the embeddings alone, of half as many documents as the bytes on disk give."""
+        """Checks the disk space for the embeddings alone, of half the documents that the bytes on disk suggest."""
         dim = stated_dim(self.request.model.folder)
         if dim is None or not first.records or not self.params.keep_embeddings:
             return
@@ -127,10 +127,10 @@ class EmbedWork(Work[EmbedReport]):
 
 
 def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
-    """Returns what an embedding job is to do.
+    """Returns the workload of an embedding job.
 
     Raises:
-        ConfigError: The corpus is missing, or its files cannot be told apart.
+        ConfigError: The corpus is missing, or two of its files would share an output name.
         EncoderError, HeadError: As `embed_work`.
     """
     params = job.params
@@ -139,10 +139,10 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
 
 
 def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
-    """Returns the work that the parameters ask for, the model found and fingerprinted.
+    """Returns the work of an embedding job, after finding the model and computing its digests.
 
     Raises:
-        EncoderError: The model is not there.
+        EncoderError: The model is missing.
         HeadError: A checkpoint is missing.
     """
     request = embed_request(params, resolve_model(params.embedding_model, params.model_revision))
@@ -150,7 +150,7 @@ def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
 
 
 def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
-    """Returns what the parameters ask of every file."""
+    """Returns the request that the parameters make."""
     return EmbedRequest(
         model=model,
         encoder=EncoderSettings(
@@ -184,7 +184,7 @@ def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # its task says so
+    except OSError:  # its task reports it
         return 0
 
 
@@ -196,7 +196,7 @@ def _encoder(
     max_batch_tokens: int | None,
     torch_compile: bool,
 ) -> "Encoder":
-    """Returns the encoder, loaded once for each worker process: it takes seconds and gigabytes."""
+    """Returns the encoder, loaded once per worker process, as it takes seconds and gigabytes."""
     from mlfilter_core.encoder.encoder import load_encoder
 
     return load_encoder(model, settings, device, max_batch_tokens, torch_compile)

@@ -1,4 +1,4 @@
-"""A job's work on one file after another."""
+"""The work of a job, file by file."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ from mlfilter_core.files.task_files import TaskFile
 
 
 class FileReport(Protocol):
-    """What the report of every file says: a dataclass, with the file's name as its first field.
+    """The report of one file: a dataclass whose first field is the name of the file.
 
     Attributes:
-        PRINTED: Columns of the table that is printed, after the file's name and status.
-        SUMMED: Columns that are added up over the files.
+        PRINTED: Columns of the printed table, after name and status.
+        SUMMED: Columns with totals over the files.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -29,19 +29,19 @@ class FileReport(Protocol):
 
     @staticmethod
     def remarks_on(reports: Sequence[Any]) -> list[str]:
-        """Returns what a person should know of a run, from the reports of its files."""
+        """Returns remarks on a run, from the reports of its files."""
 
     @property
     def output(self) -> str:
-        """The file that was written."""
+        """Path of the output."""
 
     @property
     def status(self) -> str:
-        """What was done, `skipped` where it was finished before."""
+        """Kind of result; `skipped` where the output was finished before."""
 
     @property
     def documents(self) -> int:
-        """Documents in it."""
+        """Number of documents."""
 
     @property
     def seconds(self) -> float:
@@ -49,11 +49,11 @@ class FileReport(Protocol):
 
     @property
     def worker(self) -> str:
-        """The process that did it; empty where skipped."""
+        """Name of the process; empty where skipped."""
 
     @property
     def started(self) -> float:
-        """When that began, in seconds since 1970, UTC; 0 where skipped."""
+        """Start time in seconds since 1970, UTC; 0 where skipped."""
 
 
 Report = TypeVar("Report", bound=FileReport)
@@ -106,14 +106,14 @@ class Work(ABC, Generic[Report_co]):
 
 @dataclass(frozen=True)
 class Workload(Generic[Report]):
-    """What a run is to do.
+    """The files of a run, and the work on each.
 
     Attributes:
         flow: Name of the flow.
-        files: This run's share of them, sorted by name.
-        work: What is done with each.
-        output_dir: Where the results lie.
-        is_step: Whether the flow goes on with another workload.
+        files: Files of this run, of its shards only, sorted by name.
+        work: Work on each file.
+        output_dir: Folder of the results.
+        is_step: Whether the flow continues with another workload.
     """
 
     flow: str
@@ -124,15 +124,15 @@ class Workload(Generic[Report]):
 
 
 class SomeFilesFailedError(FileError):
-    """Of several files, some failed and the others are finished.
+    """Some of several files failed, and the others are finished.
 
     Attributes:
-        reports: Of the finished files.
-        failures: Why a file failed, by its relative path.
+        reports: Reports of the finished files.
+        failures: Reasons of the failed files, by relative path.
     """
 
     def __init__(self, reports: Sequence[Any], failures: Mapping[str, str]) -> None:
-        super().__init__(reports, failures)  # what a copy is made from, in another process
+        super().__init__(reports, failures)  # arguments to unpickle it with in another process
         self.reports = reports
         self.failures = failures
 
@@ -141,22 +141,22 @@ class SomeFilesFailedError(FileError):
 
 
 def run_in_turn(work: Work[Report], files: Sequence[TaskFile]) -> list[Report]:
-    """Does one file after another; one that fails does not stop the others.
+    """Runs the work on one file after another; a failed file does not stop the others.
 
     Returns:
-        The report of each, which says who did it and when.
+        Report of each file, with worker and start time.
 
     Raises:
-        SomeFilesFailedError: Some failed.
-        OSError: Of the file system. Called again, those that are finished are left as they are.
+        SomeFilesFailedError: Some files failed.
+        OSError: The file system failed. Another call skips the finished files.
     """
     reports, failures = [], {}
     for file in files:
-        _log.debug("%s begins", file.relative)  # the last word of a process that dies of it
+        _log.debug("%s begins", file.relative)  # the last message of a process that this file kills
         try:
             report = work.run(file)
             if report.status != SKIPPED:
-                # Not from before the call: the first of a process loads the model, which is no time of the file's.
+                # Not the time before the call: the first file of a process loads the model, which does not count.
                 report = replace(report, worker=worker_name(), started=time.time() - report.seconds)
             reports.append(report)
         except FileError as error:
@@ -167,5 +167,5 @@ def run_in_turn(work: Work[Report], files: Sequence[TaskFile]) -> list[Report]:
 
 
 def worker_name() -> str:
-    """Returns what this process is called in logs and reports."""
+    """Returns the name of this process in logs and reports."""
     return f"worker-{socket.gethostname()}-{os.getpid()}"

@@ -99,8 +99,8 @@ def never_ending_chunk(file: h5py.File) -> None:
     dataset.id.write_direct_chunk((0, 0), b"\0")
 
 
-LINK = "is a link, which may lead out of the file and is not followed; copy what it stands for into the file"
-ELSEWHERE = "lie in other files, which are not read; copy them into this one"
+LINK = "is a link, which may lead out of the file and is not followed; copy its target into the file"
+ELSEWHERE = "are in other files, which are not read; copy them into this file"
 UNWRITTEN = r"not all of its \d+ embeddings were written; embed its source again"
 NO_MATRIX = r"embeddings are .*, not float \(n, dim\)"
 NO_GROUP = 'no group "train" with a dataset "embeddings"; it is not a file of embeddings'
@@ -386,7 +386,7 @@ def test_zeros_that_unpack_to_terabytes_are_refused(tmp_path: Path, annotate: An
         dataset = file.create_dataset("train/embeddings", (rows * 100, TINY_DIM), "f4", **settings)
         for i in range(100):
             dataset.id.write_direct_chunk((i * rows, 0), b"some bytes")
-    message = "1000 bytes would unpack to 107374182400 bytes of embeddings, more than 1000 times as many"
+    message = "1000 bytes would expand to 107374182400 bytes of embeddings, more than 1000 times as many"
     with pytest.raises(EmbeddingFileError, match=message):
         annotate(tmp_path / "in")
 

@@ -88,7 +88,7 @@ BAD_JOBS: dict[str, tuple[str | bytes, str]] = {
         ),
         r"has more than 1000000 characters after each \$\{\.\.\.\} is replaced",
     ),
-    "2 MB of text": (named("x" * 2_000_000), "holds more than 1000000 characters"),
+    "2 MB of text": (named("x" * 2_000_000), "has more than 1000000 characters"),
     "a value that stands for itself": (named("${dataset_name}"), f"{NOT_YAML}Recursive interpolation"),
     "values that stand for one another": (named("${x}") + "x: ${dataset_name}\n", f"{NOT_YAML}Recursive interpolation"),
     "a value that stands for what it is in": ('params: {a: "${params}"}', f"{NOT_YAML}Interpolation to parent node"),

@@ -215,9 +215,7 @@ def test_a_star_is_the_whole_document(embed: Embed, annotate: Annotate) -> None:
 
 def test_a_star_that_holds_a_score_already_is_refused(embed: Embed, annotate: Annotate, tmp_path: Path) -> None:
     file = embed([{"text": "one", "score_quality": 0.5}])
-    message = (
-        r"x\.h5: the source documents have a key \"score_quality\" already; set params\.score_prefix to another one"
-    )
+    message = r"x\.h5: the source documents already have a key \"score_quality\"; set another params\.score_prefix"
     with pytest.raises(AnnotationError, match=message):
         annotate(file, output_keys=("*",))
     assert written(tmp_path) == []
@@ -337,8 +335,8 @@ def test_a_file_of_another_tool_is_annotated_with_what_it_holds(annotate: Annota
         {"doc_id": "b", "labels": [3, 4]},
     ]
     message = (
-        r'params\.output_keys: "text", "\*" is not in .*x\.h5, and the file does not say which source it was made '
-        "from; it holds: document_id, embeddings, labels"
+        r'params\.output_keys: "text", "\*" is not in .*x\.h5, and the file does not name its source; it '
+        "contains: document_id, embeddings, labels"
     )
     with pytest.raises(AnnotationError, match=message):
         annotate(file, output_keys=("document_id", "text", "*"))

@@ -225,7 +225,7 @@ def test_a_source_that_changed_is_encoded_again_from_the_change_on(
     source.write_text("\n".join(lines))
     report = embed(source, request_, tiny_encoder)
     assert 10 <= report.resumed < 17
-    assert "what was committed from here on is discarded: the source changed" in caplog.text
+    assert "the rest of the checkpoint is discarded, as the source changed" in caplog.text
     embed(source, request_, tiny_encoder, "undisturbed")
     assert content(source.parent / "out/x.h5") == content(source.parent / "undisturbed/x.h5")
 
