@@ -17,7 +17,7 @@ from flows.prefect_api.failures import expected_errors_as_states
 from flows.prefect_api.left_running import never_left_running
 from flows.running.report import RunReport
 from flows.running.run_files import check_job, file_task, run_job
-from mlfilter_core.annotating.annotate_file import AnnotateReport
+from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.annotating.work import AnnotateWork, annotation_workload, load_heads
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.job_files import load_job

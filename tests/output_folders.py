@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_request import AnnotateRequest
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.embedding.embed_file import embed_file

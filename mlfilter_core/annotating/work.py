@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotating.annotate_file import (
-    AnnotateReport,
-    AnnotateRequest,
-    annotate_file,
-    finished_annotation,
-    score_columns,
-)
+from mlfilter_core.annotating.annotate_file import annotate_file, score_columns
+from mlfilter_core.annotating.annotate_report import AnnotateReport
+from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
 from mlfilter_core.embedding_store.fingerprint import OneEncoder, fingerprint
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES

@@ -3,12 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotating.annotate_file import (
-    AnnotateRequest,
-    annotate_file,
-    finished_annotation,
-    read_annotation,
-)
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation, read_annotation
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest, finished_embedding
 from mlfilter_core.errors import OutputConflictError

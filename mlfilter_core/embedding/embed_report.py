@@ -70,9 +70,8 @@ class EmbedReport:
             remarks.append(f"{plural(n_resumed, 'document')} had been encoded by a run that was interrupted")
         n_out_of_memory = sum(report.out_of_memory for report in embedded)
         if n_out_of_memory:
-            remarks.append(
-                f"memory ran out {plural(n_out_of_memory, 'time')}, and batches were divided: set max_batch_tokens lower"
-            )
+            n_times = plural(n_out_of_memory, "time")
+            remarks.append(f"memory ran out {n_times}, and batches were divided: set max_batch_tokens lower")
         if embedded:
             waited = {stage: sum(report.waited[stage] for report in embedded) for stage in embedded[0].waited}
             seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in waited.items())

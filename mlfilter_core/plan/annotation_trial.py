@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotating.annotate_file import AnnotateRequest, check_finite, score_columns, scored
+from mlfilter_core.annotating.annotate_file import check_finite, score_columns, scored
+from mlfilter_core.annotating.annotate_request import AnnotateRequest
 from mlfilter_core.annotating.annotated_format import SUFFIXES, compressed, write_records
 from mlfilter_core.embedding_store.output_values import OutputValues
 from mlfilter_core.embedding_store.reader import EmbeddingFile

@@ -14,12 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mlfilter_core.annotating.annotate_file import (
-    AnnotateReport,
-    AnnotateRequest,
-    annotate_file,
-    finished_annotation,
-)
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_report import AnnotateReport
+from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation
 from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression
 from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.corpus.documents import DocumentSchema

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_request import AnnotateRequest
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.embedding.annotate_inline import InlineAnnotation, annotate_embedded
