@@ -283,7 +283,7 @@ BAD_COLUMNS: dict[str, tuple[Callable[[h5py.File], Any], type[Exception], str]] 
         EmbeddingFileError,
         "a row of x has 2097152 bytes, more than 1048576; store it in smaller ones",
     ),
-    "NaN": (column(data=np.full(3, np.nan)), AnnotationError, "row 0: x is not finite, which JSON cannot say"),
+    "NaN": (column(data=np.full(3, np.nan)), AnnotationError, "row 0: x is not finite, which JSON cannot express"),
     "records": (column(data=np.ones(3, [("a", "f4")])), AnnotationError, NO_JSON),
     "complex numbers": (column(data=np.ones(3, "c8")), AnnotationError, NO_JSON),
     "references": (column((3,), h5py.ref_dtype), AnnotationError, NO_JSON),

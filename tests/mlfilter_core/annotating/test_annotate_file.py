@@ -344,7 +344,7 @@ def test_a_file_of_another_tool_without_ids_is_annotated_without_ids(annotate: A
         f["train/embeddings"] = np.ones((2, TINY_DIM), np.float32)
     file = find_embeddings(tmp_path)
     assert metadata(annotate(file, output_keys=())) == [{}, {}]
-    with pytest.raises(AnnotationError, match=r'"document_id" is not in .*x\.h5, .*; it holds: embeddings'):
+    with pytest.raises(AnnotationError, match=r'"document_id" is not in .*x\.h5, .*; it contains: embeddings'):
         annotate(file)
 
 
@@ -583,7 +583,7 @@ def test_stored_numbers_keep_their_precision_and_nan_is_refused(annotate: Annota
     assert (first["labels"], first["count"]) == ([3.7, 1.0], 5)
     with h5py.File(tmp_path / "x.h5", "a") as f:
         f["train/labels"][1, 0] = np.nan
-    with pytest.raises(AnnotationError, match="row 1: labels is not finite, which JSON cannot say"):
+    with pytest.raises(AnnotationError, match="row 1: labels is not finite, which JSON cannot express"):
         annotate(find_embeddings(tmp_path), output_keys=("labels",))
 
 
