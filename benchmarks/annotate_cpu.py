@@ -18,7 +18,8 @@ import torch
 from measure import alternate, parser, peak_memory_bytes, print_peak_memory, publish
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_request import AnnotateRequest
 from mlfilter_core.compute import onednn
 from mlfilter_core.corpus.documents import Document
 from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS

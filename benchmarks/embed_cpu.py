@@ -30,7 +30,8 @@ from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles, resolve_model

@@ -26,7 +26,8 @@ from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
 from mlfilter_core.embedding.committed import CommittedRows
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding.work import embed_work
 from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import resolve_model

@@ -1,12 +1,17 @@
-"""Numbers as a person reads them: counts, sizes, durations, rates and shares.
+"""Values as a person reads them: counts, sizes, durations, rates, shares, digests.
 
 Estimates have functions of their own, `rough_...`, which round to what an estimate can tell.
 """
 
 import math
+import re
+from typing import Any
 
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 MAGNITUDES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
+SHA256 = re.compile(r"[0-9a-f]{64}")
+DIGEST_CHARACTERS = 12  # tell any two files apart that a person compares
+MAX_SHOWN_CHARACTERS = 200  # arbitrary: prompts are rarely longer
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 
 
@@ -81,3 +86,11 @@ def rough_share(part: float, whole: float) -> str:
     """Returns an estimated part in per cent, with two digits: `33 %`, `0.3 %`."""
     percent = 100 * part / whole if whole else 0.0
     return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:.2g} %"
+
+
+def shown(value: Any) -> str:
+    """Returns a value for a message, as Python writes it: a digest by its first characters, long ones shortened."""
+    if isinstance(value, str) and SHA256.fullmatch(value):
+        return value[:DIGEST_CHARACTERS]
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[: MAX_SHOWN_CHARACTERS - 3]}..."

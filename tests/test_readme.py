@@ -52,7 +52,7 @@ def test_the_tables_of_fields_are_those_of_the_models(model: type[BaseModel]) ->
 
 
 def test_every_reason_of_rejection_is_listed() -> None:
-    modules = ("corpus/documents", "corpus/windows", "embedding/embed_file")
+    modules = ("corpus/documents", "corpus/windows", "embedding/file_embedding")
     core = "".join((REPOSITORY / "mlfilter_core" / f"{name}.py").read_text() for name in modules)
     reasons = set(re.findall(BadRecordError.__name__ + r'\(\s*"(\w+)"', core))
     reasons |= set(re.findall(r'(?:Rejection|_drop)\([^()"]*(?:\([^()]*\))?[^()"]*, "(\w+)"', core))

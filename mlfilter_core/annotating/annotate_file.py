@@ -1,143 +1,34 @@
 """One HDF5 file of embeddings to one annotated JSONL file, every head in one pass."""
 
-import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotated_format import (
-    SUFFIXES,
-    Compression,
-    first_lines,
-    open_annotations,
-    write_records,
-)
-from mlfilter_core.config.annotation import Ensemble
+from mlfilter_core.annotating.annotate_report import AnnotateReport
+from mlfilter_core.annotating.annotate_request import AnnotateRequest
+from mlfilter_core.annotating.annotated_format import compressed, write_records
 from mlfilter_core.embedding_store.fingerprint import fingerprint
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.output_values import OutputValues
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.errors import AnnotationError, OutputConflictError
-from mlfilter_core.files.identity import file_identity, is_same_file
-from mlfilter_core.files.publishing import open_new, publish
+from mlfilter_core.errors import AnnotationError
+from mlfilter_core.files.new_file import HashedFile
+from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.heads.scores import ScoreColumns, Values
 from mlfilter_core.tallies.score_statistics import score_statistics, write_score_statistics
 from mlfilter_core.work.progress import Progress, ProgressTeller
-from mlfilter_core.work.workload import ReportDefaults
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
 
-PROVENANCE_FOLDER = ".provenance"
-REPLACE = "use another output_dir, or set params.overwrite: true to replace it"
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AnnotateRequest:
-    """What is asked of every file of an annotation run.
-
-    Attributes:
-        output_dir: Folder of the annotated files.
-        head_sha256: Digest of the checkpoint of each head, by the head's name, in output order.
-        output_keys: Names in the HDF5 file, else keys of the source document; `*` is all of it.
-        score_prefix: Set before a head's name.
-        ensembles: Scores that are made of others, by name.
-        integer_scales: Lowest and highest whole number of a score, by its name.
-        group: Name of the HDF5 group.
-        batch_size: Embeddings scored in one pass.
-        model_dtype: torch name of the heads' dtype.
-        compression: Of the annotated files.
-        source_dir: Where the sources lie now; None where they were embedded from.
-        allow_mismatched_head: Whether heads that were trained on another encoder may score.
-    """
-
-    output_dir: Path
-    head_sha256: dict[str, str]
-    output_keys: tuple[str, ...] = (DOCUMENT_ID,)
-    score_prefix: str = "score_"
-    group: str = "train"
-    batch_size: int = 2048
-    model_dtype: str = "float32"
-    compression: Compression = None
-    source_dir: Path | None = None
-    allow_mismatched_head: bool = False
-    ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
-    integer_scales: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-
-    def output(self, embeddings: TaskFile) -> Path:
-        return embeddings.output(self.output_dir, SUFFIXES[self.compression])
-
-    def provenance_file(self, embeddings: TaskFile) -> Path:
-        return embeddings.output(self.output_dir / PROVENANCE_FOLDER, f"{SUFFIXES[self.compression]}.json")
-
-    def provenance(self) -> dict[str, Any]:
-        """What decides the content of the output; what is left out of the job is left out here."""
-        ensembles = {name: ensemble.model_dump() for name, ensemble in self.ensembles.items()}
-        return {
-            "heads": self.head_sha256,
-            "output_keys": list(self.output_keys),
-            "score_prefix": self.score_prefix,
-            "group": self.group,
-            "model_dtype": self.model_dtype,
-            **({"ensembles": ensembles} if ensembles else {}),
-            **({"integer_scales": dict(self.integer_scales)} if self.integer_scales else {}),
-        }
-
-
-@dataclass(frozen=True)
-class AnnotateReport(ReportDefaults):
-    """What became of one file of embeddings.
-
-    Attributes:
-        embeddings: Path relative to the folder of embeddings.
-        output: The annotated file.
-        status: `annotated` now, or `skipped` because it was finished.
-        documents: Rows of the HDF5 file, which are the lines of the output.
-        missing_values: Output keys that some document lacks, written as null, and how often.
-        mismatched_heads: Heads that were trained on another encoder, and what differs.
-        seconds: Wall time; 0 where skipped.
-        worker: The process that did it; empty where skipped.
-        started: When that began, in seconds since 1970, UTC; 0 where skipped.
-    """
-
-    PRINTED: ClassVar[Sequence[str]] = ("documents", "seconds", "documents/s")
-    SUMMED: ClassVar[Sequence[str]] = ("documents",)
-    NO_COLUMNS: ClassVar[Sequence[str]] = ("mismatched_heads",)
-
-    embeddings: str
-    output: str
-    status: Literal["annotated", "skipped"]
-    documents: int
-    missing_values: dict[str, int]
-    mismatched_heads: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    worker: str = ""
-    started: float = 0.0
-
-    @staticmethod
-    def sample_of(reports: "Sequence[AnnotateReport]") -> list[str]:
-        """Returns the first documents of the first file, long strings cut."""
-        first = Path(reports[0].output)
-        return [f"first documents of {first}:", *(f"  {line}" for line in first_lines(first))]
-
-    @staticmethod
-    def remarks_on(reports: "Sequence[AnnotateReport]") -> list[str]:
-        """Returns which heads were used that were trained on other embeddings."""
-        mismatched = {item for report in reports for item in report.mismatched_heads.items()}
-        return [
-            f"head {name} was trained on the embeddings of another encoder: {differences}"
-            for name, differences in sorted(mismatched)
-        ]
 
 
 def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["Head"]) -> AnnotateReport:
@@ -145,13 +36,13 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
 
     Args:
         embeddings: The HDF5 file.
-        request: What to do with it.
-        heads: The heads of `request.head_sha256`, in its order, on the device to use.
+        request: The request of this run.
+        heads: Heads of `request.head_sha256`, in the same order, on the device to use.
 
     Raises:
         HeadError: A head does not fit the embeddings.
-        AnnotationError: A score is NaN or infinite, or an output key is found nowhere.
-        SourceError: The source is needed, and missing or changed since it was embedded.
+        AnnotationError: A score is NaN or infinite, or no document has an output key.
+        SourceError: The source is needed, but missing or changed since it was embedded.
         EmbeddingFileError: The file is not a file of embeddings.
         OSError: Reading or writing failed.
     """
@@ -171,7 +62,7 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
         mismatched = find_mismatched_heads(
             heads, fingerprint(file.provenance), str(embeddings.path), request.allow_mismatched_head
         )
-        with open_annotations(temporary, request.compression) as sink:
+        with HashedFile(temporary) as on_disk, compressed(on_disk, request.compression) as sink:
             for rows in file.slices(request.batch_size):
                 outputs = score(heads, file.embeddings(rows))
                 check_finite(outputs, heads, file, rows)
@@ -185,12 +76,12 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
         made = {
             "request": request.provenance(),
             "embeddings": file.identity(),
-            "output": file_identity(temporary),
+            "output": on_disk.identity(),
             "documents": n_rows,
             "columns": columns.names,
             "missing_values": values.missing_values,
             "mismatched_heads": mismatched,
-            # Of the embeddings, which may be removed.
+            # Facts of the embeddings, which may be removed later.
             "source": dict(file.provenance.source) if file.provenance else None,
             "encoder": dict(file.provenance.encoder) if file.provenance else None,
             "counts": dict(file.provenance.counts) if file.provenance else None,
@@ -199,9 +90,8 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
                 "scores": write_score_statistics(statistics),
             },
         }
-        # It appears first: an annotated file without it, or of another size or time, is not ours to replace.
-        with publish(request.provenance_file(embeddings)) as provenance, open_new(provenance) as facts:
-            facts.write(orjson.dumps(made, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        # Published first: an annotated file without matching provenance is of unknown origin, and never replaced.
+        publish_json(request.provenance_file(embeddings), made)
     seconds = time.monotonic() - started
     _log.info("%s: %d documents in %.1f s", embeddings.relative, n_rows, seconds)
     return AnnotateReport(
@@ -213,71 +103,13 @@ def score_columns(heads: Sequence["Head"], request: AnnotateRequest) -> ScoreCol
     """Returns the columns that are written beside the output keys.
 
     Raises:
-        HeadError: Two would have one name, or a score is named that there is not.
+        HeadError: Two columns would have the same name, or the request names a score that does not exist.
     """
     return ScoreColumns(heads, request.score_prefix, request.ensembles, request.integer_scales)
 
 
-def finished_annotation(
-    embeddings: TaskFile, request: AnnotateRequest, read_content: bool = True
-) -> AnnotateReport | None:
-    """Returns the report of a finished output, or None where there is none yet.
-
-    Args:
-        embeddings: The HDF5 file.
-        request: What is asked of it.
-        read_content: Whether to read a file whose time of change differs; None is returned for it
-            otherwise.
-
-    Raises:
-        OutputConflictError: The output was made from other embeddings, by another request or another tool.
-    """
-    made = read_annotation(embeddings, request, read_content)
-    if made is None:
-        return None
-    output = request.output(embeddings)
-    are_same_embeddings = _are_same_embeddings(embeddings.path, request.group, made["embeddings"], read_content)
-    if are_same_embeddings is False:
-        raise OutputConflictError(f"{output} was made from another version of {embeddings.path}; {REPLACE}")
-    if are_same_embeddings is None:
-        return None
-    return AnnotateReport(
-        *(embeddings.relative, str(output), "skipped", made["documents"], made["missing_values"]),
-        made.get("mismatched_heads", {}),
-    )
-
-
-def read_annotation(embeddings: TaskFile, request: AnnotateRequest, read_content: bool) -> dict[str, Any] | None:
-    """Returns what an output says of itself, or None where there is none yet or its content would have to be read.
-
-    Args:
-        embeddings: The HDF5 file that it was made from; it need not exist any more.
-        request: What is asked of it.
-        read_content: Whether to read an output whose time of change differs.
-
-    Raises:
-        OutputConflictError: The output was made by another request or another tool, or was changed.
-    """
-    output = request.output(embeddings)
-    if not output.exists():
-        return None
-    try:
-        made: dict[str, Any] = json.loads(request.provenance_file(embeddings).read_text())
-    except (FileNotFoundError, ValueError):
-        raise OutputConflictError(f"{output} does not say which heads and embeddings made it; {REPLACE}") from None
-    wanted = json.loads(json.dumps(request.provenance()))
-    asked = made["request"]
-    differing = [key for key in {**asked, **wanted} if asked.get(key) != wanted.get(key)]
-    if differing:
-        raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {REPLACE}")
-    is_same_output = is_same_file(output, made["output"], read_content)
-    if is_same_output is False:
-        raise OutputConflictError(f"{output} was changed since it was annotated; {REPLACE}")
-    return made if is_same_output else None
-
-
 def check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: EmbeddingFile, rows: slice) -> None:
-    """Checks what heads gave for some rows of a file.
+    """Checks the outputs of heads for some rows of a file.
 
     Raises:
         AnnotationError: A score is NaN or infinite; names its document and its head.
@@ -295,7 +127,7 @@ def check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: Em
 
 
 def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
-    """Yields the records with the values of a table beside what they hold; row i is record i."""
+    """Yields the records with the values of a table added; row i belongs to record i."""
     for record, row in zip(records, zip(*table.values(), strict=True), strict=True):
         record.update(zip(table, row, strict=True))
         yield record
@@ -304,15 +136,8 @@ def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> It
 def _write(sink: IO[bytes], records: Iterable[dict[str, Any]], path: Path, rows: slice) -> None:
     try:
         write_records(sink, records)
-    except orjson.JSONEncodeError as error:  # it writes fewer levels of nesting than it reads
+    except orjson.JSONEncodeError as error:  # orjson writes fewer levels of nesting than it reads
         raise AnnotationError(
             f"{path}: rows {rows.start} to {rows.stop - 1}: a value cannot be written as JSON ({error}); leave its key "
             "out of params.output_keys"
         ) from error
-
-
-def _are_same_embeddings(path: Path, group: str, recorded: dict[str, Any], read_content: bool) -> bool | None:
-    with EmbeddingFile(path, group) as file:
-        if file.provenance is None and "mtime_ns" in recorded:
-            return is_same_file(path, recorded, read_content)
-        return file.identity() == recorded

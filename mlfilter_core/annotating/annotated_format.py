@@ -10,37 +10,48 @@ from typing import IO, Any, Literal, cast
 import orjson
 
 from mlfilter_core.corpus.lines import Line, SourceReader
-from mlfilter_core.files.publishing import open_new
 from mlfilter_core.files.zstd import zstd
 
 Compression = Literal["gzip", "zstd"] | None
 SUFFIXES: dict[Compression, str] = {None: ".jsonl", "gzip": ".jsonl.gz", "zstd": ".jsonl.zst"}
-# Level 6 of 9 takes twice the time of level 1 for a few per cent; scores are written and read often.
+PROVENANCE_FOLDER = ".provenance"  # beside the annotated files
+# Level 6 of 9 takes twice the time of level 1 and saves a few per cent; scores are written and read often.
 GZIP_LEVEL = 1
 N_SHOWN_DOCUMENTS, N_SHOWN_CHARACTERS, MAX_SHOWN_LINE_BYTES = 3, 60, 1 << 20  # on a terminal
 WRITE_BYTES = 1 << 20  # arbitrary: large enough that writing does not show in a profile
 
 
+def provenance_path(folder: Path, relative: str) -> Path:
+    """Returns where the provenance of an annotated file lies: a JSON object that says how the file was made.
+
+    Args:
+        folder: Folder of the annotated files.
+        relative: The annotated file, relative to it.
+    """
+    return folder / PROVENANCE_FOLDER / f"{relative}.json"
+
+
 @contextmanager
-def open_annotations(path: Path, compression: Compression) -> Iterator[IO[bytes]]:
-    """Opens a new annotated file for `write_records`. The same records give the same bytes under any name."""
-    with open_new(path) as on_disk:
-        if compression == "gzip":
-            with gzip.GzipFile("", "wb", GZIP_LEVEL, on_disk, mtime=0) as file:
-                yield cast(IO[bytes], file)
-        elif compression == "zstd":
-            with zstd.open(on_disk, "wb") as file:
-                file.write(b"")  # without it a file of no records has no frame, which `zstd -d` takes for a broken one
-                yield cast(IO[bytes], file)
-        else:
-            yield on_disk
+def compressed(file: IO[bytes], compression: Compression) -> Iterator[IO[bytes]]:
+    """Opens a stream for `write_records` that compresses into an open file, which the caller closes afterwards.
+
+    The same records give the same bytes, whatever the file's name and time.
+    """
+    if compression == "gzip":
+        with gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as stream:
+            yield cast(IO[bytes], stream)
+    elif compression == "zstd":
+        with zstd.open(file, "wb") as stream:
+            stream.write(b"")  # without it a file of no records has no frame, and `zstd -d` reports it as broken
+            yield cast(IO[bytes], stream)
+    else:
+        yield file
 
 
 def write_records(file: IO[bytes], records: Iterable[dict[str, Any]]) -> None:
-    """Writes one line for each record, keys in their order, about a MB at a time.
+    """Writes one line per record, with keys in order, about a MB at a time.
 
-    Scores may be NumPy scalars: float32 is written with the digits that it has, 0.9 and not
-    0.8999999761581421.
+    Scores may be NumPy scalars: float32 is written with its own digits, 0.9 and not 0.8999999761581421.
     """
     dumps, option = orjson.dumps, orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
     lines: list[bytes] = []

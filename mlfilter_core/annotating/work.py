@@ -1,4 +1,4 @@
-"""An annotation job, applied to one file after another by a worker."""
+"""The work of an annotation job on each file."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -6,23 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotating.annotate_file import (
-    AnnotateReport,
-    AnnotateRequest,
-    annotate_file,
-    finished_annotation,
-    score_columns,
-)
+from mlfilter_core.annotating.annotate_file import annotate_file, score_columns
+from mlfilter_core.annotating.annotate_report import AnnotateReport
+from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
 from mlfilter_core.embedding_store.fingerprint import OneEncoder, fingerprint
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.output_values import check_output_keys
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
-from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.heads.checkpoint_files import head_digests
-from mlfilter_core.work.workload import Workload
+from mlfilter_core.work.workload import Work, Workload
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
@@ -31,32 +27,30 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class AnnotateWork:
-    """What an annotation job does with each of its files.
+class AnnotateWork(Work[AnnotateReport]):
+    """The work of an annotation job on each file.
 
     Attributes:
-        params: The job's parameters.
-        request: What they ask of every file.
+        params: Parameters of the job.
+        request: Request that they make.
     """
 
     params: AnnotationPipelineParameters
     request: AnnotateRequest
 
-    def finished(self, file: TaskFile, read_content: bool) -> AnnotateReport | None:
-        """Returns the report of a finished file, None for one to do.
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return self.request.output(file), self.request.provenance_file(file)
 
-        Raises:
-            FileError: The file cannot be done, or an output of another request is in the way.
-        """
+    def finished(self, file: TaskFile, read_content: bool) -> AnnotateReport | None:
         return unless_overwritten(lambda: finished_annotation(file, self.request, read_content), self.params.overwrite)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks that the heads load, and fit every readable file of a run; the others fail by themselves.
+        """Checks that the heads load and fit every readable file of a run; unreadable files fail in their tasks.
 
         Raises:
-            HeadError: A checkpoint is corrupted, holds code, or does not fit the embeddings; or two scores would have
-                one name, or an ensemble names one that there is not.
-            ConfigError: Two files were made by different encoders, or an output key is nowhere.
+            HeadError: A checkpoint is corrupted, contains code, or does not fit the embeddings; two scores would have
+                the same name, or an ensemble names a score that does not exist.
+            ConfigError: Two files were made by different encoders, or an output key is not found.
         """
         heads = load_heads(self.params)
         columns = score_columns(heads, self.request)
@@ -65,22 +59,15 @@ class AnnotateWork:
         request = self.request
         check_output_keys(paths, request.group, request.output_keys, columns.names, request.source_dir)
 
-    def run(self, file: TaskFile) -> AnnotateReport:
-        """Scores one file, unless that was done before, by a task that was lost after it had finished, say.
-
-        Another process that is at it is waited for.
-        """
-        with claim_outputs(self.request.output(file), self.request.provenance_file(file)):
-            return self.finished(file, read_content=True) or annotate_file(
-                file, self.request, heads_of_process(self.params, self.request)
-            )
+    def make(self, file: TaskFile) -> AnnotateReport:
+        return annotate_file(file, self.request, heads_of_process(self.params, self.request))
 
 
 def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
-    """Returns what an annotation job is to do.
+    """Returns the workload of an annotation job.
 
     Raises:
-        ConfigError: The folder of embeddings is missing, or its files cannot be told apart.
+        ConfigError: The folder of embeddings is missing, or two of its files would share an output name.
         HeadError: As `annotate_work`.
     """
     params = job.params
@@ -90,7 +77,7 @@ def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
 
 
 def annotate_work(params: AnnotationPipelineParameters) -> AnnotateWork:
-    """Returns the work that the parameters ask for.
+    """Returns the work of an annotation job.
 
     Raises:
         HeadError: A checkpoint is missing.
@@ -103,7 +90,7 @@ def load_heads(params: Scoring) -> list["Head"]:
     """Loads the heads of a job onto its device.
 
     Raises:
-        HeadError: A checkpoint is missing, corrupted, or holds code.
+        HeadError: A checkpoint is missing, corrupted, or contains code.
     """
     import torch
 
@@ -116,7 +103,7 @@ def load_heads(params: Scoring) -> list["Head"]:
 
 
 def annotate_request(params: Scoring, output_dir: Path, group: str, source_dir: Path | None = None) -> AnnotateRequest:
-    """Returns what the parameters ask of every file.
+    """Returns the request that the parameters make.
 
     Raises:
         HeadError: A checkpoint is missing.
@@ -141,7 +128,7 @@ _heads_of_process: dict[str, list["Head"]] = {}
 
 
 def heads_of_process(params: Scoring, request: AnnotateRequest) -> list["Head"]:
-    """Returns the heads, loaded once for each worker process and version of their checkpoints."""
+    """Returns the heads, loaded once per worker process and version of their checkpoints."""
     key = repr((params.regression_head_checkpoints, request.head_sha256, params.device, params.model_dtype))
     if key not in _heads_of_process:
         _heads_of_process.clear()
@@ -158,7 +145,7 @@ def _check_contract(heads: list["Head"], files: Iterable[TaskFile], request: Ann
         try:
             with EmbeddingFile(file.path, request.group) as embeddings:
                 dim, made_by = embeddings.dim, fingerprint(embeddings.provenance)
-        except (EmbeddingFileError, OSError):  # its task says so
+        except (EmbeddingFileError, OSError):  # its task reports it
             continue
         one_encoder.check(file.path, made_by)
         check_heads_fit(heads, dim, str(file.path))

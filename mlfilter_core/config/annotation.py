@@ -1,4 +1,4 @@
-"""An annotation job: which embeddings to score, with which heads, and what to write beside the scores."""
+"""The annotation job: embeddings to score, heads, and output fields."""
 
 import re
 from pathlib import Path
@@ -14,22 +14,25 @@ ANNOTATED_DIR = "annotated_data"
 
 
 class Ensemble(Written):
-    """Several scores as one."""
+    """A score that combines several scores."""
 
     heads: tuple[str, ...] = Field(
-        min_length=2, description="Names of scores, without prefix: of a head, or <head>_<target>."
+        min_length=2, description="Scores to combine, without prefix: names of heads, or <head>_<target>."
     )
     combine: Literal["mean", "median", "min", "max", "weighted", "agreement"] = Field(
-        "mean", description="How. agreement: the number of scores that reach their thresholds."
+        "mean", description="How to combine them. agreement: the number of scores that reach their thresholds."
     )
     weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default_factory=dict, description="Of each score, with weighted: the weighted mean."
+        default_factory=dict, description="Weight of each score, with combine: weighted."
     )
     thresholds: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
-        default_factory=dict, description="Of each score, with agreement: a score reaches its own or is above."
+        default_factory=dict,
+        description="Lowest value of each score that counts as agreement, with combine: agreement.",
     )
     at_least: int | None = Field(
-        None, ge=1, description="So many scores must reach theirs for label_<name> to be true. Unset: all."
+        None,
+        ge=1,
+        description="Number of scores that must reach their thresholds for label_<name> to be true. Unset: all.",
     )
 
     @model_validator(mode="after")
@@ -47,31 +50,31 @@ class Ensemble(Written):
 
 
 class Scoring(Written):
-    """With which heads to score, and what to write beside the scores."""
+    """Heads to score with, and output fields."""
 
     regression_head_checkpoints: dict[str, str] = Field(
-        min_length=1, description="Name of each score, and the checkpoint of the head that gives it."
+        min_length=1, description="Checkpoint of the head for each score, by the score's name."
     )
     output_keys: tuple[str, ...] = Field(
         ("document_id",),
-        description='What to write beside the scores: names in the HDF5 file, else keys of the source document; "*" '
-        "is the whole source document.",
+        description="Fields to write beside the scores: names in the HDF5 file, otherwise keys of the source document. "
+        '"*" is the whole source document.',
     )
-    score_prefix: str = Field("score_", description="Set before a head's name in the output.")
+    score_prefix: str = Field("score_", description="Prefix of a head's name in the output.")
     ensembles: dict[str, Ensemble] = Field(
-        default_factory=dict, description="Name of each score that is made of others, and how."
+        default_factory=dict, description="Scores that combine other scores, by name."
     )
     integer_scales: dict[str, tuple[int, int]] = Field(
         default_factory=dict,
-        description="Lowest and highest whole number of a score, as in {education: [0, 5]}: int_score_education is the "
-        "score rounded and cut to them.",
+        description="Range of a score as whole numbers, as in {education: [0, 5]}: int_score_education is the score, "
+        "rounded and clipped to the range.",
     )
-    batch_size: int = Field(2048, ge=1, description="Embeddings scored in one pass.")
-    device: str = Field("cpu", description="Where the heads compute: cpu, cuda, mps or auto.")
-    model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Heads' precision.")
-    compression: Literal["gzip", "zstd"] | None = Field(None, description="Of the annotated files.")
+    batch_size: int = Field(2048, ge=1, description="Embeddings per forward pass of the heads.")
+    device: str = Field("cpu", description="Device of the heads: cpu, cuda, mps or auto.")
+    model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the heads.")
+    compression: Literal["gzip", "zstd"] | None = Field(None, description="Compression of the annotated files.")
     allow_mismatched_head: bool = Field(
-        False, description="Score with a head that was trained on the embeddings of another encoder; it is recorded."
+        False, description="Score with heads that were trained on another encoder's embeddings; the files record it."
     )
 
     @field_validator("regression_head_checkpoints", "ensembles")
@@ -92,18 +95,22 @@ class Scoring(Written):
 
 
 class AnnotationPipelineParameters(Scoring):
-    """Which embeddings to score, with which heads, and what to write beside the scores."""
+    """Embeddings to score, heads, and output fields."""
 
     embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively.")
-    glob_pattern: str = Field("**/*", min_length=1, description="Which .h5 or .hdf5 files below it.")
+    glob_pattern: str = Field(
+        "**/*", min_length=1, description="Pattern of .h5 or .hdf5 files below embeddings_directory."
+    )
     hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
     source_dir: Path | None = Field(
-        None, description="Where the source files lie now, if not where they were embedded from."
+        None, description="Folder of the source files, if they have moved since they were embedded."
     )
-    output_dir: Path = Field(description="Annotated files go to annotated_data/ in it.")
-    overwrite: bool = Field(False, description="Replace finished files that another request made.")
-    embedding_dtype: str | None = Field(None, description="Accepted from older files; read as stored.")
-    label_dtype: str | None = Field(None, description="Accepted from older files; labels are not read.")
+    output_dir: Path = Field(description="Output folder; annotated files go to annotated_data/ in it.")
+    overwrite: bool = Field(False, description="Replace finished files that were made with other settings.")
+    embedding_dtype: str | None = Field(
+        None, description="Ignored; accepted from older job files. Embeddings are read as stored."
+    )
+    label_dtype: str | None = Field(None, description="Ignored; accepted from older job files.")
 
     @property
     def annotated_output_dir(self) -> Path:
@@ -113,7 +120,7 @@ class AnnotationPipelineParameters(Scoring):
 class AnnotationJob(Job):
     """A run of the annotation pipeline."""
 
-    params: AnnotationPipelineParameters = Field(description="What to score, with what, and where to.")
+    params: AnnotationPipelineParameters = Field(description="Embeddings to score, heads, and output fields.")
 
     @property
     def device(self) -> str:

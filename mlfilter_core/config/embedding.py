@@ -1,4 +1,4 @@
-"""An embedding job: what to embed, with which encoder, and where to."""
+"""The embedding job: documents to embed, encoder, and output."""
 
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
@@ -17,112 +17,119 @@ UNKEPT_DIR = ".embeddings"
 
 
 class EmbeddingPipelineParameters(Written):
-    """What to embed, with which encoder, and where to."""
+    """Documents to embed, encoder, and output."""
 
-    input_dir: Path = Field(description="Folder that holds the source JSONL files.")
+    input_dir: Path = Field(description="Folder of the source JSONL files.")
     glob_pattern: str = Field(
         "**/*.jsonl*",
         min_length=1,
-        description="Which files below input_dir: .jsonl, .jsonl.gz or .jsonl.zst. ** is any number of folders.",
+        description="Pattern of .jsonl, .jsonl.gz or .jsonl.zst files below input_dir; ** is any number of folders.",
     )
     text_field: str | None = Field(
-        None, description="Key of the text to embed. Unset: the keys_to_index, joined by a line feed, are."
+        None,
+        description="Key of the text to embed. Unset: the values of keys_to_index, joined by line feeds, are the text.",
     )
     keys_to_index: tuple[str, ...] | None = Field(
         None,
-        description="Keys stored beside each embedding; without text_field also the text. Default: text, "
-        "or none with text_field.",
+        description="Keys to store beside each embedding; without text_field also the text to embed. Unset: text, "
+        "or nothing with text_field.",
     )
     id_key: str | None = Field(
-        None, description="Key of the document's id. Unset: document_id, doc_id, id or uuid, else file:line."
+        None, description="Key of the document's id. Unset: document_id, doc_id, id or uuid, otherwise file:line."
     )
     save_labels: bool = Field(False, description="Store labels beside the embeddings.")
     label_key: str | tuple[str, ...] | None = Field(
         None,
-        description="Key of the labels, such as scores.score, or a list of keys, for labels of (n, k). Unset: label, "
-        "else score, else scores.score.",
+        description="Key of the label, such as scores.score, or a list of k keys for labels of shape (n, k). Unset: "
+        "label, score or scores.score, the first that a document has.",
     )
-    output_dir: Path = Field(description="Folder for everything that the run writes.")
+    output_dir: Path = Field(description="Folder of all outputs.")
     embedding_dir: str = Field(
-        DEFAULT_EMBEDDING_DIR, min_length=1, description="Folder of the HDF5 files in output_dir."
+        DEFAULT_EMBEDDING_DIR, min_length=1, description="Folder of the HDF5 files, below output_dir."
     )
     hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
     embedding_model: str = Field(
         min_length=1,
-        description="Hugging Face model id, local folder, or package:<package>/<folder> for a model that an "
-        "installed Python package ships.",
+        description="Hugging Face model id, local folder, or package:<package>/<folder> for a model inside an "
+        "installed Python package.",
     )
     model_revision: str | None = Field(None, description="Branch, tag or commit of a model id.")
-    trust_remote_code: bool = Field(False, description="Run Python code that the model's repository ships.")
+    trust_remote_code: bool = Field(False, description="Run Python code from the model's repository.")
     batch_size: int | None = Field(
-        None, ge=1, description="Most documents in one forward pass. Unset: max_batch_tokens alone limits it."
+        None, ge=1, description="Most documents per forward pass. Unset: only max_batch_tokens limits it."
     )
-    writer_batch_size: int = Field(1024, ge=1, description="Documents written to HDF5 at a time.")
+    writer_batch_size: int = Field(1024, ge=1, description="Documents per write to HDF5.")
     commit_documents: int = Field(
         DEFAULT_COMMIT_DOCUMENTS,
         ge=1,
-        description="Documents after which what is encoded is flushed to disk, to outlive the machine; it outlives its "
-        "process every 4096. Fewer than these are sorted in smaller windows, which is slower.",
+        description="Documents between checkpoints that survive a crash of the machine. A crash of the process loses "
+        "at most 4096 documents. Below 4096, fewer documents are sorted by length together, which is slower.",
     )
     max_length: int | None = Field(
-        None, ge=3, description="Most tokens of a document; longer ones are cut. Unset: the model's own maximum."
+        None, ge=3, description="Most tokens of a document; longer documents are truncated. Unset: the model's maximum."
     )
     padding: bool | Literal["longest", "max_length"] = Field(
-        True, description="true or longest: to the longest of a batch; max_length: always to max_length."
+        True, description="true or longest: pad to the longest document of a batch. max_length: pad to max_length."
     )
     truncation: bool | Literal["longest_first", "only_first", "do_not_truncate"] = Field(
-        True, description="false or do_not_truncate: documents above max_length are rejected, not cut."
+        True, description="false or do_not_truncate: reject documents above max_length instead of truncating them."
     )
     pooling: Literal["cls", "mean", "max", "last_token"] | None = Field(
-        None, description="How token embeddings become one. Unset: as the model is configured, else mean."
+        None, description="Pooling of token embeddings. Unset: as the model is configured, otherwise mean."
     )
-    prompt: str | None = Field(None, description="Set before each text. Unset: the model's own default prompt.")
+    prompt: str | None = Field(None, description="Prefix of each text. Unset: the model's default prompt.")
     max_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="Most tokens in one forward pass. auto: each worker finds the size that is fastest there."
+        "auto", description="Most tokens per forward pass. auto: each worker measures which size is fastest."
     )
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32",
-        description="Precision of the forward pass; pooling is float32 always. auto: bfloat16 where it is fast.",
+        description="Precision of the forward pass; pooling is always float32. auto: bfloat16 where it is fast.",
     )
     torch_compile: bool = Field(
         False,
-        description="Have torch.compile make the code of the model's forward pass, about a minute for each worker. "
-        "A CPU is faster without.",
+        description="Compile the model with torch.compile, which takes about a minute per worker. CPUs are faster "
+        "without.",
     )
-    embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Precision in the file.")
+    embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Precision of the stored embeddings.")
     label_dtype: Literal["float32", "float64", "int8", "int16", "int32", "int64"] = Field(
         "float32",
-        description="Type of stored labels; one out of its range, or a fraction in an integer, is a rejected line.",
+        description="Type of the stored labels. A label out of range, or a fraction for an integer, makes a bad line.",
     )
     device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, mps, cuda or cuda:<n>.")
     on_bad_record: Literal["reject", "fail"] = Field(
-        "reject", description="What a bad line does: goes to rejected/ with its reason, or fails its file."
+        "reject", description="reject: write a bad line to rejected/ with its reason. fail: fail the file."
     )
     max_rejected_fraction: float = Field(
-        0.5, ge=0, le=1, description="A file of which a larger share is rejected fails: its keys are likely wrong."
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of rejected lines above which a file fails, as the job's keys are likely wrong.",
     )
-    max_line_bytes: int = Field(DEFAULT_MAX_LINE_BYTES, ge=1024, description="A longer line is rejected.")
-    overwrite: bool = Field(False, description="Replace finished files that another request made.")
+    max_line_bytes: int = Field(
+        DEFAULT_MAX_LINE_BYTES, ge=1024, description="Most bytes of a line; a longer line is a bad line."
+    )
+    overwrite: bool = Field(False, description="Replace finished files that were made with other settings.")
     annotate_inline: Scoring | None = Field(
-        None, description="Heads to score each file with once it is embedded; fields as in an annotation job."
+        None, description="Heads to score each file with after it is embedded; fields as in an annotation job."
     )
-    keep_embeddings: bool = Field(True, description="false: each HDF5 file is removed once it is annotated.")
+    keep_embeddings: bool = Field(True, description="false: remove each HDF5 file after it is annotated.")
     compression: Literal["infer", "gzip", "zstd"] | None = Field(
-        "infer", description="Accepted from older files; each file's first bytes tell its compression."
+        "infer",
+        description="Ignored; accepted from older job files. The compression is detected from each file's content.",
     )
 
     @field_validator("padding")
     @classmethod
     def _can_pad(cls, value: bool | str) -> bool | str:
         if value is False:
-            raise ValueError("texts of different lengths share a batch only when padded; use true")
+            raise ValueError("a batch of texts of different lengths needs padding; use true")
         return value
 
     @field_validator("embedding_dir")
     @classmethod
     def _stays_inside(cls, value: str) -> str:
         if PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts:
-            raise ValueError("must be a folder below output_dir; change output_dir for another place")
+            raise ValueError("must be a folder below output_dir; for another place, change output_dir")
         return value
 
     @field_validator("keys_to_index")
@@ -148,7 +155,7 @@ class EmbeddingPipelineParameters(Written):
 
     @property
     def batch_token_limit(self) -> int | None:
-        """`max_batch_tokens`; None leaves it to the encoder."""
+        """`max_batch_tokens`; None for auto."""
         return None if self.max_batch_tokens == "auto" else self.max_batch_tokens
 
     @property
@@ -157,22 +164,22 @@ class EmbeddingPipelineParameters(Written):
 
     @property
     def embedding_output_dir(self) -> Path:
-        """Embeddings that do not stay lie apart from those that do, so that none of those is removed."""
+        """Folder of the HDF5 files. Temporary ones have a folder of their own, so that no others are removed."""
         return self.output_dir / (self.embedding_dir if self.keep_embeddings else UNKEPT_DIR)
 
     @property
     def results_dir(self) -> Path:
-        """Where what stays lies."""
+        """Folder of the outputs that are kept."""
         return self.embedding_output_dir if self.keep_embeddings else self.annotated_output_dir
 
     @property
     def rejected_output_dir(self) -> Path:
-        """`rejected/`; below it one folder for each further folder of embeddings, which has rejects of its own."""
+        """Folder of the rejected lines: `rejected/`, with a subfolder for an `embedding_dir` other than the default."""
         own = "" if self.embedding_dir == DEFAULT_EMBEDDING_DIR else self.embedding_dir
         return self.output_dir / "rejected" / own
 
     def schema_of_documents(self) -> DocumentSchema:
-        """Where the records keep their text, id, index values and labels."""
+        """Returns where records have their text, id, index values and labels."""
         index_keys = self.keys_to_index
         if index_keys is None:
             index_keys = () if self.text_field else ("text",)
@@ -190,7 +197,7 @@ class EmbeddingJob(Job):
 
     one_per_core: ClassVar[bool] = False
 
-    params: EmbeddingPipelineParameters = Field(description="What to embed, with what, and where to.")
+    params: EmbeddingPipelineParameters = Field(description="Documents to embed, encoder, and output.")
 
     @property
     def device(self) -> str:

@@ -10,23 +10,25 @@ from mlfilter_core.config.written import Written
 
 
 class LocalSettings(Written):
-    """Workers on this machine, and this machine's share of the files."""
+    """Workers on this machine, and its share of the files."""
 
     workers: int = Field(
         -1,
         ge=-1,
-        description="Worker processes. -1: to embed, one for each GPU, else one; to annotate, one for each core.",
+        description="Worker processes. -1: one per GPU, or one, to embed or train; one per core to annotate or filter.",
     )
-    tasks: int = Field(1, ge=1, description="Shards that the files are dealt into, over all machines.")
-    local_tasks: int = Field(-1, ge=-1, description="Shards that this machine takes; -1: all that are left.")
-    local_rank_offset: int = Field(0, ge=0, description="First shard that this machine takes.")
+    tasks: int = Field(1, ge=1, description="Number of shards of the files, over all machines.")
+    local_tasks: int = Field(
+        -1, ge=-1, description="Number of shards for this machine. -1: all from local_rank_offset on."
+    )
+    local_rank_offset: int = Field(0, ge=0, description="First shard for this machine.")
     logging_dir: Path | None = Field(None, description="Folder of the log files. Default: <output_dir>/logs.")
 
     @field_validator("workers", "local_tasks")
     @classmethod
     def _at_least_one(cls, value: int) -> int:
         if value == 0:
-            raise ValueError("at least one is needed; -1 chooses")
+            raise ValueError("must be at least 1, or -1 to choose automatically")
         return value
 
     @model_validator(mode="after")
@@ -34,13 +36,13 @@ class LocalSettings(Written):
         if self.local_rank_offset + max(self.local_tasks, 1) > self.tasks:
             raise ValueError(
                 f"shards {self.local_rank_offset} to {self.local_rank_offset + max(self.local_tasks, 1) - 1} "
-                f"(local_rank_offset, local_tasks) are asked for, but tasks is {self.tasks}"
+                f"(local_rank_offset, local_tasks) do not exist: tasks is {self.tasks}"
             )
         return self
 
     @property
     def ranks(self) -> range:
-        """The shards that this machine takes."""
+        """Shards for this machine."""
         end = self.tasks if self.local_tasks < 0 else self.local_rank_offset + self.local_tasks
         return range(self.local_rank_offset, end)
 
@@ -48,7 +50,7 @@ class LocalSettings(Written):
 SbatchValue = str | int | float | bool
 
 TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
-# Long names of the options that a field stands for, or that decide what a job is.
+# Long names of the options that fields set, or that change what a job is.
 SHORT_OPTIONS = {
     **{"A": "account", "a": "array", "c": "cpus-per-task", "d": "dependency", "e": "error", "G": "gpus"},
     **{"J": "job-name", "N": "nodes", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time"},
@@ -67,38 +69,38 @@ class SlurmSettings(Written):
     """Workers as Slurm jobs."""
 
     workers: int = Field(-1, ge=-1, description="Most jobs at a time; -1: as many as tasks.")
-    tasks: int = Field(1, ge=1, description="Most jobs at a time where workers does not say; files are not sharded.")
-    tasks_per_job: int = Field(1, ge=1, description="Divides tasks: so many fewer jobs.")
-    max_array_size: int = Field(1001, ge=1, description="Most jobs at a time in any case.")
-    max_array_launch_parallel: bool = Field(False, description="true: max_array_size does not limit the jobs.")
-    stagger_max_array_jobs: int = Field(0, ge=0, description="Refused unless 0: there are no arrays of jobs.")
+    tasks: int = Field(1, ge=1, description="Most jobs at a time where workers is -1. Files are not sharded.")
+    tasks_per_job: int = Field(1, ge=1, description="Divisor of tasks.")
+    max_array_size: int = Field(1001, ge=1, description="Upper limit of the jobs at a time.")
+    max_array_launch_parallel: bool = Field(False, description="true: ignore max_array_size.")
+    stagger_max_array_jobs: int = Field(0, ge=0, description="Must be 0, as there are no job arrays.")
     time: str = Field(
         "00:30:00",
         pattern=f"^{TIME_LIMIT.pattern}$",
-        description="Time limit of a job: --time. Its workers leave before, and another job takes over.",
+        description="Time limit of a job: --time. Its workers stop before it, and another job continues.",
     )
     partition: str | None = Field(None, description="--partition. Unset: the cluster's default.")
     cpus_per_task: int = Field(4, ge=1, description="Cores of a job: --cpus-per-task.")
-    mem_per_cpu_gb: float = Field(8, gt=0, description="Memory for each core, in GB: --mem-per-cpu.")
+    mem_per_cpu_gb: float = Field(8, gt=0, description="Memory per core, in GB: --mem-per-cpu.")
     gpus_per_task: int | None = Field(
-        None, ge=0, description="GPUs of a job: --gpus-per-task. Here or in sbatch_args; each gets a worker."
+        None, ge=0, description="GPUs of a job, one worker each: --gpus-per-task. sbatch_args can set them, too."
     )
     job_name: str = Field("mlfilter", pattern=r"^[^\s/%]+$", description="Name in the queue: --job-name.")
     qos: str | None = Field(None, description="Quality of service: --qos.")
-    account: str | None = Field(None, description="Account that is charged: --account.")
+    account: str | None = Field(None, description="Account to charge: --account.")
     sbatch_args: dict[str, SbatchValue] = Field(
         default_factory=dict,
-        description="Any option of sbatch, in snake_case or dash-case, as in {gres: gpu:4}; true is a flag. One that a "
-        "field stands for overrules the field.",
+        description="More options of sbatch, in snake_case or dash-case, as in {gres: gpu:4}; true for a flag. They "
+        "override the fields.",
     )
     srun_args: dict[str, SbatchValue] = Field(
-        default_factory=dict, description="With any, workers are started through srun with these options."
+        default_factory=dict, description="Options of srun. Set: start workers through srun."
     )
-    env_command: str | None = Field(None, description="Shell command run in the job before its workers.")
+    env_command: str | None = Field(None, description="Shell command to run in the job before its workers.")
     condaenv: str | None = Field(None, description="Conda environment to activate in the job.")
     venv_path: str | None = Field(
         None,
-        description="Virtual environment to activate in the job. Without it and condaenv: the Python of the flow.",
+        description="Virtual environment to activate in the job. Without it and condaenv: the flow's Python.",
     )
     output: str | None = Field(None, description="File of a job's output: --output. Default: in slurm_logs_folder.")
     error: str | None = Field(None, description="File of a job's errors: --error. Default: where its output goes.")
@@ -106,21 +108,24 @@ class SlurmSettings(Written):
         None, description="Folder of the jobs' output. Default: jobs in the folder of the run's logs."
     )
     logging_dir: Path | None = Field(None, description="Folder of the log files. Default: <output_dir>/logs.")
-    skip_completed: bool = Field(True, description="Refused unless true: params.overwrite makes files anew.")
-    requeue: bool = Field(True, description="Let Slurm start a preempted job again: --requeue, else --no-requeue.")
+    skip_completed: bool = Field(True, description="Must be true; use params.overwrite to replace finished files.")
+    requeue: bool = Field(True, description="Let Slurm restart a preempted job: --requeue, otherwise --no-requeue.")
     requeue_signals: tuple[str, ...] = Field(
-        ("SIGUSR1",), description="Refused unless left alone: workers leave before the time limit by themselves."
+        ("SIGUSR1",), description="Must be the default; workers stop before the time limit on their own."
     )
-    mail_user: str | None = Field(None, description="Who gets mail: --mail-user.")
-    mail_type: str = Field("ALL", description="Events that are mailed, with mail_user: --mail-type.")
-    depends_job_id: str | None = Field(None, description="Job that must end well first: --dependency=afterok.")
-    run_on_dependency_fail: bool = Field(False, description="Or end in any way: --dependency=afterany.")
-    job_id_position: int = Field(-1, description="Which word of what sbatch prints is the job's id.")
-    randomize_start_duration: int = Field(0, ge=0, description="Most seconds that a job waits at its start.")
+    mail_user: str | None = Field(None, description="Recipient of mail: --mail-user.")
+    mail_type: str = Field("ALL", description="Events to mail to mail_user: --mail-type.")
+    depends_job_id: str | None = Field(None, description="Job that must succeed first: --dependency=afterok.")
+    run_on_dependency_fail: bool = Field(False, description="Start even if that job failed: --dependency=afterany.")
+    job_id_position: int = Field(-1, description="Position of the job's id among the words that sbatch prints.")
+    randomize_start_duration: int = Field(0, ge=0, description="Most seconds of a random delay at a job's start.")
     interface: str | None = Field(
-        None, description="Network interface of the flow's machine and of the nodes, such as ib0."
+        None, description="Network interface of the flow's machine and the nodes, such as ib0."
     )
-    security: bool = Field(True, description="TLS between the flow and its workers, with certificates for the run.")
+    security: bool = Field(
+        True,
+        description="TLS between the flow and its workers, with certificates made for the run.",
+    )
 
     @field_validator("time", mode="before")
     @classmethod
@@ -148,15 +153,16 @@ class SlurmSettings(Written):
     def _asks_for_what_there_is(self) -> "SlurmSettings":
         if not self.skip_completed:
             raise ValueError(
-                "skip_completed: false is not offered; with params.overwrite, or another output_dir, all is made anew"
+                "skip_completed: false is not supported; to make all files again, set another output_dir, or "
+                "params.overwrite: true"
             )
         if self.requeue_signals != ("SIGUSR1",):
             raise ValueError(
-                "requeue_signals is not offered; workers leave before the time limit, and another job takes over"
+                "requeue_signals is not supported; workers stop before the time limit, and another job continues"
             )
         if self.stagger_max_array_jobs:
             raise ValueError(
-                "stagger_max_array_jobs is not offered: there are no arrays; randomize_start_duration delays jobs"
+                "stagger_max_array_jobs is not supported: there are no arrays; randomize_start_duration delays jobs"
             )
         return self
 
@@ -181,17 +187,17 @@ def _options(written: dict[str, SbatchValue]) -> dict[str, str]:
 
 
 class Parameters(Protocol):
-    """What the parameters of every job have."""
+    """Fields that the parameters of every job have."""
 
     @property
     def output_dir(self) -> Path:
-        """Folder for everything that the run writes."""
+        """Folder of all outputs."""
 
 
 class Job(Written):
-    """A run over files, and where it is done."""
+    """A run over files, and where it runs."""
 
-    # Whether a machine without GPUs has a worker for each core by default, or one, as an encoder uses all cores.
+    # Whether a machine without GPUs gets a worker per core by default. An encoder uses all cores with one worker.
     one_per_core: ClassVar[bool] = True
 
     if TYPE_CHECKING:  # a field of each kind of job
@@ -200,16 +206,16 @@ class Job(Written):
         def params(self) -> Parameters:
             """What to do."""
 
-    dataset_name: str | None = Field(None, description="For use as ${dataset_name} in other fields.")
+    dataset_name: str | None = Field(None, description="Value of ${dataset_name} in other fields.")
     running_on_slurm: bool = Field(False, description="Run on a Slurm cluster instead of this machine.")
-    local_settings: LocalSettings | None = Field(None, description="Only without running_on_slurm.")
-    slurm_settings: SlurmSettings | None = Field(None, description="Only with running_on_slurm.")
+    local_settings: LocalSettings | None = Field(None, description="Settings without running_on_slurm.")
+    slurm_settings: SlurmSettings | None = Field(None, description="Settings with running_on_slurm.")
     files_per_task: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="Files that share a Prefect task. auto: one; several where they take some milliseconds each.",
+        description="Files per Prefect task. auto: one, or several where each takes only milliseconds.",
     )
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Port where Prometheus reads how far the run is: /metrics. Unset: none."
+        None, ge=1, le=65535, description="Port of a /metrics endpoint for Prometheus. Unset: none."
     )
 
     @model_validator(mode="after")
@@ -230,12 +236,12 @@ class Job(Written):
 
     @property
     def device(self) -> str:
-        """Where its workers compute."""
+        """Device of the workers."""
         return "cpu"
 
     @property
     def settings_name(self) -> str:
-        """The section of the job file that says where it runs."""
+        """Section of the job file that says where the job runs."""
         return "slurm_settings" if self.running_on_slurm else "local_settings"
 
     @property

@@ -1,4 +1,4 @@
-"""A filter job: which documents of annotated files to keep, and what to write of them."""
+"""The filter job: documents to keep, and output."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,28 +15,26 @@ DEFAULT_PERCENTILE = 70.0
 
 
 class Bound(Written):
-    """From where on a score is good enough: one of the three. Without any: `percentile: 70`."""
+    """The threshold of one score, in one of three ways. Unset: `percentile: 70`."""
 
     percentile: Annotated[float, Field(ge=0, lt=100)] | None = Field(
         None,
-        description="Percentage of the documents that are below: 70 keeps the best 30 %. Means the same for every head "
-        "and corpus, as a threshold does not.",
+        description="Percentage of the documents to drop: 70 keeps the best 30 %. It means the same for every head and "
+        "corpus, unlike threshold.",
     )
-    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        None, description="Lowest score that is kept."
-    )
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = Field(None, description="Lowest score to keep.")
     best_tokens: Annotated[int, Field(ge=1, le=2**62)] | None = Field(
-        None, description="Tokens to keep, of the best documents; as many whole documents as fit."
+        None, description="Number of tokens to keep: the best documents, as many as fit completely."
     )
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "Bound":
         if len(self.model_dump(exclude_none=True)) > 1:
-            raise ValueError("percentile, threshold and best_tokens exclude one another; give one")
+            raise ValueError("percentile, threshold and best_tokens exclude each other; give one")
         return self
 
     def describe(self) -> str:
-        """Returns it in words."""
+        """Returns the bound in words: `percentile 70`."""
         if self.threshold is not None:
             return f"threshold {self.threshold:g}"
         if self.best_tokens is not None:
@@ -49,18 +47,20 @@ class Bound(Written):
 
 
 class Selection(Written):
-    """Which documents are kept: those with enough scores that are good enough."""
+    """The documents to keep: those with enough scores that reach their thresholds."""
 
     scores: dict[str, Bound] = Field(
         min_length=1,
-        description="Name of each score, with or without `score_`, and from where on it is good enough: `percentile`, "
-        "`threshold` or `best_tokens`; nothing is `percentile: 70`.",
+        description="Threshold of each score, by its name with or without `score_`: `percentile`, `threshold` or "
+        "`best_tokens`. Empty: `percentile: 70`.",
     )
-    at_least: int | None = Field(None, ge=1, description="So many scores must be good enough. Unset: all.")
+    at_least: int | None = Field(
+        None, ge=1, description="Number of scores that must reach their thresholds. Unset: all."
+    )
     per: str | None = Field(
         None,
-        description="Key of which each value has percentiles and tokens of its own, such as language: a key of the "
-        "annotated lines, or of the index of the embeddings.",
+        description="Key to group documents by, such as language; percentile and best_tokens apply within each group. "
+        "A key of the annotated lines, or of the index in the embeddings.",
     )
 
     @field_validator("scores", mode="before")
@@ -88,25 +88,29 @@ class Selection(Written):
 
 
 class FilterParameters(Written):
-    """Which documents of annotated files to keep, and what to write of them."""
+    """Documents to keep, and output."""
 
     annotated_directory: Path = Field(description="Folder of the annotated files, searched recursively.")
-    glob_pattern: str = Field("**/*", min_length=1, description="Which .jsonl, .jsonl.gz or .jsonl.zst files below it.")
-    keep: Selection = Field(description="Which documents are kept: the fields of a selection.")
+    glob_pattern: str = Field(
+        "**/*", min_length=1, description="Pattern of .jsonl, .jsonl.gz or .jsonl.zst files below it."
+    )
+    keep: Selection = Field(description="Documents to keep: the fields of a selection.")
     embeddings_directory: Path | None = Field(
         None,
-        description="Folder of the HDF5 files that were scored: the whole source documents are written, with their "
-        "scores. Unset: the lines of the annotated files as they are.",
+        description="Folder of the HDF5 files that were scored. Set: write whole source documents with their scores. "
+        "Unset: write the lines of the annotated files unchanged.",
     )
     hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
     source_dir: Path | None = Field(
-        None, description="Where the source files lie now, if not where they were embedded from."
+        None, description="Folder of the source files, if they have moved since they were embedded."
     )
-    output_dir: Path = Field(description=f"Kept documents go to {FILTERED_DIR}/ in it.")
-    write_dropped: bool = Field(False, description=f"Write the others, too, to {DROPPED_DIR}/.")
-    output_format: Literal["jsonl", "parquet"] = Field("jsonl", description="Of the written documents.")
-    compression: Literal["gzip", "zstd"] | None = Field(None, description="Of JSON lines; Parquet has its own, zstd.")
-    overwrite: bool = Field(False, description="Replace finished files that another request made.")
+    output_dir: Path = Field(description=f"Output folder; kept documents go to {FILTERED_DIR}/ in it.")
+    write_dropped: bool = Field(False, description=f"Also write the dropped documents, to {DROPPED_DIR}/.")
+    output_format: Literal["jsonl", "parquet"] = Field("jsonl", description="Format of the written documents.")
+    compression: Literal["gzip", "zstd"] | None = Field(
+        None, description="Compression of JSON lines. Parquet is always compressed with zstd."
+    )
+    overwrite: bool = Field(False, description="Replace finished files that were made with other settings.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FilterParameters":
@@ -116,16 +120,16 @@ class FilterParameters(Written):
 
     @property
     def filtered_dir(self) -> Path:
-        """Where the kept documents lie."""
+        """Folder of the kept documents."""
         return self.output_dir / FILTERED_DIR
 
     @property
     def dropped_dir(self) -> Path:
-        """Where the others lie, with `write_dropped`."""
+        """Folder of the dropped documents, with `write_dropped`."""
         return self.output_dir / DROPPED_DIR
 
 
 class FilterJob(Job):
     """A run that filters a corpus."""
 
-    params: FilterParameters = Field(description="What to keep, of what, and where to.")
+    params: FilterParameters = Field(description="Documents to keep, and output.")

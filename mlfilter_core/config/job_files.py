@@ -1,4 +1,4 @@
-"""A YAML job file to a job, with every problem in words."""
+"""A YAML job file to a job, with all its problems in one message."""
 
 import difflib
 import re
@@ -15,10 +15,10 @@ from mlfilter_core.config.execution import Job as AnyJob
 from mlfilter_core.errors import ConfigError, in_one_line
 from mlfilter_core.wording import plural
 
-# Of a job with all that its ${...} stand for. Arbitrary: some hundred times what is ever written.
+# Length of a job after its ${...} are replaced. Arbitrary: some hundred times the longest job in practice.
 MAX_CHARACTERS = 1_000_000
-MAX_STEPS = 100  # from one ${...} to the next; Python's own limit of recursion allows fewer
-WORD = re.compile(r"[^\s.:,${}\[\]]+(?![^\s:,}\]])")  # the last in a path such as ${params.output_dir}
+MAX_STEPS = 100  # from one ${...} to the next; the recursion limit of Python allows fewer
+WORD = re.compile(r"[^\s.:,${}\[\]]+(?![^\s:,}\]])")  # the last word of a path such as ${params.output_dir}
 
 Job = TypeVar("Job", bound=AnyJob)
 
@@ -28,18 +28,18 @@ def load_job(
     kind: type[Job],
     overrides: Mapping[str, Any] | None = None,
 ) -> Job:
-    """Returns a job, from a YAML job file or from the job as it was written elsewhere, in a form say.
+    """Returns a job from a YAML job file, or from the same content in another form.
 
-    `${name}` and `${section.name}` stand for other values of the job, `${oc.env:NAME}` for an
-    environment variable, as in OmegaConf.
+    `${name}` and `${section.name}` are replaced by other values of the job, `${oc.env:NAME}` by an environment
+    variable, as in OmegaConf.
 
     Args:
-        config: The path of a file, or the whole job.
+        config: Path of a job file, a job, or a mapping.
         kind: Class of the job, such as `EmbeddingJob`.
         overrides: Values that replace those of `config`, by dotted name: `{"params.batch_size": 8}`.
 
     Raises:
-        ConfigError: Names every field that is unknown, missing or out of range, and how to mend it.
+        ConfigError: A field is unknown, missing or out of range; names every such field and how to fix it.
     """
     if isinstance(config, kind) and not overrides:
         return config
@@ -62,7 +62,7 @@ def load_job_of(
     try:
         written = OmegaConf.load(config) if isinstance(config, str | Path) else OmegaConf.create(_plain(config))
         if not isinstance(written, DictConfig) or not written:
-            raise ConfigError(f'{name} must hold a mapping with a "params:" section')
+            raise ConfigError(f'{name} must contain a mapping with a "params:" section')
         for field, value in (overrides or {}).items():
             OmegaConf.update(written, field, value, merge=False, force_add=True)
         _check_length(written, name)
@@ -73,7 +73,12 @@ def load_job_of(
         raise ConfigError(f"the job file {name} cannot be read: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{name} is not valid YAML: {error}") from error
-    except (LookupError, AttributeError, ValueError, RecursionError) as error:  # of `!!int ""`, 10,000 digits or levels
+    except (
+        LookupError,
+        AttributeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # such as `!!int ""`, 10,000 digits or levels
         raise ConfigError(f"{name} is not valid YAML: {in_one_line(error)}") from error
     kind = kind_of(cast(Mapping[str, Any], content))
     try:
@@ -104,11 +109,11 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 
 
 def _check_length(job: DictConfig, name: str) -> None:
-    """Refuses values that stand for one another until they fill the memory, as ten lines of `${a}${a}` can.
+    """Refuses interpolations that would fill the memory, as ten lines of `${a}${a}` can.
 
-    The estimate is from above: each word of an interpolation may name any value, here or in another section.
+    Estimates an upper bound: each word of an interpolation may be the name of any value, in any section.
     """
-    values: dict[str, list[tuple[int, list[str]]]] = {}  # the length of each and the words in it, by its name
+    values: dict[str, list[tuple[int, list[str]]]] = {}  # length of each value and the words in it, by name
 
     def collect(key: str, value: Any) -> tuple[int, list[str]]:
         inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
@@ -133,19 +138,19 @@ def _check_length(job: DictConfig, name: str) -> None:
         )
         if lengths[""] > MAX_CHARACTERS:
             raise ConfigError(
-                f"{name} holds more than {MAX_CHARACTERS} characters once each ${{...}} is replaced; shorten it"
+                f"{name} has more than {MAX_CHARACTERS} characters after each ${{...}} is replaced; shorten it"
             )
         if lengths == before:
             return
 
 
 def _plain(job: BaseModel | Mapping[str, Any]) -> Any:
-    """Returns the values that were given to a job, and none of its defaults."""
+    """Returns the values that a job sets explicitly, without defaults."""
     return job.model_dump(mode="json", exclude_unset=True) if isinstance(job, BaseModel) else job
 
 
 def _explain(kind: type[BaseModel], problems: list[Any]) -> list[str]:
-    """Puts pydantic's errors in words, one line for each field."""
+    """Returns the errors of pydantic in plain words, one line per field."""
     explained: dict[str, str] = {}
     for problem in problems:
         name, about, siblings = _locate(kind, [str(part) for part in problem["loc"]])
@@ -166,10 +171,9 @@ def _explain(kind: type[BaseModel], problems: list[Any]) -> list[str]:
 
 
 def _locate(kind: type[BaseModel], location: list[str]) -> tuple[str, str, list[str]]:
-    """Returns a field's dotted name without pydantic's marks of union branches, its description, and
-    the names of the fields beside it."""
+    """Returns the dotted name of a field, without union branches, its description, and its sibling fields."""
     names: list[str] = []
-    is_entry = False  # of a mapping of sections: its name is no field
+    is_entry = False  # whether the next part is a key of a mapping of sections, not a field
     for i, part in enumerate(location):
         if part == "[key]":  # pydantic's mark
             break

@@ -1,4 +1,4 @@
-"""A training job: which heads to train, on which labels of which embeddings."""
+"""The training job: heads to train, labels, and embeddings."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,50 +13,58 @@ HEADS_DIR = "heads"
 
 
 class HeadRecipe(Written):
-    """How one head is trained."""
+    """How to train one head."""
 
     labels_path: Path | None = Field(
         None,
-        description="JSONL file of labels, or a folder of them, joined by the documents' ids. Unset: the labels in the "
-        "HDF5 files, stored with save_labels.",
+        description="JSONL file of labels, or a folder of such files, joined to embeddings by document id. Unset: the "
+        "labels in the HDF5 files, stored with save_labels.",
     )
     label_key: str | tuple[str, ...] | None = Field(
         None,
         description="Key of the label, or keys of several targets, as in the embedding job or in labels_path. Unset: "
-        "all labels of the HDF5 files; in labels_path the mean of a list of scores, else label, else score, else "
-        "scores.score.",
+        "all labels of the HDF5 files; in labels_path the mean of a list scores, or label, score or scores.score, the "
+        "first that a line has.",
     )
     id_key: str | None = Field(
         None, description="Key of the document's id in labels_path. Unset: document_id, doc_id, id or uuid."
     )
     task: Literal["regression", "binary", "multiclass"] = Field(
-        "regression", description="What the labels are: numbers; 0 and 1; or the numbers of classes, from 0."
+        "regression",
+        description="Kind of labels. regression: numbers. binary: 0 and 1. multiclass: class numbers from 0.",
     )
-    label_names: tuple[str, ...] = Field((), description="Names of the targets, or of the classes, in their order.")
+    label_names: tuple[str, ...] = Field((), description="Names of the targets or classes, in order.")
     scale: tuple[float, float] | None = Field(
-        None, description="Lowest and highest label; documents with others are left out, and counted."
+        None, description="Lowest and highest valid label. Documents with other labels are left out and counted."
     )
     hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1000,), description="Widths of the hidden layers; [] is a linear head."
+        (1000,), description="Widths of the hidden layers; [] for a linear head."
     )
-    activation: Literal["relu", "gelu", "tanh"] = Field("relu", description="After each hidden layer.")
-    dropout: float = Field(0.5, ge=0, lt=1, description="Of the hidden layers' outputs, in training.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW; embeddings are standardised before.")
-    weight_decay: float = Field(0.01, ge=0, description="Of AdamW. A linear head wants it higher, as 30 with 0.001.")
-    batch_size: int = Field(64, ge=1, description="Documents in a step.")
-    max_epochs: int = Field(100, ge=1, description="Passes over the documents, at most.")
+    activation: Literal["relu", "gelu", "tanh"] = Field(
+        "relu", description="Activation function after each hidden layer."
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout rate after each hidden layer.")
+    learning_rate: float = Field(1e-4, gt=0, description="Learning rate of AdamW. Embeddings are standardised first.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Weight decay of AdamW. A linear head needs more: 30 with a learning rate of 0.001."
+    )
+    batch_size: int = Field(64, ge=1, description="Documents per step.")
+    max_epochs: int = Field(100, ge=1, description="Most passes over the documents.")
     patience: int = Field(
-        10, ge=1, description="Epochs without a lower validation loss after which training ends; the best epoch counts."
+        10,
+        ge=1,
+        description="Epochs without a lower validation loss after which training stops; the best epoch is kept.",
     )
     folds: Literal["auto"] | Annotated[int, Field(ge=1, le=100)] = Field(
         "auto",
-        description="Parts of the documents that are left out in turn to find the best epoch; the head is trained on "
-        "all of them. 1: on all but validation_fraction. auto: 5 below 20,000 documents, else 1.",
+        description="Cross-validation folds to find the best epoch; the head is then trained on all of them. 1: train "
+        "once, without validation_fraction of the documents. auto: 5 below 20,000 documents, otherwise 1.",
     )
     balance: Literal["none", "labels"] = Field(
-        "none", description="labels: each label, rounded to a whole number, weighs the same in all, however rare."
+        "none",
+        description="labels: weight documents so that all labels, rounded to whole numbers, have the same total.",
     )
-    seed: int = Field(0, ge=0, description="Of first weights, order and dropout.")
+    seed: int = Field(0, ge=0, description="Seed of initial weights, order and dropout.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "HeadRecipe":
@@ -75,25 +83,25 @@ class HeadRecipe(Written):
 
 
 class TrainingParameters(Written):
-    """Which heads to train, on which embeddings, and where to."""
+    """Heads to train, embeddings, and output."""
 
     embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively.")
-    glob_pattern: str = Field("**/*", min_length=1, description="Which .h5 or .hdf5 files below it.")
+    glob_pattern: str = Field(
+        "**/*", min_length=1, description="Pattern of .h5 or .hdf5 files below embeddings_directory."
+    )
     hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
-    heads: dict[str, HeadRecipe] = Field(
-        min_length=1, description="Name of each head, and how it is trained: the fields of a head."
-    )
-    output_dir: Path = Field(description=f"Heads go to {HEADS_DIR}/ in it.")
-    test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="Share of the documents that is held out, and tells how good a head is."
-    )
+    heads: dict[str, HeadRecipe] = Field(min_length=1, description="Heads to train, by name: the fields of a head.")
+    output_dir: Path = Field(description=f"Output folder; heads go to {HEADS_DIR}/ in it.")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of the documents to hold out for evaluation.")
     validation_fraction: float = Field(
-        0.1, gt=0, lt=1, description="With folds: 1, share of the others that tells the best epoch."
+        0.1, gt=0, lt=1, description="Share of the other documents to find the best epoch on, with folds: 1."
     )
-    split_seed: int = Field(0, ge=0, description="Of the division of documents, which goes by the hash of their texts.")
-    memory_gb: float = Field(4, gt=0, description="Embeddings in memory at a time, in GB; more are read in each epoch.")
+    split_seed: int = Field(0, ge=0, description="Seed of the split, which depends on hashes of the texts.")
+    memory_gb: float = Field(
+        4, gt=0, description="Most embeddings in memory, in GB. Larger data is read again in each epoch."
+    )
     device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, mps, cuda or cuda:<n>.")
-    overwrite: bool = Field(False, description="Replace finished heads that another request made.")
+    overwrite: bool = Field(False, description="Replace finished heads that were made with other settings.")
 
     @field_validator("heads", mode="before")
     @classmethod
@@ -114,7 +122,7 @@ class TrainingParameters(Written):
 
     @property
     def heads_dir(self) -> Path:
-        """Where the heads lie."""
+        """Folder of the heads."""
         return self.output_dir / HEADS_DIR
 
 
@@ -123,7 +131,7 @@ class TrainingJob(Job):
 
     one_per_core: ClassVar[bool] = False
 
-    params: TrainingParameters = Field(description="Which heads to train, on what, and where to.")
+    params: TrainingParameters = Field(description="Heads to train, embeddings, and output.")
 
     @property
     def device(self) -> str:

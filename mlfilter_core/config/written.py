@@ -1,4 +1,4 @@
-"""What people write, in a YAML job file or a form: nothing unknown in it, and nothing changes after."""
+"""The base of everything that people write, in a YAML job file or a form."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from mlfilter_core.errors import in_one_line
 
 
 def _with_titles_in_order(schema: dict[str, Any]) -> None:
-    """Completes what forms show: pydantic gives a section no title, and PostgreSQL forgets the order of fields.
+    """Adds what forms need: titles, which pydantic omits for sections, and positions, as PostgreSQL loses the order.
 
-    Those that must be filled in come first.
+    Required fields come first.
     """
     required = schema.get("required", ())
     fields = sorted(schema.get("properties", {}).items(), key=lambda field: field[0] not in required)
@@ -21,7 +21,7 @@ def _with_titles_in_order(schema: dict[str, Any]) -> None:
 
 
 class Written(BaseModel):
-    """What people write: unknown fields are refused, and nothing changes after."""
+    """A frozen model that refuses unknown fields."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), json_schema_extra=_with_titles_in_order
@@ -31,7 +31,7 @@ class Written(BaseModel):
     @classmethod
     def _usable_strings(cls, value: Any) -> Any:
         if any("\0" in str(part) for part in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError("holds a NUL character, which no file and no dataset can have in its name")
+            raise ValueError("contains a NUL character, which names of files and datasets cannot contain")
         try:
             return value.expanduser() if isinstance(value, Path) else value
         except RuntimeError as error:  # ~nobody/x

@@ -1,6 +1,6 @@
-"""One JSON line as a document, or as a rejection with its reason.
+"""One JSON line to a document, or to a rejection with its reason.
 
-Knows nothing about files beyond the line it is given.
+Knows nothing about files.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ UTF8_BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class DocumentSchema:
-    """Where a record keeps what is read from it. Keys may be dotted paths: `scores.score`.
+    """Where a record has its text, id, index values and labels. Keys may be dotted paths: `scores.score`.
 
     Attributes:
-        text_keys: Their values, joined by one line feed each, are the text that is embedded.
-        id_key: The document's id; None takes the first of `DEFAULT_ID_KEYS` that the record has.
-        index_keys: Values to store beside the embedding.
-        label_keys: Number to store as the label, or several numbers, each in a column of its own; None takes the
-            first of `DEFAULT_LABEL_KEYS` that the record has; empty reads no labels.
-        label_dtype: NumPy name of the dtype whose range each label must be in; integers take no fractions.
+        text_keys: Keys of the text; several values are joined by line feeds.
+        id_key: Key of the document's id; None takes the first of `DEFAULT_ID_KEYS` that the record has.
+        index_keys: Keys of the values to store beside the embedding.
+        label_keys: Key of the label, or keys of several labels, one column each; None takes the first of
+            `DEFAULT_LABEL_KEYS` that the record has; empty reads no labels.
+        label_dtype: NumPy name of the labels' dtype. Labels must be in its range, and whole numbers for integers.
     """
 
     text_keys: tuple[str, ...]
@@ -40,7 +40,7 @@ class DocumentSchema:
 
     @property
     def label_shape(self) -> tuple[int, ...] | None:
-        """Of one document's labels: () for a number, (k,) for k columns, None without labels."""
+        """Shape of one document's labels: () for a number, (k,) for k columns, None without labels."""
         if self.label_keys is None or isinstance(self.label_keys, str):
             return ()
         return (len(self.label_keys),) if self.label_keys else None
@@ -53,8 +53,8 @@ class Document:
     Attributes:
         line: 1-based line of the source file.
         offset: Byte offset of that line in the decompressed source.
-        id: Never empty of meaning: the record's own id, or `<relative path>:<line>`.
-        text: What is embedded, without the encoder's prompt.
+        id: Id of the record, or `<relative path>:<line>`.
+        text: Text to embed, without the encoder's prompt.
         index: One string for each of the schema's `index_keys`; other values as JSON.
         labels: One finite number for each label key.
     """
@@ -69,13 +69,13 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A line that is not a document, and why.
+    """The reason why a line is not a document.
 
     Attributes:
         line: 1-based line of the source file.
         offset: Byte offset of that line in the decompressed source.
-        reason: One of a small set of words, to be counted: `not_json`, `missing_key`, ...
-        detail: What exactly is wrong, for a person.
+        reason: One of a small set of words: `not_json`, `missing_key`, ...
+        detail: What exactly is wrong.
     """
 
     line: int
@@ -85,7 +85,7 @@ class Rejection:
 
 
 class BadRecordError(Exception):
-    """A line is not the record that is asked for; `reason` and `detail` as in `Rejection`."""
+    """A line is not a usable record; `reason` and `detail` as in `Rejection`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -94,12 +94,12 @@ class BadRecordError(Exception):
 
 
 def parse_document(line: Line, schema: DocumentSchema, source_name: str) -> Document | Rejection:
-    """Reads one line that is not blank.
+    """Returns the document of a line that is not blank, or why it is rejected.
 
     Args:
         line: The line, with or without a carriage return or a byte order mark.
-        schema: Where the record keeps its text, id, index values and labels.
-        source_name: Names documents without an id of their own: `<source_name>:<line>`.
+        schema: Where the record has its text, id, index values and labels.
+        source_name: Name of the source, for the ids of documents without one: `<source_name>:<line>`.
     """
     try:
         record = parse_record(line.content)
@@ -131,17 +131,17 @@ def parse_record(content: bytes) -> dict[str, Any]:
             raise BadRecordError("not_utf8", str(bad_byte)) from error
         raise BadRecordError("not_json", str(error)) from error
     if not isinstance(record, dict):
-        raise BadRecordError("not_an_object", f"the line holds {_json_type(record)}, not an object")
+        raise BadRecordError("not_an_object", f"the line is {_json_type(record)}, not an object")
     return record
 
 
 def find_value(record: Mapping[str, Any], key: str) -> Any:
-    """Returns the value at a key or dotted path; a key that holds dots itself wins over the path.
+    """Returns the value at a key or dotted path; a key that contains dots has precedence over the path.
 
     Example: `find_value({"scores": {"score": 3}}, "scores.score")` is 3.
 
     Raises:
-        KeyError: Nothing is there.
+        KeyError: There is none.
     """
     if key in record:
         return record[key]
@@ -154,15 +154,15 @@ def find_value(record: Mapping[str, Any], key: str) -> Any:
 
 
 def as_string(value: Any) -> str:
-    """Returns a string as it is, and every other JSON value as JSON."""
+    """Returns a string unchanged, and any other JSON value as JSON."""
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def id_of(record: Mapping[str, Any], id_key: str | None, default: str) -> str:
-    """Returns the id of a record: the value at `id_key`, else of the first of `DEFAULT_ID_KEYS`, else `default`.
+    """Returns the id of a record: the value at `id_key`, or at the first of `DEFAULT_ID_KEYS`, or `default`.
 
     Raises:
-        BadRecordError: It has nothing at `id_key`, or an id that cannot be stored.
+        BadRecordError: `id_key` is missing or empty, or the id cannot be stored.
     """
     if id_key is not None:
         value = _required(record, id_key)
@@ -179,7 +179,7 @@ def labels_of(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float,
     """Returns the labels of a record, one finite number for each label key.
 
     Raises:
-        BadRecordError: One is missing, no number, or out of the range of the schema's dtype.
+        BadRecordError: One is missing, not a number, or out of the range of the schema's dtype.
     """
     if schema.label_keys is None:
         present = next((key for key in DEFAULT_LABEL_KEYS if has_value(record, key)), None)
@@ -194,7 +194,7 @@ def labels_of(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float,
 
 
 def hash_text(text: str) -> int:
-    """Returns 64 bits that tell a text from others, the same on every machine."""
+    """Returns a hash of 64 bits, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
@@ -207,8 +207,8 @@ def _required(record: Mapping[str, Any], key: str) -> Any:
 
 
 def _without_nul(value: str, key: str) -> str:
-    if "\0" in value:  # HDF5 ends its strings at a NUL
-        raise BadRecordError("nul_character", f'"{key}" holds a NUL character')
+    if "\0" in value:  # HDF5 strings end at a NUL
+        raise BadRecordError("nul_character", f'"{key}" contains a NUL character')
     return value
 
 
@@ -228,12 +228,12 @@ def _text(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
 def _stored_string(value: Any, key: str) -> str:
     try:
         return _without_nul(as_string(value), key)
-    except orjson.JSONEncodeError:  # it writes fewer levels than it reads
+    except orjson.JSONEncodeError:  # orjson writes fewer levels than it reads
         raise BadRecordError("nested_too_deep", f'"{key}" is nested too deep to be stored as JSON') from None
 
 
 def has_value(record: Mapping[str, Any], key: str) -> bool:
-    """Tells whether something is at a key or dotted path, as `find_value` looks it up."""
+    """Tells whether `find_value` finds a value."""
     try:
         find_value(record, key)
     except KeyError:

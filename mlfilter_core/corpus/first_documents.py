@@ -1,4 +1,4 @@
-"""The first documents of some files, by which a flow tells a wrong job before it starts a worker."""
+"""The first documents of some files, to check a job before it starts workers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.task_files import TaskFile
 
-# What is wrong with all documents shows in the first, and some files may be of another kind. 16 of them take 0.1 s.
+# An error of all documents shows in the first ones, and a few files may be of another kind. 16 files take 0.1 s.
 N_FILES, N_LINES = 16, 32
 MAX_BYTES = 1 << 20  # of one file, decompressed; arbitrary: a hundred times that of most
 
 
 @dataclass(frozen=True)
 class FirstDocuments:
-    """Lines that hold a JSON object.
+    """Records of the first lines.
 
     Attributes:
-        records: The objects.
-        n_bytes: Of their lines, decompressed.
+        records: JSON objects.
+        n_bytes: Bytes of their lines, decompressed.
     """
 
     records: Sequence[Mapping[str, Any]]
@@ -29,11 +29,11 @@ class FirstDocuments:
 
 
 def read_first_documents(files: Sequence[TaskFile], max_line_bytes: int) -> FirstDocuments:
-    """Reads the first lines of files that are spread over all; passes over what cannot be read, which its task says.
+    """Returns records from the first lines of evenly chosen files; skips unreadable files, whose tasks report them.
 
     Args:
-        files: Of a run.
-        max_line_bytes: Longer lines are left out.
+        files: Files of a run.
+        max_line_bytes: Most bytes of a line; longer lines are skipped.
     """
     records: list[Mapping[str, Any]] = []
     n_bytes = 0

@@ -20,14 +20,14 @@ from mlfilter_core.files.zstd import zstd
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-SKIPPABLE_FRAME = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # pzstd begins its files with one
+SKIPPABLE_FRAME = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # files of pzstd begin with one
 READ_BYTES = 1 << 20  # arbitrary: large enough that system calls do not show in a profile
 # A longer line is rejected. Arbitrary: a thousand times a long web page, and still small in memory.
 DEFAULT_MAX_LINE_BYTES = 64 << 20
-# A stream that unpacks to more than so many times its size is a bomb, of 100 GB of blank lines say, which would hold a
-# worker for hours. Web text is compressed 3 to 20 times, and gzip comes to 1030 at most; a small file may be of blanks.
+# A stream that expands more is a suspected decompression bomb: 100 GB of blank lines would keep a worker busy for
+# hours. Web text is compressed 3 to 20 times, and gzip reaches 1030 at most. A small file may be all blank.
 MAX_EXPANSION, FREE_BYTES = 200, 256 << 20
-# Errors of opening that trying again does not mend.
+# Errors of opening that a retry does not fix.
 LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -36,7 +36,7 @@ class Line:
     """One line of a source.
 
     Attributes:
-        number: Its place in the file, from 1.
+        number: Line number, from 1.
         offset: Byte offset of its first byte in the decompressed source.
         content: Its bytes without the line feed.
     """
@@ -48,12 +48,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class OverlongLine:
-    """A line above the limit, in pieces, so that it never stands in memory as a whole.
+    """A line above the limit, in pieces, so that memory never contains all of it.
 
     Attributes:
-        number: Its place in the file, from 1.
+        number: Line number, from 1.
         offset: Byte offset of its first byte in the decompressed source.
-        pieces: Its bytes without the line feed; to be read before the next line is asked for.
+        pieces: Its bytes without the line feed; read them before the next line.
     """
 
     number: int
@@ -64,8 +64,8 @@ class OverlongLine:
 class SourceReader:
     """Reads one source file once, from the first byte to the last.
 
-    Compression is told from the first bytes, not from the name. Memory does not depend on the size
-    of the file. Use it as a context manager.
+    The first bytes tell the compression, not the name. Memory does not depend on the size of the file. Use it as a
+    context manager.
 
     Attributes:
         path: The file.
@@ -76,7 +76,7 @@ class SourceReader:
         """Opens the file.
 
         Raises:
-            SourceError: It is not there, not readable, or no file.
+            SourceError: It is missing, not readable, or not a regular file.
         """
         self.path = path
         self.n_lines = 0
@@ -84,10 +84,10 @@ class SourceReader:
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode) and not path.is_dir():  # a pipe or a device may have no end
-                raise SourceError(f"{path} is no file but a pipe or a device; give a file")
+                raise SourceError(f"{path} is a pipe or a device; give a regular file")
             self._raw = _HashingReader(open(path, "rb", buffering=0))
         except LASTING_ERRORS as error:
-            raise SourceError(f"{path} cannot be read ({error.strerror}); mend its path or its permissions") from error
+            raise SourceError(f"{path} cannot be read ({error.strerror}); fix its path or its permissions") from error
         self._stream = _decompressed(self._raw)
         self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * status.st_size)  # of the source, decompressed
 
@@ -105,15 +105,15 @@ class SourceReader:
 
     @property
     def sha256(self) -> str:
-        """Digest of the bytes on disk, as `sha256sum` prints it; whole once `lines` is exhausted."""
+        """Digest of the bytes read so far, as `sha256sum` prints it; of the whole file once `lines` is exhausted."""
         return self._raw.digest.hexdigest()
 
     def lines(self, max_line_bytes: int) -> Iterator[Line | OverlongLine]:
         """Yields every line in order; the last one needs no line feed.
 
         Raises:
-            SourceError: The compressed stream is broken, or unpacks to more than `MAX_EXPANSION` times its size
-                and `FREE_BYTES`; names the line that it breaks off in.
+            SourceError: The compressed stream is broken, or expands to more than `MAX_EXPANSION` times its size
+                and `FREE_BYTES`; names the line where it stops.
         """
         while content := self._read_piece(max_line_bytes + 1):
             self.n_lines += 1
@@ -123,7 +123,7 @@ class SourceReader:
             else:
                 pieces = self._pieces(content)
                 yield OverlongLine(self.n_lines, self._offset, pieces)
-                for _ in pieces:  # what the consumer left
+                for _ in pieces:  # what the consumer did not read
                     pass
 
     def _pieces(self, piece: bytes) -> Iterator[bytes]:
@@ -148,7 +148,7 @@ class SourceReader:
 
 
 class _HashingReader(io.RawIOBase):
-    """A file whose bytes are counted and hashed as they are read."""
+    """A file whose bytes are counted and hashed while they are read."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
@@ -172,7 +172,7 @@ class _HashingReader(io.RawIOBase):
 
 
 class _PromptReader(io.RawIOBase):
-    """Gives what is decompressed so far, so that all lines before a break are read before the break shows."""
+    """Returns what is decompressed so far, so that all lines before a broken place are read before the error."""
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
         self._stream = stream

@@ -1,6 +1,6 @@
-"""The JSON records of a file, one after another, the broken ones as what is wrong with them.
+"""The JSON records of a file, one after another; for a broken line, its error.
 
-Knows nothing about what a record means, but for its id.
+Knows nothing about the content of records except their ids.
 """
 
 import json
@@ -21,7 +21,7 @@ Parsed = TypeVar("Parsed")
 def read_records(path: Path) -> Iterator[tuple[int, Record | BadRecordError]]:
     """Yields the number of each line that is not blank, and its record.
 
-    NaN and Infinity, which Python's own json module writes and JSON does not know, are read as such.
+    Accepts NaN and Infinity, which Python's json module writes although JSON does not have them.
 
     Raises:
         SourceError: The file is missing, not readable, or breaks off.
@@ -35,12 +35,12 @@ def read_records(path: Path) -> Iterator[tuple[int, Record | BadRecordError]]:
 
 
 def parse_records(path: Path, parse: Callable[[Record], Parsed], bad_lines: Tally) -> Iterator[tuple[int, Parsed]]:
-    """Yields the number of each line, and what `parse` makes of its record.
+    """Yields the number of each line, and the result of `parse` for its record.
 
     Args:
         path: The file.
-        parse: Raises BadRecordError for a record that is not what is asked for.
-        bad_lines: Takes the lines that are no such record, by reason.
+        parse: Function of a record; raises BadRecordError for an unusable one.
+        bad_lines: Tally that the other lines are added to, by reason.
 
     Raises:
         SourceError: The file is missing, not readable, or breaks off.
@@ -60,21 +60,21 @@ def id_key(record: Record) -> str:
     """Returns the first of `DEFAULT_ID_KEYS` that a record has.
 
     Raises:
-        BadRecordError: It has none, or one that cannot be written as JSON.
+        BadRecordError: It has none, or its value cannot be written as JSON.
     """
     for key in DEFAULT_ID_KEYS:
         if record.get(key) not in (None, ""):
             try:
                 as_string(record[key])
-            except orjson.JSONEncodeError:  # it writes fewer levels than it reads
+            except orjson.JSONEncodeError:  # orjson writes fewer levels than it reads
                 raise BadRecordError("no_id", f'"{key}" is nested too deep to be written as JSON') from None
             return key
     present = ", ".join(list(record)[:8]) or "none"
-    raise BadRecordError("no_id", f"none of {', '.join(DEFAULT_ID_KEYS)} is there; the record has: {present}")
+    raise BadRecordError("no_id", f"none of {', '.join(DEFAULT_ID_KEYS)} is present; the record has: {present}")
 
 
 def parse_line(content: bytes) -> Record | BadRecordError:
-    """Returns the record of a line, or what is wrong with it; NaN and Infinity are read as `read_records` does."""
+    """Returns the record of a line, or its error; accepts NaN and Infinity as `read_records` does."""
     try:
         return parse_record(content)
     except BadRecordError as error:

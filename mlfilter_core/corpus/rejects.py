@@ -1,6 +1,6 @@
-"""The lines of a source that are not documents, kept whole beside the reason.
+"""The file of rejected lines, with the reason of each.
 
-Each is one JSON object: `{"line": 5, "offset": 812, "reason": "not_json", "detail": "...", "raw": "..."}`.
+Each line is one JSON object: `{"line": 5, "offset": 812, "reason": "not_json", "detail": "...", "raw": "..."}`.
 A line that is not UTF-8, or longer than the limit, has `raw_base64` instead of `raw`.
 """
 
@@ -14,21 +14,22 @@ from typing import IO
 import orjson
 
 from mlfilter_core.corpus.documents import Rejection
-from mlfilter_core.files.publishing import open_new, publish
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import publish
 
 BASE64_BYTES = 3 << 18  # a multiple of 3, so that the encoded pieces can stand one after another
 
 
 class RejectsFile:
-    """Collects rejected lines; the file appears when the block ends well, if there was any.
+    """Collects rejected lines; the file appears when the block ends without an error, if there are any.
 
     Attributes:
-        by_reason: How many lines were rejected for each reason.
-        first: What is wrong with the first of them, in words.
+        by_reason: Number of rejected lines by reason.
+        first: What is wrong with the first rejected line.
     """
 
     def __init__(self, path: Path) -> None:
-        """Nothing is written before the first rejection; a file of an earlier run is replaced or removed."""
+        """Writes nothing before the first rejection; a file of an earlier run is replaced or removed."""
         self.by_reason: Counter[str] = Counter()
         self.first = ""
         self._path = path
@@ -49,12 +50,7 @@ class RejectsFile:
         return self.by_reason.total()
 
     def add(self, rejection: Rejection, content: bytes) -> None:
-        """Adds a line that stands in memory.
-
-        Args:
-            rejection: What is wrong with it.
-            content: The line.
-        """
+        """Adds a line."""
         try:
             raw = {"raw": content.decode("utf-8")}
         except UnicodeDecodeError:
@@ -62,7 +58,7 @@ class RejectsFile:
         self._sink(rejection).write(orjson.dumps({**_facts(rejection), **raw}, option=orjson.OPT_APPEND_NEWLINE))
 
     def add_pieces(self, rejection: Rejection, pieces: Iterator[bytes]) -> None:
-        """Adds a line that is too long to stand in memory."""
+        """Adds a line that is too long for memory."""
         sink = self._sink(rejection)
         sink.write(orjson.dumps(_facts(rejection)).removesuffix(b"}") + b',"raw_base64":"')
         unwritten = b""

@@ -1,4 +1,4 @@
-"""Which files of a folder are source files, told by their names."""
+"""Names of source files."""
 
 import os
 from fnmatch import fnmatchcase
@@ -12,16 +12,14 @@ SOURCE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
 def find_jsonl(folder: Path, *stems: str) -> list[Path]:
     """Returns the files below a folder whose names without `SOURCE_SUFFIXES` match a pattern, sorted by path.
 
-    Hidden files and folders are left out: runs keep their own things there.
+    Hidden files and folders are left out, as runs have files of their own there.
 
     Raises:
-        ConfigError: The folder, or one below it, is missing or not readable, or a name is not UTF-8, as reports are.
+        ConfigError: The folder, or one below it, is missing or not readable, or a name is not UTF-8.
     """
 
     def refuse(error: OSError) -> None:
-        raise ConfigError(
-            f"the folder {error.filename} cannot be read ({error.strerror}); mend its path or permissions"
-        )
+        raise ConfigError(f"the folder {error.filename} cannot be read ({error.strerror}); fix its path or permissions")
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
@@ -33,7 +31,7 @@ def find_jsonl(folder: Path, *stems: str) -> list[Path]:
             str(path).encode()
         except UnicodeEncodeError:
             raw = str(path).encode(errors="surrogateescape")
-            raise ConfigError(f"the name of {raw!r} is not UTF-8; rename it, with convmv say") from None
+            raise ConfigError(f"the name of {raw!r} is not UTF-8; rename it, for example with convmv") from None
     return sorted(found)
 
 

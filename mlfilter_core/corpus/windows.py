@@ -1,4 +1,4 @@
-"""The documents of a source file, some thousands at a time."""
+"""The documents of a source file in windows of some thousands."""
 
 import hashlib
 import tempfile
@@ -10,15 +10,15 @@ from typing import IO
 
 from mlfilter_core.corpus.documents import Document, DocumentSchema, Rejection, parse_document
 from mlfilter_core.corpus.lines import OverlongLine, SourceReader
-from mlfilter_core.files.publishing import naming
+from mlfilter_core.files.new_file import naming
 from mlfilter_core.files.task_files import TaskFile
 
-# Documents are sorted by length within a window, and a window stands in memory. Measured with MiniLM on
-# the CPU: beyond a few thousand documents sorting wastes no less. The bytes bound windows of long texts.
-# A killed run encodes some windows again: minutes of work on two cores, seconds on a GPU.
+# Documents are sorted by length within a window, and a window is in memory. Measured with MiniLM on the CPU: larger
+# windows do not reduce the padding further. The bytes bound windows of long texts. After a kill, some windows are
+# encoded again: minutes of work on two cores, seconds on a GPU.
 WINDOW_DOCUMENTS = 4096
 WINDOW_BYTES = 32 << 20
-# Arbitrary: a flush takes tens of milliseconds on a disk, and more on a shared file system, beside the encoding.
+# Arbitrary: a flush takes tens of milliseconds on a disk, more on a shared file system, while the encoding continues.
 DEFAULT_COMMIT_DOCUMENTS = 4 * WINDOW_DOCUMENTS
 
 
@@ -28,13 +28,13 @@ class Window:
 
     Attributes:
         documents: In order.
-        lines: The line of each document; it may yet be rejected.
-        rejected: The lines that are not documents; one above the limit as an open, unnamed file.
-        dropped: Those of them that are no fault of the line: the encoder would not take the document.
-        n_blank: Lines without content.
-        n_bytes: Of the lines that stand in memory.
-        is_last: Whether the source ends with it.
-        sha256: Of its documents' lines; empty in the last window.
+        lines: Line of each document, which may still be rejected.
+        rejected: Rejected lines; a line above the limit as an open, unnamed file.
+        dropped: The rejections that are due to the encoder and not to the line.
+        n_blank: Number of lines without content.
+        n_bytes: Bytes of the lines in memory.
+        is_last: Whether the source ends with this window.
+        sha256: Digest of the lines of its documents; empty in the last window.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -47,12 +47,12 @@ class Window:
     sha256: str = ""
 
     def drop(self, rows: Sequence[int], reason: str, detail: str) -> None:
-        """Moves documents, given by their place, to the rejected lines."""
+        """Moves documents, given by their row, to the rejected lines."""
         gone = [self.documents[row] for row in rows]
         self.drop_lines([Rejection(document.line, document.offset, reason, detail) for document in gone])
 
     def drop_lines(self, dropped: Sequence[Rejection]) -> None:
-        """Moves documents to the rejected lines."""
+        """Moves documents, given by their rejections, to the rejected lines."""
         if not dropped:
             return
         by_line = {rejection.line: rejection for rejection in dropped}
@@ -73,15 +73,15 @@ def read_windows(
     scratch: Path,
     max_documents: int = WINDOW_DOCUMENTS,
 ) -> Iterator[Window]:
-    """Yields the lines of a file.
+    """Yields the windows of a file.
 
     Args:
-        reader: Of the file.
-        source: Names documents without an id.
-        schema: Where records keep what is read from them.
-        max_line_bytes: A longer line is rejected.
-        scratch: Folder for the bytes of such a line.
-        max_documents: Most lines that hold something in a window; `WINDOW_DOCUMENTS` at most.
+        reader: Reader of the file.
+        source: The file, which names documents without an id.
+        schema: Where records have their text, id, index values and labels.
+        max_line_bytes: Most bytes of a line; a longer line is rejected.
+        scratch: Folder for the bytes of such lines.
+        max_documents: Most lines in a window, without blank ones; `WINDOW_DOCUMENTS` at most.
 
     Raises:
         SourceError: The compressed stream is broken.
@@ -90,7 +90,7 @@ def read_windows(
     full = min(max_documents, WINDOW_DOCUMENTS)
     window = Window()
     for line in reader.lines(max_line_bytes):
-        # Not before there is a next line: the last window knows that it is the last.
+        # Only when there is a next line, so that the last window can be marked.
         if len(window.documents) + len(window.rejected) >= full or window.n_bytes >= WINDOW_BYTES:
             window.sha256 = _sha256(window.lines)
             yield window
@@ -128,9 +128,9 @@ def _kept(line: OverlongLine, scratch: Path) -> IO[bytes]:
             with naming(scratch):
                 file.write(piece)
         with naming(scratch):
-            file.seek(0)  # writes what is buffered
+            file.seek(0)  # flushes the buffer
     except BaseException:
-        with suppress(OSError):  # what is buffered cannot be written now either
+        with suppress(OSError):  # the buffer still cannot be written
             file.close()
         raise
     return file

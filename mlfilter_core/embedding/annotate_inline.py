@@ -1,20 +1,16 @@
-"""One source file to one annotated file in one go; its embeddings stay, or do not."""
+"""One source file to one annotated file in one step, with or without keeping its embeddings."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotating.annotate_file import (
-    REPLACE,
-    AnnotateRequest,
-    annotate_file,
-    finished_annotation,
-    read_annotation,
-)
-from mlfilter_core.embedding.embed_file import EmbedRequest, check_same_request, finished_embedding
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation, read_annotation
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest, finished_embedding
 from mlfilter_core.errors import OutputConflictError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.same_request import REPLACE, check_same_request
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
@@ -22,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InlineAnnotation:
-    """What is done with each file of an embedding run besides.
+    """The annotation of each file of an embedding run.
 
     Attributes:
-        request: What is asked of the annotated file.
-        keep_embeddings: Whether the HDF5 file stays.
+        request: Request of the annotated file.
+        keep_embeddings: Whether to keep the HDF5 file.
     """
 
     request: AnnotateRequest
@@ -36,18 +32,18 @@ class InlineAnnotation:
 def annotate_embedded(
     embedded: EmbedReport, embeddings: TaskFile, annotation: InlineAnnotation, heads: list["Head"]
 ) -> EmbedReport:
-    """Scores a file that was just embedded as an annotation job would, and removes its embeddings or not.
+    """Scores an embedded file as an annotation job would, and then removes its embeddings unless they are kept.
 
-    Killed in between, the finished embeddings are there for the next call.
+    After a kill in between, the next call uses the finished embeddings.
 
     Args:
-        embedded: The report of the embedding.
+        embedded: Report of the embedding.
         embeddings: The HDF5 file.
-        annotation: What to do with it.
-        heads: The heads of `annotation.request`, on the device to use.
+        annotation: The annotation.
+        heads: Heads of `annotation.request`, on the device to use.
 
     Returns:
-        The same report; its output is the annotated file where the embeddings do not stay.
+        The same report; its output is the annotated file where the embeddings are removed.
 
     Raises:
         HeadError, AnnotationError, OSError: As `annotate_file`.
@@ -81,7 +77,7 @@ def finished_embedding_and_annotation(
     output = annotation.request.output(embeddings)
     if made["source"] is None:
         raise OutputConflictError(f"{output} was made from embeddings of another tool; {REPLACE}")
-    check_same_request(made["embeddings"]["request"], request, output, "output_dir")
+    check_same_request(output, made["embeddings"]["request"], request.provenance(), ignored=MODEL_NAMES)
     is_same = is_same_file(source.path, made["source"], read_content)
     if is_same is False:
         raise OutputConflictError(f"{output} was made from another version of {source.path}; {REPLACE}")

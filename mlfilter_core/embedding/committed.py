@@ -1,9 +1,8 @@
-"""What is finished of a file of embeddings that is not, so that an interrupted one goes on where it was.
+"""The checkpoint of a file that is being embedded, so that an interrupted run can resume.
 
-One file beside the output, to which each window of documents is appended when it is encoded: its embeddings, and which
-of its documents the encoder would not take. The rest, such as ids and rejected lines, is read from the source again,
-which is fast, and which proves that it is still the same. A record has a checksum: one that a killed process wrote half
-of is none.
+It is a file beside the output. When a window of documents is encoded, its embeddings and its dropped documents are
+appended. Everything else, such as ids and rejected lines, is read from the source again. That is fast, and it proves
+that the source is unchanged. Each record has a checksum, by which a half-written one is recognised.
 """
 
 import hashlib
@@ -22,26 +21,28 @@ from numpy.typing import NDArray
 from mlfilter_core.corpus.documents import Rejection
 from mlfilter_core.corpus.windows import Window
 from mlfilter_core.files.claims import hidden_name
-from mlfilter_core.files.publishing import COMMITTED_SUFFIX, fsync, naming
+from mlfilter_core.files.new_file import naming
+from mlfilter_core.files.publishing import COMMITTED_SUFFIX, fsync
+from mlfilter_core.work.same_request import differing_fields
 
 MAGIC = b"mlfilter committed 1\n"
-# Of a record: bytes of its facts (JSON), bytes of its arrays, and a digest of both.
+# The head of a record: length of its facts (JSON), length of its arrays, and a digest of both.
 PREFIX = struct.Struct("<QQ16s")
-MAX_FACTS_BYTES = 1 << 28  # arbitrary: a window in which every document was dropped has a hundredth of that
+MAX_FACTS_BYTES = 1 << 28  # arbitrary: a hundred times the facts of a window of dropped documents
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What an encoder made of the documents of a window.
+    """The encoder's results for the documents of a window.
 
     Attributes:
-        embeddings: float32 or float16 (n, dim), as they are stored.
-        n_tokens: int32 (n,), encoded.
-        is_cut: bool (n,), whether the document was longer.
-        out_of_memory: How often a batch did not fit and was divided.
-        max_batch_tokens: Most tokens in one forward pass, after it.
+        embeddings: float32 or float16 (n, dim), as stored.
+        n_tokens: int32 (n,), encoded tokens.
+        is_cut: bool (n,), whether the document was truncated.
+        out_of_memory: Number of batches that did not fit in memory and were divided.
+        max_batch_tokens: Most tokens in one forward pass, after this window.
     """
 
     embeddings: NDArray[Any]
@@ -52,25 +53,25 @@ class Rows:
 
 
 class CommittedRows:
-    """The windows of a source file that are encoded. Use it as a context manager.
+    """The encoded windows of a source file. Use it as a context manager.
 
-    First the windows of an earlier run are taken, from the first one on; then new ones are added.
+    First `take` the windows of an earlier run, in order; then `add` new ones.
 
     Attributes:
-        n_taken: Documents of an earlier run.
+        n_taken: Number of documents taken from an earlier run.
     """
 
     def __init__(
         self, output: Path, made_by: Mapping[str, Any], dim: int, embedding_dtype: str, commit_documents: int
     ) -> None:
-        """Opens what there is; what was made in another way is discarded.
+        """Opens an existing checkpoint; discards it if it was made by another request.
 
         Args:
-            output: The file of embeddings that is to be.
-            made_by: What was asked for and what decides the numbers.
+            output: The file of embeddings that the checkpoint belongs to.
+            made_by: Everything that the numbers depend on.
             dim: Width of an embedding.
-            embedding_dtype: As it is stored.
-            commit_documents: Documents after which what was added is flushed to disk.
+            embedding_dtype: Dtype of the stored embeddings.
+            commit_documents: Documents between flushes to disk.
         """
         self.n_taken = 0
         self._path = hidden_name(output, COMMITTED_SUFFIX)
@@ -91,9 +92,9 @@ class CommittedRows:
             self._file = None
 
     def take(self, window: Window) -> Rows | None:
-        """Returns what was made of a window, from which the documents that were dropped are dropped again.
+        """Returns the rows of a window, and drops again the documents that were dropped from it.
 
-        None where there is nothing of it, and from then on.
+        Returns None for the first window that is not in the checkpoint, and for all later ones.
         """
         if not self._is_taking or self._file is None:
             return None
@@ -107,13 +108,13 @@ class CommittedRows:
             return self._rows(facts, arrays, len(window.documents))
         self._is_taking = False
         if read is not None:
-            _log.info("%s: what was committed from here on is discarded: the source changed", self._path)
+            _log.info("%s: the rest of the checkpoint is discarded, as the source changed", self._path)
         self._file.seek(start)
         self._file.truncate()
         return None
 
     def add(self, window: Window, rows: Rows) -> None:
-        """Appends a window; it outlives this process, and every `commit_documents` documents, the machine too."""
+        """Appends a window, which survives a crash of the process, and after each flush a crash of the machine."""
         if window.is_last:  # the output appears next
             return
         if self._file is None:
@@ -134,12 +135,12 @@ class CommittedRows:
             self._n_uncommitted = 0
 
     def remove(self) -> None:
-        """Forgets all of it, once the output is there."""
+        """Removes the checkpoint, once the output exists."""
         self.__exit__()
         self._path.unlink(missing_ok=True)
 
     def _open(self) -> bool:
-        """Tells whether there is something to take."""
+        """Opens the checkpoint; returns whether there is something to take."""
         try:
             self._file = open(self._path, "r+b", buffering=0)
         except FileNotFoundError:
@@ -148,15 +149,13 @@ class CommittedRows:
         if read is not None and read[0] == self._made_by:
             return True
         if read is not None:
-            made = read[0]
-            differing = [key for key in self._made_by if made.get(key) != self._made_by[key]]
-            details = ", ".join(f"{key} {made.get(key)!r} then, {self._made_by[key]!r} now" for key in differing)
-            _log.info("%s is discarded: it was made by another request: %s", self._path, details)
+            differing = differing_fields(read[0], self._made_by)
+            _log.info("%s is discarded: it was made by another request: %s", self._path, differing)
         self.remove()
         return False
 
     def _read(self) -> tuple[dict[str, Any], bytes] | None:
-        """Returns the next record; None where there is no whole one."""
+        """Returns the next record, or None where there is no complete one."""
         assert self._file is not None
         prefix = self._file.read(PREFIX.size)
         if len(prefix) < PREFIX.size:

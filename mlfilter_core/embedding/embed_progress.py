@@ -1,4 +1,4 @@
-"""How far the embedding of one file has come, as its stages tell it, each from a thread of its own."""
+"""The progress of embedding one file, reported by its stages from their threads."""
 
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class EmbedProgress:
-    """Counts what the stages have done, and tells it to whoever listens."""
+    """Counts what the stages have done, and reports it to the listener."""
 
     def __init__(self, file: str, n_bytes: int, reader: "SourceReader", stages: "Stages", encoder: "Encoder") -> None:
-        """Takes the file's name and size, and what else there is to tell of."""
+        """Takes the name and size of the file, and the objects to report on."""
         self._file = file
         self._n_bytes = max(1, n_bytes)
         self._reader = reader
@@ -29,17 +29,17 @@ class EmbedProgress:
         self._out_of_memory = 0
 
     def read(self, n_documents: int) -> None:
-        """Some documents were read."""
+        """Records that documents were read."""
         self._read_documents += n_documents
 
     def encoded(self, n_documents: int, n_tokens: int) -> None:
-        """Some documents were encoded, by this run or one before."""
+        """Records that documents were encoded, by this run or an earlier one."""
         self._documents += n_documents
         self._tokens += n_tokens
         self._tell()
 
     def wrote(self, n_committed: int, n_rejected: int, n_out_of_memory: int) -> None:
-        """So many documents are committed, so many lines were rejected, and memory ran out so often, in all."""
+        """Records the totals of committed documents, rejected lines and out-of-memory events."""
         self._committed = max(self._committed, n_committed)
         self._rejected, self._out_of_memory = n_rejected, n_out_of_memory
         self._tell()
@@ -47,7 +47,7 @@ class EmbedProgress:
     def _tell(self) -> None:
         if not self._teller.is_due(self._committed):
             return
-        # What was read and is not encoded yet stands in windows of the stages between.
+        # Documents that are read but not encoded are in the windows between the stages.
         share_read = min(1.0, self._reader.n_bytes / self._n_bytes)
         self._teller.tell(
             Progress(

@@ -1,4 +1,4 @@
-"""Stages of a pipeline that run at the same time, with a bounded queue between one and the next.
+"""Stages of a pipeline that run at the same time, with a bounded queue between two neighbours.
 
 Knows nothing about what they do.
 """
@@ -13,13 +13,13 @@ from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 
-QUEUED_ITEMS = 1  # enough for both sides to go on while the other is busy with one
+QUEUED_ITEMS = 1  # enough for both sides to continue while the other is busy
 
 
 class Stages:
-    """Runs the stages of a pipeline, all but one in a thread of its own. Use it as a context manager.
+    """Runs the stages of a pipeline, all but one in threads of their own. Use it as a context manager.
 
-    On leaving, every thread is stopped at its next item and has ended, whether or not all was consumed.
+    The end of the block stops every thread at its next item and waits for it, even if items are left.
 
     Example:
         with Stages("count", "square", "print") as stages:
@@ -28,7 +28,7 @@ class Stages:
     """
 
     def __init__(self, *names: str) -> None:
-        """Takes the stages' names, in the order of the data's way."""
+        """Takes the names of the stages, in the order in which data flows through them."""
         self._names = names
         self._queues: list[_Queue[Any]] = []
         self._threads: list[threading.Thread] = []
@@ -43,25 +43,25 @@ class Stages:
             thread.join()
 
     def run(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Iterates ahead in a thread, and yields the items; raises what that raised, after the items before it."""
+        """Iterates ahead in a thread, and yields the items; raises an error of the thread after the items before it."""
         queue: _Queue[Item] = _Queue()
         self._start(queue, _fill, items)
         return iter(queue)
 
     def hand_over(self, items: Iterable[Item], consume: Callable[[Iterator[Item]], None]) -> None:
-        """Iterates in the caller's thread, for a consumer in a thread; returns, or raises, when that has ended."""
+        """Iterates in the caller's thread, and consumes in another; returns or raises when the consumer has ended."""
         queue: _Queue[Item] = _Queue()
         thread = self._start(queue, _drain, consume)
         for item in items:
             queue.put(item)
-            del item  # or it would stand in memory until the next one is here
+            del item  # otherwise it would stay in memory until the next one exists
         queue.complete()
         thread.join()
         if queue.consumer_error is not None:
             raise queue.consumer_error
 
     def waited(self) -> dict[str, float]:
-        """Returns the seconds that each stage waited for another, or was at its end before: the busiest waits least."""
+        """Returns the seconds that each stage was idle, waiting or finished: the bottleneck is idle least."""
         waited = dict.fromkeys(self._names, 0.0)
         now = time.perf_counter()
         for (before, after), queue in zip(pairwise(self._names), self._queues, strict=True):
@@ -70,7 +70,7 @@ class Stages:
         return waited
 
     def _start(self, queue: "_Queue[Any]", work: Callable[["_Queue[Any]", Any], None], on: Any) -> threading.Thread:
-        # In the caller's context: log records find the run that they belong to.
+        # In the caller's context, by which log records find their run.
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(work, queue, on), name="stage", daemon=True)
         self._queues.append(queue)
@@ -80,7 +80,7 @@ class Stages:
 
 
 class _StoppedError(Exception):
-    """Nobody wants further items."""
+    """The pipeline was stopped."""
 
 
 class _Queue(Generic[Item]):
@@ -89,8 +89,8 @@ class _Queue(Generic[Item]):
     Attributes:
         full_s: Seconds that the producer waited for room.
         empty_s: Seconds that the consumer waited for an item.
-        completed_at: When the producer came to its end, on the clock of `time.perf_counter`; 0 before.
-        consumer_error: What ended the consumer before its time.
+        completed_at: Time at which the producer ended, on the clock of `time.perf_counter`; 0 before.
+        consumer_error: Error that ended the consumer.
     """
 
     def __init__(self) -> None:

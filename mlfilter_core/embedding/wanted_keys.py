@@ -1,4 +1,4 @@
-"""Whether documents have the keys that an embedding job asks for.
+"""Checks that documents have the keys that an embedding job needs.
 
 Knows nothing about files.
 """
@@ -28,8 +28,8 @@ class WantedKey:
     """A key that every document must have.
 
     Attributes:
-        field: Of the job, that names it.
-        keys: The key; where there are several, one of them suffices.
+        field: Job field that names the key.
+        keys: The key, or alternatives of which a document must have one.
     """
 
     field: str
@@ -40,7 +40,7 @@ class WantedKey:
 
 
 def wanted_keys(params: EmbeddingPipelineParameters) -> list[WantedKey]:
-    """Returns the keys without which a document is rejected."""
+    """Returns the keys that a document must have to be embedded."""
     schema = params.schema_of_documents()
     wanted = [
         WantedKey("params.text_field" if params.text_field else "params.keys_to_index", (key,))
@@ -58,7 +58,7 @@ def wanted_keys(params: EmbeddingPipelineParameters) -> list[WantedKey]:
 
 
 def describe_absent(wanted: Sequence[WantedKey], records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the keys that no record has, in words; none where there are no records to tell by."""
+    """Returns the keys that no record has, in words; none where there are no records."""
     types = types_by_key(records)
     absent = [key for key in wanted if not any(key.is_in(record) for record in records)] if records else []
     there = ", ".join(f"{key} ({' or '.join(kinds)})" for key, kinds in islice(types.items(), N_SHOWN_KEYS))
@@ -71,7 +71,7 @@ def describe_absent(wanted: Sequence[WantedKey], records: Sequence[Mapping[str, 
 
 
 def types_by_key(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """Returns how often the value at each key is of which JSON type; keys within an object as `scores.education`."""
+    """Returns the number of values of each JSON type by key; keys inside an object as `scores.education`."""
     types: dict[str, dict[str, int]] = {}
 
     def add(prefix: str, record: Mapping[str, Any]) -> None:
@@ -88,15 +88,15 @@ def types_by_key(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, in
 
 
 def check_wanted_keys(params: EmbeddingPipelineParameters, records: Sequence[Mapping[str, Any]]) -> None:
-    """Checks that some of the first documents of a run have what the job asks of each.
+    """Checks that each key that a job needs is in one of the first documents of a run.
 
     Raises:
-        ConfigError: None has one of the keys; names the keys that they have.
+        ConfigError: A key is in none of them; names the existing keys.
     """
     absent = describe_absent(wanted_keys(params), records)
     if not absent:
         return
-    if params.max_rejected_fraction == 1:  # the job allows that every line is rejected
+    if params.max_rejected_fraction == 1:  # the job allows every line to be rejected
         _log.warning("%s", "; ".join(absent))
         return
     raise ConfigError("\n  ".join(["no document could be embedded; correct the job's keys", *absent]))

@@ -1,4 +1,4 @@
-"""An embedding job, applied to one file after another by a worker."""
+"""The work of an embedding job on each file."""
 
 import functools
 import logging
@@ -17,15 +17,16 @@ from mlfilter_core.embedding.annotate_inline import (
     annotate_embedded,
     finished_embedding_and_annotation,
 )
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import EmbedRequest, finished_embedding
 from mlfilter_core.embedding.wanted_keys import check_wanted_keys
 from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolve_model, stated_dim
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.disk_space import check_room_for
-from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
-from mlfilter_core.work.workload import Workload
+from mlfilter_core.work.workload import Work, Workload
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import Encoder
@@ -34,34 +35,35 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EmbedWork:
-    """What an embedding job does with each of its files.
+class EmbedWork(Work[EmbedReport]):
+    """The work of an embedding job on each file.
 
     Attributes:
-        params: The job's parameters.
-        request: What they ask of every file.
-        annotation: What is done with each file once it is embedded, if anything.
+        params: Parameters of the job.
+        request: Request that they make.
+        annotation: Annotation of each embedded file; None without.
     """
 
     params: EmbeddingPipelineParameters
     request: EmbedRequest
     annotation: InlineAnnotation | None
 
-    def finished(self, file: TaskFile, read_content: bool) -> EmbedReport | None:
-        """Returns the report of a finished file, None for one to do.
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        outputs = [self._embeddings(file).path, self._rejects(file)]
+        if self.annotation is not None:
+            outputs += [self.annotation.request.output(file), self.annotation.request.provenance_file(file)]
+        return outputs
 
-        Raises:
-            FileError: The file cannot be done, or an output of another request is in the way.
-        """
+    def finished(self, file: TaskFile, read_content: bool) -> EmbedReport | None:
         return self._finished(file, self.annotation, read_content)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks what can be checked before the encoder is loaded: keys, room, heads of an annotation in the same pass.
+        """Checks keys, disk space and the heads of an inline annotation before the encoder is loaded.
 
-        Says whose code the encoder runs.
+        Warns of code from the model's repository.
 
         Raises:
-            ConfigError: None of the first documents has a key that is wanted, or the disk is too small.
+            ConfigError: None of the first documents has a key that the job needs, or the disk is too small.
             HeadError: A checkpoint is corrupted, holds code, or was trained on another encoder.
         """
         first = read_first_documents(files, self.params.max_line_bytes)
@@ -69,7 +71,7 @@ class EmbedWork:
         self._check_room(files, first)
         if self.params.trust_remote_code:
             others = ", ".join(code_elsewhere(self.request.model.folder))
-            elsewhere = f", and code of {others}, which it takes from there" if others else ""
+            elsewhere = f", and code of {others}, which it refers to" if others else ""
             _log.warning("trust_remote_code: code of %s is run%s", self.params.embedding_model, elsewhere)
         if self.annotation is not None and self.params.annotate_inline is not None:
             from mlfilter_core.heads.head import find_mismatched_heads
@@ -79,28 +81,7 @@ class EmbedWork:
             is_allowed = self.annotation.request.allow_mismatched_head
             find_mismatched_heads(heads, self.request.model.provenance(), "what this job embeds", is_allowed)
 
-    def run(self, file: TaskFile) -> EmbedReport:
-        """Embeds one file, unless that was done before, by a task that was lost after it had finished, say.
-
-        Another process that is at it is waited for.
-        """
-        outputs = [self._embeddings(file).path, self._rejects(file)]
-        if self.annotation is not None:
-            outputs += [self.annotation.request.output(file), self.annotation.request.provenance_file(file)]
-        with claim_outputs(*outputs):
-            return self.finished(file, read_content=True) or self._embed(file)
-
-    def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
-        """Checks the room for the embeddings alone, of half as many documents as the bytes on disk give."""
-        dim = stated_dim(self.request.model.folder)
-        if dim is None or not first.records or not self.params.keep_embeddings:
-            return
-        n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
-        n_documents = n_bytes * len(first.records) / first.n_bytes
-        row_bytes = dim * (2 if self.request.embedding_dtype == "float16" else 4)
-        check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
-
-    def _embed(self, file: TaskFile) -> EmbedReport:
+    def make(self, file: TaskFile) -> EmbedReport:
         from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads
 
         params, request = self.params, self.request
@@ -117,6 +98,16 @@ class EmbedWork:
         embedded = self._finished(file, None, read_content=True)
         embedded = embedded or embed_file(file, embeddings.path, rejects, request, encoder)
         return annotate_embedded(embedded, embeddings, self.annotation, heads)
+
+    def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
+        """Checks the disk space for the embeddings alone, of half the documents that the bytes on disk suggest."""
+        dim = stated_dim(self.request.model.folder)
+        if dim is None or not first.records or not self.params.keep_embeddings:
+            return
+        n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
+        n_documents = n_bytes * len(first.records) / first.n_bytes
+        row_bytes = dim * (2 if self.request.embedding_dtype == "float16" else 4)
+        check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
 
     def _finished(self, file: TaskFile, annotation: InlineAnnotation | None, read_content: bool) -> EmbedReport | None:
         embeddings = self._embeddings(file)
@@ -136,10 +127,10 @@ class EmbedWork:
 
 
 def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
-    """Returns what an embedding job is to do.
+    """Returns the workload of an embedding job.
 
     Raises:
-        ConfigError: The corpus is missing, or its files cannot be told apart.
+        ConfigError: The corpus is missing, or two of its files would share an output name.
         EncoderError, HeadError: As `embed_work`.
     """
     params = job.params
@@ -148,10 +139,10 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
 
 
 def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
-    """Returns the work that the parameters ask for, the model found and fingerprinted.
+    """Returns the work of an embedding job, after finding the model and computing its digests.
 
     Raises:
-        EncoderError: The model is not there.
+        EncoderError: The model is missing.
         HeadError: A checkpoint is missing.
     """
     request = embed_request(params, resolve_model(params.embedding_model, params.model_revision))
@@ -159,7 +150,7 @@ def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
 
 
 def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> EmbedRequest:
-    """Returns what the parameters ask of every file."""
+    """Returns the request that the parameters make."""
     return EmbedRequest(
         model=model,
         encoder=EncoderSettings(
@@ -193,7 +184,7 @@ def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # its task says so
+    except OSError:  # its task reports it
         return 0
 
 
@@ -205,7 +196,7 @@ def _encoder(
     max_batch_tokens: int | None,
     torch_compile: bool,
 ) -> "Encoder":
-    """Returns the encoder, loaded once for each worker process: it takes seconds and gigabytes."""
+    """Returns the encoder, loaded once per worker process, as it takes seconds and gigabytes."""
     from mlfilter_core.encoder.loading import load_encoder
 
     return load_encoder(model, settings, device, max_batch_tokens, torch_compile)

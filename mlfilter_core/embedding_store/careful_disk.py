@@ -1,4 +1,4 @@
-"""The disk under an HDF5 file that is written: its failures reach the writer, not HDF5."""
+"""A file for HDF5 to write to, whose failures reach the writer and not HDF5."""
 
 import io
 import os
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlfilter_core.files.publishing import naming
+from mlfilter_core.files.new_file import naming
 
 
 class CarefulDisk(io.RawIOBase):
-    """The file that HDF5 writes to, whose failures reach its user and not HDF5.
+    """A file object that records the first failure and hides it from HDF5.
 
-    HDF5 drops what it could not write of a dataset that is closed, without an error, and dies of a segmentation fault
-    when a file on a full disk is closed (HDF5 2.0; with h5py's own driver that was a worker's death). From the first
-    failure on, what it writes is kept in memory: no more than its caches hold, as the writer stops.
+    When a dataset is closed, HDF5 silently drops what it failed to write. When a file on a full disk is closed, it
+    crashes with a segmentation fault (HDF5 2.0, with h5py's own driver). After the first failure this file therefore
+    keeps what HDF5 writes in memory. That is no more than the caches of HDF5, as the writer stops.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +25,7 @@ class CarefulDisk(io.RawIOBase):
         self._unwritten: list[tuple[int, bytes]] = []
 
     def check(self) -> None:
-        """Raises what went wrong, if anything did."""
+        """Raises the first failure, if there was one."""
         if self._error is not None:
             raise self._error
 
@@ -37,7 +37,7 @@ class CarefulDisk(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fills the whole of it, with zeros where nothing was written."""
+        """Fills the whole buffer, with zeros where nothing was written."""
         begin, end = self._position, self._position + len(buffer)
         content = bytearray(len(buffer))
         with self._keeping_error():

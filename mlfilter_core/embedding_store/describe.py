@@ -1,4 +1,4 @@
-"""A file of embeddings in words, for a person."""
+"""A file of embeddings in words."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ N_SHOWN_IDS = 5
 
 
 def describe(path: Path, group: str) -> str:
-    """Returns what a file holds and where it comes from, after reading all its embeddings once.
+    """Returns the contents and the provenance of a file, after reading and checking all its embeddings.
 
     Raises:
-        EmbeddingFileError: It is not a file of embeddings, or an embedding in it is not sound.
+        EmbeddingFileError: It is not a file of embeddings, or contains an invalid embedding.
     """
     with EmbeddingFile(path, group) as file:
         file.check_content()
@@ -28,7 +28,7 @@ def describe(path: Path, group: str) -> str:
             for title, facts in (
                 ("counts", made.counts),
                 ("source", made.source),
-                ("encoder", {**made.request, **made.encoder}),  # None in the request is what the model then chose
+                ("encoder", {**made.request, **made.encoder}),  # the model has chosen what is None in the request
                 ("versions", made.versions),
             ):
                 lines += [title, *(f"  {name:<23}{value}" for name, value in facts.items())]

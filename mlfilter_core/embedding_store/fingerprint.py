@@ -1,7 +1,7 @@
-"""What tells the embeddings of one encoder from those of another: the contract between embeddings and heads.
+"""The fingerprint of an encoder: the contract between embeddings and heads.
 
-A fingerprint is a mapping of `FIELDS`. It may lack some, where a file does not say; only what both sides say is
-compared. The precision of the forward pass is no part of it: a head does not notice it.
+A fingerprint is a mapping of `FIELDS`. A file may lack some of them; only fields that both sides have are compared. The
+precision of the forward pass is not part of it, as it does not matter to a head.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from typing import Any
 
 from mlfilter_core.embedding_store.layout import Provenance
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.wording import DIGEST_CHARACTERS, shown
 
 FIELDS = ("weights_sha256", "tokenizer_sha256", "pooling", "prompt", "max_length", "is_normalized")
-NAMES = ("model", "revision")  # for people; the same encoder may lie elsewhere
-DIGEST_CHARACTERS = 12
+NAMES = ("model", "revision")  # for messages; the same encoder may be in another place
 
 Fingerprint = Mapping[str, Any]
 
@@ -22,31 +22,31 @@ def fingerprint(provenance: Provenance | None) -> Fingerprint:
     """Returns the fingerprint of the encoder of a file of embeddings; empty where another tool wrote the file."""
     if provenance is None:
         return {}
-    said = {**provenance.request, **provenance.encoder}  # what the model made of it wins over what was asked for
+    said = {**provenance.request, **provenance.encoder}  # facts of the loaded model override the request
     return {name: said[name] for name in (*NAMES, *FIELDS) if name in said}
 
 
 def differences(one: Fingerprint, other: Fingerprint) -> list[str]:
-    """Returns the fields that both state, and state differently."""
+    """Returns the fields that both have, with different values."""
     return [name for name in FIELDS if name in one and name in other and one[name] != other[name]]
 
 
 def describe_differences(one: Fingerprint, other: Fingerprint) -> str:
-    """Returns them with both values: `max_length (512 and 256), prompt ('' and 'query: ')`."""
-    return ", ".join(f"{name} ({_shown(one[name])} and {_shown(other[name])})" for name in differences(one, other))
+    """Returns the differing fields with both values: `max_length (512 and 256), prompt ('' and 'query: ')`."""
+    return ", ".join(f"{name} ({shown(one[name])} and {shown(other[name])})" for name in differences(one, other))
 
 
 def name_of(encoder: Fingerprint) -> str:
-    """Returns what a person calls an encoder."""
-    name = encoder.get("model") or f"an encoder with weights {_shown(encoder.get('weights_sha256'))}"
+    """Returns the name of an encoder for messages."""
+    name = encoder.get("model") or f"an encoder with weights {shown(encoder.get('weights_sha256'))}"
     return f"{name} at {encoder['revision'][:DIGEST_CHARACTERS]}" if encoder.get("revision") else str(name)
 
 
 class OneEncoder:
-    """Sees to it that files of embeddings are all of one encoder, as far as they say.
+    """Checks that files of embeddings are all from one encoder, as far as they state it.
 
     Attributes:
-        fingerprint: Of the first file that says one; empty before.
+        fingerprint: Fingerprint of the first file that has one; empty before.
     """
 
     def __init__(self) -> None:
@@ -54,21 +54,16 @@ class OneEncoder:
         self._first = Path()
 
     def check(self, path: Path, made_by: Fingerprint) -> None:
-        """Takes a file.
+        """Checks one more file.
 
         Raises:
-            ConfigError: It is of another encoder than those before.
+            ConfigError: It is from another encoder than the previous files.
         """
         if not self.fingerprint:
             self._first, self.fingerprint = path, made_by
         if differences(self.fingerprint, made_by):
             raise ConfigError(
                 f"{self._first} and {path} were made by different encoders, {name_of(self.fingerprint)} and "
-                f"{name_of(made_by)}: they differ in {describe_differences(self.fingerprint, made_by)}. Scores of both "
-                "would not compare; set params.glob_pattern to the files of one of them"
+                f"{name_of(made_by)}: they differ in {describe_differences(self.fingerprint, made_by)}. Their scores "
+                "would not be comparable; set params.glob_pattern to the files of one encoder"
             )
-
-
-def _shown(value: Any) -> str:
-    is_digest = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-    return value[:DIGEST_CHARACTERS] if is_digest else repr(value)

@@ -1,4 +1,4 @@
-"""The HDF5 format of embeddings: names of datasets, shapes of chunks, the provenance.
+"""The HDF5 format of embeddings: names of datasets, chunk sizes, provenance.
 
 README § Data formats describes it.
 """
@@ -20,20 +20,20 @@ TEXT_HASH = "text_hash"
 
 # HDF5 reads and writes whole chunks: large enough for streaming, small enough to stay in its cache.
 CHUNK_ROWS = 4096
-OPTIONAL_PROVENANCE = ("statistics",)  # files of earlier releases lack them
+OPTIONAL_PROVENANCE = ("statistics",)  # missing in files of earlier releases
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a file of embeddings comes from.
+    """How a file of embeddings was made.
 
     Attributes:
         source: `path` relative to `folder`, `bytes`, `mtime_ns`, `sha256` of the source file.
-        request: Everything that was asked for and changes the content: encoder, keys, dtypes.
-        encoder: What the model made of it: dim, pooling, prompt, max_length, is_normalized.
+        request: Settings that change the content: encoder, keys, dtypes.
+        encoder: Properties of the loaded encoder: dim, pooling, prompt, max_length, is_normalized.
         counts: `lines`, `documents`, `rejected`, `blank`, `truncated`, `duplicate_ids`, `tokens`.
-        versions: Of the libraries that wrote the file.
-        statistics: `document_tokens`, the histogram of the documents' token counts; empty in older files.
+        versions: Versions of the libraries that wrote the file.
+        statistics: `document_tokens`, the histogram of tokens per document; empty in older files.
     """
 
     source: Mapping[str, Any]

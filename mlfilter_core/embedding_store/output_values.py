@@ -1,6 +1,6 @@
-"""What an annotated file holds beside the scores: values of the HDF5 file, or of the source documents.
+"""The fields of an annotated file beside the scores: values of the HDF5 file or of the source documents.
 
-Knows nothing about scores, but for the names that they take.
+Knows nothing about scores except their names.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,32 +17,32 @@ from mlfilter_core.embedding_store.source_documents import SourceDocuments
 from mlfilter_core.errors import AnnotationError, ConfigError, FileError
 
 WHOLE_DOCUMENT = "*"
-# Values that stand in memory at a time: texts may be stored, and some are a thousand times longer than most.
+# Rows in memory at a time: texts may be stored, and some are a thousand times longer than most.
 READ_ROWS = 256
-N_CHECKED_FILES = 4  # before a run; a wrong key shows in the first
+N_CHECKED_FILES = 4  # before a run; a wrong key shows in the first files
 
 
 class OutputValues:
     """Looks the output keys of one file up. Use it as a context manager.
 
     Attributes:
-        missing_values: Keys that some document lacks, written as null, and how often.
+        missing_values: Number of documents that lack a key, by key; the value is written as null.
     """
 
     def __init__(
         self, file: EmbeddingFile, output_keys: Sequence[str], columns: Sequence[str], source_dir: Path | None
     ) -> None:
-        """Finds out where each key is; opens the source where it is needed.
+        """Looks up the place of each key; opens the source where it is needed.
 
         Args:
-            file: Open for as long as this is used.
-            output_keys: Names in the HDF5 file, else keys of the source document; `*` is all of it.
-            columns: Names of the scores, which are left to others and must stay free.
-            source_dir: Where the sources lie; None takes the folder that the file names.
+            file: Open file of embeddings; must stay open.
+            output_keys: Names in the HDF5 file, otherwise keys of the source document; `*` is all of it.
+            columns: Names of the scores, which no output key may take.
+            source_dir: Folder of the sources; None takes the folder that the file names.
 
         Raises:
-            AnnotationError: The source is needed, and the file does not name it.
-            SourceError: The source is needed, and missing or changed.
+            AnnotationError: The source is needed, but the file does not name it.
+            SourceError: The source is needed, but missing or changed.
         """
         self.missing_values: dict[str, int] = {}
         self._file = file
@@ -60,13 +60,13 @@ class OutputValues:
             self._source.__exit__(*exc_info)
 
     def records(self, rows: slice) -> Iterator[dict[str, Any]]:
-        """Yields one record for each row, with the output keys in their order.
+        """Yields one record per row, with the output keys in order.
 
         Args:
-            rows: The rows after those of the call before.
+            rows: Rows that follow those of the previous call.
 
         Raises:
-            AnnotationError: A stored number is NaN or infinite, or a document has a score's name as a key.
+            AnnotationError: A stored number is NaN or infinite, or a document has the name of a score as a key.
             SourceError: The source changed.
         """
         for start in range(rows.start, rows.stop, READ_ROWS):
@@ -79,7 +79,7 @@ class OutputValues:
                 yield self._record(document, i, stored)
 
     def check_complete(self) -> None:
-        """Checks, after the last row, what only then is known.
+        """Checks, after the last row, that the source is unchanged and each key was found.
 
         Raises:
             SourceError: The source is not the one that was embedded.
@@ -96,7 +96,7 @@ class OutputValues:
                 )
 
     def known_keys(self) -> list[str]:
-        """Returns the names in the HDF5 file, and the keys of the last document that lacked one."""
+        """Returns the names in the HDF5 file, and the keys of the last document that lacked an output key."""
         return [*self._file.names(), *self._document_keys]
 
     def _stored(self, place: str, rows: slice) -> Any:
@@ -104,7 +104,7 @@ class OutputValues:
         if isinstance(values, np.ndarray) and values.dtype.kind == "f" and not np.isfinite(values).all():
             row = rows.start + int(np.argwhere(~np.isfinite(values))[0][0])
             raise AnnotationError(
-                f"{self._file.path}: row {row}: {place} is not finite, which JSON cannot say; leave it out of "
+                f"{self._file.path}: row {row}: {place} is not finite, which JSON cannot express; leave it out of "
                 "params.output_keys"
             )
         return values
@@ -132,8 +132,8 @@ class OutputValues:
         clash = [column for column in self._columns if column in document]
         if clash:
             raise AnnotationError(
-                f'{self._file.path}: the source documents have a key "{clash[0]}" already; set '
-                "params.score_prefix to another one"
+                f'{self._file.path}: the source documents already have a key "{clash[0]}"; set another '
+                "params.score_prefix"
             )
         return document
 
@@ -141,17 +141,17 @@ class OutputValues:
 def check_output_keys(
     files: Sequence[Path], group: str, output_keys: Sequence[str], columns: Sequence[str], source_dir: Path | None
 ) -> None:
-    """Looks for the output keys in a few files and in the first documents of their sources, before any work.
+    """Looks for the output keys in a few files and in the first documents of their sources, before a run.
 
     Args:
-        files: Of embeddings; what is wrong with one of them alone is left to its task.
+        files: Files of embeddings. A broken file is skipped; its task reports it.
         group: Name of their HDF5 group.
-        output_keys: As in `OutputValues`, and so are the others.
+        output_keys: As in `OutputValues`.
         columns: Names of the scores.
-        source_dir: Where the sources lie.
+        source_dir: Folder of the sources.
 
     Raises:
-        ConfigError: A key is in none of them; names those that there are.
+        ConfigError: A key is in none of them; names the existing keys.
     """
     n_files = min(N_CHECKED_FILES, len(files))
     absent, known = set(output_keys), list[str]()
@@ -177,11 +177,11 @@ def check_output_keys(
 
 
 def _find(file: EmbeddingFile, key: str) -> str | None:
-    """Returns the dataset that holds an output key, or None for the source document."""
+    """Returns the dataset of an output key, or None for the source document."""
     if key == WHOLE_DOCUMENT:
         return None
     name = file.find(key)
-    if name is None and key == "doc_id":  # the predecessor's name for the document's id
+    if name is None and key == "doc_id":  # name of the document's id in the predecessor
         own_id = file.provenance.request["id_key"] if file.provenance else None
         return file.find(DOCUMENT_ID) if own_id in (None, key) else None
     return name

@@ -1,4 +1,4 @@
-"""A file of embeddings, read and checked: ours, and those of other tools."""
+"""A file of embeddings of this or another tool, read and checked."""
 
 import json
 import math
@@ -23,12 +23,12 @@ from mlfilter_core.errors import EmbeddingFileError, in_one_line
 from mlfilter_core.files.identity import file_identity
 
 UNIT_LENGTH_TOLERANCE = 5e-3  # float16 keeps three digits
-# What a file may claim to hold. All three are arbitrary, and far from what any encoder or tool writes: the widest
-# embeddings take 64 KiB, h5py makes chunks of 1 MiB, and embeddings hardly compress at all.
+# Limits on what a file may claim to contain. All three are arbitrary, and far above what any encoder or tool writes:
+# the widest embeddings take 64 KiB, h5py makes chunks of 1 MiB, and embeddings hardly compress.
 MAX_ROW_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 1 << 30
 MAX_EXPANSION, FREE_BYTES = 1000, 1 << 30
-# What the readers of a provenance rely on, and its type there.
+# Provenance fields that readers rely on, and their types.
 _PROVENANCE_VALUES: Mapping[str, Mapping[str, Any]] = {
     "source": {"path": str, "folder": str, "bytes": int, "mtime_ns": int, "sha256": str},
     "request": {"max_line_bytes": int, "id_key": (str, type(None))},
@@ -42,23 +42,23 @@ _PROVENANCE_VALUES: Mapping[str, Mapping[str, Any]] = {
 class EmbeddingFile:
     """A file of embeddings, open for reading. Use it as a context manager.
 
-    Files of other tools are read too, as long as they hold `<group>/embeddings`; what they lack is
-    said by the error of what needs it. Nothing outside the file is read: links are not followed, and
-    datasets whose rows lie in other files are refused.
+    Reads files of other tools, too, as long as they contain `<group>/embeddings`. Where something is missing, the
+    function that needs it raises an error. Nothing outside the file is read: links are not followed, and datasets
+    whose rows are in other files are refused.
 
     Attributes:
         path: The file.
-        n_rows: Documents.
+        n_rows: Number of documents.
         dim: Width of an embedding.
-        provenance: None where another tool wrote the file.
+        provenance: Provenance; None where another tool wrote the file.
     """
 
     def __init__(self, path: Path, group: str) -> None:
         """Opens and checks a file.
 
         Raises:
-            EmbeddingFileError: It is not HDF5, cut short, lacks the group or its embeddings, leads to other
-                files, claims to hold more than it can, or its datasets disagree on the number of rows.
+            EmbeddingFileError: It is not HDF5, is truncated, lacks the group or its embeddings, links to other files,
+                claims more content than it can have, or its datasets have different numbers of rows.
         """
         self.path = path
         self._file = _open(path)
@@ -86,7 +86,7 @@ class EmbeddingFile:
         self._file.close()
 
     def identity(self) -> dict[str, Any]:
-        """Returns what tells one version of the file from another; ours say it without being read as a whole."""
+        """Returns what identifies this version of the file. Only files of other tools are read completely for it."""
         if self.provenance is None:
             return file_identity(self.path)
         return {
@@ -100,12 +100,12 @@ class EmbeddingFile:
         return list(self._names)
 
     def find(self, key: str) -> str | None:
-        """Returns the name of the dataset that holds a key: itself, or that key of the index."""
+        """Returns the name of the dataset of a key: the key itself, or its entry in the index; None for neither."""
         own = set(self._names) - {EMBEDDINGS}
         return next((name for name in (key, f"{INDEX}/{key.replace('/', '_')}") if name in own), None)
 
     def slices(self, n_rows: int) -> Iterator[slice]:
-        """Yields the rows in order, `n_rows` at a time."""
+        """Yields slices of `n_rows` rows in order."""
         for start in range(0, self.n_rows, n_rows):
             yield slice(start, min(start + n_rows, self.n_rows))
 
@@ -117,12 +117,14 @@ class EmbeddingFile:
         """Returns a dataset's values: strings as a list, others as an array in the precision of the file.
 
         Raises:
-            EmbeddingFileError: A value cannot be read, or is no UTF-8.
+            EmbeddingFileError: A value cannot be read, or is not UTF-8.
         """
         if h5py.check_string_dtype(self._group[name].dtype) is None:
             return self.array(name, rows)
         with self._reading(self._place(name, rows)):
-            return list(self._dataset(name).asstr("utf-8")[rows])  # ASCII is UTF-8, and so is much that says ASCII
+            return list(
+                self._dataset(name).asstr("utf-8")[rows]
+            )  # ASCII is UTF-8, and much that is declared as ASCII is UTF-8
 
     def array(self, name: str, rows: slice) -> NDArray[Any]:
         """Returns a numeric dataset's values.
@@ -136,15 +138,15 @@ class EmbeddingFile:
             return np.asarray(self._dataset(name)[rows])
 
     def check_content(self) -> None:
-        """Reads every embedding once.
+        """Reads and checks every embedding.
 
         Raises:
-            EmbeddingFileError: One is not finite, or not of unit length though the encoder normalises, or
-                the number of rows is not the one that the file states.
+            EmbeddingFileError: One is not finite, or not of unit length although the encoder normalises, or the number
+                of rows differs from the one that the file states.
         """
         stated = self.provenance.counts["documents"] if self.provenance else self.n_rows
         if stated != self.n_rows:
-            raise self._error(f"it states {stated} documents and holds {self.n_rows} rows")
+            raise self._error(f"it states {stated} documents and has {self.n_rows} rows")
         normalized = self.provenance is not None and self.provenance.encoder["is_normalized"]
         for rows in self.slices(CHUNK_ROWS):
             lengths = np.linalg.norm(self.embeddings(rows), axis=1)
@@ -154,7 +156,7 @@ class EmbeddingFile:
                 raise self._error(f"the embedding of row {rows.start + row} has length {lengths[row]}; embed it again")
 
     def _find_group(self, group: str) -> h5py.Group:
-        """Returns the group, by hard links alone: only they cannot lead out of the file."""
+        """Returns the group, following only hard links, which cannot lead out of the file."""
         found: h5py.HLObject | None = self._file
         for name in (*PurePosixPath("/", group).parts[1:], EMBEDDINGS):
             parent = found
@@ -177,7 +179,9 @@ class EmbeddingFile:
         datasets = {name: node for name in names if isinstance(node := self._group[name], h5py.Dataset)}
         for name, dataset in datasets.items():
             if dataset.is_virtual or dataset.external:
-                raise self._error(f"the rows of {name} lie in other files, which are not read; copy them into this one")
+                raise self._error(
+                    f"the rows of {name} are in other files, which are not read; copy them into this file"
+                )
         return [
             name for name, dataset in datasets.items() if dataset.shape
         ]  # a single value says something of the file
@@ -186,11 +190,11 @@ class EmbeddingFile:
         if group.id.links.exists(name.encode()) and not _is_hard(group, name):
             raise self._error(
                 f'"{group.name.rstrip("/")}/{name}" is a link, which may lead out of the file and is not followed; '
-                "copy what it stands for into the file"
+                "copy its target into the file"
             )
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        """Returns a dataset of which some rows fit in memory."""
+        """Returns a dataset after checking that some of its rows fit in memory."""
         dataset = self._group[name]
         for what, shape, limit in (
             ("row", dataset.shape[1:], MAX_ROW_BYTES),
@@ -204,7 +208,7 @@ class EmbeddingFile:
         return dataset
 
     def _check_is_written(self, embeddings: h5py.Dataset) -> None:
-        """Refuses rows that are in no chunk of the file, which HDF5 invents, as zeros."""
+        """Refuses a dataset with missing chunks, for which HDF5 returns zeros."""
         stored_bytes = embeddings.id.get_storage_size()
         if embeddings.chunks:
             shape = zip(embeddings.shape, embeddings.chunks, strict=True)
@@ -215,7 +219,7 @@ class EmbeddingFile:
             raise self._error(f"not all of its {len(embeddings)} embeddings were written; embed its source again")
         if embeddings.nbytes > FREE_BYTES + MAX_EXPANSION * stored_bytes:
             raise self._error(
-                f"{stored_bytes} bytes would unpack to {embeddings.nbytes} bytes of embeddings, more than "
+                f"{stored_bytes} bytes would expand to {embeddings.nbytes} bytes of embeddings, more than "
                 f"{MAX_EXPANSION} times as many, which embeddings never do; embed its source again"
             )
 
@@ -254,13 +258,13 @@ class EmbeddingFile:
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """Says what is broken; h5py says it in some ten exceptions: KeyError, RuntimeError, UnicodeDecodeError, ..."""
+        """Converts the errors of h5py, which raises KeyError, RuntimeError, UnicodeDecodeError and others."""
         try:
             yield
         except EmbeddingFileError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno:  # the file system's own word, not HDF5's
+            if isinstance(error, OSError) and error.errno:  # an error of the file system, not of HDF5
                 raise
             raise self._error(f"{what} cannot be read ({in_one_line(error)}); embed its source again") from error
 
@@ -283,7 +287,7 @@ def _open(path: Path) -> h5py.File:
         # Locks fail on many cluster file systems, and a finished file is never changed.
         return h5py.File(path, "r", locking=False)
     except OSError as error:
-        if error.errno:  # the file system's own word, not HDF5's
+        if error.errno:  # an error of the file system, not of HDF5
             raise
         raise EmbeddingFileError(
             f"{path} is not an HDF5 file, or is cut short ({error}); embed its source again"

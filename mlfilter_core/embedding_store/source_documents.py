@@ -1,4 +1,4 @@
-"""The source documents of a file of embeddings, joined to its rows by their offsets."""
+"""The source documents of a file of embeddings, joined to its rows by byte offset."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -23,19 +23,19 @@ class SourceDocuments:
         """Opens the source.
 
         Args:
-            file: Says which source it was made from.
-            source_dir: The corpus folder; None takes the one that the file names.
-            keys: What is wanted of the documents, for the messages.
+            file: The file of embeddings, which names its source.
+            source_dir: The corpus folder; None takes the folder that the file names.
+            keys: Keys to read from the documents, for messages.
 
         Raises:
-            AnnotationError: The file does not say which source it was made from.
-            SourceError: The source is not there, not readable, or changed.
+            AnnotationError: The file does not name its source.
+            SourceError: The source is missing, not readable, or changed.
         """
         wanted = ", ".join(f'"{key}"' for key in keys)
         if file.provenance is None:
             raise AnnotationError(
-                f"params.output_keys: {wanted} is not in {file.path}, and the file does not say which source it was "
-                f"made from; it holds: {', '.join(file.names())}"
+                f"params.output_keys: {wanted} is not in {file.path}, and the file does not name its source; it "
+                f"contains: {', '.join(file.names())}"
             )
         self._recorded = file.provenance.source
         self._max_line_bytes = file.provenance.request["max_line_bytes"]
@@ -49,7 +49,7 @@ class SourceDocuments:
         except FileNotFoundError:
             raise SourceError(
                 f"params.output_keys: {wanted} is not in {file.path}, and the source {self.path} does not exist; set "
-                "params.source_dir to where the sources lie now"
+                "params.source_dir to the folder of the sources"
             ) from None
         if n_bytes != self._recorded["bytes"]:
             raise self._changed()
@@ -63,18 +63,18 @@ class SourceDocuments:
         self._reader.__exit__()
 
     def documents(self, offsets: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-        """Yields the records at ascending byte offsets, beyond those of the call before.
+        """Yields the records at ascending byte offsets, which follow those of the previous call.
 
         Raises:
-            SourceError: There is none, so the source changed.
+            SourceError: There is no record at an offset, as the source changed.
         """
         return map(self._next, offsets.tolist())
 
     def check_unchanged(self) -> None:
-        """Checks, after the last document, that the whole source is the one that was embedded.
+        """Checks, after the last document, that the whole source is unchanged since it was embedded.
 
         Raises:
-            SourceError: It is not.
+            SourceError: It changed.
         """
         for _ in self._lines:  # the digest is of the whole file
             pass
@@ -93,5 +93,5 @@ class SourceDocuments:
     def _changed(self) -> SourceError:
         return SourceError(
             f"{self.path} changed since {self._embeddings} was made from it; embed it again, or set params.source_dir "
-            "to where the unchanged source lies"
+            "to the folder of the unchanged source"
         )

@@ -26,14 +26,14 @@ from mlfilter_core.embedding_store.layout import (
 )
 
 CHUNK_BYTES = 1 << 20
-MIN_CHUNK_ROWS = 32  # arbitrary: 48 kB of a small file at most, and no chunk for each row after a first long one
+MIN_CHUNK_ROWS = 32  # arbitrary: at most 48 kB in a small file, and no tiny chunks after a single first row
 _UTF8 = h5py.string_dtype("utf-8")
 
 
 class EmbeddingWriter:
     """Writes one new HDF5 file. Use it as a context manager; `finish` makes the file valid.
 
-    Memory does not depend on the number of rows. Where writing fails, as on a full disk, `append`, `finish` or leaving
+    Memory does not depend on the number of rows. If writing fails, as on a full disk, `append`, `finish` or the end of
     the block raises an OSError with the system's reason and the file's name.
     """
 
@@ -52,14 +52,14 @@ class EmbeddingWriter:
         """Creates the file.
 
         Args:
-            path: Where; an existing file is replaced.
-            group: Name of the group that holds the datasets.
+            path: The file; an existing file is replaced.
+            group: Name of the group of the datasets.
             dim: Width of an embedding.
             embedding_dtype: `float32` or `float16`.
-            label_shape: Of a document's labels: () makes them (n,), (k,) makes them (n, k); None writes none.
-            label_dtype: NumPy name.
-            index_keys: Names of the values that each document brings.
-            slice_rows: Rows written at a time.
+            label_shape: Shape of a document's labels: () gives (n,), (k,) gives (n, k), None writes no labels.
+            label_dtype: NumPy name of the labels' dtype.
+            index_keys: Keys of each document's `index`.
+            slice_rows: Rows per write.
         """
         self._disk = CarefulDisk(path)
         self._file = h5py.File(self._disk, "w", locking=False)
@@ -89,7 +89,7 @@ class EmbeddingWriter:
         """Adds rows.
 
         Args:
-            documents: What the rows stand for.
+            documents: Documents of the rows.
             embeddings: float32 (n_documents, dim), finite.
             n_tokens: int32 (n_documents,).
         """
@@ -110,7 +110,7 @@ class EmbeddingWriter:
         self._disk.check()
 
     def _create_datasets(self, n_first: int) -> None:
-        """Creates empty datasets whose chunks are no larger than a small file's content."""
+        """Creates empty datasets, with chunks no larger than the content of a small file."""
         row_bytes = self._dim * self._embedding_dtype.itemsize
         n_first = max(n_first, MIN_CHUNK_ROWS)
         self._create(EMBEDDINGS, self._embedding_dtype, (self._dim,), min(n_first, CHUNK_BYTES // row_bytes or 1))
@@ -126,7 +126,7 @@ class EmbeddingWriter:
 
     def _create(self, name: str, dtype: Any, width: tuple[int, ...], chunk_rows: int) -> None:
         shape, maxshape, chunks = (0, *width), (None, *width), (chunk_rows, *width)
-        # Whoever reads a chunk whose bytes have changed is told so, by HDF5 itself; strings lie outside their chunks.
+        # HDF5 reports a chunk whose bytes have changed when it is read. Strings are stored outside of the chunks.
         has_checksums = dtype is not _UTF8
         self._group.create_dataset(name, shape, dtype, maxshape=maxshape, chunks=chunks, fletcher32=has_checksums)
 

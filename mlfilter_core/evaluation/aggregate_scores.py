@@ -18,7 +18,8 @@ from mlfilter_core.evaluation.aggregation import (
 from mlfilter_core.evaluation.input_files import find_draw_files
 from mlfilter_core.evaluation.scores_of_draws import scores_of_draws
 from mlfilter_core.evaluation.scores_of_heads import find_annotated_files, scores_of_heads
-from mlfilter_core.files.publishing import check_writable, open_new, publish
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import check_writable, publish
 
 _log = logging.getLogger(__name__)
 

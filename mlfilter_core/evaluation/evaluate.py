@@ -12,7 +12,8 @@ from mlfilter_core.evaluation.evaluation_figures import draw_confusion, draw_inv
 from mlfilter_core.evaluation.evaluation_report import EvaluationReport, EvaluationRequest
 from mlfilter_core.evaluation.predictions import WITHOUT_TRUTH, Predictions, read_annotators, read_heads
 from mlfilter_core.evaluation.truth import Truth, read_truth
-from mlfilter_core.files.publishing import check_writable, open_new, publish, publish_json
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import check_writable, publish, publish_json
 from mlfilter_core.tallies.tally import N_EXAMPLES, Tally, merged
 
 _log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
-"""Which files a living process is writing, told by locks that end with their process.
+"""Locks that tell which files a living process is writing.
 
-The locks are those of `flock(2)`: the kernel lets go of them when a process ends in any way, and a reboot leaves none.
-Across machines they hold where the file system carries them, as NFS, Lustre mounted with `flock`, GPFS and CephFS do.
+They are `flock(2)` locks: the kernel releases them when a process ends in any way, and none survives a reboot. They
+work across machines where the file system supports it: NFS, Lustre mounted with `flock`, GPFS and CephFS.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from typing import IO
 
 LOCK_SUFFIX = ".lock"
 WAIT_S = 1
-# Mount options and file systems whose locks do not reach other machines.
+# Mount options and file systems whose locks do not work across machines.
 LOCAL_OPTIONS = ("localflock", "nolock", "local_lock=all", "local_lock=flock")
 LOCAL_FILE_SYSTEMS = ("beegfs", "fuse", "9p", "vboxsf")
 
@@ -28,31 +28,31 @@ _log = logging.getLogger(__name__)
 def claim(target: Path) -> Iterator[bool]:
     """Makes this process the only one that writes a file; waits while another does.
 
-    Where the file system has no locks, it makes no difference.
+    Does nothing where the file system has no locks.
 
     Args:
-        target: The file, which need not exist; missing folders are made.
+        target: The file, which need not exist; missing folders are created.
 
     Yields:
-        Whether the process that claimed it before died meanwhile.
+        Whether the previous process that claimed the file died before it was done.
     """
     lock = hidden_name(target, LOCK_SUFFIX)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle = _taken(lock, target)
     try:
-        has_died = handle.tell() > 0  # at the end of what the last one wrote
+        has_died = handle.tell() > 0  # at the end of what the previous process wrote
         handle.truncate(0)
-        with suppress(OSError):  # on a full disk: a word for those who wait, and for `remove_leftovers`
+        with suppress(OSError):  # a full disk; the text is for waiting processes and for `remove_leftovers`
             os.write(handle.fileno(), f"{machine()} process {os.getpid()} on {socket.gethostname()}".encode())
         yield has_died
     finally:
-        with suppress(OSError):  # in a folder that became read-only; a lock that nobody holds is in nobody's way
-            lock.unlink()  # while it is held: nobody takes a name that is gone for a claim
+        with suppress(OSError):  # in a folder that became read-only; a lock that no process holds does no harm
+            lock.unlink()  # while it is held, so that no other process can claim the removed file
         handle.close()
 
 
 def is_claimed(target: Path) -> bool | None:
-    """Tells whether a living process has claimed a file; None where that cannot be told from this machine."""
+    """Tells whether a living process has claimed a file; None where this machine cannot tell."""
     lock = hidden_name(target, LOCK_SUFFIX)
     made_on = machine_of_lock(lock)
     if made_on is None:
@@ -60,7 +60,7 @@ def is_claimed(target: Path) -> bool | None:
     try:
         with open(lock, "r+b") as handle:
             is_free = _lock(handle)
-    except OSError:  # removed by its holder just now, or another user's
+    except OSError:  # just removed by its holder, or of another user
         return None if lock.exists() else False
     if is_free is None or (is_free and made_on != machine() and why_locks_are_local(lock.parent) is not None):
         return None
@@ -68,7 +68,7 @@ def is_claimed(target: Path) -> bool | None:
 
 
 def hidden_name(target: Path, suffix: str) -> Path:
-    """Returns the name of a hidden file that belongs to `target`, whoever asks; a name holds 255 bytes at most."""
+    """Returns the path of a hidden file that belongs to `target`; a hash where the name would exceed 255 bytes."""
     name = f".{target.name}{suffix}"
     if len(name.encode()) > 255:
         name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}{suffix}"
@@ -76,20 +76,20 @@ def hidden_name(target: Path, suffix: str) -> Path:
 
 
 def hold(handle: IO[bytes]) -> None:
-    """Marks an open file as being written, until it is closed or the process ends."""
+    """Locks an open file until it is closed or the process ends."""
     _lock(handle)
 
 
 def remove_if_abandoned(path: Path, machine_of_writer: str, process: int | None) -> bool:
-    """Removes a file whose writer is gone.
+    """Removes a file whose writer has ended.
 
     Args:
-        path: A file that its writer holds.
-        machine_of_writer: What `machine` gave there. Locks of this machine are seen here on any file system.
-        process: Of the writer, by which it is told where there are no locks.
+        path: A file that its writer holds with `hold`.
+        machine_of_writer: Result of `machine` for the writer. Locks of this machine are visible on any file system.
+        process: Process id of the writer, which decides where there are no locks.
 
     Returns:
-        Whether it was removed. One that cannot be told to be abandoned stays.
+        Whether it was removed. A file stays where it is unknown whether its writer has ended.
     """
     is_near = machine_of_writer == machine()
     try:
@@ -100,13 +100,13 @@ def remove_if_abandoned(path: Path, machine_of_writer: str, process: int | None)
             if not is_free or not (is_near or why_locks_are_local(path.parent) is None):
                 return False
             path.unlink()  # while it is held
-    except OSError:  # removed by its writer, or another user's
+    except OSError:  # removed by its writer, or of another user
         return False
     return True
 
 
 def machine_of_lock(path: Path) -> str | None:
-    """Returns what `machine` gave where a lock file was made; None where it is no lock file of ours."""
+    """Returns the result of `machine` of the process that made a lock file; None for a lock file of another tool."""
     try:
         made_by = path.read_text(encoding="utf-8", errors="replace").split(" ")
     except OSError:
@@ -115,14 +115,14 @@ def machine_of_lock(path: Path) -> str | None:
 
 
 def machine() -> str:
-    """Returns a name for what shares its process numbers: host and, in a container, process namespace."""
+    """Returns an identifier of the process ids' scope: the host and, in a container, the process namespace."""
     namespace = Path("/proc/self/ns/pid")
     inode = namespace.stat().st_ino if namespace.exists() else 0
     return hashlib.sha256(f"{socket.gethostname()} {inode}".encode()).hexdigest()[:8]
 
 
 def why_locks_are_local(folder: Path) -> str | None:
-    """Returns why locks in a folder do not reach other machines, None where nothing is known that says so."""
+    """Returns why locks in a folder do not work across machines, or None where no reason is known."""
     mount = _mount(folder.resolve())
     if mount is None:
         return None
@@ -157,7 +157,7 @@ def _taken(lock: Path, target: Path) -> IO[str]:
 
 
 def _is_named(handle: IO[str], path: Path) -> bool:
-    """Tells whether an open file still has its name: its last holder removed it, perhaps, just before."""
+    """Tells whether an open file still has its name, as its previous holder may have just removed it."""
     try:
         named = path.stat()
     except FileNotFoundError:
@@ -167,12 +167,12 @@ def _is_named(handle: IO[str], path: Path) -> bool:
 
 
 def _lock(handle: IO[bytes] | IO[str]) -> bool | None:
-    """Takes a lock; False where another process has it, None where the file system has no locks."""
+    """Takes a lock; returns False where another process has it, None where the file system has no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL: by the file system
+    except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP or EINVAL, depending on the file system
         return None
     return True
 
@@ -182,13 +182,13 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # of another user
         pass
     return True
 
 
 def _mount(folder: Path) -> tuple[str, str, str] | None:
-    """Returns mount point, kind and options of the file system of a folder, as Linux tells them."""
+    """Returns mount point, type and options of the file system of a folder, on Linux."""
     best: tuple[str, str, str] | None = None
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()

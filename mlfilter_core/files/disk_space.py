@@ -1,7 +1,4 @@
-"""Whether a folder that is to be written to has room, and lets one in.
-
-Leaves nothing behind: neither the folder nor a file in it.
-"""
+"""Checks of an output folder before a run: free space and permissions. They create nothing that stays."""
 
 import os
 import tempfile
@@ -14,12 +11,12 @@ from mlfilter_core.wording import size
 
 @dataclass(frozen=True)
 class FreeSpace:
-    """What is left of a file system. A quota may leave less.
+    """Free space of a file system. A quota may leave less.
 
     Attributes:
-        folder: By which it was asked.
-        free_bytes: For users other than root.
-        free_files: That can be made; None where the file system knows no such limit.
+        folder: Existing folder on it.
+        free_bytes: Free bytes for users other than root.
+        free_files: Files that can still be created; None where the file system has no such limit.
     """
 
     folder: Path
@@ -28,10 +25,10 @@ class FreeSpace:
 
 
 def free_space(folder: Path) -> FreeSpace:
-    """Returns what is left where a folder is or will be.
+    """Returns the free space where a folder is or will be.
 
     Raises:
-        OSError: The file system does not answer.
+        OSError: The file system does not tell.
     """
     existing = nearest_folder(folder)
     status = os.statvfs(existing)
@@ -39,7 +36,7 @@ def free_space(folder: Path) -> FreeSpace:
 
 
 def nearest_folder(folder: Path) -> Path:
-    """Returns the folder, or the nearest one above it that exists."""
+    """Returns the folder, or its nearest parent that exists."""
     path = folder.absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -47,11 +44,11 @@ def nearest_folder(folder: Path) -> Path:
 
 
 def check_would_be_writable(folder: Path, field: str) -> None:
-    """Proves that a folder could be made and written to.
+    """Checks that a folder could be created and written to.
 
     Args:
         folder: The folder.
-        field: Where a job names it, for the message.
+        field: Job field that names it, for the message.
 
     Raises:
         ConfigError: It could not.
@@ -62,25 +59,25 @@ def check_would_be_writable(folder: Path, field: str) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"{field}: {folder} cannot be written to ({existing}: {error.strerror}); mend its permissions or give "
+            f"{field}: {folder} cannot be written to ({existing}: {error.strerror}); fix its permissions or give "
             "another"
         ) from error
 
 
 def check_room_for(folder: Path, n_bytes: float, field: str = "params.output_dir") -> None:
-    """Checks that there is room for the least that will be written.
+    """Checks that a folder has room for a minimum size of the outputs.
 
     Args:
-        folder: That is written to.
-        n_bytes: At least.
-        field: Where a job names it, for the message.
+        folder: Folder of the outputs.
+        n_bytes: Least bytes that will be written.
+        field: Job field that names the folder, for the message.
 
     Raises:
-        ConfigError: There is not.
+        ConfigError: There is too little room.
     """
     try:
         space = free_space(folder)
-    except OSError:  # of what cannot be known, the writing says more
+    except OSError:  # unknown; writing reports what is wrong
         return
     if n_bytes > space.free_bytes:
         raise ConfigError(

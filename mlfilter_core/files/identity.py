@@ -1,4 +1,4 @@
-"""Whether a file is still the one that was seen before."""
+"""Whether a file still has the content that it had before."""
 
 import functools
 import hashlib
@@ -28,25 +28,29 @@ def _sha256_of(path: Path, *version: int) -> str:
     return file_sha256(path)
 
 
-def file_identity(path: Path) -> dict[str, Any]:
-    """Returns what `is_same_file` needs: `bytes`, `mtime_ns` and `sha256`."""
+def file_identity(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """Returns what `is_same_file` needs: `bytes`, `mtime_ns` and `sha256`.
+
+    Args:
+        path: An existing file.
+        sha256: Digest of its content, where that is known; otherwise the file is read.
+    """
     status = path.stat()
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_sha256(path)}
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256 or file_sha256(path)}
 
 
 def is_same_file(path: Path, recorded: Mapping[str, Any], read_content: bool) -> bool | None:
     """Tells whether a file has the content that was recorded.
 
-    The size and the time of its last change decide where they can; of a file that was copied or touched,
-    the content does.
+    Size and modification time decide where they can. The content decides for a file that was copied or touched.
 
     Args:
         path: An existing file.
-        recorded: From `file_identity`.
+        recorded: Result of `file_identity`.
         read_content: Whether to read the file where only its content can tell.
 
     Returns:
-        None where only the content can tell, and it was not to be read.
+        None where only the content can tell and `read_content` is false.
     """
     status = path.stat()
     if status.st_size != recorded["bytes"]:

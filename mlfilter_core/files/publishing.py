@@ -1,14 +1,13 @@
-"""A file that appears complete or not at all."""
+"""Files that appear complete or not at all."""
 
 import glob
-import io
 import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -22,30 +21,28 @@ from mlfilter_core.files.claims import (
     machine_of_lock,
     remove_if_abandoned,
 )
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from mlfilter_core.files.new_file import naming, open_new
 
 Report = TypeVar("Report")
 
 TEMPORARY_SUFFIX = ".part"
 TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})\.([0-9]+)\.[0-9a-f]{8}\.part$")  # machine, process, random
-COMMITTED_SUFFIX = ".committed"  # of what is finished of a file that is not
+COMMITTED_SUFFIX = ".committed"  # of the checkpoint of an unfinished file
 
 
 @contextmanager
 def publish(target: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `target` that becomes `target` when the block ends well.
+    """Gives a temporary path beside `target`, which replaces `target` when the block ends without an error.
 
-    The content is on disk (fsync of the file and of its folder) before `target` names it. When the
-    block raises, the temporary file is removed and `target` is as it was. Missing folders are made. What a
-    killed process leaves is for `remove_leftovers`.
+    The content is on disk (fsync of the file and of its folder) before it has the name `target`. When the block
+    raises, the temporary file is removed and `target` is unchanged. Missing folders are created. `remove_leftovers`
+    removes what killed processes leave.
 
     Yields:
         An existing, empty file with a unique name: `.<name>.<machine>.<process>.<random>.part`.
 
     Raises:
-        OSError: As the block does; one that names the temporary file names `target` instead.
+        OSError: As the block; an error that names the temporary file names `target` instead.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name holds 255 bytes at most, and a character up to four of them.
@@ -60,7 +57,7 @@ def publish(target: Path) -> Iterator[Path]:
                 os.replace(temporary, target)
                 fsync(target.parent)
             finally:
-                with suppress(OSError):  # in a folder that became read-only: what went wrong first is what counts
+                with suppress(OSError):  # in a folder that became read-only; the first error counts
                     temporary.unlink()
     except OSError as error:
         if error.filename == str(temporary):
@@ -75,32 +72,10 @@ def publish_json(target: Path, facts: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Has an error of writing to an open file say which file that is; the system's own does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def open_new(path: Path) -> IO[bytes]:
-    """Opens a file for writing, empty, whose errors name it."""
-    return io.BufferedWriter(_NamedFile(path, "wb"))
-
-
-class _NamedFile(io.FileIO):
-    def write(self, content: "ReadableBuffer", /) -> int:
-        with naming(Path(os.fsdecode(self.name))):
-            return super().write(content)
-
-
-@contextmanager
 def claim_outputs(*outputs: Path) -> Iterator[None]:
-    """Makes this process the only one that writes some files, which are told by the first of them.
+    """Makes this process the only one that writes some files; the claim is on the first of them.
 
-    What a process left there that died in the middle is removed: a run of days loses many.
+    Removes the temporary files of a process that died while it wrote them: a run of days loses many processes.
     """
     with claim(outputs[0]) as has_died:
         if has_died:
@@ -111,18 +86,18 @@ def claim_outputs(*outputs: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Removes the temporary files below a folder that killed processes left, never those of living ones.
+    """Removes the temporary files that killed processes left below a folder, never those of living processes.
 
-    What was committed of a file that is not finished stays.
+    Checkpoints of unfinished files stay.
 
     Returns:
-        How many there were.
+        Number of removed files.
     """
     return _remove(folder.rglob(".*.*"))
 
 
 def unless_overwritten(finished: Callable[[], Report | None], overwrite: bool) -> Report | None:
-    """Returns what `finished` returns; with `overwrite`, an output in the way is one to do."""
+    """Returns what `finished` returns; with `overwrite`, a conflicting output counts as not finished."""
     try:
         return finished()
     except OutputConflictError:
@@ -132,11 +107,11 @@ def unless_overwritten(finished: Callable[[], Report | None], overwrite: bool) -
 
 
 def check_writable(folder: Path, field: str = "params.output_dir") -> None:
-    """Makes a folder for outputs and proves that files can be made in it.
+    """Creates a folder for outputs and checks that files can be created in it.
 
     Args:
         folder: The folder.
-        field: Where a job names it, for the message.
+        field: Job field that names it, for the message.
 
     Raises:
         ConfigError: They cannot.
@@ -148,7 +123,7 @@ def check_writable(folder: Path, field: str = "params.output_dir") -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError(
-            f"{field}: {folder} cannot be written to ({error.strerror}); mend its permissions or give another"
+            f"{field}: {folder} cannot be written to ({error.strerror}); fix its permissions or give another"
         ) from error
 
 
@@ -171,7 +146,7 @@ def _remove(paths: Iterable[Path]) -> int:
 
 
 def _is_finished_since(committed: Path) -> bool:
-    """Tells whether the file that something was committed for has appeared after it."""
+    """Tells whether the file of a checkpoint was finished after it."""
     target = committed.with_name(committed.name.removesuffix(COMMITTED_SUFFIX)[1:])
     try:
         return committed.exists() and target.stat().st_mtime_ns >= committed.stat().st_mtime_ns
@@ -180,7 +155,7 @@ def _is_finished_since(committed: Path) -> bool:
 
 
 def fsync(path: Path) -> None:
-    """Sees to it that a file's content, or a folder's list of names, is on disk."""
+    """Flushes the content of a file, or the list of names of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with naming(path):

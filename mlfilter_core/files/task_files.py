@@ -1,4 +1,4 @@
-"""The files that a job works on, one task each, with the name that its outputs take.
+"""The files of a job, one task each, and the names of their outputs.
 
 Knows nothing about what the files contain.
 """
@@ -19,11 +19,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, order=True)
 class TaskFile:
-    """The file that a task is about: a source file, a file of embeddings, an annotated file, a head.
+    """The file of a task: a source file, a file of embeddings, an annotated file, or a head.
 
     Attributes:
         relative: Path below `folder`, with forward slashes: `a/b/x.jsonl.gz`.
-        stem: The same without the suffix: `a/b/x`. Every output takes this name.
+        stem: The same without the suffix: `a/b/x`. Outputs take this name.
         folder: Absolute path of the folder that was searched.
     """
 
@@ -36,7 +36,7 @@ class TaskFile:
         return self.folder / self.relative
 
     def output(self, folder: Path, suffix: str) -> Path:
-        """Returns the place in an output folder that mirrors the place in `folder`."""
+        """Returns the path in an output folder that mirrors the path in `folder`."""
         return folder / f"{self.stem}{suffix}"
 
 
@@ -44,14 +44,14 @@ def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Ta
     """Returns the files below `folder` that match, sorted by path.
 
     Args:
-        folder: Searched; links to folders are not followed below it.
+        folder: Folder to search; links to folders below it are not followed.
         pattern: Glob relative to `folder`; `**` stands for any number of folders.
-        suffixes: Other files that match are left out, with a warning; hidden files, and those in hidden folders,
-            without one.
+        suffixes: Suffixes of the files. Other matches are left out with a warning, hidden files and files in hidden
+            folders without one.
 
     Raises:
         ConfigError: The folder or one below it is missing or unreadable, the pattern leaves it, nothing
-            matches, two files would share one output name, or a name cannot be that of an output.
+            matches, two files would share an output name, or a name cannot be used for outputs.
     """
     _check_folder(folder)
     if "**" in pattern:
@@ -59,7 +59,7 @@ def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Ta
     if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
         raise ConfigError(f'glob_pattern "{pattern}" leaves {folder}; give a pattern below that folder')
     try:
-        # A link to nothing is kept: its file fails, and says so.
+        # A broken link is kept: its task fails and reports it.
         found = (path for path in folder.glob(pattern) if path.is_file() or (path.is_symlink() and not path.exists()))
         matches = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     except ValueError as error:
@@ -95,15 +95,15 @@ def _check_folder(folder: Path) -> None:
     try:
         next(folder.iterdir(), None)
     except FileNotFoundError:
-        raise ConfigError(f"the folder {folder} does not exist; mend the path") from None
+        raise ConfigError(f"the folder {folder} does not exist; fix the path") from None
     except NotADirectoryError:
-        raise ConfigError(f"{folder} is a file; give the folder that holds it, and a glob_pattern") from None
+        raise ConfigError(f"{folder} is a file; give its folder, and a glob_pattern") from None
     except PermissionError:
         raise ConfigError(f"the folder {folder} is not readable; check its permissions") from None
 
 
 def _check_folders_below(folder: Path) -> None:
-    """Path.glob passes over a folder that it may not read without a word; its files would be missing."""
+    """Refuses unreadable folders, which Path.glob skips silently."""
 
     def refuse(error: OSError) -> None:
         raise ConfigError(
@@ -120,15 +120,15 @@ def _suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
 
 
 def _check_names(files: list[TaskFile]) -> None:
-    """Names go into HDF5 files and reports, which are UTF-8; one too long for an output fails after the work."""
+    """Refuses names that are not UTF-8, as HDF5 files and reports are, and names too long for outputs."""
     for file in files:
         try:
             n_bytes = len(f"{PurePosixPath(file.stem).name}{LONGEST_OUTPUT_SUFFIX}".encode())
             str(file.path).encode()
         except UnicodeEncodeError:
             raise ConfigError(
-                f"the name of {str(file.path).encode(errors='surrogateescape')!r} is not UTF-8; rename it, with convmv "
-                "say, or narrow glob_pattern"
+                f"the name of {str(file.path).encode(errors='surrogateescape')!r} is not UTF-8; rename it, for example "
+                "with convmv, or narrow glob_pattern"
             ) from None
         if n_bytes > MAX_NAME_BYTES:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The Zstandard module that the standard library has from Python 3.14 on."""
+"""The Zstandard module of the standard library, or its backport before Python 3.14."""
 
 import sys
 

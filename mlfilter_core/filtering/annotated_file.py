@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER
+from mlfilter_core.annotating.annotated_format import provenance_path
 from mlfilter_core.config.filtering import SCORE_PREFIX
 from mlfilter_core.corpus.documents import BadRecordError
 from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES, Line, OverlongLine, SourceReader
@@ -65,9 +65,8 @@ def provenance_of(file: TaskFile) -> Mapping[str, Any] | None:
 
 
 def _recorded_provenance(file: TaskFile) -> Mapping[str, Any] | None:
-    path = file.folder / PROVENANCE_FOLDER / f"{file.relative}.json"
     try:
-        made: dict[str, Any] = orjson.loads(path.read_bytes())
+        made: dict[str, Any] = orjson.loads(provenance_path(file.folder, file.relative).read_bytes())
         return made if {"bytes", "mtime_ns", "sha256"} <= made["output"].keys() else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None

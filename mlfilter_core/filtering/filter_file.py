@@ -8,19 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotate_file import REPLACE
-from mlfilter_core.annotating.annotated_format import open_annotations
+from mlfilter_core.annotating.annotated_format import compressed
 from mlfilter_core.config.filtering import SCORE_PREFIX
 from mlfilter_core.corpus.documents import BadRecordError
 from mlfilter_core.corpus.records import Record, parse_line
 from mlfilter_core.errors import AnnotationError, OutputConflictError
-from mlfilter_core.files.identity import file_identity, is_same_file
+from mlfilter_core.files.identity import is_same_file
+from mlfilter_core.files.new_file import HashedFile
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.filter_request import FilterRequest
@@ -28,6 +28,8 @@ from mlfilter_core.filtering.kept_counts import KeptCounts, share
 from mlfilter_core.filtering.kept_documents import document_lines
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
 from mlfilter_core.filtering.survey import Survey, check_unchanged, load_survey
+from mlfilter_core.filtering.thresholds import describe_rank
+from mlfilter_core.work.same_request import REPLACE, check_same_request
 from mlfilter_core.work.workload import ReportDefaults
 
 _log = logging.getLogger(__name__)
@@ -115,8 +117,9 @@ def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
         try:
             for path, wanted in zip(request.outputs(file), (kept, ~kept), strict=False):
                 output = stack.enter_context(publish(path))
-                _write(output, file, request, wanted)
-                identities.append(file_identity(output))
+                with HashedFile(output) as on_disk:
+                    _write(on_disk, file, request, wanted, spool_dir=output.parent)
+                identities.append(on_disk.identity())
         except ValueError:
             check_unchanged(file, survey)  # a change explains a wrong number of lines
             raise
@@ -157,15 +160,13 @@ def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) 
     output = outputs[0]
     try:
         made = orjson.loads(request.provenance_file(file).read_bytes())
-        wanted = orjson.loads(orjson.dumps(request.provenance(made["groups"])))
-        differing = [name for name, value in wanted.items() if made["request"].get(name) != value]
+        made_by, asked = _by_score(made["request"]), _by_score(request.provenance(made["groups"]))
         found = {**made["report"], "output": str(output), "status": "skipped", "seconds": 0.0}
         report = FilterReport(**{**found, "criteria": request.criteria()})
         recorded = [made["annotated"], made["output"], made["dropped"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         raise OutputConflictError(f"{output} does not say which annotated file it was made from; {REPLACE}") from None
-    if differing:
-        raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {REPLACE}")
+    check_same_request(output, made_by, asked)
     for path, identity in zip((file.path, *outputs), recorded, strict=False):
         is_same = is_same_file(path, identity, read_content)
         if is_same is False:
@@ -174,6 +175,21 @@ def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) 
         if is_same is None:
             return None
     return report
+
+
+def _by_score(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the provenance of a request for messages: bounds and thresholds by score, thresholds in words."""
+    names = [bound["score"] for bound in provenance["keep"]]
+    bounds = [{name: value for name, value in bound.items() if name != "score"} for bound in provenance["keep"]]
+    thresholds = [
+        {group: f"{describe_rank(rank)} (rank {rank})" for group, rank in by_group.items()}
+        for by_group in provenance["cuts"]
+    ]
+    return {
+        **provenance,
+        "keep": dict(zip(names, bounds, strict=True)),
+        "cuts": dict(zip(names, thresholds, strict=True)),
+    }
 
 
 def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArray[np.bool_]) -> FilterReport:
@@ -194,15 +210,17 @@ def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArra
     )
 
 
-def _write(path: Path, file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> None:
+def _write(
+    output: IO[bytes], file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_], spool_dir: Path
+) -> None:
     if request.output_format == "jsonl":
-        with open_annotations(path, request.compression) as sink:
+        with compressed(output, request.compression) as sink:
             sink.writelines(document_lines(file, request, wanted))
         return
     shown = wanted.copy()
     shown[:1] |= not wanted.any()  # a file without rows gets the columns of its first document
     # The types of the columns are only known after the last document. A file without a name leaves nothing behind.
-    with tempfile.TemporaryFile(dir=path.parent) as spool:
+    with tempfile.TemporaryFile(dir=spool_dir) as spool:
         spool.writelines(document_lines(file, request, shown))
 
         def records() -> Iterator[Record]:
@@ -213,7 +231,7 @@ def _write(path: Path, file: TaskFile, request: FilterRequest, wanted: NDArray[n
         fields = [field for name in request.survey.scores for field in (name, f"{SCORE_PREFIX}{name}")]
         kinds |= dict.fromkeys((field for field in fields if field in kinds), "float")  # 3 in one file, 2.5 in the next
         try:
-            write_parquet(path, records() if wanted.any() else [], kinds)
+            write_parquet(output, records() if wanted.any() else [], kinds)
         except orjson.JSONEncodeError as error:
             raise AnnotationError(f"{file.path}: a nested value cannot be written as JSON ({error})") from error
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER
-from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression
+from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, provenance_path
 from mlfilter_core.config.filtering import FilterParameters
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.survey import SurveyRequest
@@ -72,7 +71,7 @@ class FilterRequest:
         return [path for path in written if path not in wanted and path.exists()]
 
     def provenance_file(self, file: TaskFile) -> Path:
-        return file.output(self.output_dir / PROVENANCE_FOLDER, f"{self.suffix}.json")
+        return provenance_path(self.output_dir, f"{file.stem}{self.suffix}")
 
     def criteria(self) -> tuple[str, ...]:
         """Returns the thresholds in words."""

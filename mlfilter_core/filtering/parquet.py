@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
@@ -18,12 +18,12 @@ EXACT_IN_FLOATS = range(-(2**53), 2**53 + 1)
 
 
 def write_parquet(
-    path: Path, records: Iterable[Record], kinds: dict[str, str], row_group_rows: int = ROW_GROUP_ROWS
+    target: Path | IO[bytes], records: Iterable[Record], kinds: dict[str, str], row_group_rows: int = ROW_GROUP_ROWS
 ) -> None:
     """Writes records, compressed with zstd.
 
     Args:
-        path: The file.
+        target: The file, or its path.
         records: The rows. A value that is missing is null.
         kinds: Kind of each column, from `kinds_of`.
         row_group_rows: Rows of a row group.
@@ -33,7 +33,7 @@ def write_parquet(
 
     types = {"bool": pa.bool_(), "int": pa.int64(), "long": pa.int64(), "float": pa.float64()}
     schema = pa.schema([(name, types.get(kind, pa.string())) for name, kind in kinds.items()])
-    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+    with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         rows = iter(records)
         while part := list(islice(rows, row_group_rows)):
             writer.write_table(_table(part, kinds, schema))

@@ -42,7 +42,7 @@ class ScoreThresholds:
         if self.bound.threshold is not None:
             return f"{self.score}: {self.bound.describe()}"
         thresholds = ", ".join(
-            f"{f'{group or repr(group)}: ' if len(self.ranks) > 1 or group else ''}{_describe(rank)}"
+            f"{f'{group or repr(group)}: ' if len(self.ranks) > 1 or group else ''}{describe_rank(rank)}"
             for group, rank in sorted(self.ranks.items())
         )
         return f"{self.score}: {self.bound.describe()} of {self.documents:,} documents, which is {thresholds}"
@@ -107,7 +107,7 @@ def find_thresholds_of_all(selections: Sequence[Selection], surveys: Surveys) ->
     ]
 
 
-def _describe(rank: int) -> str:
+def describe_rank(rank: int) -> str:
     """Returns the lowest rank that is kept in words: `2.71 and above`."""
     if rank == ABOVE_ALL:
         return "nothing"

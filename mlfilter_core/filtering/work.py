@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
 from mlfilter_core.filtering.filter_request import OUTPUT_SUFFIXES, FilterRequest
@@ -16,13 +17,13 @@ from mlfilter_core.filtering.rank_search import Surveys
 from mlfilter_core.filtering.stored_thresholds import stored_thresholds
 from mlfilter_core.filtering.survey import SurveyReport, SurveyRequest, finished_survey, load_survey
 from mlfilter_core.filtering.thresholds import find_thresholds
-from mlfilter_core.work.workload import Workload
+from mlfilter_core.work.workload import Work, Workload
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SurveyWork:
+class SurveyWork(Work[SurveyReport]):
     """The first step of a filter job: the survey of a file.
 
     Attributes:
@@ -31,21 +32,18 @@ class SurveyWork:
 
     request: SurveyRequest
 
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return (self.request.output(file),)
+
     def finished(self, file: TaskFile, read_content: bool) -> SurveyReport | None:
-        """Returns the report of a finished survey, or None where the file has yet to be surveyed."""
         return finished_survey(file, self.request)
 
-    def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: errors that affect every file show at the first one."""
-
-    def run(self, file: TaskFile) -> SurveyReport:
-        """Surveys one file unless it is finished; waits while another process writes the survey."""
-        with claim_outputs(self.request.output(file)):
-            return finished_survey(file, self.request) or make_survey(file, self.request)
+    def make(self, file: TaskFile) -> SurveyReport:
+        return make_survey(file, self.request)
 
 
 @dataclass(frozen=True)
-class FilterWork:
+class FilterWork(Work[FilterReport]):
     """The second step of a filter job: the kept documents of a file.
 
     Attributes:
@@ -56,21 +54,14 @@ class FilterWork:
     params: FilterParameters
     request: FilterRequest
 
-    def finished(self, file: TaskFile, read_content: bool) -> FilterReport | None:
-        """Returns the report of a finished file, or None where it has yet to be filtered.
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return *self.request.outputs(file), self.request.provenance_file(file)
 
-        Raises:
-            FileError: An output was made by another request, and the job does not overwrite.
-        """
+    def finished(self, file: TaskFile, read_content: bool) -> FilterReport | None:
         return unless_overwritten(lambda: finished_filter(file, self.request, read_content), self.params.overwrite)
 
-    def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: the surveys have checked every file."""
-
-    def run(self, file: TaskFile) -> FilterReport:
-        """Filters one file unless it is finished; waits while another process writes the outputs."""
-        with claim_outputs(*self.request.outputs(file), self.request.provenance_file(file)):
-            return self.finished(file, read_content=True) or filter_file(file, self.request)
+    def make(self, file: TaskFile) -> FilterReport:
+        return filter_file(file, self.request)
 
 
 def survey_workload(job: FilterJob) -> Workload[SurveyReport]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotating.annotate_file import AnnotateRequest, check_finite, score_columns, scored
-from mlfilter_core.annotating.annotated_format import open_annotations, write_records
+from mlfilter_core.annotating.annotate_file import check_finite, score_columns, scored
+from mlfilter_core.annotating.annotate_request import AnnotateRequest
+from mlfilter_core.annotating.annotated_format import compressed, write_records
 from mlfilter_core.embedding_store.output_values import OutputValues
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
+from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.estimates import Estimate, estimate_ratio
 from mlfilter_core.plan.findings import Findings
@@ -103,7 +105,8 @@ def _annotate_first(file: TaskFile, written: Path, request: AnnotateRequest, hea
     with (
         EmbeddingFile(file.path, request.group) as embeddings,
         OutputValues(embeddings, request.output_keys, columns.names, request.source_dir) as values,
-        open_annotations(written, request.compression) as sink,
+        open_new(written) as on_disk,
+        compressed(on_disk, request.compression) as sink,
     ):
         for rows in embeddings.slices(request.batch_size):
             outputs = score(heads, embeddings.embeddings(rows))

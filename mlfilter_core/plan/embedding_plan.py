@@ -6,7 +6,7 @@ from mlfilter_core.annotating.annotate_file import score_columns
 from mlfilter_core.annotating.work import annotate_request
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.embed_file import EmbedRequest
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding.work import embed_request, embedding_workload
 from mlfilter_core.encoder.model_files import resolve_model
 from mlfilter_core.plan.corpus_sample import CorpusSample, draw_corpus

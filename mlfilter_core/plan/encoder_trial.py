@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.corpus_sample import CorpusSample
 from mlfilter_core.plan.findings import Findings

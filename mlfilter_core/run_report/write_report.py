@@ -6,7 +6,8 @@ from pathlib import Path
 
 import orjson
 
-from mlfilter_core.files.publishing import open_new, publish
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import publish
 from mlfilter_core.run_report.collect import FACTS, PAGE, REPORT_DIR, collect
 from mlfilter_core.run_report.facts import OutputFacts
 from mlfilter_core.run_report.page import render

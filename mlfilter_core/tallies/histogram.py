@@ -1,7 +1,7 @@
-"""How often values fall into bins, in a form that adds up over files.
+"""Histograms that add up over files.
 
-Bins are as wide as a power of two and begin at multiples of their width. So every bin lies in one bin of twice its
-width, and the sum of the histograms of two files is the histogram of both, whatever bins each of them has.
+The width of bins is a power of two, and they begin at multiples of their width. So every bin lies in one bin of twice
+its width, and the sum of two histograms with any bins is the histogram of all values.
 """
 
 import math
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# A quantile is off by less than a hundredth of the range; up to 256, 512 or 8,192 tokens fit with room to spare.
+# The error of a quantile is below a hundredth of the range. Limits of 256, 512 or 8,192 tokens fit easily.
 MAX_BINS = 320
-# The narrowest bins of real numbers: a billionth tells any two float32 scores apart that matter.
+# Exponent of the narrowest bins of real numbers: a billionth is finer than any difference of scores that matters.
 FINEST_EXPONENT = -30
-WHOLE_NUMBERS = 0  # the finest exponent of counts
+WHOLE_NUMBERS = 0  # exponent of the narrowest bins of counts
 # Bins are numbered in 64 bits.
 MAX_NUMBER_BITS = 50
 
@@ -38,27 +38,27 @@ class Histogram:
 
     @property
     def n(self) -> int:
-        """Values in it."""
+        """Number of values."""
         return int(self.counts.sum())
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """Width of a bin."""
         return 2.0**self.exponent
 
     def edges(self) -> NDArray[np.float64]:
-        """Returns float64 (n_bins + 1,), where the bins begin, and where the last ends."""
+        """Returns float64 (n_bins + 1,): the starts of the bins, and the end of the last bin."""
         return np.asarray((self.first + np.arange(len(self.counts) + 1)) * self.width, np.float64)
 
     def quantile(self, share: float) -> float:
-        """Returns the value below which a share of the values lies, to the width of a bin; NaN where there are none."""
+        """Returns the value below which a share of the values lies, exact to a bin width; NaN without values."""
         if not len(self.counts):
             return math.nan
         below = np.concatenate([[0], np.cumsum(self.counts)])
         return float(np.interp(share * below[-1], below, self.edges()))
 
     def coarser(self, n_bins: int) -> "Histogram":
-        """Returns the same values in `n_bins` bins at most."""
+        """Returns the histogram with at most `n_bins` bins."""
         return _widened(self, _doublings(self.first, self.first + len(self.counts) - 1, n_bins))
 
     def __add__(self, other: "Histogram") -> "Histogram":
@@ -91,13 +91,14 @@ def histogram(values: NDArray[Any], finest_exponent: int = FINEST_EXPONENT) -> H
 
     Args:
         values: (n,), of any numeric dtype.
-        finest_exponent: Of the narrowest bins; `WHOLE_NUMBERS` for those.
+        finest_exponent: Exponent of the narrowest bins; `WHOLE_NUMBERS` for whole numbers.
     """
     if not len(values):
         return Histogram(finest_exponent)
     values = values.astype(np.float64, copy=False)
     low, high = float(values.min()), float(values.max())
-    # The least that all conditions allow. Each grows with the range, so that a sum has the bins of the whole.
+    # The smallest exponent that meets all conditions. Each condition grows with the range, so that a sum has the same
+    # bins as the histogram of all values.
     exponent = max(finest_exponent, math.frexp(max(abs(low), abs(high)))[1] - MAX_NUMBER_BITS)
     if high > low:
         exponent = max(exponent, math.ceil(math.log2((high - low) / MAX_BINS)))
@@ -112,11 +113,11 @@ def read_histogram(written: Mapping[str, Any]) -> Histogram:
     """Returns a histogram from its JSON object.
 
     Raises:
-        ValueError, KeyError, TypeError: It is none.
+        ValueError, KeyError, TypeError: It is not a histogram.
     """
     counts = np.asarray(written["counts"], np.int64)
     if counts.ndim != 1 or len(counts) > MAX_BINS or (counts < 0).any():
-        raise ValueError(f"the counts of a histogram are no list of at most {MAX_BINS} numbers")
+        raise ValueError(f"the counts of a histogram are not a list of at most {MAX_BINS} numbers")
     exponent, first = int(written["exponent"]), int(written["first"])
     if not -1100 < exponent < 1000 or abs(first) >= 2 ** (MAX_NUMBER_BITS + 1):
         raise ValueError(f"no histogram has bins of 2**{exponent} from number {first} on")
@@ -129,12 +130,12 @@ def write_histogram(values: Histogram) -> dict[str, Any]:
 
 
 def total(histograms: Iterable[Histogram]) -> Histogram:
-    """Returns the histogram of the values of all."""
+    """Returns the histogram of the values of all histograms."""
     return reduce(Histogram.__add__, histograms, Histogram())
 
 
 def _doublings(first: int, last: int, n_bins: int) -> int:
-    """Returns how often bins must grow to twice their width until those from one to another are few enough."""
+    """Returns how often to double the width of bins `first` to `last` until there are at most `n_bins`."""
     doublings = 0
     while (last >> doublings) - (first >> doublings) >= n_bins:
         doublings += 1

@@ -1,7 +1,7 @@
-"""What the scores of many documents look like, in a form that adds up over files.
+"""Statistics of scores that add up over files.
 
-Means and sums of products are those of Chan, Golub and LeVeque (1979), "Updating Formulae and a Pairwise Algorithm for
-Computing Sample Variances", which lose no digits where a mean is large beside its spread.
+Means and sums of products follow Chan, Golub and LeVeque (1979), "Updating Formulae and a Pairwise Algorithm for
+Computing Sample Variances", and lose no digits where a mean is large compared to its spread.
 """
 
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoreStatistics:
-    """Of k scores of the same documents.
+    """Statistics of k scores of the same documents.
 
     Attributes:
-        names: Of the scores.
-        n: Documents.
+        names: Names of the scores.
+        n: Number of documents.
         means: float64 (k,); 0 where there are no documents.
-        products: float64 (k, k), sums over the documents of the products of two scores' distances from their means.
+        products: float64 (k, k), sums of products of two scores' deviations from their means.
         minima: float64 (k,); infinity where there are no documents.
         maxima: float64 (k,); minus infinity.
-        histograms: Of each score.
+        histograms: Histogram of each score.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class ScoreStatistics:
     def correlations(self) -> Floats:
         """Returns float64 (k, k), Pearson's; NaN where a score has one value only."""
         spread = np.sqrt(np.diag(self.products))
-        # Below what float32 scores can tell, "all equal" is rounding.
+        # The spread of equal scores can be slightly above 0 by rounding.
         spread = np.where(self.maxima > self.minima, spread, np.nan)
         return np.asarray(np.clip(self.products / np.outer(spread, spread), -1, 1))
 
@@ -67,7 +67,7 @@ class ScoreStatistics:
 
 
 def score_statistics(scores: Mapping[str, NDArray[np.float32]]) -> ScoreStatistics:
-    """Returns what the scores of some documents look like.
+    """Returns the statistics of some documents.
 
     Args:
         scores: float32 (n,), finite, by name; the same n for all.
@@ -88,7 +88,7 @@ def score_statistics(scores: Mapping[str, NDArray[np.float32]]) -> ScoreStatisti
 
 
 def write_score_statistics(statistics: ScoreStatistics) -> dict[str, Any]:
-    """Returns them as a JSON object; of the products, each pair's once."""
+    """Returns statistics as a JSON object, with the product of each pair once."""
     is_empty = not statistics.n
     return {
         "names": list(statistics.names),
@@ -102,10 +102,10 @@ def write_score_statistics(statistics: ScoreStatistics) -> dict[str, Any]:
 
 
 def read_score_statistics(written: Mapping[str, Any]) -> ScoreStatistics:
-    """Returns them from their JSON object.
+    """Returns statistics from their JSON object.
 
     Raises:
-        ValueError, KeyError, TypeError: It is none.
+        ValueError, KeyError, TypeError: It is not a valid object.
     """
     names, n = tuple(map(str, written["names"])), int(written["documents"])
     k = len(names)

@@ -1,4 +1,4 @@
-"""What was left out and why: a count for each reason, and the first examples."""
+"""Counts by reason, with examples, of what is left out."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ N_EXAMPLES = 3
 
 @dataclass
 class Tally:
-    """Counts by reason.
+    """Counts by reason, with examples.
 
     Attributes:
-        counts: How often, by reason.
-        examples: The first `N_EXAMPLES` of each reason.
+        counts: Number by reason.
+        examples: First `N_EXAMPLES` examples by reason.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -40,7 +40,7 @@ class Tally:
 
 
 def merged(tallies: Iterable[Tally]) -> Tally:
-    """Returns the sum of several, with the examples of the first of them."""
+    """Returns the sum of several tallies, with the first examples."""
     result = Tally()
     for tally in tallies:
         result.counts += tally.counts

@@ -7,7 +7,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.files.publishing import open_new, publish
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import publish
 from mlfilter_core.training.labelled_rows import id_column
 from mlfilter_core.training.row_buffers import RowPlaces
 

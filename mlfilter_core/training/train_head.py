@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlfilter_core.files.publishing import open_new, publish
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import publish
 from mlfilter_core.heads.head import Head, score
 from mlfilter_core.heads.trained_head import TrainedHead, write_head
 from mlfilter_core.training.divided_documents import DividedDocuments, divide_documents

@@ -16,10 +16,10 @@ from mlfilter_core.errors import HeadError, OutputConflictError
 from mlfilter_core.files.identity import file_sha256
 from mlfilter_core.heads.trained_head import read_training
 from mlfilter_core.training.label_table import label_files
+from mlfilter_core.work.same_request import REPLACE, check_same_request
 from mlfilter_core.work.workload import ReportDefaults
 
 SUFFIX = ".safetensors"
-REPLACE = "use another output_dir, or set params.overwrite: true to replace it"
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,9 @@ def finished_head(request: TrainRequest, output: Path) -> TrainReport | None:
         raise OutputConflictError(f"{error}; {REPLACE}") from error
     if made is None:
         raise OutputConflictError(f"{output} was not trained here; {REPLACE}")
-    wanted = json.loads(json.dumps({**request.provenance(), **request.inputs()}))
-    asked = {**made["request"], **{name: made.get(name) for name in ("embeddings_sha256", "labels_sha256")}}
-    differing = [name for name in wanted if asked.get(name) != wanted[name]]
-    if differing:
-        raise OutputConflictError(f"{output} was made by another request, with other {', '.join(differing)}; {REPLACE}")
+    inputs = request.inputs()
+    made_by = {**made["request"], **{name: made.get(name) for name in inputs}}
+    check_same_request(output, made_by, {**request.provenance(), **inputs})
     fields = {name: made[name] for name in TrainReport.__dataclass_fields__ if name in made}
     return TrainReport(**{**fields, "output": str(output), "status": "skipped", "remarks": tuple(made["remarks"])})
 

@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlfilter_core.config.training import TrainingJob, TrainingParameters
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
-from mlfilter_core.files.publishing import claim_outputs, unless_overwritten
+from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.training.train_request import SUFFIX, TrainReport, TrainRequest, finished_head
-from mlfilter_core.work.workload import Workload
+from mlfilter_core.work.workload import Work, Workload
 
 GB = 10**9
 
 
 @dataclass(frozen=True)
-class TrainWork:
+class TrainWork(Work[TrainReport]):
     """The work of a training job; the file of a task is the head to write.
 
     Attributes:
@@ -25,27 +26,17 @@ class TrainWork:
     params: TrainingParameters
     requests: Mapping[str, TrainRequest]
 
-    def finished(self, file: TaskFile, read_content: bool) -> TrainReport | None:
-        """Returns the report of a finished head, or None where it has yet to be trained.
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return (file.path,)
 
-        Raises:
-            FileError: The embeddings or labels cannot be read, or another request made the head and the job does not
-                overwrite.
-        """
+    def finished(self, file: TaskFile, read_content: bool) -> TrainReport | None:
         return unless_overwritten(lambda: finished_head(self.requests[file.stem], file.path), self.params.overwrite)
 
-    def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing: errors that affect every head show at the first one."""
-
-    def run(self, file: TaskFile) -> TrainReport:
-        """Trains one head unless it is finished; waits while another process writes it."""
+    def make(self, file: TaskFile) -> TrainReport:
         from mlfilter_core.compute.devices import pick_device
         from mlfilter_core.training.train_head import train_head
 
-        with claim_outputs(file.path):
-            return self.finished(file, read_content=True) or train_head(
-                self.requests[file.stem], file.path, pick_device(self.params.device)
-            )
+        return train_head(self.requests[file.stem], file.path, pick_device(self.params.device))
 
 
 def training_workload(job: TrainingJob) -> Workload[TrainReport]:

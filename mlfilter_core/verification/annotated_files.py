@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER
+from mlfilter_core.annotating.annotated_format import PROVENANCE_FOLDER
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.corpus.lines import SourceReader
 from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID

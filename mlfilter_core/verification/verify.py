@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlfilter_core.annotating.annotate_file import PROVENANCE_FOLDER
-from mlfilter_core.annotating.annotated_format import SUFFIXES
+from mlfilter_core.annotating.annotated_format import PROVENANCE_FOLDER, SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.config.embedding import UNKEPT_DIR
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES

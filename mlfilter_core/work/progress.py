@@ -1,6 +1,6 @@
-"""How far the work on a file has come, told to whoever listens.
+"""The progress of a file, reported to a listener.
 
-Knows nothing about who that is: a worker, which tells the flow; in a notebook, nobody.
+Knows nothing about the listener: a worker, which forwards to the flow; in a notebook there is none.
 """
 
 import time
@@ -9,25 +9,25 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-# A person looks no more often; a GPU takes a hundred batches in that time.
+# People look no more often. A GPU processes about a hundred batches in that time.
 TELL_S = 1.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one file has come.
+    """The progress of one file.
 
     Attributes:
-        file: Its name, relative to its folder.
-        documents: Done.
-        tokens: Encoded.
-        rejected: Lines that are no documents.
-        committed: Documents that nobody has to do again, whatever happens to this process.
-        share: Of the file that is done, about, from 0 to 1.
+        file: Path relative to its folder.
+        documents: Number of processed documents.
+        tokens: Number of encoded tokens.
+        rejected: Number of rejected lines.
+        committed: Number of documents in the checkpoint, which survive a crash of this process.
+        share: Approximate share of the file that is done, from 0 to 1.
         waited: Seconds that each stage waited for another.
-        max_batch_tokens: Most tokens in a batch; 0 where there are none.
-        out_of_memory: How often a batch did not fit in memory.
-        gpu_memory_bytes: That PyTorch holds on the GPU; 0 without one.
+        max_batch_tokens: Most tokens in a batch; 0 where there are no tokens.
+        out_of_memory: Number of batches that did not fit in memory.
+        gpu_memory_bytes: Bytes that PyTorch has allocated on the GPU; 0 without one.
     """
 
     file: str
@@ -49,7 +49,7 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def heard_by(listener: Listener) -> Iterator[None]:
-    """Calls `listener` in the block, about once in `TELL_S` for a file, and whenever documents were committed."""
+    """Calls `listener` in the block, about every `TELL_S` seconds per file, and whenever documents were committed."""
     token = _listener.set(listener)
     try:
         yield
@@ -58,7 +58,7 @@ def heard_by(listener: Listener) -> Iterator[None]:
 
 
 class ProgressTeller:
-    """Tells the progress of one file to the listener of the context it is made in."""
+    """Reports the progress of one file to the listener of the current context."""
 
     def __init__(self) -> None:
         self._listener = _listener.get()
@@ -66,13 +66,13 @@ class ProgressTeller:
         self._committed = 0
 
     def is_due(self, committed: int = 0) -> bool:
-        """Tells whether anybody wants to hear now, so that nothing is counted up for nobody."""
+        """Tells whether a report is due, so that callers need not prepare one in vain."""
         if self._listener is None:
             return False
         return committed > self._committed or time.monotonic() - self._told_at >= TELL_S
 
     def tell(self, progress: Progress) -> None:
-        """Tells it."""
+        """Reports progress to the listener, if there is one."""
         if self._listener is not None:
             self._told_at, self._committed = time.monotonic(), progress.committed
             self._listener(progress)

@@ -1,6 +1,6 @@
-"""What a run leaves in its log folder while it goes on: who it is, its job, a line for each file.
+"""The record that a run writes to its log folder: its facts, its job, and a line per file.
 
-A run that is killed leaves what it had written.
+A killed run leaves what it had written.
 """
 
 import json
@@ -22,7 +22,7 @@ from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.versions import library_versions
 
 RUN, JOB, ROWS = "run.json", "job.yaml", "files.jsonl"
-EARLIER = "earlier-"  # begins the folders of a run's earlier attempts, as after `Retry` in the Prefect UI
+EARLIER = "earlier-"  # prefix of the folders of earlier attempts, as after `Retry` in the Prefect UI
 
 _log = logging.getLogger(__name__)
 
@@ -30,18 +30,18 @@ _log = logging.getLogger(__name__)
 class RunLog:
     """The record of one run.
 
-    Where it cannot be written, as on a full disk, a warning says so, once: no work is lost for a record.
+    If it cannot be written, as on a full disk, it logs one warning and the run continues.
     """
 
     def __init__(self, folder: Path, flow: str, output_dir: Path, n_files: int, n_before: int) -> None:
-        """Takes what is known when the run begins.
+        """Takes the facts that are known when the run begins.
 
         Args:
-            folder: Of the run's logs.
-            flow: Its name.
-            output_dir: Of the job.
-            n_files: Of the run.
-            n_before: Of these, that were finished before it.
+            folder: Folder of the run's logs.
+            flow: Name of the flow.
+            output_dir: Output folder of the job.
+            n_files: Number of files of the run.
+            n_before: Number of these files that were finished before the run.
         """
         self.folder = folder
         self._facts: dict[str, Any] = {
@@ -57,11 +57,11 @@ class RunLog:
         self._is_silent = False
 
     def begin(self, job: Job, claimed: ExitStack) -> None:
-        """Writes who the run is, and its job, every default in it.
+        """Writes the facts of the run, and its job with all defaults.
 
         Args:
-            job: As it was read.
-            claimed: Holds the record until it is closed.
+            job: The job as it was read.
+            claimed: Stack that keeps the claim on the record until it is closed.
         """
         try:
             claimed.enter_context(claim(self.folder / RUN))
@@ -74,7 +74,7 @@ class RunLog:
             self._warn(error)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Adds the line of a file that is finished, or failed."""
+        """Adds the line of a finished or failed file."""
         if self._is_silent:
             return
         try:
@@ -84,11 +84,11 @@ class RunLog:
             self._warn(error)
 
     def end(self, seconds: float, n_failed: int) -> None:
-        """Writes that the run came to its end."""
+        """Records the end of the run."""
         self._write_end({"seconds": seconds, "failed": n_failed})
 
     def end_by(self, error: Exception) -> None:
-        """Writes what ended the run before its files."""
+        """Records the error that ended the run."""
         seconds = time.time() - self._facts["started"]
         self._write_end({"seconds": seconds, "failed": 0, "error": writable(f"{type(error).__name__}: {error}")})
 
@@ -99,7 +99,7 @@ class RunLog:
             self._warn(error)
 
     def _keep_earlier(self) -> None:
-        """Moves what an earlier attempt of the same run left into a folder of its own."""
+        """Moves the record of an earlier attempt of the same run to a folder of its own."""
         if not (self.folder / RUN).exists():
             return
         n = 1 + len(list(self.folder.glob(f"{EARLIER}*")))
@@ -117,15 +117,15 @@ class RunLog:
 
 @contextmanager
 def run_log(folder: Path, flow: str, output_dir: Path, job: Job, n_files: int, n_before: int) -> Iterator[RunLog]:
-    """Gives the record of a run, which is held as long as the block lasts: others see that the run is alive.
+    """Gives the record of a run. The block holds a claim on it, which shows other processes that the run is alive.
 
     Args:
-        folder: Of the run's logs; exists.
+        folder: Existing folder of the run's logs.
         flow: Name of the flow.
-        output_dir: Of the job.
-        job: As it was read.
-        n_files: Of the run.
-        n_before: Of these, that were finished before it.
+        output_dir: Output folder of the job.
+        job: The job as it was read.
+        n_files: Number of files of the run.
+        n_before: Number of these files that were finished before the run.
     """
     log = RunLog(folder, flow, output_dir, n_files, n_before)
     with ExitStack() as claimed:
@@ -138,7 +138,7 @@ def run_log(folder: Path, flow: str, output_dir: Path, job: Job, n_files: int, n
 
 
 def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes the lines of all files anew, failed ones first; complete or not at all.
+    """Rewrites the lines of all files, failed ones first; complete or not at all.
 
     Raises:
         OSError: They cannot be written.
@@ -149,7 +149,7 @@ def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def writable(text: str) -> str:
-    """Returns what can be written as UTF-8: a command or the name of a file may hold other bytes."""
+    """Returns a text that can be written as UTF-8; commands and file names may contain other bytes."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -1,26 +1,28 @@
-"""A job's work on one file after another."""
+"""The work of a job, file by file."""
 
 import logging
 import os
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from mlfilter_core.errors import FileError
+from mlfilter_core.files.publishing import claim_outputs
 from mlfilter_core.files.task_files import TaskFile
 
 
 class FileReport(Protocol):
-    """What the report of every file says: a dataclass, with the file's name as its first field.
+    """The report of one file: a dataclass whose first field is the name of the file.
 
     Attributes:
-        PRINTED: Columns of the table that is printed, after the file's name and status.
-        SUMMED: Columns that are added up over the files.
-        NO_COLUMNS: Fields that stand in no row of `files.jsonl`.
-        SPREAD: Fields, mappings all, whose entries are columns of their own.
+        PRINTED: Columns of the printed table, after name and status.
+        SUMMED: Columns with totals over the files.
+        NO_COLUMNS: Fields that are not columns of `files.jsonl`.
+        SPREAD: Fields with mappings whose entries are columns of their own.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -31,7 +33,7 @@ class FileReport(Protocol):
 
     @staticmethod
     def remarks_on(reports: Sequence[Any]) -> list[str]:
-        """Returns what a person should know of a run, from the reports of its files."""
+        """Returns remarks on a run, from the reports of its files."""
 
     @staticmethod
     def sample_of(reports: Sequence[Any]) -> list[str]:
@@ -39,15 +41,15 @@ class FileReport(Protocol):
 
     @property
     def output(self) -> str:
-        """The file that was written."""
+        """Path of the output."""
 
     @property
     def status(self) -> str:
-        """What was done, `skipped` where it was finished before."""
+        """Kind of result; `skipped` where the output was finished before."""
 
     @property
     def documents(self) -> int:
-        """Documents in it."""
+        """Number of documents."""
 
     @property
     def seconds(self) -> float:
@@ -55,11 +57,11 @@ class FileReport(Protocol):
 
     @property
     def worker(self) -> str:
-        """The process that did it; empty where skipped."""
+        """Name of the process; empty where skipped."""
 
     @property
     def started(self) -> float:
-        """When that began, in seconds since 1970, UTC; 0 where skipped."""
+        """Start time in seconds since 1970, UTC; 0 where skipped."""
 
 
 class ReportDefaults:
@@ -87,33 +89,56 @@ SKIPPED = "skipped"
 _log = logging.getLogger(__name__)
 
 
-class Work(Protocol[Report_co]):
+class Work(ABC, Generic[Report_co]):
     """What a job does with each of its files."""
 
-    def finished(self, file: TaskFile, read_content: bool) -> Report_co | None:
-        """Returns the report of a finished file, None for one to do."""
+    @abstractmethod
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        """Returns the files that are made from a file; the first one stands for all where processes compete."""
 
-    def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks, before the first file is done, what would be wrong with all of them.
+    @abstractmethod
+    def finished(self, file: TaskFile, read_content: bool) -> Report_co | None:
+        """Returns the report of a finished file, or None where it is not finished.
 
         Args:
-            files: All of the run, the finished ones as well.
+            file: The file.
+            read_content: Whether to read a file or output whose modification time differs; otherwise it counts as
+                not finished.
+
+        Raises:
+            FileError: The file cannot be processed, or an output of another request is in the way.
+        """
+
+    @abstractmethod
+    def make(self, file: TaskFile) -> Report_co:
+        """Makes the outputs of a file that is not finished, and returns its report."""
+
+    def prepare(self, files: Sequence[TaskFile]) -> None:
+        """Checks, before the first file, what would fail every file. By default nothing: the first file shows it.
+
+        Args:
+            files: All files of the run, including finished ones.
         """
 
     def run(self, file: TaskFile) -> Report_co:
-        """Does one file, and returns its report."""
+        """Returns the report of one file, made now unless it was finished before, as by a task whose worker was lost.
+
+        Waits while another process makes the same outputs.
+        """
+        with claim_outputs(*self.outputs(file)):
+            return self.finished(file, read_content=True) or self.make(file)
 
 
 @dataclass(frozen=True)
 class Workload(Generic[Report]):
-    """What a run is to do.
+    """The files of a run, and the work on each.
 
     Attributes:
         flow: Name of the flow.
-        files: This run's share of them, sorted by name.
-        work: What is done with each.
-        output_dir: Where the results lie.
-        is_step: Whether the flow goes on with another workload.
+        files: Files of this run, of its shards only, sorted by name.
+        work: Work on each file.
+        output_dir: Folder of the results.
+        is_step: Whether the flow continues with another workload.
     """
 
     flow: str
@@ -124,15 +149,15 @@ class Workload(Generic[Report]):
 
 
 class SomeFilesFailedError(FileError):
-    """Of several files, some failed and the others are finished.
+    """Some of several files failed, and the others are finished.
 
     Attributes:
-        reports: Of the finished files.
-        failures: Why a file failed, by its relative path.
+        reports: Reports of the finished files.
+        failures: Reasons of the failed files, by relative path.
     """
 
     def __init__(self, reports: Sequence[Any], failures: Mapping[str, str]) -> None:
-        super().__init__(reports, failures)  # what a copy is made from, in another process
+        super().__init__(reports, failures)  # arguments to unpickle it with in another process
         self.reports = reports
         self.failures = failures
 
@@ -141,22 +166,22 @@ class SomeFilesFailedError(FileError):
 
 
 def run_in_turn(files: Sequence[TaskFile], work: Work[Report]) -> list[Report]:
-    """Does one file after another; one that fails does not stop the others.
+    """Runs the work on one file after another; a failed file does not stop the others.
 
     Returns:
-        The report of each, which says who did it and when.
+        Report of each file, with worker and start time.
 
     Raises:
-        SomeFilesFailedError: Some failed.
-        OSError: Of the file system. Called again, those that are finished are left as they are.
+        SomeFilesFailedError: Some files failed.
+        OSError: The file system failed. Another call skips the finished files.
     """
     reports, failures = [], {}
     for file in files:
-        _log.debug("%s begins", file.relative)  # the last word of a process that dies of it
+        _log.debug("%s begins", file.relative)  # the last message of a process that this file kills
         try:
             report = work.run(file)
             if report.status != SKIPPED:
-                # Not from before the call: the first of a process loads the model, which is no time of the file's.
+                # Not the time before the call: the first file of a process loads the model, which does not count.
                 report = replace(report, worker=worker_name(), started=time.time() - report.seconds)
             reports.append(report)
         except FileError as error:
@@ -183,5 +208,5 @@ def row_of(report: FileReport) -> dict[str, Any]:
 
 
 def worker_name() -> str:
-    """Returns what this process is called in logs and reports."""
+    """Returns the name of this process in logs and reports."""
     return f"worker-{socket.gethostname()}-{os.getpid()}"

@@ -93,7 +93,7 @@ def test_other_limits_are_refused_over_finished_files_unless_overwritten(
 ) -> None:
     filter(filter_job())
     keep = {"scores": {"mlp": {"percentile": 0}}}
-    with pytest.raises(FilesFailedError, match=r"x.jsonl was made by another request, with other keep, cuts; use ano"):
+    with pytest.raises(FilesFailedError, match=r"x.jsonl was made by another request: keep.mlp.percentile: "):
         filter(filter_job(keep=keep))
     assert len(records(tmp_path / "out" / "filtered")) == 9
     filter(filter_job(keep=keep, overwrite=True))

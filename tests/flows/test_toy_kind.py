@@ -25,13 +25,13 @@ from mlfilter_core import job_kinds
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.job_files import load_job
 from mlfilter_core.config.written import Written
-from mlfilter_core.files.publishing import claim_outputs, publish
+from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.job_kinds import JobKind, kind_of_flow, kind_of_job, kinds, load_any_job, load_entry_point, register
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers, Section
-from mlfilter_core.work.workload import ReportDefaults, Workload
-from tests.flows.conftest import last_task_runs
+from mlfilter_core.work.workload import ReportDefaults, Work, Workload
+from tests.flows.dask_workers import last_task_runs
 
 
 class CountParameters(Written):
@@ -65,7 +65,7 @@ class CountReport(ReportDefaults):
 
 
 @dataclass(frozen=True)
-class CountWork:
+class CountWork(Work[CountReport]):
     output_dir: Path
 
     def finished(self, file: TaskFile, read_content: bool) -> CountReport | None:
@@ -75,15 +75,15 @@ class CountWork:
         lines, characters = map(int, output.read_text().split())
         return CountReport(file.relative, str(output), "skipped", lines, characters)
 
-    def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks nothing."""
+    def make(self, file: TaskFile) -> CountReport:
+        text = file.path.read_text()
+        lines = len(text.splitlines())
+        with publish(self._output(file)) as temporary:
+            temporary.write_text(f"{lines} {len(text)}")
+        return CountReport(file.relative, str(self._output(file)), "counted", lines, len(text), seconds=0.1)
 
-    def run(self, file: TaskFile) -> CountReport:
-        output = self._output(file)
-        with claim_outputs(output), publish(output) as temporary:
-            text = file.path.read_text()
-            temporary.write_text(f"{len(text.splitlines())} {len(text)}")
-        return dataclasses.replace(self.finished(file, read_content=True), status="counted", seconds=0.1)  # type: ignore[type-var]
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return (self._output(file),)
 
     def _output(self, file: TaskFile) -> Path:
         return file.output(self.output_dir, ".count")

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlfilter_core.annotating.annotate_file import AnnotateReport, AnnotateRequest, annotate_file, finished_annotation
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_report import AnnotateReport
+from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles

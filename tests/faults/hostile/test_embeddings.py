@@ -99,8 +99,8 @@ def never_ending_chunk(file: h5py.File) -> None:
     dataset.id.write_direct_chunk((0, 0), b"\0")
 
 
-LINK = "is a link, which may lead out of the file and is not followed; copy what it stands for into the file"
-ELSEWHERE = "lie in other files, which are not read; copy them into this one"
+LINK = "is a link, which may lead out of the file and is not followed; copy its target into the file"
+ELSEWHERE = "are in other files, which are not read; copy them into this file"
 UNWRITTEN = r"not all of its \d+ embeddings were written; embed its source again"
 NO_MATRIX = r"embeddings are .*, not float \(n, dim\)"
 NO_GROUP = 'no group "train" with a dataset "embeddings"; it is not a file of embeddings'
@@ -283,7 +283,7 @@ BAD_COLUMNS: dict[str, tuple[Callable[[h5py.File], Any], type[Exception], str]] 
         EmbeddingFileError,
         "a row of x has 2097152 bytes, more than 1048576; store it in smaller ones",
     ),
-    "NaN": (column(data=np.full(3, np.nan)), AnnotationError, "row 0: x is not finite, which JSON cannot say"),
+    "NaN": (column(data=np.full(3, np.nan)), AnnotationError, "row 0: x is not finite, which JSON cannot express"),
     "records": (column(data=np.ones(3, [("a", "f4")])), AnnotationError, NO_JSON),
     "complex numbers": (column(data=np.ones(3, "c8")), AnnotationError, NO_JSON),
     "references": (column((3,), h5py.ref_dtype), AnnotationError, NO_JSON),
@@ -310,7 +310,7 @@ def test_a_column_that_no_json_can_hold_is_refused(tmp_path: Path, annotate: Ann
         ("a/../../secret.jsonl", "names a source outside its folder"),
         ("/dev/zero", "names a source outside its folder, /dev/zero"),
         ("nothing.jsonl", "the source .*nothing.jsonl does not exist"),
-        ("pipe", "pipe is no file but a pipe or a device; give a file"),
+        ("pipe", "pipe is a pipe or a device; give a regular file"),
         ("longer.jsonl", r"longer\.jsonl changed since .*x\.h5 was made from it"),
     ],
 )
@@ -386,7 +386,7 @@ def test_zeros_that_unpack_to_terabytes_are_refused(tmp_path: Path, annotate: An
         dataset = file.create_dataset("train/embeddings", (rows * 100, TINY_DIM), "f4", **settings)
         for i in range(100):
             dataset.id.write_direct_chunk((i * rows, 0), b"some bytes")
-    message = "1000 bytes would unpack to 107374182400 bytes of embeddings, more than 1000 times as many"
+    message = "1000 bytes would expand to 107374182400 bytes of embeddings, more than 1000 times as many"
     with pytest.raises(EmbeddingFileError, match=message):
         annotate(tmp_path / "in")
 

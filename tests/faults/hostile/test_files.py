@@ -278,11 +278,11 @@ def test_a_window_of_zstd_is_read_within_its_128_mib(tmp_path: Path) -> None:
 
 def test_a_pipe_is_no_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.jsonl")
-    with pytest.raises(SourceError, match=r"x\.jsonl is no file but a pipe or a device; give a file"):
+    with pytest.raises(SourceError, match=r"x\.jsonl is a pipe or a device; give a regular file"):
         SourceReader(tmp_path / "x.jsonl")
     with pytest.raises(ConfigError, match="no file below"):
         find_files(tmp_path, "*", SOURCE_SUFFIXES)
-    with pytest.raises(SourceError, match="/dev/zero is no file but a pipe or a device"):
+    with pytest.raises(SourceError, match="/dev/zero is a pipe or a device"):
         SourceReader(Path("/dev/zero"))
 
 
@@ -328,7 +328,7 @@ def test_a_name_that_is_not_utf8_is_refused_before_any_work(tmp_path: Path, name
     path = Path(os.fsdecode(bytes(tmp_path / "corpus") + b"/" + name))
     path.parent.mkdir(parents=True)
     path.write_bytes(LINE)
-    message = r"the name of b'.*\\x.*' is not UTF-8; rename it, with convmv say, or narrow glob_pattern"
+    message = r"the name of b'.*\\x.*' is not UTF-8; rename it, for example with convmv, or narrow glob_pattern"
     with pytest.raises(ConfigError, match=message):
         find_files(tmp_path / "corpus", "**/*", SOURCE_SUFFIXES)
 

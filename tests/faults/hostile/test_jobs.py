@@ -11,7 +11,7 @@ from mlfilter_core.errors import ConfigError
 
 PARAMS = "params: {input_dir: in, output_dir: out, embedding_model: org/model}\n"
 NOT_YAML = r"job\.yaml is not valid YAML: "
-NO_MAPPING = r'job\.yaml must hold a mapping with a "params:" section'
+NO_MAPPING = r'job\.yaml must contain a mapping with a "params:" section'
 
 
 def files_per_task(value: str) -> str:
@@ -36,10 +36,10 @@ BAD_JOBS: dict[str, tuple[str | bytes, str]] = {
     "bytes": (b"\xff\x00\xfe", r"job\.yaml cannot be read: 'utf-8' codec"),
     "UTF-16": (PARAMS.encode("utf-16"), r"job\.yaml cannot be read: 'utf-8' codec"),
     "raw NUL": ("params: \0", NOT_YAML),
-    "escaped NUL in a path": (PARAMS.replace("in,", '"a\\0b",'), r"params\.input_dir = .* holds a NUL character"),
+    "escaped NUL in a path": (PARAMS.replace("in,", '"a\\0b",'), r"params\.input_dir = .* contains a NUL character"),
     "escaped NUL in a list": (
         PARAMS.replace("}", ', keys_to_index: ["a\\0"]}'),
-        "keys_to_index .* holds a NUL character",
+        "keys_to_index .* contains a NUL character",
     ),
     "escaped surrogate": (named('"\\ud800"'), NOT_YAML),
     "tabs": ("params:\n\tinput_dir: in\n", f"{NOT_YAML}.*"),
@@ -80,15 +80,15 @@ BAD_JOBS: dict[str, tuple[str | bytes, str]] = {
     ),
     "a billion laughs of another kind": (
         laughs("a0: ha\n", 'a{i}: "' + "${{a{before}}}" * 10 + '"\n', 10) + PARAMS,
-        r"holds more than 1000000 characters once each \$\{\.\.\.\} is replaced; shorten it",
+        r"has more than 1000000 characters after each \$\{\.\.\.\} is replaced; shorten it",
     ),
     "a billion laughs of another kind, in sections": (
         laughs(
             "a0: {x: ha}\n", "a{i}: {{" + ", ".join(f'k{k}: "${{{{a{{before}}}}}}"' for k in range(10)) + "}}\n", 10
         ),
-        r"holds more than 1000000 characters once each \$\{\.\.\.\} is replaced",
+        r"has more than 1000000 characters after each \$\{\.\.\.\} is replaced",
     ),
-    "2 MB of text": (named("x" * 2_000_000), "holds more than 1000000 characters"),
+    "2 MB of text": (named("x" * 2_000_000), "has more than 1000000 characters"),
     "a value that stands for itself": (named("${dataset_name}"), f"{NOT_YAML}Recursive interpolation"),
     "values that stand for one another": (named("${x}") + "x: ${dataset_name}\n", f"{NOT_YAML}Recursive interpolation"),
     "a value that stands for what it is in": ('params: {a: "${params}"}', f"{NOT_YAML}Interpolation to parent node"),

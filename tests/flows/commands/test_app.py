@@ -8,33 +8,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prefect.settings import PREFECT_API_URL
 
 from flows.pipeline import pipeline
 from mlfilter_core.corpus.documents import DocumentSchema
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import TaskFile
 from tests.conftest import WriteLines
+from tests.flows.commands.processes import REPOSITORY, command, ml_filter
 from tests.flows.conftest import WriteJob
 
-REPOSITORY = Path(__file__).parents[3]
 SCRIPTS = ["flows/embed.py", "flows/annotate.py", "flows/pipeline.py"]
 HEAVY = ("torch", "transformers", "prefect", "distributed", "h5py")
-
-
-def command(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Runs Python from the repository, with the server of the tests as its API."""
-    variables = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), **environment}
-    line = [sys.executable, *map(str, arguments)]
-    return subprocess.run(line, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
-
-
-def ml_filter(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    return command(Path(sys.executable).parent / "ml_filter", *arguments)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -19,7 +19,7 @@ from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.plan import encoder_trial
 from mlfilter_core.plan.findings import Findings
-from tests.flows.commands.test_cli import ml_filter
+from tests.flows.commands.processes import ml_filter
 from tests.flows.conftest import WriteJob, write_embeddings
 
 

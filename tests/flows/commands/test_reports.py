@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.commands.app import build_app
-from mlfilter_core.annotating.annotated_format import open_annotations, write_records
+from mlfilter_core.annotating.annotated_format import write_records
 from mlfilter_core.tallies.score_statistics import score_statistics, write_score_statistics
 
 
@@ -16,7 +16,7 @@ def write_annotated(output_dir: Path, scores: list[float]) -> Path:
     provenance = output_dir / "annotated_data" / ".provenance" / "a" / "x.jsonl.json"
     for folder in (path.parent, provenance.parent):
         folder.mkdir(parents=True)
-    with open_annotations(path, None) as file:
+    with path.open("wb") as file:
         write_records(file, [{"document_id": f"d{i}", "score_h": score} for i, score in enumerate(scores)])
     statistics = {"scores": write_score_statistics(score_statistics({"score_h": np.array(scores, np.float32)}))}
     made = {"documents": len(scores), "request": {"heads": {"h": "0"}}, "embeddings": {}, "statistics": statistics}

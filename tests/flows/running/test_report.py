@@ -48,7 +48,7 @@ def test_the_printed_table_has_a_row_for_each_file_and_their_sum(capsys: pytest.
 def test_the_report_says_what_limited_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(report(2))
     shown = capsys.readouterr().out
-    waited = "reading 3.0, tokenizing 2.0, encoding 0.5, writing 3.5; encoding is the limit"
+    waited = "reading 3.0, tokenizing 2.0, encoding 0.5, writing 3.5; encoding is the bottleneck"
     assert f"seconds that each stage waited for another: {waited}\n" in shown
     assert shown.count("encoder: float32 on cpu\n") == 1
     assert "800 documents had been encoded by a run that was interrupted\n" in shown

@@ -4,7 +4,7 @@ import pytest
 
 from flows.watching import run_progress as progress_module
 from flows.watching.run_progress import RunProgress, Snapshot, describe, duration
-from mlfilter_core.annotating.annotate_file import AnnotateReport
+from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.progress import Progress

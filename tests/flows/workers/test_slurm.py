@@ -184,7 +184,7 @@ def test_jobs_without_work_are_cancelled_and_one_that_somebody_else_cancels_is_r
     assert f"Slurm job {job_id} ended (CANCELLED" in output
     assert n_rows(tmp_path / "out" / "embeddings") == {"a": 5, "b": 600}
     logged = "".join(path.read_text() for path in (tmp_path / "out/logs").glob("*/worker-*.log"))
-    went_on = re.search(r"b.jsonl: went on after (\d+) documents of an earlier run", logged)
+    went_on = re.search(r"b.jsonl: resumed after (\d+) documents of an earlier run", logged)
     assert went_on is not None, logged
     assert int(went_on[1]) >= 40
     assert queue() == []

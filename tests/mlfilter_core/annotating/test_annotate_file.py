@@ -14,22 +14,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mlfilter_core.annotating.annotate_file import (
-    AnnotateReport,
-    AnnotateRequest,
-    annotate_file,
-    finished_annotation,
-)
-from mlfilter_core.annotating.annotated_format import Compression
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_report import AnnotateReport
+from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation
+from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression
 from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.errors import AnnotationError, EmbeddingFileError, HeadError, OutputConflictError, SourceError
+from mlfilter_core.files import identity
 from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.files.zstd import zstd
 from mlfilter_core.heads.checkpoint_formats import load_head
@@ -140,8 +139,12 @@ def test_another_ensemble_is_another_request(
 ) -> None:
     file, asked = embed(), {"ensembles": {"e": Ensemble(heads=("quality", "topics_0"))}}
     annotate_file(file, make_request(**asked), heads)
-    for changes in ({}, {"ensembles": {"e": Ensemble(heads=("quality", "topics_1"))}}):
-        with pytest.raises(OutputConflictError, match="made by another request, with other ensembles; use another"):
+    other = {"ensembles": {"e": Ensemble(heads=("quality", "topics_1"))}}
+    for changes, difference in (
+        ({}, r"ensembles: \{'e': \{.*\}\} in the file, None asked for"),
+        (other, r"ensembles.e.heads: \['quality', 'topics_0'\] in the file, \['quality', 'topics_1'\] asked for"),
+    ):
+        with pytest.raises(OutputConflictError, match=f"made by another request: {difference}; use another"):
             finished_annotation(file, make_request(**changes))
     assert finished_annotation(file, make_request(**asked)) is not None
 
@@ -209,9 +212,7 @@ def test_a_star_is_the_whole_document(embed: Embed, annotate: Annotate) -> None:
 
 def test_a_star_that_holds_a_score_already_is_refused(embed: Embed, annotate: Annotate, tmp_path: Path) -> None:
     file = embed([{"text": "one", "score_quality": 0.5}])
-    message = (
-        r"x\.h5: the source documents have a key \"score_quality\" already; set params\.score_prefix to another one"
-    )
+    message = r"x\.h5: the source documents already have a key \"score_quality\"; set another params\.score_prefix"
     with pytest.raises(AnnotationError, match=message):
         annotate(file, output_keys=("*",))
     assert written(tmp_path) == []
@@ -331,8 +332,8 @@ def test_a_file_of_another_tool_is_annotated_with_what_it_holds(annotate: Annota
         {"doc_id": "b", "labels": [3, 4]},
     ]
     message = (
-        r'params\.output_keys: "text", "\*" is not in .*x\.h5, and the file does not say which source it was made '
-        "from; it holds: document_id, embeddings, labels"
+        r'params\.output_keys: "text", "\*" is not in .*x\.h5, and the file does not name its source; it '
+        "contains: document_id, embeddings, labels"
     )
     with pytest.raises(AnnotationError, match=message):
         annotate(file, output_keys=("document_id", "text", "*"))
@@ -343,7 +344,7 @@ def test_a_file_of_another_tool_without_ids_is_annotated_without_ids(annotate: A
         f["train/embeddings"] = np.ones((2, TINY_DIM), np.float32)
     file = find_embeddings(tmp_path)
     assert metadata(annotate(file, output_keys=())) == [{}, {}]
-    with pytest.raises(AnnotationError, match=r'"document_id" is not in .*x\.h5, .*; it holds: embeddings'):
+    with pytest.raises(AnnotationError, match=r'"document_id" is not in .*x\.h5, .*; it contains: embeddings'):
         annotate(file)
 
 
@@ -458,19 +459,26 @@ def test_another_compression_is_another_file(finished: Finished) -> None:
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"head_sha256": {"quality": "0", "topics": "1"}}, "heads"),
-        ({"output_keys": ("document_id",)}, "output_keys"),
-        ({"score_prefix": "s_"}, "score_prefix"),
-        ({"model_dtype": "bfloat16", "output_keys": ()}, "output_keys, model_dtype"),
+        (
+            {"head_sha256": {"quality": "0", "topics": "1"}},
+            r"heads.quality: \w{12} in the file, '0' asked for; heads.topics: \w{12} in the file, '1' asked for",
+        ),
+        (
+            {"output_keys": ("document_id",)},
+            r"output_keys: \['document_id', .*\] in the file, \['document_id'\] asked for",
+        ),
+        ({"score_prefix": "s_"}, "score_prefix: 'score_' in the file, 's_' asked for"),
+        (
+            {"model_dtype": "bfloat16", "output_keys": ()},
+            r"output_keys: \[.+\] in the file, \[\] asked for; model_dtype: 'float32' in the file, 'bfloat16' asked",
+        ),
     ],
 )
 def test_a_file_of_another_request_is_in_the_way_and_the_difference_is_named(
     finished: Finished, changes: dict[str, Any], difference: str
 ) -> None:
     file, request, _ = finished
-    message = (
-        rf"x\.jsonl was made by another request, with other {difference}; use another output_dir, or set .*overwrite"
-    )
+    message = rf"x\.jsonl was made by another request: {difference}.*; use another output_dir, or set .*overwrite"
     with pytest.raises(OutputConflictError, match=message):
         finished_annotation(file, dataclasses.replace(request, **changes))
 
@@ -541,6 +549,23 @@ def test_an_output_that_was_copied_is_told_by_its_content(finished: Finished) ->
         finished_annotation(file, request)
 
 
+@pytest.mark.parametrize("compression", SUFFIXES)
+def test_the_digest_of_an_output_is_computed_while_it_is_written(
+    embed: Embed,
+    make_request: Callable[..., AnnotateRequest],
+    heads: list[Head],
+    monkeypatch: pytest.MonkeyPatch,
+    compression: Compression,
+) -> None:
+    file, request = embed(), make_request(compression=compression)
+    digest = identity.file_sha256
+    monkeypatch.setattr(identity, "file_sha256", lambda path: pytest.fail(f"{path} was read for its digest"))
+    report = annotate_file(file, request, heads)
+    monkeypatch.setattr(identity, "file_sha256", digest)
+    made = json.loads(request.provenance_file(file).read_text())
+    assert made["output"] == identity.file_identity(Path(report.output))
+
+
 def test_two_compressions_stand_side_by_side(finished: Finished, heads: list[Head]) -> None:
     file, request, _ = finished
     zipped = dataclasses.replace(request, compression="gzip")
@@ -558,7 +583,7 @@ def test_stored_numbers_keep_their_precision_and_nan_is_refused(annotate: Annota
     assert (first["labels"], first["count"]) == ([3.7, 1.0], 5)
     with h5py.File(tmp_path / "x.h5", "a") as f:
         f["train/labels"][1, 0] = np.nan
-    with pytest.raises(AnnotationError, match="row 1: labels is not finite, which JSON cannot say"):
+    with pytest.raises(AnnotationError, match="row 1: labels is not finite, which JSON cannot express"):
         annotate(find_embeddings(tmp_path), output_keys=("labels",))
 
 

@@ -195,18 +195,18 @@ def test_the_fields_tell_where_documents_keep_their_parts(load: Load, fields: st
             embedding(rest="local_settings: {worker: 3}"),
             r"local_settings\.worker: unknown field; did you mean workers\?",
         ),
-        ("running_on_slurm: false", r"params: missing \(What to embed, with what, and where to\)"),
-        ("params: {output_dir: out}", r"params\.input_dir: missing \(Folder that holds the source JSONL files\)"),
-        ("params: 3", r"params = 3 \(What to embed.*\): Input should be a valid dictionary"),
+        ("running_on_slurm: false", r"params: missing \(Documents to embed, encoder, and output\)"),
+        ("params: {output_dir: out}", r"params\.input_dir: missing \(Folder of the source JSONL files\)"),
+        ("params: 3", r"params = 3 \(Documents to embed.*\): Input should be a valid dictionary"),
         (
             embedding("batch_size: 0"),
-            r"params\.batch_size = 0 \(Most documents in .*\): Input should be greater than or equal to 1",
+            r"params\.batch_size = 0 \(Most documents per .*\): Input should be greater than or equal to 1",
         ),
         (embedding("batch_size: many"), r"params\.batch_size = 'many' \(.+\): Input should be a valid integer"),
         (embedding("max_length: 2"), r"params\.max_length = 2 \(.+\): Input should be greater than or equal to 3"),
         (
             embedding("padding: false"),
-            r"params\.padding = False \(.+\): texts of different lengths share a batch only .*use true",
+            r"params\.padding = False \(.+\): a batch of texts of different lengths needs .*use true",
         ),
         (embedding("padding: longer"), r"params\.padding = 'longer' \(.+\): .*'longest' or 'max_length'"),
         (
@@ -247,7 +247,7 @@ def test_the_fields_tell_where_documents_keep_their_parts(load: Load, fields: st
         ),
         (
             embedding("embedding_dir: ../x"),
-            r"params\.embedding_dir = '\.\./x' \(.+\): must be a folder below output_dir; change",
+            r"params\.embedding_dir = '\.\./x' \(.+\): must be a folder below output_dir; for another place, change",
         ),
         (embedding("embedding_dir: /x"), r"params\.embedding_dir = '/x' \(.+\): must be a folder below output_dir"),
         (
@@ -256,11 +256,11 @@ def test_the_fields_tell_where_documents_keep_their_parts(load: Load, fields: st
         ),
         (
             embedding(rest="local_settings: {workers: 0}"),
-            r"local_settings\.workers = 0 \(.+\): at least one is needed; -1 chooses",
+            r"local_settings\.workers = 0 \(.+\): must be at least 1, or -1 to choose",
         ),
         (
             embedding(rest="local_settings: {local_tasks: 0}"),
-            r"local_settings\.local_tasks = 0 \(.+\): at least one is needed",
+            r"local_settings\.local_tasks = 0 \(.+\): must be at least 1",
         ),
         (
             embedding(rest="running_on_slurm: true\nlocal_settings: {workers: 2}"),
@@ -286,9 +286,9 @@ def test_the_fields_tell_where_documents_keep_their_parts(load: Load, fields: st
         (slurm("sbatch_args: {cpus_per_task: all}"), "cpus-per-task: all is not a number"),
         (slurm("sbatch_args: {wrap: hostname}"), "wrap cannot be used: the job's script is made here"),
         (slurm("job_name: my job"), r"slurm_settings\.job_name = 'my job' \(.+\): String should match pattern"),
-        (slurm("skip_completed: false"), "slurm_settings: skip_completed: false is not offered; with params.overwrite"),
-        (slurm("requeue_signals: [SIGUSR2]"), "slurm_settings: requeue_signals is not offered; workers leave before"),
-        (slurm("stagger_max_array_jobs: 5"), "slurm_settings: stagger_max_array_jobs is not offered: there are no"),
+        (slurm("skip_completed: false"), "slurm_settings: skip_completed: false is not supported; to make all"),
+        (slurm("requeue_signals: [SIGUSR2]"), "slurm_settings: requeue_signals is not supported; workers stop before"),
+        (slurm("stagger_max_array_jobs: 5"), "slurm_settings: stagger_max_array_jobs is not supported: there are no"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_how_to_mend_it(load: Load, text: str, message: str) -> None:
@@ -326,7 +326,7 @@ def test_a_wrong_field_of_an_annotation_job_is_named_too(load: Load, text: str, 
     [
         ("{}", r"params\.keep\.scores: missing"),
         ("{scores: {}}", r"params\.keep\.scores: Dictionary should have at least 1 item"),
-        ("{scores: {a: {percentile: 70, threshold: 3}}}", "percentile, threshold and best_tokens exclude one another"),
+        ("{scores: {a: {percentile: 70, threshold: 3}}}", "percentile, threshold and best_tokens exclude each other"),
         ("{scores: {a: {percentile: 100}}}", r"scores\.a\.percentile = 100 .*: Input should be less than 100"),
         ("{scores: {a: {threshold: .nan}}}", r"scores\.a\.threshold = nan .*: Input should be a finite number"),
         ("{scores: {a: {best_tokens: 0}}}", r"scores\.a\.best_tokens = 0 .*greater than or equal to 1"),
@@ -380,7 +380,7 @@ def test_a_machine_takes_its_shards(load: Load, settings: str, ranks: list[int])
 )
 def test_shards_that_are_not_there_are_refused(load: Load, settings: str, shards: str) -> None:
     with pytest.raises(
-        ConfigError, match=rf"shards {shards} \(local_rank_offset, local_tasks\) are asked for, but tasks is 4"
+        ConfigError, match=rf"shards {shards} \(local_rank_offset, local_tasks\) do not exist: tasks is 4"
     ):
         load(embedding(rest=f"local_settings: {settings}"))
 
@@ -440,7 +440,7 @@ def test_a_wrong_field_of_a_whole_job_is_named_as_that_of_a_file_is(load: Load) 
     written = yaml.safe_load(embedding("batch: 8"))
     with pytest.raises(ConfigError, match=r"^the job: 1 problem\n  params\.batch: unknown field; did you mean batch"):
         load_job(written, EmbeddingJob)
-    with pytest.raises(ConfigError, match=r'^the job must hold a mapping with a "params:" section'):
+    with pytest.raises(ConfigError, match=r'^the job must contain a mapping with a "params:" section'):
         load_job({}, EmbeddingJob)
 
 
@@ -472,7 +472,7 @@ def test_an_assignment_that_is_none_is_refused(assignment: str, message: str) ->
 @pytest.mark.parametrize("overrides", [None, {"params.batch_size": 8}])
 @pytest.mark.parametrize("text", ["", "null", "{}", "- params", "# nothing"])
 def test_a_file_that_holds_no_mapping_is_refused(load: Load, text: str, overrides: dict[str, Any] | None) -> None:
-    with pytest.raises(ConfigError, match=r'job\.yaml must hold a mapping with a "params:" section'):
+    with pytest.raises(ConfigError, match=r'job\.yaml must contain a mapping with a "params:" section'):
         load(text, overrides=overrides)
 
 

@@ -71,7 +71,7 @@ def test_a_document_keeps_line_offset_id_text_index_and_labels() -> None:
         (b'{"text": {"a": 1}}', "not_a_string", '"text" is an object, not a string'),
         (b'{"text": ""}', "empty_text", "nothing to embed in text"),
         (b'{"text": " \\n\\t\\u3000"}', "empty_text", "nothing to embed in text"),
-        (b'{"text": "a\\u0000b"}', "nul_character", '"text" holds a NUL character'),
+        (b'{"text": "a\\u0000b"}', "nul_character", '"text" contains a NUL character'),
     ],
     ids=lambda value: value[:25].decode("latin-1") if isinstance(value, bytes) else None,
 )
@@ -150,7 +150,7 @@ def test_a_nul_character_in_what_is_stored_is_rejected(key: str) -> None:
     rejected = rejection(
         {"id": "i", "url": "u", "text": "a", key: "a\0"}, DocumentSchema(("text",), index_keys=("url",))
     )
-    assert (rejected.reason, rejected.detail) == ("nul_character", f'"{key}" holds a NUL character')
+    assert (rejected.reason, rejected.detail) == ("nul_character", f'"{key}" contains a NUL character')
 
 
 @pytest.mark.parametrize(
@@ -261,5 +261,5 @@ def test_a_huge_integer_is_read_as_the_nearest_float() -> None:
 
 
 def test_a_bad_record_error_says_reason_and_detail() -> None:
-    with pytest.raises(BadRecordError, match="not_an_object: the line holds an array, not an object"):
+    with pytest.raises(BadRecordError, match="not_an_object: the line is an array, not an object"):
         parse_record(b"[]")

@@ -211,7 +211,7 @@ def test_a_line_of_200_mb_stays_out_of_memory(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read_is_named(unprivileged: Path) -> None:
     (unprivileged / "x.jsonl").write_text("{}")
     (unprivileged / "x.jsonl").chmod(0)
-    with pytest.raises(SourceError, match=r"x\.jsonl cannot be read \(Permission denied\); mend its path or its"):
+    with pytest.raises(SourceError, match=r"x\.jsonl cannot be read \(Permission denied\); fix its path or its"):
         SourceReader(unprivileged / "x.jsonl")
 
 
@@ -233,5 +233,5 @@ def test_a_missing_file_is_said_once(tmp_path: Path) -> None:
     imports = "from pathlib import Path; from mlfilter_core.corpus.lines import SourceReader"
     code = f"{imports}; SourceReader(Path({str(tmp_path / 'x')!r}))"
     run = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True)
-    assert f"SourceError: {tmp_path}/x cannot be read (No such file or directory); mend" in run.stderr.splitlines()[-1]
+    assert f"SourceError: {tmp_path}/x cannot be read (No such file or directory); fix" in run.stderr.splitlines()[-1]
     assert "Exception ignored" not in run.stderr

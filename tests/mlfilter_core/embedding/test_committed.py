@@ -17,8 +17,9 @@ import pytest
 
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.encoder.encoder import EncodedTexts, Encoder, TokenizedTexts
 from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles
@@ -124,7 +125,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.mlfilter_core.embedding.test_committed import Counting, embed
 from mlfilter_core.corpus.documents import DocumentSchema
-from mlfilter_core.embedding.embed_file import EmbedRequest
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.settings import EncoderSettings
@@ -185,9 +186,12 @@ def test_rows_of_half_precision_are_committed_as_they_are_stored(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"schema": DocumentSchema(("text", "id"), index_keys=("id",))}, "text_keys ['text'] then, ['text', 'id'] now"),
-        ({"commit_documents": 6}, "window_documents 5 then, 6 now"),
-        ({"embedding_dtype": "float16"}, "embedding_dtype 'float32' then, 'float16' now"),
+        (
+            {"schema": DocumentSchema(("text", "id"), index_keys=("id",))},
+            "text_keys: ['text'] in the file, ['text', 'id'] asked for",
+        ),
+        ({"commit_documents": 6}, "window_documents: 5 in the file, 6 asked for"),
+        ({"embedding_dtype": "float16"}, "embedding_dtype: 'float32' in the file, 'float16' asked for"),
     ],
 )
 def test_what_another_request_committed_is_discarded_with_a_word(
@@ -223,7 +227,7 @@ def test_a_source_that_changed_is_encoded_again_from_the_change_on(
     source.write_text("\n".join(lines))
     report = embed(source, request_, tiny_encoder)
     assert 10 <= report.resumed < 17
-    assert "what was committed from here on is discarded: the source changed" in caplog.text
+    assert "the rest of the checkpoint is discarded, as the source changed" in caplog.text
     embed(source, request_, tiny_encoder, "undisturbed")
     assert content(source.parent / "out/x.h5") == content(source.parent / "undisturbed/x.h5")
 

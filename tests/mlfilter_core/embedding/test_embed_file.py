@@ -21,8 +21,9 @@ from tokenizers import processors
 
 from mlfilter_core.corpus.documents import DocumentSchema, hash_text
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file, finished_embedding
+from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import EmbedRequest, finished_embedding
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts
 from mlfilter_core.encoder.loading import load_encoder
@@ -315,8 +316,8 @@ def test_a_text_without_tokens_is_a_rejected_line(write_lines: WriteLines, embed
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{broken", r"x\.jsonl:3: not_json: .*; mend the line, or set params\.on_bad_record: reject"),
-        (b"x" * 2000, r"x\.jsonl:3: line_too_long: the line is longer than params\.max_line_bytes, 1024 bytes; mend"),
+        (b"{broken", r"x\.jsonl:3: not_json: .*; fix the line, or set params\.on_bad_record: reject"),
+        (b"x" * 2000, r"x\.jsonl:3: line_too_long: the line is longer than params\.max_line_bytes, 1024 bytes; fix"),
     ],
 )
 def test_a_bad_line_fails_its_file_where_that_is_asked_for(
@@ -510,11 +511,14 @@ def test_what_does_not_change_the_content_is_not_asked_for(
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"encoder": EncoderSettings(max_length=8)}, "max_length None then, 8 now"),
-        ({"encoder": EncoderSettings(prompt="a")}, "prompt None then, 'a' now"),
-        ({"schema": DocumentSchema(("text",), id_key="id")}, "id_key None then, 'id' now"),
-        ({"schema": DocumentSchema(("title", "text"))}, r"text_keys \['text'\] then, \['title', 'text'\] now"),
-        ({"embedding_dtype": "float16"}, "embedding_dtype 'float32' then, 'float16' now"),
+        ({"encoder": EncoderSettings(max_length=8)}, "max_length: None in the file, 8 asked for"),
+        ({"encoder": EncoderSettings(prompt="a")}, "prompt: None in the file, 'a' asked for"),
+        ({"schema": DocumentSchema(("text",), id_key="id")}, "id_key: None in the file, 'id' asked for"),
+        (
+            {"schema": DocumentSchema(("title", "text"))},
+            r"text_keys: \['text'\] in the file, \['title', 'text'\] asked for",
+        ),
+        ({"embedding_dtype": "float16"}, "embedding_dtype: 'float32' in the file, 'float16' asked for"),
     ],
 )
 def test_a_file_of_another_request_is_in_the_way_and_the_difference_is_named(
@@ -540,7 +544,9 @@ def test_other_weights_are_another_request(
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(OutputConflictError, match=r"another request: weights_sha256 '.*' then, '.*' now;"):
+    with pytest.raises(
+        OutputConflictError, match=r"another request: weights_sha256: \w{12} in the file, \w{12} asked for;"
+    ):
         is_finished(finished[0], dataclasses.replace(text_request, model=resolve_model(str(folder))))
 
 
@@ -612,7 +618,8 @@ from pathlib import Path
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.files.task_files import find_files
 from mlfilter_core.corpus.documents import DocumentSchema
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.encoder.model_files import resolve_model

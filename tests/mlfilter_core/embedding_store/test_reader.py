@@ -273,7 +273,7 @@ def test_a_row_count_that_the_file_does_not_state_is_found(write: Write) -> None
     with h5py.File(path, "a") as f:
         f["train"].attrs["counts"] = json.dumps({**dict.fromkeys(OTHER_COUNTS, 0), "documents": 11})
     with EmbeddingFile(path, "train") as file:
-        with pytest.raises(EmbeddingFileError, match=r"it states 11 documents and holds 10 rows"):
+        with pytest.raises(EmbeddingFileError, match=r"it states 11 documents and has 10 rows"):
             file.check_content()
 
 

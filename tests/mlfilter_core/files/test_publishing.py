@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(
-            ConfigError, match=rf"params\.output_dir: {folder} cannot be written to \(.+\); mend its perm"
+            ConfigError, match=rf"params\.output_dir: {folder} cannot be written to \(.+\); fix its perm"
         ):
             check_writable(folder)
 
@@ -149,9 +149,7 @@ def test_what_was_committed_goes_once_its_file_is_there(tmp_path: Path) -> None:
 
 def test_a_folder_that_may_not_be_written_to_is_refused(unprivileged: Path) -> None:
     (unprivileged / "out").mkdir(mode=0o500)
-    message = (
-        rf"params\.output_dir: {unprivileged}/out cannot be written to \(Permission denied\); mend its permissions"
-    )
+    message = rf"params\.output_dir: {unprivileged}/out cannot be written to \(Permission denied\); fix its permissions"
     with pytest.raises(ConfigError, match=message):
         check_writable(unprivileged / "out")
     with pytest.raises(ConfigError, match=r"local_settings\.logging_dir: .*/out/logs cannot be written to"):

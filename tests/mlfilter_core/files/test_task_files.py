@@ -95,13 +95,13 @@ def test_a_pattern_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the folder .*/nowhere does not exist; mend the path"):
+    with pytest.raises(ConfigError, match=r"the folder .*/nowhere does not exist; fix the path"):
         find_files(tmp_path / "nowhere", "*", SOURCE_SUFFIXES)
 
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "x.jsonl")
-    with pytest.raises(ConfigError, match=r"x\.jsonl is a file; give the folder that holds it, and a glob_pattern"):
+    with pytest.raises(ConfigError, match=r"x\.jsonl is a file; give its folder, and a glob_pattern"):
         find_files(tmp_path / "x.jsonl", "*", SOURCE_SUFFIXES)
 
 

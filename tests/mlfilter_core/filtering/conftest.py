@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_request import AnnotateRequest
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
 from mlfilter_core.config.filtering import FilterParameters
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES

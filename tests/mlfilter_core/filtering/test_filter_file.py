@@ -10,6 +10,7 @@ import pytest
 from mlfilter_core.config.filtering import FilterParameters
 from mlfilter_core.corpus.lines import Line
 from mlfilter_core.errors import AnnotationError, OutputConflictError
+from mlfilter_core.files import identity
 from mlfilter_core.files.zstd import zstd
 from mlfilter_core.filtering import kept_documents
 from mlfilter_core.filtering.annotated_file import lines_of as lines_of_file
@@ -131,13 +132,28 @@ def test_a_finished_file_is_found_and_tells_its_report(parameters: Filter) -> No
     assert {**vars(found), "criteria": tuple(found.criteria)} == {**vars(report), "status": "skipped", "seconds": 0.0}
 
 
+@pytest.mark.parametrize("form", [{}, {"compression": "zstd"}, {"output_format": "parquet"}], ids=str)
+def test_digests_of_outputs_are_computed_while_they_are_written(
+    parameters: Filter, monkeypatch: pytest.MonkeyPatch, form: dict[str, str]
+) -> None:
+    files, request = surveyed(parameters(write_dropped=True, **form))
+    digest = identity.file_sha256
+    monkeypatch.setattr(identity, "file_sha256", lambda path: pytest.fail(f"{path} was read for its digest"))
+    filter_file(files[0], request)
+    monkeypatch.setattr(identity, "file_sha256", digest)
+    made = json.loads(request.provenance_file(files[0]).read_text())
+    assert [made["output"], made["dropped"]] == list(map(identity.file_identity, request.outputs(files[0])))
+
+
 def test_an_output_of_another_request_or_other_scores_is_in_the_way(parameters: Filter) -> None:
     params = parameters()
     files, request = surveyed(params)
     filter_file(files[0], request)
     _, other = surveyed(parameters(keep={"scores": {"good": {"percentile": 50}}}))
     with pytest.raises(
-        OutputConflictError, match=r"another request, with other keep, cuts; use another output_dir, or"
+        OutputConflictError,
+        match=r"another request: keep.good.percentile: None in the file, 50.0 asked for; "
+        r"cuts.good: '.* and above \(rank \d+\)' in the file, '.*' asked for; use another output_dir, or",
     ):
         finished_filter(files[0], other, read_content=True)
     output = params.filtered_dir / "a" / "x.jsonl"

@@ -219,7 +219,7 @@ def test_a_head_that_does_not_fit_the_encoder_is_a_problem(
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
-        ({"input_dir": "/nowhere/at/all"}, "the folder /nowhere/at/all does not exist; mend the path"),
+        ({"input_dir": "/nowhere/at/all"}, "the folder /nowhere/at/all does not exist; fix the path"),
         ({"glob_pattern": "*.parquet"}, "no file below"),
         ({"embedding_model": "/nowhere/model"}, "embedding_model: the folder /nowhere/model does not exist"),
         ({"device": "cuda:99"}, "device: 'cuda:99' is not available on this machine"),
@@ -279,7 +279,7 @@ def test_finished_files_are_left_out_and_those_of_another_request_are_problems(
     assert facts_of(made, "files")["finished"] == 1
     assert facts_of(made, "documents")["documents"]["value"] == 6
     (problem,) = plan(max_length=8).problems
-    assert "was made by another request: max_length None then, 8 now" in problem
+    assert "was made by another request: max_length: None in the file, 8 asked for" in problem
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

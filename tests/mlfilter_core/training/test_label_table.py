@@ -70,5 +70,5 @@ def test_a_folder_stands_for_all_files_below_it(write_lines: WriteLines, tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"labels_path: no file below .*empty"):
         label_files(tmp_path / "empty")
-    with pytest.raises(SourceError, match="mend its path"):
+    with pytest.raises(SourceError, match="fix its path"):
         read_labels(label_files(tmp_path / "nowhere.jsonl"), None, None)

@@ -120,14 +120,20 @@ def test_a_head_of_another_request_or_of_other_inputs_is_in_the_way(
     recipe = {**FAST, "labels_path": labels}
     train(path, recipe=recipe)
     for asked, differing in (
-        (TrainRequest("quality", HeadRecipe(**{**recipe, "seed": 1}), [path]), "seed"),
-        (TrainRequest("quality", HeadRecipe(**recipe), [path], test_fraction=0.5), "test_fraction"),
-        (TrainRequest("quality", HeadRecipe(**recipe), [path, write_labelled("b.h5", seed=2)]), "embeddings_sha256"),
+        (TrainRequest("quality", HeadRecipe(**{**recipe, "seed": 1}), [path]), "seed: 0 in the file, 1 asked for"),
+        (
+            TrainRequest("quality", HeadRecipe(**recipe), [path], test_fraction=0.5),
+            "test_fraction: 0.2 in the file, 0.5 asked for",
+        ),
+        (
+            TrainRequest("quality", HeadRecipe(**recipe), [path, write_labelled("b.h5", seed=2)]),
+            r"embeddings_sha256: \w{12} in the file, \w{12} asked for",
+        ),
     ):
-        with pytest.raises(OutputConflictError, match=f"made by another request, with other {differing}; use another"):
+        with pytest.raises(OutputConflictError, match=f"made by another request: {differing}; use another"):
             finished_head(asked, head)
     labels.write_text('{"id": "x-0", "score": 2}\n')
-    with pytest.raises(OutputConflictError, match="with other labels_sha256"):
+    with pytest.raises(OutputConflictError, match=r"request: labels_sha256: \[.+\] in the file, \[.+\] asked for"):
         finished_head(TrainRequest("quality", HeadRecipe(**recipe), [path]), head)
     head.write_bytes(b"something else")
     with pytest.raises(OutputConflictError, match="is not a head that was trained here"):

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from mlfilter_core.annotating.annotate_file import AnnotateRequest, annotate_file
+from mlfilter_core.annotating.annotate_file import annotate_file
+from mlfilter_core.annotating.annotate_request import AnnotateRequest
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.embedding.annotate_inline import InlineAnnotation, annotate_embedded
-from mlfilter_core.embedding.embed_file import EmbedRequest, embed_file
+from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.files.task_files import TaskFile, find_files

@@ -1,0 +1,183 @@
+"""The stages that turn the lines of one source file into rows of embeddings: read, tokenize, encode, write."""
+
+import functools
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.corpus.documents import Rejection
+from mlfilter_core.corpus.lines import READ_BYTES, SourceReader
+from mlfilter_core.corpus.rejects import RejectsFile
+from mlfilter_core.corpus.windows import Window, read_windows
+from mlfilter_core.embedding.committed import CommittedRows, Rows
+from mlfilter_core.embedding.embed_counts import EmbedCounts
+from mlfilter_core.embedding.embed_progress import EmbedProgress
+from mlfilter_core.embedding.embed_request import EmbedRequest
+from mlfilter_core.embedding.stages import Stages
+from mlfilter_core.embedding_store.writer import EmbeddingWriter
+from mlfilter_core.errors import SourceError
+from mlfilter_core.files.task_files import TaskFile
+
+if TYPE_CHECKING:
+    from mlfilter_core.encoder.encoder import EncodedTexts, Encoder, TokenizedTexts
+
+_TokenizedWindow: TypeAlias = tuple[Window, "TokenizedTexts | Rows"]  # rows where an earlier run encoded it
+_EncodedWindow: TypeAlias = tuple[Window, Rows, bool]  # and whether this run encoded it
+
+
+@dataclass(frozen=True)
+class OpenFiles:
+    """The open files of one embedding.
+
+    Attributes:
+        reader: Source.
+        writer: File of embeddings.
+        rejects: File of rejected lines.
+        committed: Checkpoint.
+    """
+
+    reader: SourceReader
+    writer: EmbeddingWriter
+    rejects: RejectsFile
+    committed: CommittedRows
+
+
+class FileEmbedding:
+    """The embedding of one file. The stages run at the same time, each on a window of its own.
+
+    Attributes:
+        counts: Counts of what is written so far.
+    """
+
+    def __init__(self, source: TaskFile, request: EmbedRequest, encoder: "Encoder", files: OpenFiles) -> None:
+        self.counts = EmbedCounts()
+        self._source = source
+        self._request = request
+        self._encoder = encoder
+        self._files = files
+        self._stages = Stages("reading", "tokenizing", "encoding", "writing")
+        n_bytes = source.path.stat().st_size
+        self._progress = EmbedProgress(source.relative, n_bytes, files.reader, self._stages, encoder)
+
+    def run(self, scratch: Path) -> dict[str, float]:
+        """Embeds the file, and returns the seconds that each stage waited for another.
+
+        Args:
+            scratch: Folder for the bytes of lines above the limit.
+
+        Raises:
+            SourceError: The source is broken off, has a bad line that fails it, or an embedding is not finite.
+            OSError: Reading or writing failed.
+        """
+        request = self._request
+        with self._stages as stages:
+            windows = stages.run(
+                read_windows(
+                    *(self._files.reader, self._source, request.schema, request.max_line_bytes, scratch),
+                    request.commit_documents,
+                )
+            )
+            tokenized = stages.run(self._tokenize(windows))
+            # In this thread, where the encoder was loaded: OpenMP has a pool of threads for each thread that computes.
+            # With more threads than cores they would sleep instead of spinning while they wait for each other.
+            stages.hand_over(self._encode(tokenized), self._write)
+            return stages.waited()
+
+    def _tokenize(self, windows: Iterator[Window]) -> Iterator[_TokenizedWindow]:
+        encoder = self._encoder
+        too_long = f"more than params.max_length, {encoder.max_length} tokens, and truncation is off"
+        for window in windows:
+            rows = self._files.committed.take(window)
+            self._progress.read(len(window.documents))
+            if rows is not None:
+                yield window, rows
+                continue
+            tokens = encoder.tokenize([document.text for document in window.documents])
+            tokens = _drop(window, tokens, tokens.n_tokens == 0, "no_tokens", "the text has no token of this encoder")
+            if not self._request.encoder.truncate:
+                tokens = _drop(window, tokens, tokens.is_cut, "too_many_tokens", too_long)
+            yield window, tokens
+
+    def _encode(self, tokenized: Iterator[_TokenizedWindow]) -> Iterator[_EncodedWindow]:
+        # A GPU is given the next window before the results of this one are waited for.
+        n_ahead = int(self._encoder.device.type == "cuda")
+        begun: deque[tuple[Window, TokenizedTexts, EncodedTexts]] = deque()
+        max_batch_tokens: int | None = None  # as in the window before, whichever run encoded that
+        for window, tokens in tokenized:
+            if isinstance(tokens, Rows):
+                max_batch_tokens = tokens.max_batch_tokens
+                self._progress.encoded(len(tokens.n_tokens), int(tokens.n_tokens.sum()))
+                yield window, tokens, False
+                continue
+            texts = self._encoder.encode(tokens, self._request.batch_size, max_batch_tokens, self._progress.encoded)
+            max_batch_tokens = texts.max_batch_tokens
+            begun.append((window, tokens, texts))
+            if len(begun) > n_ahead:
+                yield self._encoded(*begun.popleft())
+        yield from (self._encoded(*window) for window in begun)
+
+    def _encoded(self, window: Window, tokens: "TokenizedTexts", texts: "EncodedTexts") -> _EncodedWindow:
+        embeddings = texts.embeddings()
+        if not texts.fits.all():
+            detail = f"the memory of {self._encoder.device} does not suffice for this document alone"
+            tokens = _drop(window, tokens, ~texts.fits, "out_of_memory", detail)
+            embeddings = embeddings[texts.fits]
+        with np.errstate(over="ignore"):  # `_check_finite` reports it, with its place
+            stored = embeddings.astype(self._request.embedding_dtype, copy=False)
+        return window, Rows(stored, tokens.n_tokens, tokens.is_cut, texts.n_out_of_memory, texts.max_batch_tokens), True
+
+    def _write(self, encoded: Iterator[_EncodedWindow]) -> None:
+        counts, rejects = self.counts, self._files.rejects
+        for window, rows, is_new in encoded:
+            self._check_finite(window, rows)
+            if is_new:
+                self._files.committed.add(window, rows)
+            self._reject(window.rejected)
+            if window.documents:
+                self._files.writer.append(window.documents, rows.embeddings, rows.n_tokens)
+            counts.add(window, rows, is_new)
+            # The last window is not committed: the output appears next.
+            self._progress.wrote(0 if window.is_last else counts.documents, rejects.n_rejected, counts.out_of_memory)
+
+    def _check_finite(self, window: Window, rows: Rows) -> None:
+        finite = np.isfinite(rows.embeddings).all(axis=1)
+        if not finite.all():
+            document = window.documents[int(np.argmin(finite))]
+            raise SourceError(
+                f"{self._source.path}:{document.line}: the embedding of document {document.id} is not finite in "
+                f"{self._request.encoder.model_dtype} stored as {self._request.embedding_dtype}; use model_dtype "
+                "bfloat16 or float32, and embedding_dtype float32"
+            )
+
+    def _reject(self, rejected: list[tuple[Rejection, bytes | IO[bytes]]]) -> None:
+        with ExitStack() as files:
+            for _, content in rejected:
+                if not isinstance(content, bytes):
+                    files.enter_context(content)
+            for rejection, content in sorted(rejected, key=lambda line: line[0].line):
+                if self._request.fail_on_bad_record:
+                    raise SourceError(
+                        f"{self._source.path}:{rejection.line}: {rejection.reason}: {rejection.detail}; fix the line, "
+                        "or set params.on_bad_record: reject to continue without it"
+                    )
+                if isinstance(content, bytes):
+                    self._files.rejects.add(rejection, content)
+                else:
+                    pieces = iter(functools.partial(content.read, READ_BYTES), b"")
+                    self._files.rejects.add_pieces(rejection, pieces)
+
+
+def _drop(
+    window: Window, tokens: "TokenizedTexts", dropped: NDArray[np.bool_], reason: str, detail: str
+) -> "TokenizedTexts":
+    """Moves documents of a window to its rejected lines; returns the tokens of the others."""
+    if not dropped.any():
+        return tokens
+    window.drop(np.flatnonzero(dropped).tolist(), reason, detail)
+    return tokens.select(np.flatnonzero(~dropped))

@@ -1,0 +1,70 @@
+"""Whether a finished output was made by the request at hand."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlfilter_core.errors import OutputConflictError
+from mlfilter_core.wording import shown
+
+
+def replace_or_move(field: str) -> str:
+    """Returns what to do about an output that is in the way, for the end of a message.
+
+    Args:
+        field: Job field that can name another folder for the output.
+    """
+    return f"use another {field}, or set params.overwrite: true to replace it"
+
+
+REPLACE = replace_or_move("output_dir")
+
+
+def check_same_request(
+    output: Path,
+    made: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    *,
+    ignored: Collection[str] = (),
+    field: str = "output_dir",
+) -> None:
+    """Checks that a finished output was made by this request.
+
+    Args:
+        output: The output.
+        made: Provenance of the request that made it, as read from a file.
+        asked: Provenance of this request.
+        ignored: Fields that may differ.
+        field: Job field that can name another folder for the output, for the message.
+
+    Raises:
+        OutputConflictError: Another request made it; names each field that differs, with both values.
+    """
+    differing = differing_fields(made, asked, ignored)
+    if differing:
+        raise OutputConflictError(f"{output} was made by another request: {differing}; {replace_or_move(field)}")
+
+
+def differing_fields(made: Mapping[str, Any], asked: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
+    """Returns the fields in which two requests differ, nested ones by dotted names; empty where there are none.
+
+    A field that is missing is None.
+
+    Example: `max_length: 512 in the file, 256 asked for; heads.quality: None in the file, 5fdfd0de0f39 asked for`.
+    """
+    read_back = json.loads(json.dumps(asked))  # with lists for tuples, as in a file
+    return "; ".join(
+        f"{name}: {shown(before)} in the file, {shown(now)} asked for"
+        for name, before, now in _differences(made, read_back)
+        if name not in ignored
+    )
+
+
+def _differences(made: Any, asked: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(made, Mapping) and isinstance(asked, Mapping):
+        for key in {**asked, **made}:
+            inner = f"{name}.{key}" if name and key else f"{name}{key}"
+            yield from _differences(made.get(key), asked.get(key), inner)
+    elif made != asked:
+        yield name, made, asked

@@ -1,0 +1,21 @@
+"""Commands as people type them, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from prefect.settings import PREFECT_API_URL
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def command(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs Python from the repository, with the server of the tests as its API."""
+    variables = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), **environment}
+    line = [sys.executable, *map(str, arguments)]
+    return subprocess.run(line, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
+
+
+def ml_filter(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    return command(Path(sys.executable).parent / "ml_filter", *arguments)
