@@ -37,6 +37,7 @@ class JobKind:
         command: Entry point of `(kind) -> function`, the function of its command; its signature is the options.
         old_command: Name of the command in ML-Filter, if it had one.
         rounds: Rounds over the files before the one of `workload`: entry points as of `workload`, by flow name.
+        has_speed: Whether documents per second say something of its runs.
         step: Name of this kind in a pipeline, as in `--train-config`; None where it is no part of one.
         is_optional_step: Whether a pipeline may do without it.
         outputs: Entry point of a `verification.output_kinds.OutputKind`: which output files are of this kind, and what
@@ -56,6 +57,7 @@ class JobKind:
     command: str = "flows.running.script:job_command"
     old_command: str | None = None
     rounds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    has_speed: bool = True
     step: str | None = None
     is_optional_step: bool = False
     outputs: str | None = None
@@ -72,6 +74,8 @@ _kinds = [
         workload="mlfilter_core.embedding.work:embedding_workload",
         plan="mlfilter_core.plan.embedding_plan:plan_embedding",
         step="embed",
+        outputs="mlfilter_core.verification.embedding_files:FILES_OF_EMBEDDINGS",
+        pictures="mlfilter_core.run_report.pictures:pictures_of_embeddings",
         old_command="run_embedding_pipeline",
     ),
     JobKind(
@@ -82,6 +86,7 @@ _kinds = [
         run="flows.train_head:train_head",
         workload="mlfilter_core.training.work:training_workload",
         plan="mlfilter_core.plan.training_plan:plan_training",
+        has_speed=False,
         step="train",
         is_optional_step=True,
     ),
@@ -94,6 +99,8 @@ _kinds = [
         workload="mlfilter_core.annotating.work:annotation_workload",
         plan="mlfilter_core.plan.annotation_plan:plan_annotation",
         step="annotate",
+        outputs="mlfilter_core.verification.annotated_files:ANNOTATED_FILES",
+        pictures="mlfilter_core.run_report.pictures:pictures_of_annotations",
         old_command="run_annotation_pipeline",
     ),
     JobKind(

@@ -12,7 +12,7 @@ import typer
 from flows.running.screen import errors_as_messages, print_table
 
 if TYPE_CHECKING:
-    from mlfilter_core.run_report.comparison import Comparison
+    from mlfilter_core.run_report.folder_comparison import Comparison
 
 reports = typer.Typer()
 
@@ -56,7 +56,7 @@ def compare_command(
 ) -> None:
     """Put two output folders side by side: counts, speed, how scores moved, whether they agree on documents."""
     from mlfilter_core.evaluation.scale import parse_numbers
-    from mlfilter_core.run_report.comparison import compare
+    from mlfilter_core.run_report.folder_comparison import compare
     from mlfilter_core.run_report.write_report import as_json
 
     with errors_as_messages():

@@ -67,7 +67,7 @@ def verify_command(
 ) -> None:
     """Prove that outputs add up: source lines, embeddings, rejected and annotated lines."""
     from mlfilter_core.verification.discrepancies import FileCheck
-    from mlfilter_core.verification.embedding_files import VerifyRequest
+    from mlfilter_core.verification.output_kinds import VerifyRequest
     from mlfilter_core.verification.verify import verify
 
     def print_problems(check: FileCheck) -> None:

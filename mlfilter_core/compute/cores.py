@@ -1,6 +1,6 @@
 """How many cores this process may use."""
 
-import joblib  # type: ignore[import-untyped]
+import joblib
 
 
 def usable_cores() -> int:

@@ -1,1 +1,1 @@
-"""What the files of an output folder say of the runs that made them, as facts, a page, a comparison."""
+"""Reports on the runs that made an output folder: facts, a page, a comparison of two folders."""

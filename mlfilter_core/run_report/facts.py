@@ -1,41 +1,39 @@
-"""What a report says, as values: `report.json` is these."""
+"""The content of a report as values, which `report.json` contains."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mlfilter_core.job_kinds import kind_of_flow
 from mlfilter_core.tallies.histogram import Histogram
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
 
 FACTS_VERSION = 1
 
-# Takes one head after another; how many documents it reads a second says nothing.
-TRAINING = "train_head"
 
 State = Literal["finished", "finished, some files failed", "ended by an error", "going on", "killed", "without an end"]
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What became of one file in one flow.
+    """Result of one file in one flow.
 
     Attributes:
-        file: Its name: of the source for `embed`, of the embeddings for `annotate`.
-        flow: That did it.
-        run: Name of the run; empty where no record tells.
-        status: `embedded`, `annotated`, `failed`, ..., or `on disk` where no record tells when it was made.
-        documents: In its output.
-        rejected: Lines.
-        truncated: Documents.
-        tokens: Encoded.
-        seconds: That it took.
-        documents_per_s: Without what an earlier run had done of it.
-        started: Seconds since 1970, UTC; 0 where no record tells.
-        worker: That did it.
-        output: The file that was written, relative to the output folder where it lies in it.
-        reason: Why it failed.
-        resumed: Documents that an earlier run had done, which was interrupted.
+        file: Name of the task's file: the source for `embed`, the embeddings for `annotate`.
+        flow: Name of the flow.
+        run: Name of the run; empty where there is no record.
+        status: `embedded`, `annotated`, `failed`, ..., or `on disk` where there is no record.
+        documents: Documents in the output.
+        rejected: Rejected lines.
+        truncated: Truncated documents.
+        tokens: Encoded tokens.
+        seconds: Wall time.
+        documents_per_s: Speed, without the documents that an earlier run had processed.
+        started: Start, in seconds since 1970, UTC; 0 where there is no record.
+        worker: Name of the worker.
+        output: Output file, relative to the output folder where it lies there.
+        reason: Why the file failed.
+        resumed: Documents that an earlier, interrupted run had processed.
     """
 
     file: str
@@ -56,27 +54,27 @@ class FileFacts:
 
     @property
     def n_new(self) -> int:
-        """Documents that this run did itself."""
+        """Documents processed in this run."""
         return self.documents - self.resumed
 
     @property
     def n_new_tokens(self) -> int:
-        """Tokens in them, as if documents were of one length."""
+        """Tokens of these documents, as if all documents had the same length."""
         return round(self.tokens * self.n_new / self.documents) if self.documents else 0
 
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What one worker did in a run.
+    """Work of one worker in a run.
 
     Attributes:
-        name: Of its process.
-        files: That it finished.
-        documents: That it did of them; what an earlier run had done is left out.
-        tokens: In these documents.
-        busy_s: Seconds that it was at them.
-        first: When it began its first file, in seconds since 1970.
-        last: When it finished its last.
+        name: Name of the worker process.
+        files: Files finished.
+        documents: Documents of these files processed in this run.
+        tokens: Tokens of these documents.
+        busy_s: Seconds spent on files.
+        first: Start of the first file, in seconds since 1970.
+        last: End of the last file.
     """
 
     name: str
@@ -89,19 +87,19 @@ class WorkerFacts:
 
     @property
     def held_s(self) -> float:
-        """Seconds from its first file to its last."""
+        """Seconds from the start of the first file to the end of the last."""
         return self.last - self.first
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast the workers of a run were, over its time.
+    """Speed of each worker over the time of a run.
 
     Attributes:
-        started: Of the first bin, in seconds since 1970.
-        bin_s: Seconds that each bin lasts.
-        documents: Documents a second, by worker, one number for each bin.
-        tokens: Tokens a second; empty where the flow counts none.
+        started: Start of the first bin, in seconds since 1970.
+        bin_s: Length of a bin in seconds.
+        documents: Documents per second in each bin, by worker.
+        tokens: Tokens per second; empty where the flow counts none.
     """
 
     started: float
@@ -115,27 +113,28 @@ class RunFacts:
     """One run.
 
     Attributes:
-        name: Of its log folder, `embed-stony-beetle`.
+        name: Name of the log folder: `embed-stony-beetle`.
         flow: `embed`, `annotate`, ...
-        state: What became of it.
-        started: Seconds since 1970, UTC; None where no record tells.
-        seconds: Wall time, start of the workers included; without an end, until now or the last that it finished.
-        files: That it was to do or had been done before.
-        finished_before: Of these, before it.
-        done: Files that it finished.
-        failed: Files.
-        documents: That it did of the files that it finished; what an earlier run had done of them is left out.
-        tokens: In these documents.
-        error: That ended it before its files; empty where none did.
-        workers: That finished something.
-        busy_s: By stage, seconds that it worked, in all files; empty where the flow has no stages.
-        waited_s: By stage, seconds that it waited for another.
-        encoders: Where and how they computed, in words.
-        rates: Over its time; None where no record tells when.
-        logs: Its folder.
-        command: That makes it again.
-        job: Its job file, YAML, with every default.
-        versions: Of libraries.
+        state: How it ended, or that it is going on.
+        started: Seconds since 1970, UTC; None where there is no record.
+        seconds: Wall time, including the start of the workers. Without a recorded end: until now, or until the last
+            finished file.
+        files: Files of the job, finished or not.
+        finished_before: Files that were finished before this run.
+        done: Files finished by this run.
+        failed: Failed files.
+        documents: Documents of finished files processed in this run.
+        tokens: Tokens of these documents.
+        error: Error that ended the run before all files were processed; empty where there was none.
+        workers: Workers that finished a file.
+        busy_s: Seconds of work in each stage, over all files; empty where the flow has no stages.
+        waited_s: Seconds in which each stage waited for another.
+        encoders: Devices and settings of the encoder, in words.
+        rates: Speed over time; None where the times are unknown.
+        logs: Log folder.
+        command: Command that repeats the run.
+        job: Job file, YAML, with every default.
+        versions: Versions of libraries.
     """
 
     name: str
@@ -161,24 +160,35 @@ class RunFacts:
     versions: Mapping[str, str]
 
     @property
+    def has_speed(self) -> bool:
+        """Whether documents per second say how fast the run is."""
+        kind = kind_of_flow(self.flow)
+        return kind is None or kind.has_speed
+
+    @property
     def uses_gpus(self) -> bool:
         return any("cuda" in encoder for encoder in self.encoders)
 
     @property
+    def bottleneck(self) -> str | None:
+        """The stage that waited least; None where the flow has no stages."""
+        return min(self.waited_s, key=lambda stage: self.waited_s[stage], default=None)
+
+    @property
     def busy_worker_s(self) -> float:
-        """Seconds that workers were at files, added up over the workers."""
+        """Seconds spent on files, summed over the workers."""
         return sum(worker.busy_s for worker in self.workers)
 
     @property
     def held_worker_s(self) -> float:
-        """Seconds from each worker's first file to its last, added up."""
+        """Seconds from each worker's first file to its last, summed over the workers."""
         return sum(worker.held_s for worker in self.workers)
 
     @property
     def startup_s(self) -> float:
-        """Seconds from the run's start to each worker's first file, on average: queue, start, loading.
+        """Average seconds from the start of the run to a worker's first file: queue, start, loading.
 
-        Of the first workers: those that replace others begin when these have ended.
+        Workers that replace others start later and are left out.
         """
         if self.started is None or not self.workers:
             return 0.0
@@ -186,15 +196,24 @@ class RunFacts:
         waits = [max(0.0, worker.first - self.started) for worker in self.workers if worker.first < first_end]
         return sum(waits) / len(waits) if waits else 0.0
 
+    def notice(self) -> str | None:
+        """Returns what a reader should know about the run; None where it finished."""
+        return {
+            "going on": f"{self.name} is still running: this report shows what is finished; make it again later",
+            "killed": f"{self.name} was killed before its end; run it again to continue",
+            "without an end": f"{self.name} has no recorded end: it runs on another machine, or was killed",
+            "ended by an error": f"{self.name} ended by an error: {self.error}",
+        }.get(self.state)
+
 
 @dataclass(frozen=True)
 class RejectFacts:
-    """The lines that were rejected for one reason.
+    """Lines that were rejected for one reason.
 
     Attributes:
-        reason: As in the rejects files.
-        count: Lines.
-        examples: `file`, `line`, `detail` and the beginning of the line as `text`, of the first few.
+        reason: Reason, as in the rejects files.
+        count: Number of lines.
+        examples: `file`, `line`, `detail`, and the beginning of the line as `text`, of the first few.
     """
 
     reason: str
@@ -207,18 +226,18 @@ class Totals:
     """Sums over the output files: `lines = documents + rejected + blank`.
 
     Attributes:
-        embedded_files: Source files whose counts are known.
-        lines: Of them.
-        documents: Embedded.
-        rejected: Lines.
-        blank: Lines.
-        truncated: Documents cut to the encoder's maximum length.
-        duplicate_ids: Documents whose id an earlier one of their file has.
-        tokens: Encoded.
-        output_bytes: Of embeddings and annotated files.
+        embedded_files: Source files with known counts.
+        lines: Lines of these files.
+        documents: Embedded documents.
+        rejected: Rejected lines.
+        blank: Blank lines.
+        truncated: Documents truncated to the encoder's maximum length.
+        duplicate_ids: Documents with the id of an earlier document of their file.
+        tokens: Encoded tokens.
+        output_bytes: Size of embeddings and annotated files.
         annotated_files: Annotated files.
-        annotated: Documents in them.
-        unfinished_files: That killed or running jobs left.
+        annotated: Documents in the annotated files.
+        unfinished_files: Files left by killed or running jobs.
     """
 
     embedded_files: int = 0
@@ -241,22 +260,22 @@ class Totals:
 
 @dataclass(frozen=True)
 class OutputFacts:
-    """What lies in an output folder, and which runs made it.
+    """Content of an output folder, and the runs that made it.
 
     Attributes:
         output_dir: The folder.
-        made: When this was found out, in seconds since 1970, UTC.
-        notices: What a reader should know before anything else.
-        totals: Over the output files.
-        encoder: What was asked of it and what it is; of the most files.
-        heads: Digest of each head's checkpoint; of the most files.
-        document_tokens: How many tokens documents have, after they were cut.
-        max_length: Tokens at which documents are cut; None where it is not known.
-        rejects: By reason, the most frequent first.
-        scores: None where there are no annotated files that say.
-        runs: The latest first.
-        files: Of all flows, by name.
-        version: Of this format.
+        made: Time of this report, in seconds since 1970, UTC.
+        notices: What a reader should know first.
+        totals: Sums over the output files.
+        encoder: Request and properties of the encoder of most files.
+        heads: Digest of each head's checkpoint, of most files.
+        document_tokens: Histogram of the documents' lengths after truncation.
+        max_length: Tokens at which documents are truncated; None where it is unknown.
+        rejects: Rejected lines by reason, the most frequent first.
+        scores: Statistics of the scores; None where no annotated file has them.
+        runs: Runs, the latest first.
+        files: Files of all flows, by name.
+        version: Version of this format.
     """
 
     output_dir: str
@@ -274,10 +293,5 @@ class OutputFacts:
     version: int = FACTS_VERSION
 
     def last_run(self, flow: str) -> RunFacts | None:
-        """Returns the latest run of a flow that finished a file."""
+        """Returns the latest run of a flow that finished a file; None if there is none."""
         return next((run for run in self.runs if run.flow == flow and run.done), None)
-
-
-def finite(value: float | None) -> float | None:
-    """Returns a number, or None where JSON has no word for it."""
-    return value if value is not None and math.isfinite(value) else None

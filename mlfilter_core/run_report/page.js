@@ -1,4 +1,4 @@
-// The table of files: sorted, searched, and drawn a page at a time, so that ten thousand rows are no more work than fifty.
+// The table of files can be sorted and searched. Only one page of rows is drawn at a time, so that large tables are fast.
 (() => {
   const { columns, numbers, rows } = JSON.parse(document.getElementById("rows").textContent);
   const PAGE = 50;
@@ -7,7 +7,7 @@
   const [previous, next] = ["previous", "next"].map((id) => document.getElementById(id));
   const started = columns.indexOf("started");
   const status = columns.indexOf("status");
-  // Columns that say nothing of any file are left out.
+  // Columns without a value in any row are hidden.
   const shown = columns.map((_, i) => i).filter((i) => rows.some((row) => row[i] !== "" && row[i] !== 0 && row[i] !== null));
   const texts = rows.map((row) => row.filter((_, i) => !numbers[i]).join("\n").toLowerCase());
   let order = rows.map((_, i) => i);
@@ -66,7 +66,7 @@
     if (numbers[i]) head.className = "number";
     head.scope = "col";
     button.addEventListener("click", () => {
-      // Of numbers the large ones first: those are what one looks for.
+      // Numbers start with the largest: people look for those.
       sorted = { column: i, ascending: sorted.column === i ? !sorted.ascending : !numbers[i] };
       select();
     });

@@ -9,33 +9,31 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.errors import SourceError
-from mlfilter_core.verification.embedding_files import without_suffix
+from mlfilter_core.verification.annotated_files import find_annotated
 
-# Documents that are compared one by one: 8 bytes of each score stay in memory, and a correlation of so many is exact to
-# a thousandth. Arbitrary; further files are left out, and counted.
+# Largest number of documents to compare one by one: each score takes 8 bytes of memory, and correlations of so many are
+# exact to a thousandth. Arbitrary; further files are skipped and counted.
 MAX_DOCUMENTS = 2_000_000
-MAX_LINE_BYTES = 1 << 26  # a longer annotated line is skipped
-ANNOTATED_SUFFIXES = tuple(SUFFIXES.values())
+MAX_LINE_BYTES = 1 << 26  # longer annotated lines are skipped
 
 Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class PairedScores:
-    """Scores of documents that both folders have.
+    """Scores of the documents that both folders have.
 
     Attributes:
-        names: Of the scores.
-        one: float32 (n, k), of the first folder.
-        other: float32 (n, k), of the second; row i is the same document.
-        n_files: That both folders have and that were read.
-        n_left_out: Files that both have, and that were not read: `MAX_DOCUMENTS` were reached.
-        n_without_partner: Documents of these files that the other folder lacks, or gives no number for.
+        names: Names of the scores.
+        one: float32 (n, k), scores in the first folder.
+        other: float32 (n, k), scores in the second folder; row i is the same document.
+        n_files: Files of both folders that were read.
+        n_left_out: Files of both folders that were not read, as `MAX_DOCUMENTS` was reached.
+        n_without_partner: Documents of these files that one folder lacks, or has no number for.
     """
 
     names: tuple[str, ...]
@@ -47,15 +45,15 @@ class PairedScores:
 
 
 def pair_scores(one: Path, other: Path, names: Sequence[str], max_documents: int = MAX_DOCUMENTS) -> PairedScores:
-    """Joins the annotated files of the same name by the ids of their documents; those of one id in their order.
+    """Joins annotated files by their names and documents by their ids; documents with one id are joined in order.
 
-    Memory is that of two files' scores, and of the pairs.
+    Memory grows with the scores of two files and with the pairs.
 
     Args:
         one: An output folder.
-        other: Another.
-        names: Score columns that both have.
-        max_documents: After so many, further files are left out.
+        other: Another one.
+        names: Scores that both have.
+        max_documents: Once so many are joined, further files are skipped.
 
     Raises:
         SourceError: A file is broken.
@@ -64,17 +62,16 @@ def pair_scores(one: Path, other: Path, names: Sequence[str], max_documents: int
     shared = sorted(files[0].keys() & files[1].keys())
     pairs: list[NDArray[np.float32]] = []
     n_pairs, n_files, n_alone = 0, 0, 0
-    for stem in shared if names else []:
+    for name in shared if names else []:
         if n_pairs >= max_documents:
             break
-        theirs = dict(_scores(files[1][stem], names))
-        found = []
-        n_own = 0
-        for key, scores in _scores(files[0][stem], names):
-            n_own += 1
-            if (partner := theirs.get(key)) is not None and scores is not None:
-                found.append((scores, partner))
-        n_alone += n_own + len(theirs) - 2 * len(found)
+        own, theirs = (dict(_scores(folder[name], names)) for folder in files)
+        found = [
+            (scores, partner)
+            for key, scores in own.items()
+            if scores is not None and (partner := theirs.get(key)) is not None
+        ]
+        n_alone += len(own) + len(theirs) - 2 * len(found)
         n_pairs += len(found)
         n_files += 1
         if found:
@@ -84,17 +81,14 @@ def pair_scores(one: Path, other: Path, names: Sequence[str], max_documents: int
 
 
 def _annotated_files(output_dir: Path) -> dict[str, Path]:
-    folder = output_dir / ANNOTATED_DIR
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.name.endswith(ANNOTATED_SUFFIXES) and not any(part.startswith(".") for part in relative.parts):
-            found[without_suffix(relative.as_posix(), ANNOTATED_SUFFIXES)] = path
-    return found
+    """Returns the annotated files by the name that they share with their embeddings."""
+    paths = sorted((output_dir / ANNOTATED_DIR).rglob("*"))
+    found = ((find_annotated(path.relative_to(output_dir).as_posix()), path) for path in paths)
+    return {output.name: path for output, path in found if output and output_dir / output.path == path}
 
 
 def _scores(path: Path, names: Sequence[str]) -> Iterator[tuple[Key, tuple[float, ...] | None]]:
-    """Yields each document, as its id and which of that id it is, and its scores; None where one is no number."""
+    """Yields each document's key, id and place among documents with it, and its scores; None if one is no number."""
     seen: Counter[str] = Counter()
     with SourceReader(path) as reader:
         for line in reader.lines(MAX_LINE_BYTES):
@@ -105,9 +99,8 @@ def _scores(path: Path, names: Sequence[str]) -> Iterator[tuple[Key, tuple[float
                 name = str(record.get(DOCUMENT_ID, line.number))
                 values = [record.get(score) for score in names]
             except (ValueError, AttributeError) as error:
-                raise SourceError(
-                    f"{path}:{line.number}: no annotated record ({error}); annotate the file again"
-                ) from error
+                where = f"{path}:{line.number}"
+                raise SourceError(f"{where}: no annotated record ({error}); annotate the file again") from error
             seen[name] += 1
-            is_whole = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-            yield (name, seen[name]), tuple(values) if is_whole else None
+            are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+            yield (name, seen[name]), tuple(values) if are_numbers else None

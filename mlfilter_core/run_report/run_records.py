@@ -1,22 +1,21 @@
-"""Log folders to the runs that left them there."""
+"""The runs that log folders describe."""
 
 import json
 import logging
 import shlex
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlfilter_core.files.claims import is_claimed
+from mlfilter_core.job_kinds import kind_of_flow
 from mlfilter_core.run_report.facts import FileFacts, RunFacts, State, WorkerFacts
 from mlfilter_core.run_report.throughput import rates_of
 from mlfilter_core.work.run_log import EARLIER, JOB, ROWS, RUN, writable
 
-# Commands of `ml_filter` that are not called as their flow.
-COMMANDS = {"embed": "run_embedding_pipeline", "annotate": "run_annotation_pipeline", "survey": "filter"}
 FAILED, SKIPPED = "failed", "skipped"
 MAX_JOB_BYTES = 1 << 20
 
@@ -26,7 +25,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run, and what became of its files."""
+    """A run, and the results of its files."""
 
     run: RunFacts
     files: Sequence[FileFacts]
@@ -35,12 +34,12 @@ class RunRecord:
 def read_run_records(output_dir: Path, own_logs: Path, other_logs: Sequence[Path] = ()) -> list[RunRecord]:
     """Returns the runs that wrote to an output folder, the latest first.
 
-    What cannot be read is left out: a line that a killed run wrote half of, say.
+    What cannot be read is skipped, such as a line that a killed run wrote only half of.
 
     Args:
         output_dir: The folder.
-        own_logs: Folder of the logs of its runs alone; it may have been renamed or copied along with the outputs.
-        other_logs: Folders where runs of other output folders may have left their logs as well.
+        own_logs: Folder with logs of its runs only; it may have been renamed or copied with the outputs.
+        other_logs: Folders that may also contain logs of runs with other output folders.
     """
     others = [folder for log in other_logs for folder in _run_folders(log) if _wrote_to(output_dir, folder)]
     folders = {folder.resolve(): folder for folder in (*_run_folders(own_logs), *others)}
@@ -48,13 +47,13 @@ def read_run_records(output_dir: Path, own_logs: Path, other_logs: Sequence[Path
     for folder in folders.values():
         record = read_run_record(folder)
         if not (folder / RUN).exists() and all(file.status == SKIPPED for file in record.files):
-            continue  # for whose files nothing was started
+            continue  # every file was finished before the run
         records.setdefault((record.run.name, record.run.started), record)  # a copy of the folder is the same run
     return sorted(records.values(), key=lambda record: -(record.run.started or 0.0))
 
 
 def read_run_record(folder: Path) -> RunRecord:
-    """Returns the run that left its record in a folder."""
+    """Returns the run that a log folder describes."""
     about = _json_object(folder / RUN)
     name = folder.name if not folder.name.startswith(EARLIER) else f"{folder.parent.name}/{folder.name}"
     rows = [row for row in _rows(folder / ROWS) if isinstance(row.get("file"), str)]
@@ -86,7 +85,7 @@ def read_run_record(folder: Path) -> RunRecord:
         workers=_workers(finished),
         busy_s=busy_s,
         waited_s=waited_s,
-        # Without what each worker measured for itself, in brackets.
+        # Without each worker's own measurements, which are in brackets.
         encoders=sorted({str(row["encoder"]).partition(" (")[0] for row, _ in done if row.get("encoder")}),
         rates=rates_of(finished),
         logs=str(folder),
@@ -109,7 +108,7 @@ def _run_folders(logs: Path) -> Iterator[Path]:
 
 def _state(folder: Path, about: Row) -> State:
     if not about:
-        return "finished"  # of an earlier release, which wrote its rows at the end
+        return "finished"  # an earlier release, which wrote its rows at the end
     if about.get("error"):
         return "ended by an error"
     if "seconds" in about:
@@ -119,7 +118,9 @@ def _state(folder: Path, about: Row) -> State:
 
 
 def _command(flow: str, folder: Path) -> str:
-    words = ["ml_filter", COMMANDS.get(flow, flow), "--config_file_path", str(folder / JOB)]
+    kind = kind_of_flow(flow)
+    command = kind.old_command or kind.flow if kind else flow
+    words = ["ml_filter", command, "--config_file_path", str(folder / JOB)]
     return shlex.join(words) + " --set params.output_dir=ANOTHER_FOLDER"
 
 
@@ -161,15 +162,14 @@ def _workers(files: Sequence[FileFacts]) -> list[WorkerFacts]:
 
 
 def _stages(rows: Sequence[Row]) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns seconds of work and of waiting by stage: the stages of a file run side by side, all of its time."""
-    busy, waited = Counter[str](), Counter[str]()
+    """Returns seconds of work and of waiting by stage: the stages of a file run side by side for all of its time."""
+    busy, waited = defaultdict[str, float](float), defaultdict[str, float](float)
     for row in rows:
         own = row.get("waited")
-        if isinstance(own, dict):
-            for stage, value in own.items():
-                seconds = min(_number(value), _number(row.get("seconds")))
-                waited[str(stage)] += seconds  # type: ignore[assignment]
-                busy[str(stage)] += _number(row.get("seconds")) - seconds  # type: ignore[assignment]
+        for stage, value in own.items() if isinstance(own, dict) else ():
+            seconds = min(_number(value), _number(row.get("seconds")))
+            waited[str(stage)] += seconds
+            busy[str(stage)] += _number(row.get("seconds")) - seconds
     return dict(busy), dict(waited)
 
 
@@ -180,7 +180,7 @@ def _rows(path: Path) -> Iterator[Row]:
                 try:
                     row = json.loads(line)
                 except ValueError:
-                    _log.warning("%s has a line that is no JSON, left by a run that was killed; left out", path)
+                    _log.warning("%s has a line that is not JSON, as a killed run leaves; it is skipped", path)
                     continue
                 if isinstance(row, dict):
                     yield row

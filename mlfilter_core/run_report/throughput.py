@@ -1,4 +1,4 @@
-"""How fast workers were over the time of a run, from when they did which file."""
+"""Speed of the workers over the time of a run, from the times of its files."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from mlfilter_core.run_report.facts import FileFacts, Rates
 
-MAX_TIME_BINS = 120  # some four dots of a plot each
+MAX_TIME_BINS = 120  # each about four pixels wide
 BIN_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400)
 
 
 def rates_of(files: Sequence[FileFacts]) -> Rates | None:
-    """Returns documents and tokens a second over time; None where no file says when it was done.
+    """Returns documents and tokens per second over time; None where no file has its times.
 
-    A file counts evenly over the time that it took.
+    The documents of a file are spread evenly over its time.
     """
     timed = [file for file in files if file.started and file.seconds > 0 and file.worker]
     if not timed:
@@ -26,7 +26,6 @@ def rates_of(files: Sequence[FileFacts]) -> Rates | None:
     documents: dict[str, NDArray[np.float64]] = {}
     tokens: dict[str, NDArray[np.float64]] = {}
     for file in sorted(timed, key=lambda file: file.worker):
-        # In seconds of each bin that this file took.
         edges = started + bin_s * np.arange(n_bins + 1)
         first = int((file.started - started) // bin_s)
         last = min(n_bins, int((file.started + file.seconds - started) // bin_s) + 1)

@@ -1,4 +1,4 @@
-"""The report of an output folder, written beside the outputs."""
+"""The report of an output folder, written into that folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ from mlfilter_core.run_report.collect import FACTS, PAGE, REPORT_DIR, collect
 from mlfilter_core.run_report.facts import OutputFacts
 from mlfilter_core.run_report.page import render
 
-# Numbers that JSON has no word for, such as the correlation of a score that never changes, are written as null.
+# Numbers that JSON lacks, such as NaN for the correlation of a constant score, are written as null.
 AS_JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """The page, and what it says."""
+    """The page's path and its facts."""
 
     page: Path
     facts: OutputFacts
 
 
 def write_report(output_dir: Path, logs: Sequence[Path] = (), group: str | None = None) -> WrittenReport:
-    """Writes `<output_dir>/report/index.html`, and the same facts as `report.json` beside it.
+    """Writes `<output_dir>/report/index.html`, and its facts as `report.json` beside it.
 
     Args:
-        output_dir: Of one or several jobs; they may still go on.
+        output_dir: Output folder of one or several jobs; they may be running.
         logs: Folders of logs besides `<output_dir>/logs`.
-        group: Of the HDF5 files; None takes that of the latest job.
+        group: Group of the HDF5 files; None takes the group of the latest job.
 
     Raises:
-        ConfigError: There is nothing to report of.
+        ConfigError: There is nothing to report.
         OSError: Writing failed.
     """
     facts = collect(output_dir, logs, group)

@@ -1,1 +1,1 @@
-"""The proof, from the files of an output folder alone, that everything in it adds up."""
+"""Checks, from the files of an output folder alone, that its outputs are complete and consistent."""

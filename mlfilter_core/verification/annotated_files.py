@@ -1,209 +1,245 @@
-"""One annotated file against what it was made from: embeddings or, where these did not stay, their source."""
+"""One annotated file, checked against its embeddings or, where these were removed, against its source."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.annotating.annotated_format import PROVENANCE_FOLDER
+from mlfilter_core.annotating.annotated_format import PROVENANCE_FOLDER, SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.corpus.lines import SourceReader
+from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.verification.annotated_lines import AGAIN, check_annotated_lines
 from mlfilter_core.verification.discrepancies import FileCheck, Findings, LineCounts
-from mlfilter_core.verification.embedding_files import VerifyRequest, check_counted, check_counts
+from mlfilter_core.verification.embedding_files import REJECTED_DIR, check_counted, check_counts
+from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest, without_suffix
 from mlfilter_core.verification.rejected_lines import read_rejected_lines
+from mlfilter_core.verification.source_account import AGAIN as EMBED_AGAIN
 from mlfilter_core.verification.source_account import ENCODER_REASONS, SourceAccount, find_source
+from mlfilter_core.verification.stated_facts import StatedFacts, UnreadableOutputError, stated_lengths, stated_scores
 
 NO_EMBEDDINGS = "against their embeddings, which are not in this folder"
 NO_SOURCE = "against their sources: another tool made the embeddings"
 NO_REJECTS = "against their rejected lines, which are not in this folder"
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """Where what an annotated file was made from may lie, relative to the output folder.
-
-    Attributes:
-        embeddings: Files of embeddings with its name.
-        rejects: Rejects files with its name that belong to no file of embeddings.
-        holds_rejects: Whether embeddings were made here that did not stay, so that their rejects must be here.
-    """
-
-    embeddings: tuple[str, ...] = ()
-    rejects: tuple[str, ...] = ()
-    holds_rejects: bool = False
+ANNOTATED_SUFFIXES = tuple(SUFFIXES.values())
+PROVENANCE_DIR = f"{ANNOTATED_DIR}/{PROVENANCE_FOLDER}"
 
 
 def provenance_of(relative: str) -> str:
-    """Returns the place of what an annotated file says of itself, relative to the output folder."""
-    return f"{ANNOTATED_DIR}/{PROVENANCE_FOLDER}/{relative.removeprefix(f'{ANNOTATED_DIR}/')}.json"
+    """Returns the place of an annotated file's provenance, relative to the output folder."""
+    return f"{PROVENANCE_DIR}/{relative.removeprefix(f'{ANNOTATED_DIR}/')}.json"
 
 
-def check_annotations(relative: str, request: VerifyRequest, near: Surroundings) -> FileCheck:
+def find_annotated(relative: str) -> Output | None:
+    """Returns the annotated file that a file is or describes: provenance shows that a missing file was there."""
+    if relative.startswith(f"{PROVENANCE_DIR}/"):
+        name = relative.removeprefix(f"{PROVENANCE_DIR}/").removesuffix(".json")
+    elif relative.startswith(f"{ANNOTATED_DIR}/") and relative.endswith(ANNOTATED_SUFFIXES):
+        name = relative.removeprefix(f"{ANNOTATED_DIR}/")
+    else:
+        return None
+    return Output(f"{ANNOTATED_DIR}/{name}", without_suffix(name, ANNOTATED_SUFFIXES))
+
+
+def read_annotated(relative: str, request: VerifyRequest) -> StatedFacts:
+    """Returns what an annotated file states.
+
+    Raises:
+        UnreadableOutputError: The file or its provenance is missing, or the provenance is broken.
+    """
+    path, provenance = request.output_dir / relative, request.output_dir / provenance_of(relative)
+    try:
+        n_bytes = path.stat().st_size
+        made = json.loads(provenance.read_bytes())
+        statistics, source = made.get("statistics") or {}, made.get("source")
+        return StatedFacts(
+            n_bytes,
+            int(made["documents"]),
+            (source["path"], source["sha256"]) if source else None,
+            made.get("counts") or {},
+            f"{REJECTED_DIR}/{without_suffix(source['path'], SOURCE_SUFFIXES)}.jsonl" if source else None,
+            {**made["embeddings"].get("request", {}), **(made.get("encoder") or {})},
+            stated_lengths(statistics),
+            stated_scores(statistics),
+            dict(made["request"]["heads"]),
+        )
+    except OSError as error:
+        raise UnreadableOutputError(f"{error.filename}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableOutputError(f"{provenance} is broken ({type(error).__name__}: {error})") from error
+
+
+def check_annotations(relative: str, request: VerifyRequest, related: RelatedFiles) -> FileCheck:
     """Checks one annotated file; never raises for what is wrong with it.
 
     Args:
-        relative: The file, below the output folder; it may be missing, with its provenance there.
+        relative: The file, below the output folder; it may be missing where its provenance exists.
         request: What is asked.
-        near: Where what it was made from may lie.
+        related: Candidates for its embeddings and its rejects file.
     """
-    findings = Findings(request.output_dir / relative)
-    check = _Check(relative, request, near, findings)
-    with findings.collecting(), ExitStack() as files:
-        check.run(files)
-    return FileCheck(
-        relative,
-        findings.problems(),
-        tuple(check.not_checked),
-        check.counts,
-        check.n_lines,
-        check.rejects,
-        sum(reader.n_bytes for reader in check.readers),
-    )
+    check = _Check(relative, request, related, Findings(request.output_dir / relative, AGAIN))
+    with check.findings.collecting(), check.files:
+        check.run()
+    return check.result()
 
 
+@dataclass
 class _Check:
-    """The course of one check, and what it finds besides problems; attributes as in `FileCheck`."""
+    """The check of one annotated file, and what it found so far; attributes as in `FileCheck`."""
 
-    def __init__(self, relative: str, request: VerifyRequest, near: Surroundings, findings: Findings) -> None:
-        self.not_checked: list[str] = []
-        self.counts: LineCounts | None = None
-        self.n_lines = 0
-        self.rejects: str | None = None
-        self.readers: list[SourceReader] = []
-        self._path = request.output_dir / relative
-        self._provenance = request.output_dir / provenance_of(relative)
-        self._request = request
-        self._near = near
-        self._findings = findings
+    relative: str
+    request: VerifyRequest
+    related: RelatedFiles
+    findings: Findings
+    files: ExitStack = field(default_factory=ExitStack)
+    readers: list[SourceReader] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    counts: LineCounts | None = None
+    annotated_lines: int = 0
+    rejects: str | None = None
 
-    def run(self, files: ExitStack) -> None:
-        """Checks the file; leaves to `files` what is to be closed."""
+    def run(self) -> None:
+        """Checks the file; the opened files belong to `files`."""
+        provenance = self.request.output_dir / provenance_of(self.relative)
         try:
-            made: dict[str, Any] = json.loads(self._provenance.read_bytes())
+            made: dict[str, Any] = json.loads(provenance.read_bytes())
         except (OSError, ValueError) as error:
-            self._findings.add("provenance", f"does not say what it was made from ({error}); {AGAIN}")
+            self.findings.add("provenance", f"does not say what it was made from ({error})")
             return
-        if not self._path.exists():
-            self._findings.add("output", f"is missing, though {self._provenance} is there; {AGAIN}")
+        if not self.findings.path.exists():
+            self.findings.add("output", f"is missing, though {provenance} exists")
             return
-        self.n_lines = made["documents"]
-        self._check_unchanged(made["output"])
-        embeddings, are_others = self._find_embeddings(made, files)
-        if embeddings is not None:
-            if embeddings.n_rows != made["documents"]:
-                stated = f"it states {made['documents']:,} documents"
-                self._findings.add("rows", f"{stated}, and its embeddings have {embeddings.n_rows:,} rows; {AGAIN}")
-            self._check_lines(made, _stored_ids(embeddings), files)
-        elif are_others or made["source"] is None:
-            if not are_others:
-                self.not_checked += [NO_EMBEDDINGS, NO_SOURCE]
-            self._check_lines(made, None, files)
-        else:
+        self.annotated_lines = made["documents"]
+        self._check_metadata(made["output"])
+        embeddings, others = self._find_embeddings(made)
+        if embeddings is None and not others:
             self.not_checked.append(NO_EMBEDDINGS)
-            self._check_against_source(made, files)
+            if made["source"] is not None:
+                self._check_against_source(made)
+                return
+            self.not_checked.append(NO_SOURCE)
+        if others:
+            self.findings.add("embeddings", f"was made from another version of {' or '.join(others)}")
+        if embeddings is not None and embeddings.n_rows != made["documents"]:
+            self.findings.add("rows", f"{_stated(made)}, and its embeddings have {embeddings.n_rows:,} rows")
+        self._check_lines(made, _stored_ids(embeddings) if embeddings else None)
 
-    def _check_unchanged(self, recorded: Mapping[str, Any]) -> None:
-        """Compares the metadata; the content is compared once it is read."""
-        is_same = is_same_file(self._path, {**recorded, "sha256": None}, read_content=False)
+    def result(self) -> FileCheck:
+        """Returns the result, once the files are closed."""
+        return FileCheck(
+            self.relative,
+            self.findings.problems(),
+            tuple(self.not_checked),
+            self.counts,
+            self.annotated_lines,
+            self.rejects,
+            sum(reader.n_bytes for reader in self.readers),
+        )
+
+    def _check_metadata(self, recorded: Mapping[str, Any]) -> None:
+        """Compares size and time of change; the content is compared once it is read."""
+        is_same = is_same_file(self.findings.path, {**recorded, "sha256": None}, read_content=False)
         if is_same is False:
-            self._findings.add("output", f"changed since it was annotated: it has another size; {AGAIN}")
-        elif is_same is None and not self._request.read_content:
-            self._findings.add(
-                "output", "was copied or changed since it was annotated; only a check without --quick can tell"
+            self.findings.add("output", "changed since it was annotated: it has another size")
+        elif is_same is None and not self.request.read_content:
+            self.findings.add(
+                "output", "was copied or changed since it was annotated", "only a check without --quick can tell"
             )
 
-    def _find_embeddings(self, made: Mapping[str, Any], files: ExitStack) -> tuple[EmbeddingFile | None, bool]:
-        """Returns the embeddings that it was made from, and whether there are only others of its name."""
+    def _find_embeddings(self, made: Mapping[str, Any]) -> tuple[EmbeddingFile | None, list[str]]:
+        """Returns the embeddings that the file was made from, or else the names of those that it was not made from."""
         others = []
-        for name in self._near.embeddings:
+        for name in self.related.outputs:
             try:
-                file = EmbeddingFile(self._request.output_dir / name, made["request"]["group"])
-            except (EmbeddingFileError, OSError):  # which is said where it is checked itself
+                file = EmbeddingFile(self.request.output_dir / name, made["request"]["group"])
+            except (EmbeddingFileError, OSError):  # reported by the check of that file
                 continue
-            files.enter_context(file)
-            if _were_made_from(made["embeddings"], file, self._request.read_content):
-                return file, False
+            self.files.enter_context(file)
+            if _were_made_from(made["embeddings"], file, self.request.read_content):
+                return file, []
             others.append(name)
-        if others:
-            self._findings.add("embeddings", f"was made from another version of {' or '.join(others)}; {AGAIN}")
-        return None, bool(others)
+        return None, others
 
-    def _check_lines(self, made: Mapping[str, Any], ids: Iterator[bytes] | None, files: ExitStack) -> None:
-        if not self._request.read_content:
+    def _check_lines(self, made: Mapping[str, Any], ids: Iterator[bytes] | None) -> None:
+        if not self.request.read_content:
             return
-        reader = self._open(self._path, files)
-        with self._findings.collecting():
-            self.n_lines = check_annotated_lines(reader, made, ids, self._findings)
-            if self.n_lines != made["documents"]:
-                stated = f"it states {made['documents']:,} documents"
-                self._findings.add("lines", f"{stated}, and has {self.n_lines:,} lines; {AGAIN}")
+        reader = self._open(self.findings.path)
+        with self.findings.collecting():
+            self.annotated_lines = check_annotated_lines(reader, made, ids, self.findings)
+            if self.annotated_lines != made["documents"]:
+                self.findings.add("lines", f"{_stated(made)}, and has {self.annotated_lines:,} lines")
             if reader.sha256 != made["output"]["sha256"]:
-                self._findings.add("output", f"changed since it was annotated: it has another sha256; {AGAIN}")
+                self.findings.add("output", "changed since it was annotated: it has another sha256")
 
-    def _check_against_source(self, made: Mapping[str, Any], files: ExitStack) -> None:
+    def _check_against_source(self, made: Mapping[str, Any]) -> None:
         counts = made["counts"]
-        self.counts = check_counts(counts, self._findings)
+        of_embedding = self.findings.with_fix(EMBED_AGAIN)
+        self.counts = check_counts(counts, of_embedding)
         if self.counts.documents != made["documents"]:
-            self._findings.add("documents", f"it states {made['documents']:,} documents, and counts others; {AGAIN}")
-        rejects = self._find_rejects(self.counts.rejected)
-        source = find_source(made["source"], self._request.source_dir, self._request.read_content, self._findings)
-        if source is None or not self._request.read_content:
-            self._check_lines(made, None, files)
+            self.findings.add("documents", f"{_stated(made)}, and counts {self.counts.documents:,}")
+        rejects = self._find_rejects(self.counts.rejected, of_embedding)
+        source = find_source(made["source"], self.request, of_embedding)
+        if source is None or not self.request.read_content:
+            self._check_lines(made, None)
             return
-        reader = self._open(source, files)
-        rejected = read_rejected_lines(self._open(rejects, files)) if rejects else None
+        reader = self._open(source)
+        rejected = read_rejected_lines(self._open(rejects)) if rejects else None
         if not self.counts.rejected:
             rejected = rejected or iter(())
-        account = SourceAccount(reader, made["source"], made["embeddings"]["request"], rejected, self._findings)
-        unknown = Counter(
-            {reason: n for reason, n in counts["rejected_by_reason"].items() if reason in ENCODER_REASONS}
-        )
-        if rejected is not None:
-            unknown.clear()
+        account = SourceAccount(reader, made["source"], made["embeddings"]["request"], rejected, of_embedding)
+        # Without the rejects file, lines that only the encoder rejected look like documents.
+        unknown = Counter[str]()
+        if rejected is None:
+            unknown.update(
+                {reason: n for reason, n in counts["rejected_by_reason"].items() if reason in ENCODER_REASONS}
+            )
         ids = (document.id.encode() for documents in account.documents() for document in documents)
-        self._check_lines(made, None if unknown else ids, files)
-        for _ in ids:  # the account is of the whole source
+        self._check_lines(made, None if unknown else ids)
+        for _ in ids:  # the account covers the whole source
             pass
         by_reason = account.rejected + unknown
         n_documents = account.n_documents - unknown.total()
         self.counts = LineCounts(reader.n_lines, n_documents, by_reason.total(), account.n_blank)
-        check_counted(self.counts, by_reason, counts, self._findings)
+        check_counted(self.counts, by_reason, counts, of_embedding)
 
-    def _find_rejects(self, n_rejected: int) -> Path | None:
-        self.rejects = next(iter(self._near.rejects), None)
+    def _find_rejects(self, n_rejected: int, findings: Findings) -> Path | None:
+        self.rejects = next(iter(self.related.rejects), None)
         if self.rejects is not None:
             if not n_rejected:
-                self._findings.add(
-                    "rejects", f"it states no rejected lines, and {self.rejects} is there; embed it again"
-                )
-            return self._request.output_dir / self.rejects
-        if n_rejected and self._near.holds_rejects:
-            self._findings.add("rejects", f"it states {n_rejected:,} rejected lines, which are missing; embed it again")
+                findings.add("rejects", f"it states no rejected lines, and {self.rejects} is present")
+            return self.request.output_dir / self.rejects
+        if n_rejected and self.related.has_unkept:
+            findings.add("rejects", f"it states {n_rejected:,} rejected lines, which are missing")
         elif n_rejected:
             self.not_checked.append(NO_REJECTS)
         return None
 
-    def _open(self, path: Path, files: ExitStack) -> SourceReader:
-        self.readers.append(files.enter_context(SourceReader(path)))
+    def _open(self, path: Path) -> SourceReader:
+        self.readers.append(self.files.enter_context(SourceReader(path)))
         return self.readers[-1]
 
 
+def _stated(made: Mapping[str, Any]) -> str:
+    return f"it states {made['documents']:,} documents"
+
+
 def _were_made_from(recorded: Mapping[str, Any], file: EmbeddingFile, read_content: bool) -> bool:
-    if file.provenance is None:  # another tool's, which the whole file tells from others
+    if file.provenance is None:  # made by another tool: only the whole file identifies it
         return "mtime_ns" in recorded and is_same_file(file.path, recorded, read_content) is not False
-    made = {"source_sha256": file.provenance.source["sha256"], "request": file.provenance.request, "rows": file.n_rows}
-    return all(recorded.get(name) == value for name, value in made.items())
+    return all(recorded.get(name) == value for name, value in file.identity().items())
 
 
 def _stored_ids(file: EmbeddingFile) -> Iterator[bytes]:
     if file.find(DOCUMENT_ID):
         for rows in file.slices(CHUNK_ROWS):
             yield from file.array(DOCUMENT_ID, rows).tolist()
+
+
+ANNOTATED_FILES = OutputKind("annotated files", find_annotated, read_annotated, check_annotations)

@@ -1,6 +1,6 @@
-"""The lines of an annotated file: that each is what its request asks for.
+"""The lines of an annotated file, compared with its request.
 
-Knows nothing about embeddings or sources but the ids that they give.
+Of embeddings and sources, it knows only the ids.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.heads.scores import LABEL_PREFIX
 from mlfilter_core.verification.discrepancies import Findings
 
-# A line may hold a whole document, in which JSON takes up to six bytes for one. Arbitrary: 16 of the longest.
+# A line may contain a whole document, and JSON may need six bytes for one. Arbitrary: 16 of the longest documents.
 MAX_LINE_BYTES = 1 << 30
 AGAIN = "annotate it again"
 
@@ -24,13 +24,13 @@ AGAIN = "annotate it again"
 def check_annotated_lines(
     reader: SourceReader, made: Mapping[str, Any], ids: Iterator[bytes] | None, findings: Findings
 ) -> int:
-    """Reads an annotated file: every line must be an object with every score, and with the id that is due.
+    """Checks that every line is an object with every score, every key and the expected id.
 
     Args:
-        reader: Of the file; exhausted afterwards.
+        reader: The file; exhausted afterwards.
         made: Its provenance.
-        ids: The ids of the documents in order, as UTF-8; as many are taken as there are lines. None compares none.
-        findings: Takes the problems.
+        ids: Ids of the documents in order, as UTF-8, one for each line. None compares no ids.
+        findings: Collects the problems.
 
     Returns:
         The number of lines.
@@ -44,7 +44,7 @@ def check_annotated_lines(
         document_id = next(ids, None) if ids is not None else None
         record = _record(line)
         if record is None:
-            findings.add("json", f"line {line.number} is no JSON object; {AGAIN}")
+            findings.add("json", f"line {line.number} is no JSON object")
             continue
         for column in columns:
             score = record.get(column)
@@ -52,14 +52,14 @@ def check_annotated_lines(
                 _check_score(record, column, line.number, findings)
         for key in (*expected_keys, *labels):
             if key not in record:
-                findings.add(key, f'line {line.number} has no "{key}"; {AGAIN}')
+                findings.add(key, f'line {line.number} has no "{key}"')
         if has_ids and document_id is not None:
             _check_id(record, document_id, line.number, findings)
     return reader.n_lines
 
 
 def has_stored_ids(output_keys: list[str]) -> bool:
-    """Tells whether `document_id` is the stored one: where the whole document comes later, its own would win."""
+    """Tells whether `document_id` is the stored id: a whole document after it would replace it by its own."""
     if DOCUMENT_ID not in output_keys:
         return False
     return WHOLE_DOCUMENT not in output_keys[output_keys.index(DOCUMENT_ID) :]
@@ -86,17 +86,16 @@ def _record(line: Line | OverlongLine) -> dict[str, Any] | None:
 def _check_score(record: dict[str, Any], column: str, number: int, findings: Findings) -> None:
     score = record.get(column)
     if column not in record:
-        findings.add(column, f"line {number} has no {column}; {AGAIN}")
+        findings.add(column, f"line {number} has no {column}")
     elif isinstance(score, bool) or not isinstance(score, int):
-        findings.add(column, f"line {number}: {column} is {_json(score)}, not a finite number; {AGAIN}")
+        findings.add(column, f"line {number}: {column} is {_json(score)}, not a finite number")
 
 
 def _check_id(record: dict[str, Any], document_id: bytes, number: int, findings: Findings) -> None:
     found = record.get(DOCUMENT_ID)
     if not isinstance(found, str) or found.encode() != document_id:
-        due = document_id.decode(errors="replace")
-        message = f"line {number}: {DOCUMENT_ID} is {_json(found)}, row {number - 1} has {_json(due)}; {AGAIN}"
-        findings.add("ids", message)
+        expected = _json(document_id.decode(errors="replace"))
+        findings.add("ids", f"line {number}: {DOCUMENT_ID} is {_json(found)}, row {number - 1} has {expected}")
 
 
 def _json(value: Any) -> str:

@@ -1,11 +1,12 @@
-"""What is not right with one file: each kind of it once, with its first place and how often.
+"""The problems of one file: each kind of problem once, with its first place and how often it occurs.
 
 Knows nothing about what is checked.
 """
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 from mlfilter_core.errors import MlfilterError
@@ -13,7 +14,7 @@ from mlfilter_core.errors import MlfilterError
 
 @dataclass(frozen=True)
 class LineCounts:
-    """Where the lines of a source went; of several sources, the sums."""
+    """Numbers of lines of one source, or sums over several."""
 
     lines: int = 0
     documents: int = 0
@@ -25,12 +26,7 @@ class LineCounts:
         return self.lines == self.documents + self.rejected + self.blank
 
     def __add__(self, other: "LineCounts") -> "LineCounts":
-        return LineCounts(
-            self.lines + other.lines,
-            self.documents + other.documents,
-            self.rejected + other.rejected,
-            self.blank + other.blank,
-        )
+        return LineCounts(*map(operator.add, astuple(self), astuple(other)))
 
     def __str__(self) -> str:
         parts = f"{self.documents:,} documents + {self.rejected:,} rejected + {self.blank:,} blank"
@@ -39,17 +35,17 @@ class LineCounts:
 
 @dataclass(frozen=True)
 class FileCheck:
-    """What the check of one file of embeddings or of annotations found.
+    """Result of the check of one output.
 
     Attributes:
         path: The file, relative to the output folder.
-        problems: What is not right, where, and how to mend it.
-        not_checked: What could not be checked, though nothing speaks against it.
-        counts: Of its source, as counted; as stated where the source was not read. None for annotations
+        problems: What is wrong, where, and how to fix it.
+        not_checked: What could not be checked, though nothing is known to be wrong.
+        counts: Lines of the source as counted, or as stated where the source was not read. None for annotated files
             whose embeddings are checked themselves.
-        annotated_lines: Of a file of annotations.
-        rejects: Its rejects file, relative to the output folder, whether or not it is there.
-        n_bytes: Read of it, its source and its rejects; 0 where only metadata were.
+        annotated_lines: Lines of an annotated file.
+        rejects: Rejects file of the output, relative to the output folder, whether or not it exists.
+        n_bytes: Bytes read of the file, its source and its rejects; 0 where only metadata were read.
     """
 
     path: str
@@ -67,27 +63,31 @@ class Findings:
 
     Attributes:
         path: The file, which messages need not name again.
-        not_checked: As in `FileCheck`.
+        fix: Advice that ends each message, unless the problem has its own.
     """
 
     path: Path
-    not_checked: list[str] = field(default_factory=list)
+    fix: str
     _found: dict[str, tuple[str, int]] = field(default_factory=dict)
 
-    def add(self, kind: str, message: str) -> None:
-        """Adds a problem; of one kind the first is kept, and the others are counted."""
-        first, n_found = self._found.get(kind, (message, 0))
+    def add(self, kind: str, message: str, fix: str | None = None) -> None:
+        """Adds a problem. Of each kind, the first message is kept and the others are counted."""
+        first, n_found = self._found.get(kind, (f"{message}; {fix or self.fix}", 0))
         self._found[kind] = (first, n_found + 1)
+
+    def with_fix(self, fix: str) -> "Findings":
+        """Returns the same collection, for problems that another step fixes."""
+        return replace(self, fix=fix)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Makes a problem of what the block raises, so that what comes after it is checked too."""
+        """Turns an exception of the block into a problem, so that later checks still run."""
         try:
             yield
         except MlfilterError as error:
-            self.add(str(error), str(error).removeprefix(str(self.path)).lstrip(": "))
-        except Exception as error:  # of broken bytes, HDF5 raises nearly every kind
-            self.add(repr(error), f"cannot be read: {type(error).__name__}: {error}")
+            self._found.setdefault(str(error), (str(error).removeprefix(str(self.path)).lstrip(": "), 1))
+        except Exception as error:  # for broken bytes, HDF5 raises nearly every type
+            self._found.setdefault(repr(error), (f"cannot be read: {type(error).__name__}: {error}", 1))
 
     def problems(self) -> tuple[str, ...]:
         return tuple(message + (f" ({n - 1:,} more like it)" if n > 1 else "") for message, n in self._found.values())

@@ -1,6 +1,6 @@
-"""A function applied to many items in processes, any of which may die or never return.
+"""A function applied to many items in worker processes, any of which may die or never return.
 
-A library in C, such as HDF5, may do either over a broken file, and no exception tells of it.
+A C library such as HDF5 may do either over a broken file, and raises no exception.
 """
 
 import faulthandler
@@ -17,9 +17,9 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# So many items for each process are under way or done before their turn: one that takes long holds few others up.
+# Items per process that are submitted before their turn, so that a slow item delays few others.
 ITEMS_AHEAD = 64
-# The pool hands each process an item, and has one more at hand; any of them may have broken it.
+# The pool gives each process an item and prefetches one more; any of them may have broken the pool.
 SUSPECTS_BEYOND_PROCESSES = 2
 
 
@@ -32,10 +32,10 @@ def in_processes(
     """Yields the results in the order of the items.
 
     Args:
-        function: Of the top level of a module; what it raises is raised here.
-        items: Each to be pickled, and the seconds after which its process is ended; few are asked for ahead.
-        n_processes: That work at the same time.
-        died: Makes the result of an item whose process died or was ended, twice.
+        function: A picklable function; its exceptions are raised here.
+        items: Picklable items with their time limits in seconds, after which the process is ended; read lazily.
+        n_processes: Number of processes.
+        died: Returns the result of an item whose process died or was ended twice.
     """
     left = iter(items)
     waiting: deque[_Waiting[Item, Result]] = deque()
@@ -74,7 +74,7 @@ def _retried(
     pool: ProcessPoolExecutor,
     died: Callable[[Item], Result],
 ) -> Iterator[_Waiting[Item, Result]]:
-    """Yields the items with new futures: what was under way is done now, each item in a process of its own."""
+    """Yields the items with new futures; items that may have broken the pool run now, each in its own process."""
     for one in waiting:
         if not isinstance(one.future.exception(), BrokenProcessPool):
             yield one
@@ -108,7 +108,7 @@ def _submit(
 
 
 def _within(function: Callable[[Item], Result], item: Item, limit_s: float) -> Result:
-    """Calls the function, and ends this process if that takes too long; it needs no interpreter lock to do so."""
+    """Calls the function. After the time limit, ends this process, even while C code holds the interpreter lock."""
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(limit_s, exit=True, file=nowhere)
         try:
@@ -118,5 +118,5 @@ def _within(function: Callable[[Item], Result], item: Item, limit_s: float) -> R
 
 
 def _pool(n_processes: int) -> ProcessPoolExecutor:
-    # A forked process would share the threads' locks of this one, in whatever state they are.
+    # A forked process would inherit the locks of this process's threads in any state.
     return ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn"))

@@ -1,7 +1,4 @@
-"""The lines of a rejects file, read back.
-
-`mlfilter_core.corpus.rejects` writes them.
-"""
+"""Reads the lines of a rejects file, which `mlfilter_core.corpus.rejects` writes."""
 
 import base64
 from collections.abc import Iterator
@@ -14,8 +11,8 @@ import orjson
 from mlfilter_core.corpus.lines import OverlongLine, SourceReader
 from mlfilter_core.errors import SourceError
 
-WHOLE_BYTES = 1 << 20  # a longer line with raw_base64 is decoded in pieces; arbitrary
-RAW_BASE64 = b',"raw_base64":"'  # nowhere in the facts before it, where quotation marks have backslashes
+WHOLE_BYTES = 1 << 20  # longer lines with raw_base64 are decoded in pieces; arbitrary
+RAW_BASE64 = b',"raw_base64":"'  # cannot occur before: quotation marks in values have backslashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +22,8 @@ class RejectedLine:
     Attributes:
         line: 1-based line of the source.
         offset: Byte offset of that line in the decompressed source.
-        reason: Why it was rejected, in a word.
-        pieces: Its bytes without the line feed; to be read before the next line is asked for.
+        reason: Name of the reason.
+        pieces: Bytes of the line without the line feed, to be read before the next line.
     """
 
     line: int
@@ -38,13 +35,13 @@ class RejectedLine:
 def read_rejected_lines(reader: SourceReader) -> Iterator[RejectedLine]:
     """Yields the rejected lines in the order of the file.
 
-    A line that was too long for the embedding does not stand in memory here either.
+    Overlong lines are never in memory as a whole.
 
     Args:
-        reader: Of the rejects file.
+        reader: The rejects file.
 
     Raises:
-        SourceError: A line is not one of a rejects file; also while its `pieces` are read.
+        SourceError: A line has another format; also while its `pieces` are read.
     """
     for line in reader.lines(WHOLE_BYTES):
         where = f"{reader.path}:{line.number}"
@@ -72,7 +69,7 @@ def _from_pieces(pieces: Iterator[bytes], where: str) -> RejectedLine:
             record = orjson.loads(facts + b"}")
             decoded = _decoded(chain([raw], pieces), where)
             return RejectedLine(record["line"], record["offset"], record["reason"], decoded)
-    return _from_record(orjson.loads(head))  # it stood in memory when it was embedded, too
+    return _from_record(orjson.loads(head))  # it was in memory when it was embedded, too
 
 
 def _decoded(pieces: Iterator[bytes], where: str) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The rows of a file of embeddings, beside the documents that they stand for.
+"""The rows of a file of embeddings, compared with the documents of its source.
 
 Knows nothing about the embeddings themselves.
 """
@@ -21,7 +21,7 @@ from mlfilter_core.embedding_store.layout import (
 )
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.verification.discrepancies import Findings
-from mlfilter_core.verification.source_account import AGAIN, schema_of
+from mlfilter_core.verification.source_account import schema_of
 
 N_SHOWN_CHARACTERS = 60
 
@@ -29,7 +29,7 @@ N_SHOWN_CHARACTERS = 60
 class RowComparison:
     """Compares the rows of a file with the documents of its source, both in order.
 
-    Memory does not depend on the number of rows, but for eight bytes each.
+    Memory grows by eight bytes a row only.
     """
 
     def __init__(self, file: EmbeddingFile, made: Provenance, findings: Findings) -> None:
@@ -45,37 +45,36 @@ class RowComparison:
         """Compares the next rows with the next documents."""
         rows = slice(self._n_documents, min(self._n_documents + len(documents), self._file.n_rows))
         self._n_documents += len(documents)
-        # Eight bytes a document instead of its id, as when it was embedded.
+        # A hash takes eight bytes, an id many more.
         self._id_hashes.append(np.fromiter((hash(document.id) for document in documents), np.int64, len(documents)))
         documents = documents[: max(0, rows.stop - rows.start)]
         for name, expected in _expected_columns(documents, self._schema).items():
             if self._are_in_order and documents:
-                # Strings stay the bytes that they are in the file: to decode them would take longer than to read them.
+                # Strings stay bytes, as in the file: decoding would take longer than reading.
                 stored = self._file.array(name, rows).tolist()
                 if stored != expected:
                     self._add_differences(name, stored, expected, documents, rows.start)
 
     def check_complete(self) -> None:
-        """Checks, after the last document, what only then is known."""
+        """Checks the numbers of documents and of duplicate ids, after the last document."""
         if self._n_documents != self._file.n_rows:
-            there = f"{self._n_documents:,} documents are in the source and not rejected"
-            self._findings.add("documents", f"{there}, and there are {self._file.n_rows:,} rows; {AGAIN}")
+            documents = f"{self._n_documents:,} documents are in the source and not rejected"
+            self._findings.add("documents", f"{documents}, and there are {self._file.n_rows:,} rows")
+            return
         hashes = np.concatenate(self._id_hashes)
-        n_duplicates = len(hashes) - len(np.unique(hashes))
-        if self._n_documents == self._file.n_rows and n_duplicates != self._counts["duplicate_ids"]:
-            stated = f"it states {self._counts['duplicate_ids']:,} ids that an earlier document has"
-            self._findings.add("duplicate_ids", f"{stated}, and there are {n_duplicates:,}; {AGAIN}")
+        stated, n_duplicates = self._counts["duplicate_ids"], len(hashes) - len(np.unique(hashes))
+        if n_duplicates != stated:
+            ids = f"it states {stated:,} ids that an earlier document has"
+            self._findings.add("duplicate_ids", f"{ids}, and there are {n_duplicates:,}")
 
     def _add_differences(
         self, name: str, stored: list[Any], expected: list[Any], documents: Sequence[Document], start: int
     ) -> None:
         for i, (found, given) in enumerate(zip(stored, expected, strict=True)):
             if found != given:
-                where = f"row {start + i}: {name} is {_shown(found)}"
-                self._findings.add(
-                    name, f"{where}, line {documents[i].line} of the source gives {_shown(given)}; {AGAIN}"
-                )
-                if name == SOURCE_LINE:  # from here on rows and documents may be shifted, and all would differ
+                row = f"row {start + i}: {name} is {_shown(found)}"
+                self._findings.add(name, f"{row}, line {documents[i].line} of the source gives {_shown(given)}")
+                if name == SOURCE_LINE:  # later rows and documents may be shifted: all would differ
                     self._are_in_order = False
                     return
 

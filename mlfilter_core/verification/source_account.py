@@ -1,6 +1,6 @@
-"""Where each line of a source went: to the documents, to the rejected lines, or nowhere, being blank.
+"""Each line of a source as a document, a rejected line or a blank line.
 
-Reads a source as embedding does, beside what embedding made of it. Knows nothing about HDF5.
+Reads the source as embedding does, and compares it with the rejects file. Knows nothing about HDF5.
 """
 
 import hashlib
@@ -12,69 +12,52 @@ from typing import Any
 from mlfilter_core.corpus.documents import Document, DocumentSchema, Rejection, parse_document
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
 from mlfilter_core.verification.discrepancies import Findings
+from mlfilter_core.verification.output_kinds import VerifyRequest
 from mlfilter_core.verification.rejected_lines import RejectedLine
 
-# Only the encoder knows these; the lines themselves are documents.
+# Only the encoder gives these reasons; the lines themselves are documents.
 ENCODER_REASONS = frozenset({"no_tokens", "too_many_tokens", "out_of_memory"})
 TOO_LONG = "line_too_long"
-# Documents that stand in memory at a time: at most so many, or of so many bytes. Arbitrary.
+# Largest number and size of documents in memory at a time. Arbitrary.
 BATCH_DOCUMENTS = 4096
 BATCH_BYTES = 8 << 20
 AGAIN = "embed it again"
 
 
-def find_source(
-    recorded: Mapping[str, Any], source_dir: Path | None, read_content: bool, findings: Findings
-) -> Path | None:
-    """Returns the path of a source that may be the one that was embedded; else a problem says what is wrong.
+def find_source(recorded: Mapping[str, Any], request: VerifyRequest, findings: Findings) -> Path | None:
+    """Returns the path of the source; None, with a problem, where it cannot be the source that was embedded.
 
     Args:
         recorded: The source as provenance describes it.
-        source_dir: Where the sources lie now; None takes the folder that provenance names.
-        read_content: Whether the content will be read; if not, the time of the last change decides.
-        findings: Takes the problem.
+        request: Where sources lie now. Without reading, the time of the last change decides.
+        findings: Collects the problem.
     """
-    path = Path(source_dir or recorded["folder"], recorded["path"])
+    path = Path(request.source_dir or recorded["folder"], recorded["path"])
     try:
         status = path.stat()
     except OSError as error:
-        findings.add("source", f"its source {path}: {error.strerror}; give the folder of the sources by --source-dir")
+        findings.add("source", f"its source {path}: {error.strerror}", "give the folder of the sources by --source-dir")
         return None
     if status.st_size != recorded["bytes"]:
-        findings.add(
-            "source",
-            f"its source {path} has {status.st_size:,} bytes, and had {recorded['bytes']:,} when it was "
-            f"embedded; {AGAIN}",
-        )
+        sizes = f"{status.st_size:,} bytes, and had {recorded['bytes']:,} when it was embedded"
+        findings.add("source", f"its source {path} has {sizes}")
         return None
-    if not read_content and status.st_mtime_ns != recorded["mtime_ns"]:
-        findings.add(
-            "source",
-            f"its source {path} was copied or changed since it was embedded; only a check without --quick can tell",
-        )
+    if not request.read_content and status.st_mtime_ns != recorded["mtime_ns"]:
+        changed = f"its source {path} was copied or changed since it was embedded"
+        findings.add("source", changed, "only a check without --quick can tell")
         return None
     return path
 
 
-def count_by_reason(rejected: Iterable[RejectedLine]) -> Counter[str]:
-    """Returns how many lines were rejected for each reason."""
-    return Counter(line.reason for line in rejected)
-
-
 def schema_of(request: Mapping[str, Any]) -> DocumentSchema:
-    """Returns where the records of a source keep what was read from them, as provenance says it."""
-    label_keys = request["label_keys"]
-    return DocumentSchema(
-        text_keys=tuple(request["text_keys"]),
-        id_key=request["id_key"],
-        index_keys=tuple(request["index_keys"]),
-        label_keys=tuple(label_keys) if isinstance(label_keys, list) else label_keys,
-        label_dtype=request["label_dtype"],
-    )
+    """Returns the schema of a source's records that provenance describes."""
+    values: dict[str, Any] = {name: request[name] for name in DocumentSchema.__dataclass_fields__}
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return DocumentSchema(**values)
 
 
 class SourceAccount:
-    """Reads a source once and finds each line again among the rejected ones, or yields it as a document.
+    """Reads a source once and finds each line among the rejected lines, or yields it as a document.
 
     Memory does not depend on the size of the source.
 
@@ -92,15 +75,15 @@ class SourceAccount:
         rejected: Iterator[RejectedLine] | None,
         findings: Findings,
     ) -> None:
-        """Reads nothing of the source yet.
+        """Takes what was opened; `documents` reads it.
 
         Args:
-            reader: Of the source.
+            reader: The source.
             recorded: The source as provenance describes it.
-            request: What was asked of the embedding, from provenance.
-            rejected: The rejected lines; None where they are not there, so that a line that only the encoder
-                rejected is yielded as a document.
-            findings: Takes the problems.
+            request: The embedding's request, from provenance.
+            rejected: The rejected lines; None where they are missing. Then a line that only the encoder rejected is
+                yielded as a document.
+            findings: Collects the problems.
         """
         self.n_documents = 0
         self.n_blank = 0
@@ -110,7 +93,7 @@ class SourceAccount:
         self._schema = schema_of(request)
         self._max_line_bytes: int = request["max_line_bytes"]
         self._are_known = rejected is not None
-        self._rejected = iter(rejected or ())
+        self._rejected = rejected or iter(())
         self._next = next(self._rejected, None)
         self._findings = findings
 
@@ -129,56 +112,51 @@ class SourceAccount:
                 batch, n_bytes = [], 0
         yield batch
         while self._next is not None:
-            self._surplus(self._next)
+            self._skip_surplus(self._next)
         if self._reader.sha256 != self._recorded["sha256"]:
-            self._findings.add("source", f"its source {self._reader.path} changed since it was embedded; {AGAIN}")
+            self._findings.add("source", f"its source {self._reader.path} changed since it was embedded")
 
     def _account(self, line: Line | OverlongLine) -> Document | None:
         """Counts one line; returns its document if it is one."""
         while self._next is not None and self._next.line < line.number:
-            self._surplus(self._next)
-        rejected = self._next if self._next is not None and self._next.line == line.number else None
+            self._skip_surplus(self._next)
         parsed: Document | Rejection | None = None
         if isinstance(line, Line):
             if not line.content or line.content.isspace():
                 self.n_blank += 1
                 return None  # a rejected line of this number is surplus, which the next line shows
             parsed = parse_document(line, self._schema, self._recorded["path"])
-        if rejected is not None:
-            self._compare(rejected, line, parsed)
-            self._count(rejected)
+        if self._next is not None and self._next.line == line.number:
+            self._compare(self._next, line, parsed)
+            self._count(self._next)
             return None
         if isinstance(parsed, Document):
             self.n_documents += 1
             return parsed
-        reason = parsed.reason if parsed else TOO_LONG
         if self._are_known:
-            where = f"line {line.number} of the source is no document ({reason})"
-            self._findings.add("missing", f"{where}, and is not among the rejected lines; {AGAIN}")
+            why = f"line {line.number} of the source is no document ({_reason(parsed)})"
+            self._findings.add("missing", f"{why}, and is not among the rejected lines")
         else:
-            self.rejected[reason] += 1
+            self.rejected[_reason(parsed)] += 1
         return None
 
     def _compare(self, rejected: RejectedLine, line: Line | OverlongLine, parsed: Document | Rejection | None) -> None:
         where = f"the rejected line {line.number}"
-        content = iter([line.content]) if isinstance(line, Line) else line.pieces
+        content = [line.content] if isinstance(line, Line) else line.pieces
         if _digest(rejected.pieces) != _digest(content):
-            self._findings.add("raw", f"{where} differs from the source's; {AGAIN}")
+            self._findings.add("raw", f"{where} differs from the source's")
         if rejected.offset != line.offset:
-            found = f"offset {rejected.offset}, the source's has {line.offset}"
-            self._findings.add("offset", f"{where} has {found}; {AGAIN}")
+            self._findings.add("offset", f"{where} has offset {rejected.offset}, the source's has {line.offset}")
         if isinstance(parsed, Document):
             if rejected.reason not in ENCODER_REASONS:
-                self._findings.add("reason", f"{where} has the reason {rejected.reason}, but is a document; {AGAIN}")
-        elif rejected.reason != (reason := parsed.reason if parsed else TOO_LONG):
-            self._findings.add(
-                "reason", f"{where} has the reason {rejected.reason}, the source gives {reason}; {AGAIN}"
-            )
+                self._findings.add("reason", f"{where} has the reason {rejected.reason}, but is a document")
+        elif rejected.reason != _reason(parsed):
+            reasons = f"{rejected.reason}, the source gives {_reason(parsed)}"
+            self._findings.add("reason", f"{where} has the reason {reasons}")
 
-    def _surplus(self, rejected: RejectedLine) -> None:
-        self._findings.add(
-            "surplus", f"the rejected line {rejected.line} is blank in the source, twice or out of order; {AGAIN}"
-        )
+    def _skip_surplus(self, rejected: RejectedLine) -> None:
+        where = f"the rejected line {rejected.line}"
+        self._findings.add("surplus", f"{where} is blank in the source, repeated or out of order")
         self._count(rejected)
 
     def _count(self, rejected: RejectedLine) -> None:
@@ -186,7 +164,11 @@ class SourceAccount:
         self._next = next(self._rejected, None)
 
 
-def _digest(pieces: Iterator[bytes]) -> bytes:
+def _reason(parsed: Rejection | None) -> str:
+    return parsed.reason if parsed else TOO_LONG
+
+
+def _digest(pieces: Iterable[bytes]) -> bytes:
     digest = hashlib.blake2b()
     for piece in pieces:
         digest.update(piece)

@@ -1,72 +1,73 @@
-"""The proof, from the files of an output folder alone, that everything in it adds up."""
+"""The proof, from the files of an output folder alone, that its outputs are complete and consistent."""
 
-import functools
 import os
-import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlfilter_core.annotating.annotated_format import PROVENANCE_FOLDER, SUFFIXES
-from mlfilter_core.config.annotation import ANNOTATED_DIR
+from mlfilter_core.compute.cores import usable_cores
 from mlfilter_core.config.embedding import UNKEPT_DIR
-from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.publishing import COMMITTED_SUFFIX, TEMPORARY_SUFFIX
-from mlfilter_core.verification.annotated_files import Surroundings, check_annotations
 from mlfilter_core.verification.discrepancies import FileCheck, LineCounts
-from mlfilter_core.verification.embedding_files import REJECTED_DIR, VerifyRequest, check_embeddings, without_suffix
+from mlfilter_core.verification.embedding_files import REJECTED_DIR
 from mlfilter_core.verification.isolation import in_processes
+from mlfilter_core.verification.output_kinds import (
+    Output,
+    OutputKind,
+    RelatedFiles,
+    VerifyRequest,
+    output_kinds,
+    without_suffix,
+)
 
 LOGS_DIR = "logs"
-# Of hidden files beside an output that is not finished; a lock alone says nothing of that.
+# Suffixes of hidden files beside an unfinished output; a lock alone does not show one.
 UNFINISHED_SUFFIXES = (COMMITTED_SUFFIX, TEMPORARY_SUFFIX)
-# A process that takes longer over a file is ended: over broken bytes, HDF5 may never return. Arbitrary, and far slower
-# than any disk: so many seconds for a file, and for each byte of it and of its embeddings.
+# Time limit of a check, as HDF5 may never return over broken bytes: seconds for a file, and for each byte of it and of
+# its related outputs. Arbitrary, and far slower than any disk.
 FILE_S = 600.0
 BYTE_S = 2e-6
-ANNOTATED_SUFFIXES = tuple(SUFFIXES.values())
 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """The files of an output folder: paths relative to it, sorted.
+    """The files of an output folder, sorted; paths are relative to it.
 
     Attributes:
-        embeddings: HDF5 files.
-        annotated: Annotated files; also one that is missing, with its provenance there.
+        outputs: Outputs of each kind of job, by its flow; also outputs that are missing, where others show that they
+            were there.
         rejects: Rejects files.
-        holds_unkept: Whether embeddings were made here that did not stay.
-        unfinished: What killed or running jobs left, by the suffix of its name; `.h5` are embeddings that were to
-            be annotated and removed.
+        has_unkept: Whether embeddings were made here that were to be removed after use.
+        unfinished: Files that killed or running jobs left, counted by suffix; `.h5` are embeddings that were to be
+            annotated and removed.
     """
 
-    embeddings: tuple[str, ...]
-    annotated: tuple[str, ...]
-    rejects: tuple[str, ...]
-    holds_unkept: bool
+    outputs: Mapping[str, Sequence[Output]]
+    rejects: Sequence[str]
+    has_unkept: bool
     unfinished: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification found.
+    """Result of a verification.
 
     Attributes:
         folder: The files.
-        wrong: Those that are not right, with their problems.
+        wrong: Files with problems.
         counts: Sums over the sources; as stated where a source was not read.
         annotated_lines: Sum over the annotated files.
-        not_checked: What could not be checked, and of how many files.
-        n_bytes: Read.
+        not_checked: What could not be checked, and the number of files.
+        n_bytes: Bytes read.
         seconds: Wall time.
-        read_content: Whether more than metadata were checked.
+        read_content: Whether the content of the files was read.
     """
 
     folder: OutputFolder
-    wrong: tuple[FileCheck, ...]
+    wrong: Sequence[FileCheck]
     counts: LineCounts
     annotated_lines: int
     not_checked: Mapping[str, int]
@@ -80,7 +81,7 @@ class Verification:
 
     def summary(self) -> str:
         """Returns the totals in words, a few lines."""
-        files = f"{len(self.folder.embeddings):,} files of embeddings, {len(self.folder.annotated):,} annotated files"
+        files = ", ".join(f"{len(self.folder.outputs[flow]):,} {kind.plural}" for flow, kind in output_kinds().items())
         lines = [
             f"{files}: {f'{len(self.wrong):,} not right' if self.wrong else 'all right'}",
             f"{self.counts}; {self.annotated_lines:,} annotated lines",
@@ -109,14 +110,14 @@ def verify(
         on_file: Called with each result, in the order of the files.
 
     Raises:
-        ConfigError: The folder is not there, not readable, or holds nothing to verify.
+        ConfigError: The folder is missing or unreadable, or has nothing to verify.
     """
     started = time.monotonic()
     folder = find_outputs(request.output_dir)
     wrong: list[FileCheck] = []
     not_checked: Counter[str] = Counter()
     counts, annotated_lines, n_bytes = LineCounts(), 0, 0
-    for check in _checks(folder, request, n_workers or _n_cores()):
+    for check in _checks(folder, request, n_workers or usable_cores()):
         wrong += [check] if check.problems else []
         counts += check.counts or LineCounts()
         annotated_lines += check.annotated_lines
@@ -124,39 +125,36 @@ def verify(
         not_checked.update(check.not_checked)
         on_file(check)
     seconds = time.monotonic() - started
-    return Verification(
-        folder, tuple(wrong), counts, annotated_lines, not_checked, n_bytes, seconds, request.read_content
-    )
+    return Verification(folder, wrong, counts, annotated_lines, not_checked, n_bytes, seconds, request.read_content)
 
 
 def find_outputs(output_dir: Path) -> OutputFolder:
     """Returns the files of an output folder.
 
     Raises:
-        ConfigError: The folder is not there, not readable, or holds nothing to verify.
+        ConfigError: The folder is missing or unreadable, or has neither outputs nor rejects files.
     """
-    embeddings, annotated, rejects, unfinished = [], set(), [], Counter[str]()
-    provenance_dir = f"{ANNOTATED_DIR}/{PROVENANCE_FOLDER}/"
-    for name in _walk(output_dir, output_dir, set()):
-        top, file_name = name.partition("/")[0], name.rpartition("/")[2]
+    kinds = output_kinds()
+    found: dict[str, set[Output]] = {flow: set() for flow in kinds}
+    rejects, unfinished = [], Counter[str]()
+    for path in _walk(output_dir, output_dir, set()):
+        top, file_name = path.partition("/")[0], path.rpartition("/")[2]
         if file_name.startswith("."):
-            unfinished.update(suffix for suffix in UNFINISHED_SUFFIXES if name.endswith(suffix))
+            unfinished.update(suffix for suffix in UNFINISHED_SUFFIXES if path.endswith(suffix))
         elif top == UNKEPT_DIR:
             unfinished[".h5"] += 1
-        elif name.startswith(provenance_dir):
-            annotated.add(f"{ANNOTATED_DIR}/{name.removeprefix(provenance_dir).removesuffix('.json')}")
-        elif top == ANNOTATED_DIR:
-            annotated.update([name] if name.endswith(ANNOTATED_SUFFIXES) else [])
         elif top == REJECTED_DIR:
-            rejects += [name] if name.endswith(".jsonl") else []
-        elif name.endswith(EMBEDDING_SUFFIXES):
-            embeddings.append(name)
-    if not (embeddings or annotated or rejects):
+            rejects += [path] if path.endswith(".jsonl") else []
+        else:
+            # The last kind is asked first: embeddings may lie in any folder, also in one that has another kind's name.
+            for flow, kind in reversed(kinds.items()):
+                if (output := kind.find(path)) is not None:
+                    found[flow].add(output)
+                    break
+    if not (any(found.values()) or rejects):
         raise ConfigError(f"nothing to verify in {output_dir}; give the output_dir of a job")
-    holds_unkept = (output_dir / UNKEPT_DIR).is_dir()
-    return OutputFolder(
-        tuple(sorted(embeddings)), tuple(sorted(annotated)), tuple(sorted(rejects)), holds_unkept, unfinished
-    )
+    outputs = {flow: sorted(own, key=lambda output: output.path) for flow, own in found.items()}
+    return OutputFolder(outputs, sorted(rejects), (output_dir / UNKEPT_DIR).is_dir(), unfinished)
 
 
 def _walk(folder: Path, output_dir: Path, seen: set[tuple[int, int]]) -> Iterator[str]:
@@ -165,7 +163,7 @@ def _walk(folder: Path, output_dir: Path, seen: set[tuple[int, int]]) -> Iterato
         status = folder.stat()
         entries = [] if (status.st_dev, status.st_ino) in seen else list(os.scandir(folder))
     except OSError as error:
-        raise ConfigError(f"the folder {folder} cannot be read ({error.strerror}); mend its path or rights") from error
+        raise ConfigError(f"the folder {folder} cannot be read ({error.strerror}); fix its path or rights") from error
     seen.add((status.st_dev, status.st_ino))
     for entry in entries:
         path = folder / entry.name
@@ -175,63 +173,64 @@ def _walk(folder: Path, output_dir: Path, seen: set[tuple[int, int]]) -> Iterato
             yield from _walk(path, output_dir, seen)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """The check of one output, for a worker process."""
+
+    kind: OutputKind
+    path: str
+    request: VerifyRequest
+    related: RelatedFiles
+
+    def limit_s(self) -> float:
+        paths = [self.request.output_dir / path for path in (self.path, *self.related.outputs)]
+        return FILE_S + BYTE_S * sum(path.stat().st_size for path in paths if path.exists())
+
+    def run(self) -> FileCheck:
+        return self.kind.check(self.path, self.request, self.related)
+
+    def died(self) -> FileCheck:
+        problem = "the process that read it died or did not return, as over broken HDF5; make the file again"
+        return FileCheck(self.path, (problem,))
+
+
 def _checks(folder: OutputFolder, request: VerifyRequest, n_workers: int) -> Iterator[FileCheck]:
-    """Yields the checks of all files: of embeddings first, as they tell which rejects belong to an annotated file."""
-    rejects = set(folder.rejects)
-    embeddings = ((name, _limit_s(request.output_dir, name)) for name in folder.embeddings)
-    check = functools.partial(check_embeddings, request=request)
-    for found in in_processes(check, embeddings, min(n_workers, len(folder.embeddings) or 1), _died):
-        rejects.discard(found.rejects or "")
-        yield found
-    unclaimed = sorted(rejects, key=lambda name: (name.count("/"), name))
-    annotated = (
-        ((name, near), _limit_s(request.output_dir, name, *near.embeddings))
-        for name, near in _annotated(folder, unclaimed)
-    )
-    check_annotated = functools.partial(_check_annotated, request=request)
-    n_workers = min(n_workers, len(folder.annotated) or 1)
-    for found in in_processes(check_annotated, annotated, n_workers, lambda item: _died(item[0])):
-        rejects.discard(found.rejects or "")
-        yield found
-    for name in sorted(rejects):
-        yield FileCheck(name, ("belongs to no embeddings and no annotations here; run their job again, or remove it",))
-
-
-def _limit_s(output_dir: Path, *names: str) -> float:
-    paths = [output_dir / name for name in names]
-    return FILE_S + BYTE_S * sum(path.stat().st_size for path in paths if path.exists())
-
-
-def _annotated(folder: OutputFolder, rejects: Iterable[str]) -> Iterator[tuple[str, Surroundings]]:
-    """Yields each annotated file with what has its name in other folders: the embeddings' is not recorded."""
-    embeddings_by_end = _by_end(folder.embeddings, EMBEDDING_SUFFIXES)
-    rejects_by_end = _by_end(rejects, (".jsonl",))
-    for name in folder.annotated:
-        end = without_suffix(name.removeprefix(f"{ANNOTATED_DIR}/"), ANNOTATED_SUFFIXES)
-        near = Surroundings(
-            tuple(embeddings_by_end.get(end, ())), tuple(rejects_by_end.get(end, ())), folder.holds_unkept
+    """Yields the checks of all files. A rejects file belongs to the first output that claims it."""
+    unclaimed = set(folder.rejects)
+    earlier: dict[str, str] = {}
+    for flow, kind in output_kinds().items():
+        outputs = folder.outputs[flow]
+        tasks = (
+            _Task(kind, output.path, request, related)
+            for output, related in _with_related(outputs, earlier, unclaimed, folder.has_unkept)
         )
-        yield name, near
+        timed = ((task, task.limit_s()) for task in tasks)
+        for check in in_processes(_Task.run, timed, min(n_workers, len(outputs) or 1), _Task.died):
+            unclaimed.discard(check.rejects or "")
+            yield check
+        earlier |= {output.path: output.name for output in outputs}
+    for path in sorted(unclaimed):
+        yield FileCheck(path, ("belongs to no embeddings and no annotations here; run their job again, or remove it",))
 
 
-def _by_end(names: Iterable[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Returns names by every end of their paths: `a/b/x.h5` by `a/b/x`, `b/x` and `x`."""
+def _with_related(
+    outputs: Iterable[Output], earlier: Mapping[str, str], rejects: Iterable[str], has_unkept: bool
+) -> Iterator[tuple[Output, RelatedFiles]]:
+    """Yields each output with the files that have its name in other folders."""
+    earlier_by_end = _by_end(earlier)
+    # The place nearest to the top is the most likely one.
+    nearest = sorted(rejects, key=lambda path: (path.count("/"), path))
+    rejects_by_end = _by_end({path: without_suffix(path, (".jsonl",)) for path in nearest})
+    for output in outputs:
+        related, own_rejects = (tuple(by_end.get(output.name, ())) for by_end in (earlier_by_end, rejects_by_end))
+        yield output, RelatedFiles(related, own_rejects, has_unkept)
+
+
+def _by_end(names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns paths by every end of their names: that of `a/b/x` by `a/b/x`, `b/x` and `x`."""
     by_end: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        parts = without_suffix(name, suffixes).split("/")
+    for path, name in names.items():
+        parts = name.split("/")
         for i in range(len(parts)):
-            by_end["/".join(parts[i:])].append(name)
+            by_end["/".join(parts[i:])].append(path)
     return by_end
-
-
-def _check_annotated(item: tuple[str, Surroundings], request: VerifyRequest) -> FileCheck:
-    return check_annotations(item[0], request, item[1])
-
-
-def _died(name: str) -> FileCheck:
-    return FileCheck(name, ("the process that read it died or got nowhere, as over broken HDF5; make the file again",))
-
-
-def _n_cores() -> int:
-    """Returns how many cores this process may use, where the system says so."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -9,8 +11,11 @@ import pytest
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.run_report.collect import collect
+from mlfilter_core.run_report.page import render
+from mlfilter_core.run_report.pictures import pictures_of
 from mlfilter_core.work.run_log import ROWS, RUN
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
+from tests.mlfilter_core.toy_kind import register_toys
 from tests.output_folders import STARTED, documents, head, write_run
 
 FILES = {
@@ -145,7 +150,7 @@ def test_a_run_that_goes_on_is_told_by_its_claim(write_outputs: WriteOutputs) ->
     with claim(output_dir / "logs" / "embed-one" / RUN):
         facts = collect(output_dir)
     assert facts.runs[0].state == "going on"
-    assert any("embed-one is going on" in notice for notice in facts.notices)
+    assert any("embed-one is still running" in notice for notice in facts.notices)
 
 
 def test_files_of_two_encoders_are_said_to_be(write_outputs: WriteOutputs) -> None:
@@ -154,7 +159,7 @@ def test_files_of_two_encoders_are_said_to_be(write_outputs: WriteOutputs) -> No
         made = json.loads(file["train"].attrs["encoder"])
         file["train"].attrs["encoder"] = json.dumps({**made, "max_length": 32})
     facts = collect(output_dir)
-    assert any("of 2 encoders or settings" in notice for notice in facts.notices)
+    assert any("made by 2 encoders or settings" in notice for notice in facts.notices)
     assert facts.max_length == 64  # of the most files
     assert facts.totals.lines == 30
 
@@ -168,7 +173,7 @@ def test_scores_of_two_sets_of_heads_are_not_mixed(write_outputs: WriteOutputs) 
     facts = collect(one)
     assert facts.scores is not None
     assert (facts.scores.n, facts.totals.annotated) == (26, 31)
-    assert any("of 2 sets of heads" in notice and "1 file left out" in notice for notice in facts.notices)
+    assert any("scored by 2 sets of heads" in notice and "1 file left out" in notice for notice in facts.notices)
 
 
 def test_files_of_an_earlier_release_are_shown_as_far_as_they_say(write_outputs: WriteOutputs) -> None:
@@ -186,7 +191,7 @@ def test_files_of_an_earlier_release_are_shown_as_far_as_they_say(write_outputs:
     assert facts.scores is not None and facts.scores.n == 12
     said = " ".join(facts.notices)
     assert "1 file made by an earlier release" in said and "1 file annotated by an earlier release" in said
-    assert "no records of runs" in said
+    assert "no record of a run" in said
     assert {row.status for row in facts.files} == {"on disk"}
 
 
@@ -232,3 +237,22 @@ def test_logs_elsewhere_are_found_where_an_earlier_report_found_them(
     assert collect(output_dir).runs == []
     write_report(output_dir, [tmp_path / "elsewhere"])
     assert [run.name for run in collect(output_dir).runs] == ["embed-one"]
+
+
+def test_outputs_of_a_kind_that_another_package_brings_are_reported(
+    write_outputs: WriteOutputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_toys(monkeypatch)
+    output_dir = write_outputs(FILES, HEADS)
+    before = collect(output_dir)
+    (output_dir / "toys").mkdir()
+    (output_dir / "toys" / "y.toy").write_text("a toy\nanother toy\n")
+    done = {"file": "x", "status": "played", "documents": 9, "started": STARTED, "seconds": 5.0, "worker": "w"}
+    write_run(output_dir / "logs" / "play-one", "play", [done], after_s=3000)
+    facts = collect(output_dir)
+    rows = {row.file: (row.status, row.documents) for row in facts.files if row.flow == "play"}
+    assert rows == {"x": ("played", 9), "toys/y.toy": ("on disk", 2)}
+    assert facts.totals == replace(before.totals, output_bytes=before.totals.output_bytes + 18)
+    assert facts.runs[0].has_speed and facts.notices == []
+    assert list(pictures_of(facts, "play"))[2:] == ["Toys"]
+    assert re.search(r"<h3>play .*play-one", render(facts))

@@ -3,13 +3,12 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import pytest
-
 from mlfilter_core.run_report.collect import collect
 from mlfilter_core.run_report.facts import FileFacts
-from mlfilter_core.run_report.page import duration, render, share, short
+from mlfilter_core.run_report.page import render
+from mlfilter_core.work.run_log import JOB
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
-from tests.output_folders import documents, head
+from tests.output_folders import STARTED, documents, head, write_run
 
 HOSTILE = "<script>alert('$x$')</script>&--><!--"
 
@@ -55,9 +54,9 @@ def test_the_page_says_what_came_out(write_outputs: WriteOutputs) -> None:
     page = render(collect(write_outputs(files, (head("education", 1), head("toxicity", 2)))))
     said = re.sub(r"\s+", " ", read(page).text)
     assert "32 lines = 31 documents + 1 rejected + 0 blank every line is accounted for" in said
-    for part in ("Speed", "Documents", "Scores", "How scores go together", "Files", "Runs", "How it was made"):
+    for part in ("Speed", "Documents", "Scores", "Correlation of scores", "Files", "Runs", "How it was made"):
         assert part in said
-    assert "not json: examples" in said and "encoding waited least and is the limit" in said
+    assert "not json: examples" in said and "encoding waited least: it is the bottleneck" in said
     assert "score_education" in said and "Pearson's correlation" in said
     assert page.count("<svg") == 3 + 2 + 1 + 2 + 1  # speeds and times of two flows, lengths, scores, correlations
 
@@ -91,7 +90,7 @@ def test_scores_that_are_all_equal_are_said_to_be(write_outputs: WriteOutputs) -
     heads = (head("same", 1, scale=0.0), head("other", 2))
     said = read(render(collect(write_outputs({"a.jsonl": documents("a", 12)}, heads)))).text
     assert "All documents have the same score_same." in said
-    assert "There is none with a score that is the same for all." in said
+    assert "A constant score has none." in said
 
 
 def test_one_document_is_enough(write_outputs: WriteOutputs) -> None:
@@ -112,7 +111,7 @@ def test_fifty_heads_have_a_plot_each_and_the_strongest_pairs(write_outputs: Wri
     page = render(facts)
     elements = read(page)
     assert page.count('aria-label="histogram of score_head-') == 50
-    rows = re.sub(r"\s+", " ", elements.text.partition("The strongest")[2])
+    rows = re.sub(r"\s+", " ", elements.text.partition("Strongest correlations")[2])
     assert "score_head-0score_head-0-again1.00" in rows[:60]
     assert len(page) < 3_000_000
 
@@ -122,23 +121,14 @@ def test_a_run_that_goes_on_and_has_no_annotated_files_says_so(write_outputs: Wr
     assert "embed-one was killed" in said and "there are no annotated files yet" in said
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0.04, "0.0 s"),
-        (59.94, "59.9 s"),
-        (125, "2 min 5 s"),
-        (179.7, "3 min 0 s"),
-        (11_520, "3 h 12 min"),
-        (187_200, "2 d 4 h"),
-    ],
-)
-def test_times_read_well(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
-
-
-def test_numbers_read_well() -> None:
-    assert [short(value) for value in (0, 0.1234, 52, 99.5, 7924, 12_345_678, 999.9e6, 4.56e9, 1.2e13)] == [
-        *("0", "0.123", "52", "99.5", "7,924", "12.3 M", "1 B", "4.56 B", "12 T"),
-    ]
-    assert [share(*pair) for pair in ((0, 10), (1, 100_000), (1, 3), (5, 0))] == ["0.0 %", "< 0.1 %", "33.3 %", "-"]
+def test_flows_stand_in_the_order_of_a_pipeline_and_rounds_share_the_job_of_their_flow(
+    write_outputs: WriteOutputs,
+) -> None:
+    output_dir = write_outputs({"a.jsonl": documents("a", 3)}, (head("education", 1),))
+    done = {"file": "a", "status": "surveyed", "documents": 3, "started": STARTED, "seconds": 5.0, "worker": "w"}
+    for i, flow in enumerate(("zoom", "filter", "survey", "train_head")):
+        write_run(output_dir / "logs" / f"{flow}-one", flow, [done], after_s=3000 + i)
+        (output_dir / "logs" / f"{flow}-one" / JOB).write_text("params: {}")
+    page = render(collect(output_dir))
+    assert re.findall(r"<h3>(\w+) <span", page) == ["embed", "annotate", "survey", "filter", "zoom"]  # speeds
+    assert re.findall(r"<h3>([\w ]+)</h3>\s*<pre", page) == ["train head", "filter", "zoom"]  # jobs

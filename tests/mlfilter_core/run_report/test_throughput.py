@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mlfilter_core.run_report.facts import FileFacts
-from mlfilter_core.run_report.figures import quantiles_of_present
+from mlfilter_core.run_report.report_figures import quantiles_of_present
 from mlfilter_core.run_report.throughput import MAX_TIME_BINS, rates_of
 
 

@@ -3,11 +3,12 @@
 import os
 
 from mlfilter_core.verification.discrepancies import FileCheck
-from mlfilter_core.verification.embedding_files import VerifyRequest, check_embeddings
+from mlfilter_core.verification.embedding_files import check_embeddings
+from mlfilter_core.verification.output_kinds import RelatedFiles, VerifyRequest
 
 
-def die_over_b(relative: str, request: VerifyRequest) -> FileCheck:
+def die_over_b(relative: str, request: VerifyRequest, related: RelatedFiles) -> FileCheck:
     """Checks a file of embeddings, but dies over one, as libhdf5 may over a broken file."""
     if relative == "embeddings/b/x.h5":
         os._exit(139)
-    return check_embeddings(relative, request)
+    return check_embeddings(relative, request, related)

@@ -20,19 +20,18 @@ from mlfilter_core.verification.annotated_files import (
     NO_EMBEDDINGS,
     NO_REJECTS,
     NO_SOURCE,
-    Surroundings,
     check_annotations,
     provenance_of,
 )
 from mlfilter_core.verification.annotated_lines import has_stored_ids
 from mlfilter_core.verification.discrepancies import FileCheck, LineCounts
-from mlfilter_core.verification.embedding_files import VerifyRequest
+from mlfilter_core.verification.output_kinds import RelatedFiles, VerifyRequest
 from tests.conftest import TINY_DIM
 from tests.mlfilter_core.verification.conftest import Outputs
 
 FILE = "annotated_data/a/x.jsonl"
-NEAR = Surroundings(("embeddings/a/x.h5",))
-NEAR_REJECTS = Surroundings((), ("rejected/a/x.jsonl",), True)
+NEAR = RelatedFiles(("embeddings/a/x.h5",))
+NEAR_REJECTS = RelatedFiles((), ("rejected/a/x.jsonl",), has_unkept=True)
 RECORDS: list[Any] = [
     {"id": "a", "text": "one"},
     b"{broken",
@@ -44,7 +43,7 @@ COUNTS = LineCounts(5, 3, 1, 1)
 AGREEMENT = Ensemble(heads=("quality", "topics_0"), combine="agreement", thresholds={"quality": 0, "topics_0": 0})
 
 
-def check(outputs: Outputs, relative: str = FILE, near: Surroundings = NEAR, **changes: Any) -> FileCheck:
+def check(outputs: Outputs, relative: str = FILE, near: RelatedFiles = NEAR, **changes: Any) -> FileCheck:
     return check_annotations(relative, VerifyRequest(outputs.folder, **changes), near)
 
 
@@ -105,7 +104,7 @@ def test_without_embeddings_the_source_takes_their_place(unkept: Outputs, read_c
 
 
 def test_in_another_folder_than_the_embeddings_it_is_checked_against_the_source(annotated: Outputs) -> None:
-    found = check(annotated, near=Surroundings())
+    found = check(annotated, near=RelatedFiles())
     assert (found.problems, found.counts) == ((), COUNTS)
     assert found.not_checked == (NO_EMBEDDINGS, NO_REJECTS)
 
@@ -113,7 +112,7 @@ def test_in_another_folder_than_the_embeddings_it_is_checked_against_the_source(
 def test_what_only_the_encoder_rejected_is_known_from_provenance(outputs: Outputs, tiny_files: ModelFiles) -> None:
     strict = load_encoder(tiny_files, EncoderSettings(max_length=20, truncate=False), "cpu", 512)
     outputs.embed_and_annotate("a/x.jsonl", [{"text": "x " * n} for n in (5, 50, 6)] + [b"{broken"], encoder=strict)
-    for near in (NEAR_REJECTS, Surroundings()):
+    for near in (NEAR_REJECTS, RelatedFiles()):
         found = check(outputs, near=near)
         assert (found.problems, found.counts) == ((), LineCounts(4, 2, 2, 0))
 
@@ -127,7 +126,7 @@ def test_embeddings_of_another_tool_are_told_by_their_bytes(outputs: Outputs) ->
         if value == 1:
             outputs.annotate(TaskFile("a/x.h5", "a/x", path.parents[1]), output_keys=())
             assert check(outputs).problems == ()
-            assert check(outputs, near=Surroundings()).not_checked == (NO_EMBEDDINGS, NO_SOURCE)
+            assert check(outputs, near=RelatedFiles()).not_checked == (NO_EMBEDDINGS, NO_SOURCE)
     assert check(outputs).problems == ("was made from another version of embeddings/a/x.h5; annotate it again",)
 
 
@@ -234,7 +233,7 @@ def test_without_embeddings_what_is_broken_is_named(
 
 
 def test_rejects_that_must_be_there_are_missed(unkept: Outputs) -> None:
-    found = check(unkept, near=Surroundings((), (), True))
+    found = check(unkept, near=RelatedFiles(has_unkept=True))
     assert found.problems == ("it states 1 rejected lines, which are missing; embed it again",)
 
 
@@ -278,7 +277,7 @@ def test_of_several_embeddings_of_one_name_those_that_made_it_are_taken(outputs:
     outputs.embed("a/x.jsonl", RECORDS, embedding_dtype="float16")
     second, _ = outputs.embed("a/x.jsonl", RECORDS, embedding_dir="v2", rejected_dir="rejected/v2")
     outputs.annotate(second)
-    assert check(outputs, near=Surroundings(("embeddings/a/x.h5", "v2/a/x.h5"))).problems == ()
+    assert check(outputs, near=RelatedFiles(("embeddings/a/x.h5", "v2/a/x.h5"))).problems == ()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.verification.discrepancies import FileCheck, LineCounts
-from mlfilter_core.verification.embedding_files import VerifyRequest, check_embeddings, rejects_of
+from mlfilter_core.verification.embedding_files import check_embeddings, rejects_of
+from mlfilter_core.verification.output_kinds import RelatedFiles, VerifyRequest
 from tests.conftest import COMPRESS, limit_memory
 from tests.mlfilter_core.conftest import flip_a_bit
 from tests.mlfilter_core.verification.conftest import Outputs
@@ -37,7 +38,7 @@ COUNTS = LineCounts(lines=9, documents=4, rejected=4, blank=1)
 
 
 def check(outputs: Outputs, relative: str = FILE, **changes: Any) -> FileCheck:
-    return check_embeddings(relative, VerifyRequest(outputs.folder, **changes))
+    return check_embeddings(relative, VerifyRequest(outputs.folder, **changes), RelatedFiles())
 
 
 @pytest.fixture
@@ -203,10 +204,10 @@ Break = Callable[[Outputs], Any]
         (lambda o: normalize(o, 1.1), "the embedding of row 2 has length 1.1"),
         (lambda o: flip_a_bit(o.folder / FILE, "embeddings"), "embeddings in rows 0 to 3 cannot be read"),
         (lambda o: put(o, "n_tokens", 1, 9), " tokens, and n_tokens adds up to"),
-        (lambda o: put(o, "n_tokens", 1, 9), "its histogram of tokens is another than that of n_tokens; embed"),
-        (lambda o: state(o, "statistics", document_tokens=[]), "its histogram of tokens is another than that of"),
+        (lambda o: put(o, "n_tokens", 1, 9), "its histogram of tokens differs from n_tokens; embed"),
+        (lambda o: state(o, "statistics", document_tokens=[]), "its histogram of tokens differs from"),
         (lambda o: put(o, "n_tokens", 1, 0), "row 1: n_tokens is 0; embed it again"),
-        (drop_row, "it states 4 documents, and holds 3 rows; embed it again"),
+        (drop_row, "it states 4 documents, and has 3 rows; embed it again"),
         (drop_row, "4 documents are in the source and not rejected, and there are 3 rows"),
         (lambda o: drop(o, "document_id"), "no dataset document_id"),
         (lambda o: drop(o, "n_tokens"), "no dataset n_tokens"),
@@ -217,7 +218,7 @@ Break = Callable[[Outputs], Any]
         (lambda o: state(o, "counts", blank=2), "it states 9 lines, but 4 documents + 4 rejected + 2 blank"),
         (lambda o: state(o, "counts", lines=10, blank=2), "it states 10 lines, and there are 9; embed it again"),
         (lambda o: state(o, "counts", lines=10, blank=2), "it states 2 blank, and there are 1; embed it again"),
-        (lambda o: state(o, "counts", documents=5, lines=10), "it states 5 documents, and holds 4 rows"),
+        (lambda o: state(o, "counts", documents=5, lines=10), "it states 5 documents, and has 4 rows"),
         (lambda o: state(o, "counts", tokens=1), "it states 1 tokens, and n_tokens adds up to"),
         (lambda o: state(o, "counts", duplicate_ids=0), "it states 0 ids that an earlier document has, and there"),
         (lambda o: state(o, "counts", rejected_by_reason={"not_json": 4}), "it states other reasons than its rejected"),
@@ -238,7 +239,7 @@ Break = Callable[[Outputs], Any]
         (lambda o: drop_rejected_line(o, 0), "line 2 of the source is no document (not_json), and is not among"),
         (lambda o: drop_rejected_line(o, 1), "line 5 of the source is no document (line_too_long), and is not among"),
         (lambda o: drop_rejected_line(o, 3), "it states 4 rejected, and there are 3; embed it again"),
-        (swap_rejected_lines, "the rejected line 2 is blank in the source, twice or out of order; embed it again"),
+        (swap_rejected_lines, "the rejected line 2 is blank in the source, repeated or out of order; embed it again"),
         (lambda o: replace_rejects(o, b"{broken", b"{brokeN"), "the rejected line 2 differs from the source's"),
         (lambda o: replace_rejects(o, BASE64, BASE64[::-1]), "the rejected line 5 differs from the source's"),
         (lambda o: replace_rejects(o, BASE64, b"********"), "x.jsonl:2: no line of a rejects file (Only base64 data"),
@@ -261,7 +262,7 @@ def test_what_is_broken_is_named(embedded: Outputs, break_it: Break, problem: st
     ("break_it", "problem"),
     [
         (cut, "is not an HDF5 file, or is cut short"),
-        (drop_row, "it states 4 documents, and holds 3 rows; embed it again"),
+        (drop_row, "it states 4 documents, and has 3 rows; embed it again"),
         (lambda o: state(o, "counts", blank=2), "it states 9 lines, but 4 documents + 4 rejected + 2 blank"),
         (lambda o: (o.folder / REJECTS).unlink(), "it states 4 rejected lines, and rejected/a/x.jsonl is missing"),
         (lambda o: state(o, "counts", rejected=0, lines=5), "it states 0 rejected lines, and rejected/a/x.jsonl is"),

@@ -1,15 +1,18 @@
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.verification import embedding_files
 from mlfilter_core.verification.annotated_files import NO_EMBEDDINGS, provenance_of
 from mlfilter_core.verification.discrepancies import FileCheck, LineCounts
-from mlfilter_core.verification.embedding_files import VerifyRequest
+from mlfilter_core.verification.embedding_files import FILES_OF_EMBEDDINGS
+from mlfilter_core.verification.output_kinds import VerifyRequest
 from mlfilter_core.verification.verify import Verification, find_outputs, verify
 from tests.mlfilter_core.verification.conftest import Outputs
 from tests.mlfilter_core.verification.deadly import die_over_b
@@ -46,7 +49,7 @@ def test_an_untouched_folder_is_right(filled: Outputs, read_content: bool) -> No
     found = run(filled, n_workers=2, read_content=read_content)
     assert problems(found) == {}
     assert found.is_right
-    assert (len(found.folder.embeddings), len(found.folder.annotated)) == (6, 6)
+    assert {flow: len(outputs) for flow, outputs in found.folder.outputs.items()} == {"embed": 6, "annotate": 6}
     assert (found.counts, found.annotated_lines) == (LineCounts(30, 18, 6, 6), 18)
     assert (found.not_checked, found.folder.unfinished) == ({}, {".part": 1, ".committed": 1})
     assert found.summary().splitlines()[:2] == [
@@ -116,7 +119,7 @@ def test_linked_folders_are_followed_once(filled: Outputs, tmp_path: Path) -> No
     (filled.folder / "embeddings").rename(tmp_path / "elsewhere")
     (filled.folder / "embeddings").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
-    assert len(find_outputs(filled.folder).embeddings) == 6
+    assert len(find_outputs(filled.folder).outputs["embed"]) == 6
     assert run(filled, read_content=False).is_right
 
 
@@ -145,12 +148,12 @@ def test_a_folder_that_may_not_be_read_is_an_error(unprivileged: Path) -> None:
 def test_a_file_that_kills_its_reader_is_named_and_the_others_are_checked(
     filled: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlfilter_core.verification.verify.check_embeddings", die_over_b)
+    monkeypatch.setattr(embedding_files, "FILES_OF_EMBEDDINGS", replace(FILES_OF_EMBEDDINGS, check=die_over_b))
     found = run(filled, n_workers=2)
-    assert len(found.folder.embeddings) == 6
+    assert len(found.folder.outputs["embed"]) == 6
     assert problems(found) == {
         "embeddings/b/x.h5": (
-            "the process that read it died or got nowhere, as over broken HDF5; make the file again",
+            "the process that read it died or did not return, as over broken HDF5; make the file again",
         ),
         "rejected/b/x.jsonl": ("belongs to no embeddings and no annotations here; run their job again, or remove it",),
     }

@@ -1,4 +1,4 @@
-"""Two output folders side by side, for a change of encoder, head or machine."""
+"""Two output folders compared, to judge a change of encoder, head or machine."""
 
 import math
 import warnings
@@ -11,23 +11,24 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mlfilter_core.run_report.collect import collect
-from mlfilter_core.run_report.facts import TRAINING, OutputFacts
+from mlfilter_core.run_report.facts import OutputFacts, RunFacts
 from mlfilter_core.run_report.paired_scores import PairedScores, pair_scores
+from mlfilter_core.tallies.score_statistics import ScoreStatistics
 
 QUANTILES = (0.1, 0.5, 0.9)
-TOP_SHARES = (0.3, 0.1)  # that a filter may keep: of each side its own best 30 and 10 per cent
+TOP_SHARES = (0.3, 0.1)  # what a filter may keep: the best 30 and 10 per cent of each side
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
+    """One of the two output folders.
 
     Attributes:
         output_dir: The folder.
         counts: `lines`, `documents`, `rejected`, `truncated`, `tokens`, `annotated`.
-        speeds: By flow, `documents/s` and `tokens/s` of the latest run over its wall time, and `documents/s, a worker`
-            and `tokens/s, a worker` while it was at files.
-        notices: What is to be known of it first.
+        speeds: Speed of each flow's latest run: `documents/s` and `tokens/s` over its wall time, `documents/s, a
+            worker` and `tokens/s, a worker` over the time that workers were busy.
+        notices: What a reader should know first.
     """
 
     output_dir: str
@@ -38,14 +39,14 @@ class Side:
 
 @dataclass(frozen=True)
 class ScoreShift:
-    """One score on both sides, over all documents of each; first the one, then the other.
+    """One score on both sides, over all documents of each side. Values are pairs: first side, second side.
 
     Attributes:
-        name: Of the column.
-        documents: That have it.
-        means: Of all documents.
+        name: Name of the score.
+        documents: Documents with the score.
+        means: Means.
         deviations: Standard deviations.
-        quantiles: By share, as `0.5`.
+        quantiles: Quantiles by share, such as `0.5`.
     """
 
     name: str
@@ -57,20 +58,19 @@ class ScoreShift:
 
 @dataclass(frozen=True)
 class ScoreAgreement:
-    """One score of the documents that both sides have.
+    """One score over the documents that both sides have.
 
     Attributes:
-        name: Of the column.
-        documents: That both have.
-        pearson: Correlation; None where one side has one value only.
-        spearman: Of ranks; the same.
-        mean_difference: The other's less the one's.
-        mean_absolute_difference: Without signs.
-        largest_difference: Without its sign.
-        agreement: By threshold, the share of documents that both sides keep, or neither.
-        kept: By threshold, the share that each side keeps.
-        top: By share, as `0.3`: of the documents that one side has among its best so many, the share that the other has
-            there as well.
+        name: Name of the score.
+        documents: Number of documents.
+        pearson: Pearson correlation; None where a side has only one value.
+        spearman: Rank correlation; None likewise.
+        mean_difference: Mean of second minus first.
+        mean_absolute_difference: Mean of its absolute value.
+        largest_difference: Maximum of its absolute value.
+        agreement: Share of documents that both sides keep, or neither, by threshold.
+        kept: Share of documents that each side keeps, by threshold.
+        top: Overlap of the best documents of both sides, by their share, such as `0.3`.
     """
 
     name: str
@@ -90,12 +90,12 @@ class Comparison:
     """Two output folders.
 
     Attributes:
-        sides: The one and the other.
-        only_in: Scores that one side has alone.
-        shifts: Of the scores that both have.
-        agreements: Of the same, document by document; empty where no document is on both sides.
-        paired_files: Annotated files that both have and that were compared.
-        left_out_files: That both have and that were not, because enough documents were.
+        sides: First and second side.
+        only_in: Scores of one side only.
+        shifts: Scores of both sides, over all documents.
+        agreements: The same scores, document by document; empty where the sides share no document.
+        paired_files: Annotated files of both sides that were compared.
+        left_out_files: Annotated files of both sides that were not compared, as enough documents were.
         without_partner: Documents of the compared files that one side lacks.
     """
 
@@ -112,25 +112,25 @@ def compare(one: Path, other: Path, thresholds: Sequence[float] = ()) -> Compari
     """Compares two output folders.
 
     Args:
-        one: The output folder of a job, or of several.
-        other: Another.
-        thresholds: A document is kept that reaches one.
+        one: Output folder of one or several jobs.
+        other: Another one.
+        thresholds: Lowest scores of documents to keep.
 
     Raises:
         ConfigError: A folder has nothing to compare.
         SourceError: An annotated file is broken.
     """
     facts = (collect(one), collect(other))
-    names = [facts_of.scores.names if facts_of.scores else () for facts_of in facts]
-    shared = [name for name in names[0] if name in names[1]]
+    names, other_names = (side.scores.names if side.scores else () for side in facts)
+    shared = [name for name in names if name in other_names]
     pairs = pair_scores(one, other, shared)
     return Comparison(
         sides=(_side(facts[0]), _side(facts[1])),
         only_in=(
-            [name for name in names[0] if name not in shared],
-            [name for name in names[1] if name not in shared],
+            [name for name in names if name not in shared],
+            [name for name in other_names if name not in shared],
         ),
-        shifts=[_shift(name, facts) for name in shared],
+        shifts=[_shift(name, *(side.scores for side in facts if side.scores)) for name in shared],
         agreements=[_agreement(i, pairs, thresholds) for i in range(len(shared))] if len(pairs.one) else [],
         paired_files=pairs.n_files,
         left_out_files=pairs.n_left_out,
@@ -139,31 +139,27 @@ def compare(one: Path, other: Path, thresholds: Sequence[float] = ()) -> Compari
 
 
 def _side(facts: OutputFacts) -> Side:
-    counts = {
-        name: getattr(facts.totals, name)
-        for name in ("lines", "documents", "rejected", "truncated", "tokens", "annotated")
+    names = ("lines", "documents", "rejected", "truncated", "tokens", "annotated")
+    speeds = {
+        flow: _speeds(run)
+        for flow in dict.fromkeys(run.flow for run in facts.runs)
+        if (run := facts.last_run(flow)) is not None and run.has_speed and run.seconds
     }
-    speeds: dict[str, dict[str, float]] = {}
-    for flow in dict.fromkeys(run.flow for run in facts.runs):
-        run = facts.last_run(flow)
-        if run is None or not run.seconds or flow == TRAINING:
-            continue
-        speeds[flow] = {}
-        for unit, n in (("documents", run.documents), ("tokens", run.tokens)):
-            if n:
-                speeds[flow][f"{unit}/s"] = n / run.seconds
-                if run.busy_worker_s:
-                    speeds[flow][f"{unit}/s, a worker"] = n / run.busy_worker_s
-    return Side(facts.output_dir, counts, speeds, facts.notices)
+    return Side(facts.output_dir, {name: getattr(facts.totals, name) for name in names}, speeds, facts.notices)
 
 
-def _shift(name: str, facts: Sequence[OutputFacts]) -> ScoreShift:
-    found = []
-    for side in facts:
-        assert side.scores is not None, "the score is one of it"
-        i = side.scores.names.index(name)
-        found.append((side.scores, i))
-    (one, i), (other, j) = found
+def _speeds(run: RunFacts) -> dict[str, float]:
+    speeds = {}
+    for unit, n in (("documents", run.documents), ("tokens", run.tokens)):
+        if n:
+            speeds[f"{unit}/s"] = n / run.seconds
+        if n and run.busy_worker_s:
+            speeds[f"{unit}/s, a worker"] = n / run.busy_worker_s
+    return speeds
+
+
+def _shift(name: str, one: ScoreStatistics, other: ScoreStatistics) -> ScoreShift:
+    i, j = one.names.index(name), other.names.index(name)
     return ScoreShift(
         name,
         (one.n, other.n),
@@ -191,7 +187,7 @@ def _agreement(i: int, pairs: PairedScores, thresholds: Sequence[float]) -> Scor
 
 
 def _shared_top(one: NDArray[np.float64], other: NDArray[np.float64], share: float) -> float:
-    """Returns which share of the best of one side is among the best of the other; equal scores in document order."""
+    """Returns the overlap of the best documents of both sides; equal scores are in document order."""
     n = max(1, math.ceil(share * len(one)))
     best = [set(np.argsort(-scores, kind="stable")[:n].tolist()) for scores in (one, other)]
     return len(best[0] & best[1]) / n

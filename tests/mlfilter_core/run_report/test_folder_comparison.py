@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from mlfilter_core.errors import ConfigError, SourceError
-from mlfilter_core.run_report.comparison import compare
+from mlfilter_core.run_report.folder_comparison import compare
 from mlfilter_core.run_report.paired_scores import pair_scores
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
 from tests.output_folders import documents, head

@@ -1,0 +1,135 @@
+"""Sums over the outputs of a folder, from what they state; histograms of single files are not kept."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlfilter_core.embedding_store.fingerprint import FIELDS
+from mlfilter_core.run_report.facts import Totals
+from mlfilter_core.tallies.histogram import Histogram
+from mlfilter_core.tallies.score_statistics import ScoreStatistics
+from mlfilter_core.verification.stated_facts import COUNTS, StatedFacts
+from mlfilter_core.wording import plural
+
+
+@dataclass
+class Variant:
+    """Files that were made in one way.
+
+    Attributes:
+        made_by: Description of the encoder, or digests of the heads.
+        n_files: Number of files.
+        scores: Statistics over all of them; None where they have no scores.
+    """
+
+    made_by: Mapping[str, Any]
+    n_files: int = 0
+    scores: ScoreStatistics | None = None
+
+
+class OutputTotals:
+    """Adds up outputs, one after another.
+
+    Attributes:
+        document_tokens: Lengths of the documents.
+        rejected_by_reason: Rejected lines for each reason.
+        rejects_files: Rejects files that may exist, and their lines for each reason.
+    """
+
+    def __init__(self, n_unfinished: int = 0) -> None:
+        """Takes the number of unfinished files, which are not read."""
+        self.document_tokens = Histogram()
+        self.rejected_by_reason: Counter[str] = Counter()
+        self.rejects_files: list[tuple[str, Mapping[str, int]]] = []
+        self._sums = Counter(unfinished_files=n_unfinished)
+        self._encoders: dict[str, Variant] = {}
+        self._heads: dict[str, Variant] = {}
+        self._n_by_other_tools = 0
+        self._n_without_tokens = 0
+        self._n_without_scores = 0
+
+    @property
+    def totals(self) -> Totals:
+        return Totals(**self._sums)
+
+    @property
+    def encoder(self) -> Variant | None:
+        """The encoder of most files."""
+        return _most_frequent(self._encoders)
+
+    @property
+    def heads(self) -> Variant | None:
+        """The heads of most files, and their scores."""
+        return _most_frequent(self._heads)
+
+    def add(self, output: StatedFacts, is_counted: bool) -> None:
+        """Adds an output; its source is not counted again where an earlier kind of output has counted it."""
+        self._sums["output_bytes"] += output.n_bytes
+        if output.heads is not None:
+            self._sums.update(annotated_files=1, annotated=output.n_rows)
+            self._add_scores(output.heads, output.scores)
+        if output.counts and not is_counted:
+            self._add_source(output)
+
+    def notices(self) -> list[str]:
+        """Returns what a reader should know about the sums."""
+        notices = []
+        if len(self._encoders) > 1:
+            notices.append(
+                f"the embeddings were made by {len(self._encoders)} encoders or settings: totals include all of them; "
+                "the encoder shown is the one of most files"
+            )
+        if self.heads is not None and len(self._heads) > 1:
+            n_others = sum(heads.n_files for heads in self._heads.values()) - self.heads.n_files
+            notices.append(
+                f"the annotated files were scored by {len(self._heads)} sets of heads: the scores shown are those of "
+                f"most files; {plural(n_others, 'file')} left out"
+            )
+        for n, what in (
+            (self._n_by_other_tools, "of embeddings made by another tool: the lines of its source are unknown"),
+            (
+                self._n_without_tokens,
+                "made by an earlier release, without the lengths of documents, missing in the plot of lengths",
+            ),
+            (
+                self._n_without_scores,
+                "annotated by an earlier release, without statistics of scores, missing in the plots of scores",
+            ),
+        ):
+            notices += [f"{plural(n, 'file')} {what}"] if n else []
+        if not self._sums["annotated_files"]:
+            notices.append("there are no annotated files yet")
+        if n := self._sums["unfinished_files"]:
+            notices.append(f"{plural(n, 'file')} unfinished: their runs are still going on or were killed")
+        return notices
+
+    def _add_source(self, output: StatedFacts) -> None:
+        self._sums.update({name: int(output.counts.get(name, 0)) for name in COUNTS})
+        if "lines" not in output.counts:
+            self._n_by_other_tools += 1
+            return
+        self._sums["embedded_files"] += 1
+        by_reason = output.counts.get("rejected_by_reason") or {}
+        self.rejected_by_reason.update(by_reason)
+        if by_reason and output.rejects is not None:
+            self.rejects_files.append((output.rejects, by_reason))
+        if output.document_tokens is None:
+            self._n_without_tokens += 1
+        else:
+            self.document_tokens += output.document_tokens
+        key = json.dumps({name: output.encoder.get(name) for name in FIELDS}, sort_keys=True)
+        self._encoders.setdefault(key, Variant(output.encoder)).n_files += 1
+
+    def _add_scores(self, heads: Mapping[str, str], scores: ScoreStatistics | None) -> None:
+        if scores is None:
+            self._n_without_scores += 1
+            return
+        variant = self._heads.setdefault(json.dumps([heads, scores.names], sort_keys=True), Variant(heads))
+        variant.n_files += 1
+        variant.scores = scores if variant.scores is None else variant.scores + scores
+
+
+def _most_frequent(variants: Mapping[str, Variant]) -> Variant | None:
+    return max(variants.values(), key=lambda variant: variant.n_files, default=None)

@@ -1,0 +1,87 @@
+"""What verification and report need to know of the outputs that one kind of job writes.
+
+`mlfilter_core.job_kinds` names an `OutputKind` for each kind of job that writes to its own `output_dir`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlfilter_core.job_kinds import kinds, load_entry_point
+from mlfilter_core.verification.discrepancies import FileCheck
+from mlfilter_core.verification.stated_facts import StatedFacts
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What is asked of every check.
+
+    Attributes:
+        output_dir: Output folder of a job.
+        group: Name of the HDF5 group.
+        source_dir: Folder of the sources now; None takes the folder that they were embedded from.
+        read_content: Whether to read the files; if not, only what they state of themselves is checked.
+    """
+
+    output_dir: Path
+    group: str = "train"
+    source_dir: Path | None = None
+    read_content: bool = True
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a job wrote.
+
+    Attributes:
+        path: Its place, relative to the output folder.
+        name: Path without folder of the kind and without suffix: `a/x` for `annotated_data/a/x.jsonl.gz`. All outputs
+            that come from one source end with the same name.
+    """
+
+    path: str
+    name: str
+
+
+@dataclass(frozen=True)
+class RelatedFiles:
+    """Files whose names say that an output may have been made from them; paths relative to the output folder.
+
+    Attributes:
+        outputs: Outputs of the kinds before it, such as the embeddings of an annotated file.
+        rejects: Rejects files that no other output claims.
+        has_unkept: Whether embeddings in this folder were removed after use, so that their rejects must be here.
+    """
+
+    outputs: tuple[str, ...] = ()
+    rejects: tuple[str, ...] = ()
+    has_unkept: bool = False
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """The outputs of one kind of job. Worker processes call `check`: it is a function of a module's top level.
+
+    Attributes:
+        plural: Words for several of them: `files of embeddings`.
+        find: Takes the path of any file, relative to the output folder. Returns the output that the file is or belongs
+            to, None for files of other kinds.
+        read: Takes an output's path. Returns what the output states, from its metadata alone; raises
+            UnreadableOutputError.
+        check: Takes an output's path. Checks its content; never raises for what is wrong with it.
+    """
+
+    plural: str
+    find: Callable[[str], Output | None]
+    read: Callable[[str, VerifyRequest], StatedFacts]
+    check: Callable[[str, VerifyRequest, RelatedFiles], FileCheck]
+
+
+def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:
+    """Returns a name without the one of the suffixes that it has."""
+    return next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
+
+
+def output_kinds() -> dict[str, OutputKind]:
+    """Returns the outputs of each kind of job that writes to its own `output_dir`, by the kind's flow."""
+    return {kind.flow: load_entry_point(kind.outputs) for kind in kinds() if kind.outputs is not None}

@@ -1,0 +1,52 @@
+"""What an output states of itself, in its metadata."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlfilter_core.tallies.histogram import Histogram, read_histogram
+from mlfilter_core.tallies.score_statistics import ScoreStatistics, read_score_statistics
+
+COUNTS = ("lines", "documents", "rejected", "blank", "truncated", "duplicate_ids", "tokens")
+
+
+class UnreadableOutputError(Exception):
+    """The metadata of an output are missing or broken; the message says why."""
+
+
+@dataclass(frozen=True)
+class StatedFacts:
+    """What one output states.
+
+    Attributes:
+        n_bytes: Size of the file.
+        n_rows: Documents in the file.
+        source: Path and digest of the source file; None where the output does not say.
+        counts: Counts of the source, `COUNTS` and `rejected_by_reason`. Without `lines` where another tool embedded it;
+            empty where the output embeds nothing, or does not say.
+        rejects: Rejects file, relative to the output folder; None where its place is unknown.
+        encoder: Request and properties of the encoder; empty where they are unknown.
+        document_tokens: Histogram of the documents' lengths; None in files of earlier releases.
+        scores: Statistics of the scores; None where the output has no scores or does not say.
+        heads: Digest of each head by its name; None where the output has no scores.
+    """
+
+    n_bytes: int
+    n_rows: int
+    source: tuple[str, str] | None = None
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    rejects: str | None = None
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    document_tokens: Histogram | None = None
+    scores: ScoreStatistics | None = None
+    heads: Mapping[str, str] | None = None
+
+
+def stated_lengths(statistics: Mapping[str, Any]) -> Histogram | None:
+    """Returns the histogram of the documents' lengths among the statistics of an output."""
+    return read_histogram(statistics["document_tokens"]) if "document_tokens" in statistics else None
+
+
+def stated_scores(statistics: Mapping[str, Any]) -> ScoreStatistics | None:
+    """Returns the statistics of the scores among the statistics of an output."""
+    return read_score_statistics(statistics["scores"]) if "scores" in statistics else None
