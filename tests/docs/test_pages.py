@@ -87,6 +87,15 @@ def test_the_commands_exist_and_take_the_options() -> None:
         assert given <= {option.replace("_", "-") for option in options}, (name, given)
 
 
+def test_the_modules_and_folders_that_are_named_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:\w+/)+\w+\.(?:py|yaml)|(?:flows|mlfilter_core|deployments|tests)/[\w/]+)`", prose(page)
+        ):
+            places = (REPOSITORY, REPOSITORY / "mlfilter_core")
+            assert any((place / name).exists() for place in places), f"{name_of(page)}: {name}"
+
+
 def test_each_reason_of_rejection_is_listed() -> None:
     modules = ("corpus/documents", "corpus/windows", "embedding/embed_file")
     core = "".join((REPOSITORY / "mlfilter_core" / f"{name}.py").read_text() for name in modules)
