@@ -5,6 +5,7 @@ A hook of MkDocs: adds the pages, with their links made to fit the site.
 
 import os
 import re
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,12 +19,12 @@ LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)(#[^)]*)?\)")
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages."""
     for uri, source in PAGES.items():
-        content = LINK.sub(lambda link, source=source: _on_site(link, source), (REPOSITORY / source).read_text())
+        content = LINK.sub(partial(_on_site, source), (REPOSITORY / source).read_text())
         files.append(File.generated(config, uri, content=content))
     return files
 
 
-def _on_site(link: re.Match[str], source: str) -> str:
+def _on_site(source: str, link: re.Match[str]) -> str:
     """Returns a link as the site has it; its text alone, where the site does not have what it leads to."""
     text, target, anchor = link[1], link[2], link[3] or ""
     if "://" in target:

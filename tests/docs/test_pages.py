@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ def test_the_commands_exist_and_take_the_options() -> None:
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         given = {argument.replace("_", "-") for argument in arguments if argument.startswith("--")}
         assert given <= {option.replace("_", "-") for option in options}, (name, given)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_shell_can_be_parsed(page: Path) -> None:
+    script = "\n".join(content for _, content in blocks(page, "bash"))
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_modules_and_folders_that_are_named_exist() -> None:
