@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import typer
 import yaml
 
@@ -18,7 +19,9 @@ from mlfilter_core.config.embedding import EmbeddingPipelineParameters
 from mlfilter_core.corpus.documents import BadRecordError
 from mlfilter_core.embedding.work import embed_work
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.job_kinds import kinds, load_any_job
+from mlfilter_core.heads.trained_head import TrainedHead, write_head
+from mlfilter_core.job_kinds import JobKind, kinds, load_any_job
+from tests.conftest import TINY_DIM
 from tests.docs.pages import DOCS, PAGES, REPOSITORY, blocks, name_of, prose
 
 # Words behind `ml_filter` on a line of shell that are no command.
@@ -104,6 +107,11 @@ def test_the_modules_and_folders_that_are_named_exist() -> None:
             assert any((place / name).exists() for place in places), f"{name_of(page)}: {name}"
 
 
+def test_the_recipe_of_a_kind_of_job_lists_the_fields_of_its_row() -> None:
+    recipe = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Add a kind of job")[2].partition("\n## ")[0]
+    assert re.findall(r"^    \| `(\w+)`", recipe, re.MULTILINE) == list(JobKind.__dataclass_fields__)
+
+
 def test_each_reason_of_rejection_is_listed() -> None:
     modules = ("corpus/documents", "corpus/windows", "embedding/embed_file")
     core = "".join((REPOSITORY / "mlfilter_core" / f"{name}.py").read_text() for name in modules)
@@ -145,12 +153,17 @@ def test_the_python_runs(name: str, tiny_model: Path, tmp_path: Path, monkeypatc
         embedding_model=str(tiny_model),
     )
     embed_work(params).run(TaskFile("en/forum.jsonl", "en/forum", params.input_dir))
+    linear = TrainedHead([torch.ones(1, TINY_DIM)], [torch.zeros(1)], "relu", "regression", [], {}, {})
+    (tmp_path / "outputs" / "example" / "heads").mkdir()
+    write_head(tmp_path / "outputs" / "example" / "heads" / "education.safetensors", linear)
+    (tmp_path / "embed.yaml").write_text(yaml.safe_dump({"params": params.model_dump(mode="json")}))
     monkeypatch.chdir(tmp_path)
     write_parquet(tmp_path / "fineweb" / "CC-MAIN" / "000.parquet")
     found = blocks(DOCS / name, "python")
     assert found
+    names = {"__name__": "example"}
     for _, content in found:
-        exec(compile(content, name, "exec"), {"__name__": "example"})
+        exec(content.replace("sentence-transformers/all-MiniLM-L6-v2", str(tiny_model)), names)
 
 
 def write_parquet(path: Path) -> None:
