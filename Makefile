@@ -1,5 +1,6 @@
 # make demo: embed the example corpus, train heads on its labels, score it, keep the best, tell how good the scores are.
 # make test: format, lint, types, tests.
+# make docs: the documentation site, in build/site; make test builds it, too.
 # make faults: the fault tests at length, an hour or two, with their figures in benchmarks/results/faults.json.
 # make slurm-up, slurm-down: a Slurm of one node on this machine, as the tests use it.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 LOCK := requirements.lock
 STAMP := .venv/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: demo test faults slurm-up slurm-down lock clean
+.PHONY: demo test docs faults slurm-up slurm-down lock clean
 
 demo: $(STAMP)
 	$(BIN)/python flows/pipeline.py --embed-config deployments/local/embed.yaml \
@@ -24,6 +25,9 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 faults: $(STAMP)
 	MLFILTER_FAULTS=long MLFILTER_FAULTS_RESULT=benchmarks/results/faults.json $(BIN)/pytest --timeout 7200 tests/faults

@@ -1,7 +1,8 @@
-"""The demo as `make demo` runs it, beside what the README shows of it."""
+"""The demo as `make demo` runs it, beside what the README and the tutorial show of it."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
+TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +27,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return checkout / "outputs" / "example", done.stdout
 
 
-def test_the_demo_prints_what_the_readme_shows(demo: tuple[Path, str]) -> None:
+def test_the_demo_prints_what_the_tutorial_shows(demo: tuple[Path, str]) -> None:
     _, printed = demo
-    shown = README.partition("```text\n")[2].partition("```")[0]
+    shown = "".join(re.findall(r"```text\n(.*?)```", TUTORIAL, re.DOTALL))
     for name in ("de/wissen.jsonl.gz", "en/forum.jsonl", "en/lessons.jsonl", "en/shop.jsonl"):
         assert row(printed, name)[:7] == row(shown, name)[:7]
     for name in ("de/wissen.h5", "en/forum.h5", "en/lessons.h5", "en/shop.h5"):
@@ -60,7 +62,8 @@ def test_every_line_of_the_example_corpus_is_accounted_for(demo: tuple[Path, str
 def test_the_best_documents_of_each_language_are_kept(demo: tuple[Path, str]) -> None:
     folder, printed = demo
     for name in ("de/wissen.jsonl", "en/forum.jsonl", "en/lessons.jsonl", "en/shop.jsonl"):
-        assert row(printed, name)[:4] == row(README, name)[:4]
+        filtered, shown = printed[printed.index("filter: ") :], TUTORIAL[TUTORIAL.index("filter: ") :]
+        assert row(filtered, name)[:4] == row(shown, name)[:4] == row(README, name)[:4]
     assert "de: kept 3 of 10 documents, 30.0 %" in printed
     kept = [json.loads(line) for line in (folder / "filtered" / "de" / "wissen.jsonl").read_text().splitlines()]
     assert [document["language"] for document in kept] == ["de"] * 3
@@ -71,7 +74,7 @@ def test_the_heads_are_trained_on_the_corpus_that_was_embedded(demo: tuple[Path,
     folder, printed = demo
     for name in ("education", "toxicity"):
         cells = row(printed, f"{name}.safetensors")
-        assert cells[1:5] == row(README, f"{name}.safetensors")[1:5] == ["trained", "52", "43", "9"]
+        assert cells[1:5] == row(TUTORIAL, f"{name}.safetensors")[1:5] == ["trained", "52", "43", "9"]
         told = json.loads((folder / "heads" / f"{name}.metrics.json").read_text())
         assert told["metrics_of_folds"]["pearson"] > 0.4  # of documents that the models had not seen
 

@@ -1,6 +1,6 @@
 """The HDF5 format of embeddings: names of datasets, chunk sizes, provenance.
 
-README § Data formats describes it.
+docs/reference/formats.md describes it.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mlfilter_core.corpus.windows import WINDOW_BYTES
 from mlfilter_core.wording import size
 
-# See README § Speed, Memory: windows in flight, and the bytes that each byte of their lines may take.
+# See docs/speed.md § Memory: windows in flight, and the bytes that each byte of their lines may take.
 WINDOWS, EXPANSION = 8, 5
 # Arbitrary: documents that were not scored here may have longer texts.
 ANNOTATION_MARGIN, ANNOTATION_MIN_BYTES = 1.5, 1 << 30

@@ -1,0 +1,160 @@
+"""The tables of the data formats, beside files that the project wrote."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.embedding import EmbeddingJob
+from mlfilter_core.config.execution import Job
+from mlfilter_core.config.filtering import FilterJob
+from mlfilter_core.embedding.committed import MAGIC, PREFIX
+from mlfilter_core.embedding_store.fingerprint import FIELDS
+from mlfilter_core.filtering.work import survey_workload
+from mlfilter_core.heads.trained_head import TrainedHead, write_head
+from mlfilter_core.job_kinds import workload_of
+from mlfilter_core.run_report.collect import collect
+from mlfilter_core.run_report.facts import RejectFacts, RunFacts
+from mlfilter_core.run_report.write_report import as_json
+from mlfilter_core.work.run_log import RUN, RunLog
+from mlfilter_core.work.workload import Workload
+from tests.conftest import TINY_DIM
+from tests.docs.pages import DOCS, REPOSITORY
+
+FORMATS, HEADS, RECORDS = ((DOCS / "reference" / f"{name}.md").read_text() for name in ("formats", "heads", "records"))
+NAME = "en/forum"
+
+
+@pytest.fixture(scope="module")
+def outputs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with embeddings, scores and a filtered corpus of one file."""
+    folder = tmp_path_factory.mktemp("outputs")
+    head = TrainedHead(
+        [torch.ones(1, TINY_DIM)], [torch.zeros(1)], "relu", "regression", ["a"], dict.fromkeys(FIELDS), {"request": {}}
+    )
+    write_head(folder / "head.safetensors", head)
+    source = {"input_dir": REPOSITORY / "examples" / "corpus", "glob_pattern": f"{NAME}.jsonl", "text_field": "text"}
+    labels = {"keys_to_index": ["language"], "save_labels": True, "label_key": "scores.education", "id_key": "id"}
+    scores = {"regression_head_checkpoints": {"a": folder / "head.safetensors"}, "allow_mismatched_head": True}
+    params = {**source, **labels, "embedding_model": tiny_model, "output_dir": folder}
+    embeddings = {"embeddings_directory": folder / "embeddings", "output_dir": folder}
+    keep = {"annotated_directory": folder / "annotated_data", "keep": {"scores": "a"}}
+    do(workload_of(job(EmbeddingJob, params)))
+    do(workload_of(job(AnnotationJob, {**embeddings, **scores})))
+    filtering = job(FilterJob, {**embeddings, **keep})
+    do(survey_workload(filtering))
+    do(workload_of(filtering))
+    return folder
+
+
+def job(kind: type[Job], params: dict[str, Any]) -> Any:
+    written = {name: str(value) if isinstance(value, Path) else value for name, value in params.items()}
+    if "regression_head_checkpoints" in written:
+        written["regression_head_checkpoints"] = {k: str(v) for k, v in written["regression_head_checkpoints"].items()}
+    return kind.model_validate({"params": written})
+
+
+def do(workload: Workload[Any]) -> None:
+    workload.work.prepare(workload.files)
+    for file in workload.files:
+        workload.work.run(file)
+
+
+def rows(page: str, heading: str, n: int = 0) -> dict[str, str]:
+    """Returns a table of a section: what is in its first column as code, and the rest of the row."""
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    table = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)[n]
+    found: dict[str, str] = {}
+    for line in table.splitlines()[2:]:
+        _, first, rest = line.split("|", 2)
+        found |= dict.fromkeys(re.findall(r"`([^`]+)`", first), rest)
+    return found
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", text))
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def test_embeddings_have_the_datasets_and_their_types(outputs: Path) -> None:
+    table = rows(FORMATS, "Embeddings")
+    with h5py.File(outputs / "embeddings" / f"{NAME}.h5") as file:
+        group = file["train"]
+        names = {*group, *(f"index/{key}" for key in group["index"])} - {"index"}
+        assert {name.replace("index/language", "index/<key>") for name in names} == table.keys()
+        for name in names - {"labels", "index/language", "document_id"}:
+            assert f"{group[name].dtype}" in table[name]
+            assert group[name].fletcher32
+
+
+def test_embeddings_have_the_attributes_and_their_keys(outputs: Path) -> None:
+    table = rows(FORMATS, "Embeddings", 1)
+    with h5py.File(outputs / "embeddings" / f"{NAME}.h5") as file:
+        attributes = file["train"].attrs
+        assert set(attributes) == {*table, "format_version"}
+        for name, meaning in table.items():
+            if name != "versions":
+                assert set(json.loads(attributes[name])) <= words(meaning), name
+
+
+def test_checkpoints_are_as_described() -> None:
+    table = FORMATS.partition("## Checkpoints")[2].partition("\n## ")[0]
+    assert f"| {len(MAGIC)} | `{MAGIC.decode()}`".replace("\n", "\\n") in table
+    assert PREFIX.format == "<QQ16s"
+
+
+def test_rejected_lines_have_the_keys(outputs: Path) -> None:
+    line = json.loads((outputs / "rejected" / f"{NAME}.jsonl").read_text().splitlines()[0])
+    assert line.keys() == rows(FORMATS, "Rejected lines").keys() - {"raw_base64"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "heading", "left_out"), [("annotated_data", "Annotated files", 1), ("filtered", "Filtered files", 0)]
+)
+def test_provenance_has_the_keys(outputs: Path, folder: str, heading: str, left_out: int) -> None:
+    made = load(outputs / folder / ".provenance" / f"{NAME}.jsonl.json")
+    table = rows(FORMATS, heading, left_out)
+    assert made.keys() == table.keys()
+    assert set(made["request"]) <= words(table["request"])
+
+
+def test_surveys_have_the_arrays(outputs: Path) -> None:
+    table = rows(FORMATS, "Surveys")
+    survey = np.load(outputs / "filtered" / ".survey" / f"{NAME}.npz")
+    assert set(survey) == table.keys()
+    for name in table:
+        assert str(survey[name].dtype) in table[name]
+    assert set(json.loads(survey["facts"].tobytes())) <= words(table["facts"])
+    limits = load(outputs / "filtered" / ".survey" / "cuts.json")
+    assert limits.keys() == rows(FORMATS, "Surveys", 1).keys()
+
+
+def test_heads_have_the_metadata(outputs: Path) -> None:
+    assert set(FIELDS) == rows(HEADS, "The contract between head and encoder").keys()
+    with safe_open(outputs / "head.safetensors", "numpy") as file:
+        assert set(file.metadata()) == rows(HEADS, "The format of trained heads").keys()
+
+
+def test_run_records_have_the_keys(outputs: Path, tmp_path: Path) -> None:
+    log = RunLog(tmp_path, "embed", outputs, 1, 0)
+    log.end_by(ValueError())
+    assert load(tmp_path / RUN).keys() == rows(RECORDS, "run.json").keys()
+
+
+def test_reports_have_the_keys(outputs: Path) -> None:
+    table = rows(RECORDS, "report.json")
+    facts = json.loads(as_json(collect(outputs)))
+    assert facts.keys() == table.keys()
+    assert facts["totals"].keys() == words(table["totals"])
+    assert words(table["runs"]) == RunFacts.__dataclass_fields__.keys()
+    assert words(table["rejects"]) == RejectFacts.__dataclass_fields__.keys()
