@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlfilter_core.compute.cores import usable_cores
 from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.job_kinds import kind_of_job, load_any_job, load_entry_point
@@ -42,9 +43,9 @@ def plan_job(config: Path, overrides: Mapping[str, Any], seed: int = 0) -> Plan:
 
 def _plan(job: Job, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
     # Torch reads these once, when it is imported. With them, this process computes as one of the workers would.
-    from flows.workers.local import QUIET, THREAD_VARIABLES, n_cores
+    from flows.workers.local import QUIET, THREAD_VARIABLES
 
-    n_threads = min(workers.n_cores, n_cores())
+    n_threads = min(workers.n_cores, usable_cores())
     for name, value in {**dict.fromkeys(THREAD_VARIABLES, str(n_threads)), **QUIET}.items():
         os.environ.setdefault(name, value)
     kind = kind_of_job(job)
@@ -61,14 +62,14 @@ def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:
         job: The job.
         findings: Receives what would keep its workers from starting.
     """
-    from flows.workers.local import n_cores, shares_gpus, visible_gpus
+    from flows.workers.local import shares_gpus, visible_gpus
 
     if not job.running_on_slurm:
         n_gpus = len(visible_gpus()) if shares_gpus(job.device) else 0
-        default = n_cores() if job.one_per_core else max(1, n_gpus)
+        default = usable_cores() if job.one_per_core else max(1, n_gpus)
         n = job.local.workers if job.local.workers > 0 else default
         words = f"{plural(n, 'worker')} on this machine"
-        return PlannedWorkers(n, 1, max(1, n_cores() // n), n_gpus > 0, False, words)
+        return PlannedWorkers(n, 1, max(1, usable_cores() // n), n_gpus > 0, False, words)
     from flows.workers.slurm_job import slurm_job
 
     asked = slurm_job(job.slurm, job.one_per_core, job.device, job.logging_dir)

@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flows.watching.run_progress import Snapshot, describe, duration
+from flows.watching.run_progress import Snapshot, describe
+from mlfilter_core.wording import duration
 
 MAX_WORKERS_SHOWN = 12  # more would push the log off the screen
 BAR_WIDTH = 20

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.wording import duration
 from mlfilter_core.work.progress import Progress
 from mlfilter_core.work.workload import FileReport
 
@@ -192,18 +193,6 @@ def describe(snapshot: Snapshot) -> str:
     if snapshot.bottleneck is not None:
         parts.append(f"{snapshot.bottleneck} is the bottleneck")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Returns a duration to read: `45 s`, `12 min`, `3 h 12 min`, `2 days 4 h`."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} days {hours % 24} h"
 
 
 def _rounded(rate: float) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-from dask.system import CPU_COUNT
 from distributed import LocalCluster
 
 from flows.workers.on_worker import GPUS_VARIABLE, PRELOAD
 from flows.workers.task_runner import WorkerTaskRunner
+from mlfilter_core.compute.cores import usable_cores
 from mlfilter_core.config.execution import LocalSettings
 
 # Numbers of threads in torch, NumPy and the tokenizers.
@@ -42,11 +42,6 @@ def visible_gpus() -> list[str]:
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-
-
-def n_cores() -> int:
-    """Returns the number of cores that this process may use, given its affinity and its container's limit."""
-    return int(CPU_COUNT)
 
 
 @dataclass(frozen=True)
@@ -78,10 +73,10 @@ def local_workers(
         logs: Folder of the run's logs. Dask's own files go to `dask` in it, which is removed at the end.
     """
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    default = n_cores() if one_per_core else max(1, len(visible_gpus()))
+    default = usable_cores() if one_per_core else max(1, len(visible_gpus()))
     n_workers = min(settings.workers if settings.workers > 0 else default, max(1, n_tasks))
     folder = logs / "dask"
-    environment = worker_environment(n_cores() // n_workers, folder)
+    environment = worker_environment(usable_cores() // n_workers, folder)
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute() / "torchinductor")
     if shares_gpus(device):
         environment[GPUS_VARIABLE] = ",".join(visible_gpus())

@@ -24,11 +24,12 @@ from mlfilter_core.files.new_file import HashedFile
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.filter_request import FilterRequest
-from mlfilter_core.filtering.kept_counts import KeptCounts, share
+from mlfilter_core.filtering.kept_counts import KeptCounts
 from mlfilter_core.filtering.kept_documents import document_lines
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
 from mlfilter_core.filtering.survey import Survey, check_unchanged, load_survey
 from mlfilter_core.filtering.thresholds import describe_rank
+from mlfilter_core.wording import share
 from mlfilter_core.work.same_request import REPLACE, check_same_request
 from mlfilter_core.work.workload import ReportDefaults
 

@@ -6,6 +6,8 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfilter_core.wording import share
+
 
 @dataclass(frozen=True)
 class KeptCounts:
@@ -36,8 +38,3 @@ class KeptCounts:
         tokens = f", {share(self.kept_tokens, self.tokens)} of the tokens" if self.tokens else ""
         documents = f"kept {self.kept:,} of {self.documents:,} documents"
         return f"{documents}, {share(self.kept, self.documents)}{tokens}"
-
-
-def share(part: int, whole: int) -> str:
-    """Returns a percentage: `30.1 %`."""
-    return f"{100 * part / whole:.1f} %" if whole else "0 %"

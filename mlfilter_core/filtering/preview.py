@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.filtering.kept_counts import KeptCounts, share
+from mlfilter_core.filtering.kept_counts import KeptCounts
 from mlfilter_core.filtering.rank_search import Surveys
 from mlfilter_core.filtering.thresholds import find_thresholds_of_all
+from mlfilter_core.wording import share
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,13 @@ from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.job_kinds import JobKind, kind_of_flow, kind_of_job, kinds, load_any_job, load_entry_point, register
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers, Section
+from mlfilter_core.run_report.collect import collect
+from mlfilter_core.run_report.facts import OutputFacts
+from mlfilter_core.run_report.pictures import pictures_of
+from mlfilter_core.verification.discrepancies import FileCheck
+from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest
+from mlfilter_core.verification.stated_facts import StatedFacts
+from mlfilter_core.verification.verify import verify
 from mlfilter_core.work.workload import ReportDefaults, Work, Workload
 from tests.flows.dask_workers import last_task_runs
 
@@ -109,6 +116,28 @@ def plan_count(job: CountJob, workers: PlannedWorkers, seed: int, findings: Find
     return Plan("count", [section], findings.problems, findings.warnings)
 
 
+def find_count(relative: str) -> Output | None:
+    return Output(relative, relative.removesuffix(".count")) if relative.endswith(".count") else None
+
+
+def read_count(relative: str, request: VerifyRequest) -> StatedFacts:
+    path = request.output_dir / relative
+    return StatedFacts(path.stat().st_size, int(path.read_text().split()[0]))
+
+
+def check_count(relative: str, request: VerifyRequest, related: RelatedFiles) -> FileCheck:
+    fields = (request.output_dir / relative).read_text().split()
+    problems = () if len(fields) == 2 else (f"has {len(fields)} numbers instead of 2; count again",)
+    return FileCheck(relative, problems)
+
+
+COUNTS = OutputKind("counts", find_count, read_count, check_count)
+
+
+def pictures_of_counts(facts: OutputFacts) -> Mapping[str, str]:
+    return {"Counts": f'<svg viewBox="0 0 {len(facts.files)} 1"></svg>'}
+
+
 @pytest.fixture(autouse=True)
 def count_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobKind]:
     monkeypatch.setattr(job_kinds, "_kinds", list(kinds()))
@@ -120,6 +149,8 @@ def count_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobKind]:
         run=f"{__name__}:count",
         workload=f"{__name__}:count_workload",
         plan=f"{__name__}:plan_count",
+        outputs=f"{__name__}:COUNTS",
+        pictures=f"{__name__}:pictures_of_counts",
     )
     register(kind)
     yield kind
@@ -161,6 +192,25 @@ def test_its_command_runs_its_flow_over_every_file_once(
     assert '"characters": 14' in log.read_text()
     assert "secret" not in log.read_text()
     assert "skipped" in ml_filter("count", "--config", job_file)
+
+
+def test_its_outputs_are_verified_and_reported(job_file: Path, tmp_path: Path) -> None:
+    count(job_file)
+    out = tmp_path / "out"
+    facts = collect(out)
+    assert {(file.flow, file.file, file.documents) for file in facts.files} == {
+        ("count", "a/x.txt", 2),
+        ("count", "b/y.txt", 3),
+    }
+    assert "Counts" in pictures_of(facts, "count")
+    ml_filter("report", out)
+    assert "b/y.txt" in (out / "report" / "index.html").read_text()
+    sound = verify(VerifyRequest(out), n_workers=1)
+    assert sound.is_right
+    assert "2 counts" in sound.summary()
+    (out / "counted" / "a" / "x.count").write_text("2")
+    (wrong,) = verify(VerifyRequest(out), n_workers=1).wrong
+    assert wrong.problems == ("has 1 numbers instead of 2; count again",)
 
 
 def test_it_has_a_plan(job_file: Path) -> None:

@@ -39,7 +39,7 @@ def shown(terminal: Terminal, now: Snapshot) -> str:
 def test_there_is_a_line_for_each_worker_and_one_for_all(terminal: Terminal) -> None:
     text = shown(terminal, snapshot())
     assert "a/x.jsonl" in text
-    assert "37 documents in 15 s" in text
+    assert "37 documents in 15.0 s" in text
     assert "embed: 1 of 3 files, 1,137 documents, 12 documents/s, 3,456 tokens/s, 1 h 2 min left" in text
 
 

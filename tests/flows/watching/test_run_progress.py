@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from flows.watching import run_progress as progress_module
-from flows.watching.run_progress import RunProgress, Snapshot, describe, duration
+from flows.watching.run_progress import RunProgress, Snapshot, describe
 from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.files.task_files import TaskFile
@@ -108,11 +108,3 @@ def test_a_snapshot_in_words() -> None:
     )
     now = Snapshot(9, 0, 0, 1, 0, 0, 3, 0.0, 0.04, 0, None, 0, {}, [])
     assert describe(now) == "0 of 9 files, 1 failed, 0 documents, 3 rejected, 0.0 documents/s"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0 s"), (59.4, "59 s"), (61, "1 min"), (3599, "1 h 0 min"), (11_520, "3 h 12 min"), (187_200, "2 days 4 h")],
-)
-def test_a_time_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words

@@ -8,8 +8,9 @@ import pytest
 from distributed import Client
 from prefect import task
 
-from flows.workers.local import THREAD_VARIABLES, local_workers, n_cores, visible_gpus
+from flows.workers.local import THREAD_VARIABLES, local_workers, visible_gpus
 from flows.workers.task_runner import WorkerTaskRunner
+from mlfilter_core.compute.cores import usable_cores
 from mlfilter_core.config.execution import LocalSettings
 from tests.flows.dask_workers import outcomes
 
@@ -54,11 +55,11 @@ def test_workers_divide_the_cores_and_get_a_gpu_each_unless_the_job_names_one(
     with local_workers(LocalSettings(workers=n_workers), False, device, n_tasks, tmp_path) as workers:
         assert sorted(in_each_worker(workers.runner, os.getenv, "CUDA_VISIBLE_DEVICES")) == gpus
         threads = in_each_worker(workers.runner, os.getenv, "OMP_NUM_THREADS")
-        assert threads == [str(max(1, n_cores() // len(gpus)))] * len(gpus)
+        assert threads == [str(max(1, usable_cores() // len(gpus)))] * len(gpus)
         assert workers.tend(n_tasks) == len(gpus)
         if n_workers == -1:
             (done,) = outcomes(workers, n_torch_threads, ["one"]).values()
-            assert done.result == max(1, n_cores() // 2)
+            assert done.result == max(1, usable_cores() // 2)
             children = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
             assert len([child for child in children if "prefect.server.api.server:create_app" in child]) == 1
     assert not (tmp_path / "dask").exists()
