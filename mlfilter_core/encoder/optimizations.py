@@ -87,9 +87,9 @@ def _reason_against(change: Callable[[], None], forward_pass: ForwardPass) -> st
     try:
         change()
         actual = torch.cat([forward_pass.run(batch) for batch in batches])
+        distances = (actual - expected).norm(dim=1) / expected.norm(dim=1)  # raises if rows are missing
     except Exception as error:  # a model's own code and compilers raise anything
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    distances = (actual - expected).norm(dim=1) / expected.norm(dim=1)
     are_same = bool((distances <= ROUNDING[forward_pass.model.dtype]).all())
     return None if are_same else f"embeddings differ by {distances.max():.0%}"
 

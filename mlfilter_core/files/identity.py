@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ def cached_sha256(path: Path) -> str:
     For weights, which take minutes to read and several steps of a run ask for. A file whose inode, size and times are
     the same counts as unchanged.
     """
-    status = path.stat()
+    with open(path, "rb") as file:  # a network file system may answer `stat` from its cache, but not `open`
+        status = os.fstat(file.fileno())
     return _sha256_of(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 

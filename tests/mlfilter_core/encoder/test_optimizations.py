@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AttentionInterface
 
 from mlfilter_core.encoder.attention import UNPADDED, unpadded_attention
 from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts
+from mlfilter_core.encoder.forward_pass import ForwardPass
 from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import resolve_model
+from mlfilter_core.encoder.model_properties import read_properties
+from mlfilter_core.encoder.optimizations import optimize
 from mlfilter_core.encoder.settings import EncoderSettings
 from tests.mlfilter_core.encoder.conftest import TEXTS, TOLERANCE, encode, tiny
 
@@ -34,6 +38,25 @@ def test_a_model_whose_attention_is_more_than_attention_is_given_padded_texts(
     assert encoder.provenance()["attention"] == "sdpa"
     assert re.search(r"cannot take texts without padding \(embeddings differ by \d+%\)", caplog.text)
     np.testing.assert_allclose(encode(encoder, TEXTS), expected, atol=TOLERANCE)
+
+
+def test_a_model_whose_own_module_gives_one_embedding_for_a_row_of_texts_is_given_padded_texts(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FirstOfRow(torch.nn.Module):
+        """As if it took the row for a single text."""
+
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            is_one_row = len(features["input_ids"]) == 1
+            return {**features, "sentence_embedding": features["sentence_embedding"][: 1 if is_one_row else None]}
+
+    model, settings = SentenceTransformer(str(tiny_model), device="cpu").eval(), EncoderSettings()
+    model.append(FirstOfRow())
+    forward_pass = ForwardPass(model, read_properties(model, settings), torch.device("cpu"), pad_to_max_length=False)
+    optimize(forward_pass, pad_to_max_length=False, torch_compile=False)
+    assert not forward_pass.is_unpadded
+    assert "cannot take texts without padding (RuntimeError: The size of tensor a (2) must match" in caplog.text
+    assert len(forward_pass.run([np.array([7, 8], np.int32)] * 3)) == 3
 
 
 ignoring_warnings_of_the_compiler = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

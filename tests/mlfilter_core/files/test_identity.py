@@ -45,3 +45,15 @@ def test_a_digest_is_computed_again_only_for_a_changed_file(file: Path, hashed: 
     (file.parent / "other").replace(file)
     assert cached_sha256(file) == hashlib.sha256(b"other").hexdigest()
     assert hashed == [file] * 3
+
+
+def test_a_status_that_the_file_system_remembers_hides_no_replaced_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, which may answer `stat` for a minute as it did before another machine replaced the file."""
+    cached_sha256(file)
+    remembered = file.stat()
+    (file.parent / "other").write_bytes(b"CONTENT")
+    (file.parent / "other").replace(file)
+    monkeypatch.setattr(Path, "stat", lambda path, **kwargs: remembered)
+    assert cached_sha256(file) == hashlib.sha256(b"CONTENT").hexdigest()
