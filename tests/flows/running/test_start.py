@@ -1,13 +1,14 @@
 """Runs from job files, where they are refused before anything starts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.running.start import run_job_file, run_pipeline
 from mlfilter_core.errors import ConfigError
 
-NONE = (Path("/none/job.yaml"), {})
+NONE: tuple[Path, dict[str, Any]] = (Path("/none/job.yaml"), {})
 
 
 def test_a_kind_that_does_not_exist_is_refused() -> None:
