@@ -28,7 +28,7 @@ def build_app() -> typer.Typer:
         help="Embed large corpora of web text, score the embeddings, filter by the scores.",
         **STYLE,
     )
-    app.callback()(_about)
+    app.callback(invoke_without_command=True)(_about)  # --version needs no command
     for kind in kinds():
         _add(app, kind.flow, kind.old_command, command_of(kind.flow))
     _add(app, PIPELINE, OLD_PIPELINE, command_of(PIPELINE))

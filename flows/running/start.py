@@ -69,14 +69,20 @@ def run_pipeline(steps: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> "list[R
         steps: Job file and overrides of each step: `{"embed": (Path("embed.yaml"), {}), "annotate": ...}`.
 
     Raises:
+        ConfigError: A step does not exist, or is missing.
         JobError: A job cannot run as it is configured.
         FilesFailedError: Some files failed; the others are finished.
     """
+    known = {kind.step: kind for kind in kinds() if kind.step is not None}
+    if unknown := [step for step in steps if step not in known]:
+        raise ConfigError(f"a pipeline has no step {unknown[0]}; its steps are: {', '.join(known)}")
+    if missing := [step for step, kind in known.items() if step not in steps and not kind.is_optional_step]:
+        raise ConfigError(f"a pipeline needs the step {missing[0]}; give its job file")
     configs: dict[str, Job] = {}
-    for kind in kinds():
-        if kind.step is not None and kind.step in steps:
-            path, overrides = steps[kind.step]
-            configs[f"{kind.step}_config"] = load_job(path, kind.config, overrides)
+    for step, kind in known.items():
+        if step in steps:
+            path, overrides = steps[step]
+            configs[f"{step}_config"] = load_job(path, kind.config, overrides)
     return _run(lambda: load_entry_point(PIPELINE)(**configs), *configs.values())
 
 

@@ -64,11 +64,6 @@ def make_survey(file: TaskFile, request: SurveyRequest) -> SurveyReport:
         survey = _read_lines(file, request, annotated, embeddings)
         if embeddings is not None:
             survey = _joined(survey, file, request.per, embeddings)
-    if len(survey.groups) > MAX_GROUPS:
-        raise AnnotationError(
-            f'{file.path}: params.keep.per: "{request.per}" has more than {MAX_GROUPS} values; name a key that '
-            "documents can be grouped by, such as language"
-        )
     check_unchanged(file, survey)
     write_survey(survey, file, request, facts)
     seconds = time.monotonic() - started
@@ -80,6 +75,7 @@ def _read_lines(
     file: TaskFile, request: SurveyRequest, annotated: Mapping[str, Any], embeddings: EmbeddingFile | None
 ) -> Survey:
     """Returns what the lines contain; checks their ids where no provenance ties them to the embeddings."""
+    per = None if _stored_key(request.per, embeddings) else request.per  # stored groups replace those of the lines
     ids = repeat(None) if embeddings is None or provenance_of(file) is not None else _ids(embeddings)
     scores: list[list[float]] = []
     tokens: list[int] = []
@@ -93,7 +89,7 @@ def _read_lines(
         present.update(name for name, field in fields.items() if field is not None)
         scores.append([math.nan if field is None else _number(record[field]) for field in fields.values()])
         tokens.append(_tokens(record.get(N_TOKENS)))
-        group.append(codes.setdefault(_group(record, request.per), len(codes)))
+        group.append(_code(_group(record, per), codes, file, per))
         _check_id(record, next(ids, None), f"{file.path}:{line.number}", embeddings)
     for name in request.scores:
         if scores and name not in present:
@@ -120,12 +116,17 @@ def _joined(survey: Survey, file: TaskFile, per: str | None, embeddings: Embeddi
         )
     if N_TOKENS in embeddings.names():
         survey = replace(survey, tokens=embeddings.array(N_TOKENS, ALL).astype(np.int64))
-    place = None if per is None else embeddings.find(per)
+    place = _stored_key(per, embeddings)
     if place is None:
         return survey
     codes: dict[str, int] = {}
-    group = [codes.setdefault(value, len(codes)) for value in _strings(embeddings, place)]
+    group = [_code(value, codes, file, per) for value in _strings(embeddings, place)]
     return replace(survey, group=np.array(group, np.int32), groups=tuple(codes))
+
+
+def _stored_key(per: str | None, embeddings: EmbeddingFile | None) -> str | None:
+    """Returns the name of the dataset with the values of a key; None where the embeddings do not store them."""
+    return None if embeddings is None or per is None else embeddings.find(per)
 
 
 def _strings(embeddings: EmbeddingFile, place: str) -> Iterator[str]:
@@ -164,3 +165,18 @@ def _group(record: Record, per: str | None) -> str:
     except KeyError:
         return NO_GROUP
     return NO_GROUP if value is None else as_string(value)
+
+
+def _code(value: str, codes: dict[str, int], file: TaskFile, per: str | None) -> int:
+    """Returns the index of a group, a new one for a new value.
+
+    Raises:
+        AnnotationError: There are too many. Raised at once: a key such as the text would fill the memory.
+    """
+    code = codes.setdefault(value, len(codes))
+    if code >= MAX_GROUPS:
+        raise AnnotationError(
+            f'{file.path}: params.keep.per: "{per}" has more than {MAX_GROUPS} values; name a key that documents can '
+            "be grouped by, such as language"
+        )
+    return code

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
+from flows.commands.app import build_app
 from flows.pipeline import pipeline
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.embedding.embed_file import embed_file
@@ -18,6 +21,7 @@ from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.versions import library_versions
 from tests.conftest import WriteLines
 from tests.flows.commands.processes import REPOSITORY, command, ml_filter
 from tests.flows.conftest import WriteJob
@@ -35,6 +39,28 @@ def test_help_explains_every_option_and_loads_nothing_heavy(script: str) -> None
     assert all(len(re.sub(r"--\S+|[A-Z=]{4,}", "", option).split()) > 3 for option in options)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert not imported.intersection(HEAVY)
+
+
+def test_the_version_is_shown() -> None:
+    done = CliRunner().invoke(build_app(), ["--version"])
+    assert (done.exit_code, done.output) == (0, f"mlfilter {library_versions()['mlfilter']}\n")
+
+
+def test_every_command_is_accepted_with_hyphens_and_with_underscores() -> None:
+    commands: dict[str, object] = typer.main.get_command(build_app()).commands  # type: ignore[attr-defined]
+    known = {"run_embedding_pipeline", "run_annotation_pipeline", "aggregate_scores", "evaluate_predicted_annotations"}
+    for name in {*commands, *known}:
+        for written in (name.replace("_", "-"), name.replace("-", "_")):
+            done = CliRunner().invoke(build_app(), [written, "--help"])
+            assert done.exit_code == 0, (written, done.output)
+
+
+@pytest.mark.parametrize("option", ["--config", "--config_file_path", "--config-file-path"])
+@pytest.mark.parametrize("name", ["embed", "run_annotation_pipeline", "filter", "plan", "job_script"])
+def test_the_job_file_has_three_options(name: str, option: str) -> None:
+    done = CliRunner().invoke(build_app(), [name, option, "/none/my_job.yaml", "--set", "params.batch_size=8"])
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert "/none/my_job.yaml does not exist" in done.output
 
 
 def test_the_known_commands_embed_and_annotate(embed_job: WriteJob, annotate_job: WriteJob, tmp_path: Path) -> None:

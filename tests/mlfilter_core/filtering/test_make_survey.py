@@ -90,6 +90,12 @@ def test_invalid_lines_are_an_error(lines: list[object], message: str, write_lin
         make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k"))
 
 
+def test_groups_are_counted_while_lines_are_read(write_lines: WriteLines, tmp_path: Path) -> None:
+    path = write_lines("x.jsonl", [*({"q": 1, "k": i} for i in range(257)), b"{"])
+    with pytest.raises(AnnotationError, match=r'params.keep.per: "k" has more than 256 values'):
+        make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k"))
+
+
 def test_embeddings_must_be_those_that_were_scored(parameters: Filter, annotated: Path) -> None:
     params = parameters()
     file = annotated_files(params)[1]

@@ -1,0 +1,28 @@
+"""Runs from job files, where they are refused before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.running.start import run_job_file, run_pipeline
+from mlfilter_core.errors import ConfigError
+
+NONE: tuple[Path, dict[str, Any]] = (Path("/none/job.yaml"), {})
+
+
+def test_a_kind_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="there is no kind of job embd; the kinds are: embed, train_head, annotate, f"
+    ):
+        run_job_file("embd", NONE[0])
+
+
+def test_a_step_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a pipeline has no step fliter; its steps are: embed, train, annotate, filt"):
+        run_pipeline({"embed": NONE, "annotate": NONE, "fliter": NONE})
+
+
+def test_a_pipeline_without_a_step_that_it_needs_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a pipeline needs the step annotate; give its job file"):
+        run_pipeline({"embed": NONE})
