@@ -31,7 +31,7 @@ def filter(config: Path | FilterJob, overrides: Mapping[str, Any] = {}, dry_run:
     Args:
         config: Path of a YAML job file on the machine that runs the flow, or the whole job.
         overrides: Values that replace those of `config`, by dotted name: `{"params.write_dropped": true}`.
-        dry_run: End after the survey of the scores, with which `ml_filter filter --dry-run` tells what would be kept.
+        dry_run: Whether to end after the survey of the scores, as `ml_filter filter --dry-run` does.
 
     Raises:
         JobError: The job cannot run as it is configured.

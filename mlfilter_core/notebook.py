@@ -107,7 +107,7 @@ def score_embeddings(heads: "Sequence[Head]", embeddings: NDArray[np.float32]) -
 
 
 def load_job(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Job:
-    """Returns the job of a YAML file, of whatever kind.
+    """Returns the job of a YAML file, of any kind.
 
     Args:
         path: The file.

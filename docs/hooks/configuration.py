@@ -61,7 +61,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """Returns a type in words, as a reader of YAML knows it."""
+    """Returns a type as text, as a reader of YAML knows it."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(parts[0])

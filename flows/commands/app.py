@@ -64,7 +64,7 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print all the facts as JSON.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sample: the same seed draws the same documents.")] = 0,
 ) -> None:
-    """Say what a job would do and need, and all that is wrong with it, before it starts."""
+    """Show what a job would do and need, and every problem with it, before it starts."""
 
     def show() -> list["RunReport"]:
         from flows.commands.plan import plan_job

@@ -121,7 +121,7 @@ _kept: ContextVar[list[RunReport] | None] = ContextVar("reports", default=None)
 
 @contextmanager
 def keeping_reports() -> Iterator[list[RunReport]]:
-    """Gives a list to which each run in the block adds its report, whatever happens to its flow; steps do not."""
+    """Gives a list to which each run in the block adds its report, even if its flow fails; steps add none."""
     reports: list[RunReport] = []
     token = _kept.set(reports)
     try:

@@ -78,14 +78,18 @@ def _run_files(
         except FileError as error:
             failures[file.relative] = str(error)
             continue
-        except OSError:  # its task tries again, and reports the error
+        except OSError:  # the task tries again and reports the error
             report = None
         if report is None:
             to_do.append(file)
         else:
             reports[file.relative] = report
     log.info(
-        "%d files: %d finished before, %d to do, %d in the way", len(files), len(reports), len(to_do), len(failures)
+        "%d files: %d finished before, %d to do, %d failed before their task",
+        len(files),
+        len(reports),
+        len(to_do),
+        len(failures),
     )
     with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
         if to_do:
@@ -146,7 +150,7 @@ def _do_files(
 
 
 def _file_task(verb: str) -> Task[Any, list[Any]]:
-    """Returns the Prefect task that does one file after another, on a worker."""
+    """Returns the Prefect task that processes files one after another on a worker."""
     return Task(
         run_in_turn,
         name=verb,

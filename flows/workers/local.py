@@ -27,7 +27,7 @@ NO_WORKERS_TIMEOUT = "10 minutes"
 SCHEDULER_SETTINGS = {
     # A worker gets one task at a time: a second one would wait there, and be killed along with the first.
     "distributed.scheduler.worker-saturation": 1.0,
-    # A nanny restarts its worker as long as the run lasts. With Dask's default of 15 s, the nanny is removed if its
+    # A nanny restarts its worker until the run ends. With Dask's default of 15 s, the nanny is removed if its
     # worker happens to be restarting again 15 s after an earlier death.
     "distributed.deploy.lost-worker-timeout": "52 weeks",
     "distributed.admin.low-level-log-length": 10,
@@ -132,7 +132,7 @@ def worker_environment(n_threads: int, folder: Path) -> dict[str, str]:
 
 
 def shares_gpus(device: str) -> bool:
-    """Tells whether the job lets us choose a GPU for each worker."""
+    """Returns whether the job lets us choose a GPU for each worker."""
     return device in ("auto", "cuda")
 
 

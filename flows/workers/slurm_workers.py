@@ -1,4 +1,4 @@
-"""Workers in Slurm jobs, as many as the unfinished tasks need."""
+"""Keeps as many workers in Slurm jobs as the unfinished tasks need."""
 
 import asyncio
 import concurrent.futures
@@ -139,7 +139,7 @@ class SlurmWorkers:
             )
 
     def _count_unanswered(self, error: SlurmCommandError) -> None:
-        """Tolerates a controller of Slurm that restarts, for hours if need be, but not one that never answered."""
+        """Raises an error if squeue never answered; a controller that restarts may be silent for hours."""
         self._n_unanswered += 1
         if not self._shown and self._n_unanswered >= MAX_UNANSWERED:
             raise SlurmError(f"squeue does not answer: {error}") from error

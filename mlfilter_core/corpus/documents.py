@@ -233,7 +233,7 @@ def _stored_string(value: Any, key: str) -> str:
 
 
 def has_value(record: Mapping[str, Any], key: str) -> bool:
-    """Tells whether `find_value` finds a value."""
+    """Returns whether `find_value` finds a value."""
     try:
         find_value(record, key)
     except KeyError:

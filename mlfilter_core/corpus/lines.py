@@ -64,7 +64,7 @@ class OverlongLine:
 class SourceReader:
     """Reads one source file once, from the first byte to the last.
 
-    The first bytes tell the compression, not the name. Memory does not depend on the size of the file. Use it as a
+    The first bytes determine the compression, not the name. Memory does not depend on the size of the file. Use it as a
     context manager.
 
     Attributes:

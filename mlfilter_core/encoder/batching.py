@@ -55,7 +55,7 @@ def find_max_batch_tokens(encode: Callable[[int], int | None]) -> tuple[int, str
             not fit in memory.
 
     Returns:
-        The smallest of the fastest sizes, and what was measured, in words.
+        The smallest of the fastest sizes, and what was measured, as text.
     """
     rates: dict[int, float] = {}
     size, fits = SMALLEST, True

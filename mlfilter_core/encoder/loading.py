@@ -129,7 +129,7 @@ def _set_pooling(model: SentenceTransformer, pooling: str) -> None:
 
 
 def _find_max_batch_tokens(forward_pass: ForwardPass) -> tuple[int, str]:
-    """Returns the fastest size of batches, and what was measured, in words."""
+    """Returns the fastest size of batches, and what was measured, as text."""
     max_length = forward_pass.properties.max_length
     length = forward_pass.padded_length or min(max_length or TRIAL_TOKENS, TRIAL_TOKENS)
     document = np.ones(length, np.int32)  # the speed does not depend on which tokens they are

@@ -95,7 +95,7 @@ def code_elsewhere(folder: Path) -> list[str]:
 
 
 def stated_dim(folder: Path) -> int | None:
-    """Returns the width of a model's embeddings, without loading the model; None if only loading tells.
+    """Returns the width of a model's embeddings, without loading the model; None if it is unknown before loading.
 
     It is the width of the last layer, unless a dense layer follows.
     """

@@ -104,7 +104,7 @@ class AnnotatorResult:
         }
 
     def exclusions(self) -> list[str]:
-        """Returns, in words, which documents and draws the measures leave out."""
+        """Returns as text which documents and draws the measures leave out."""
         tallies = {
             "left out": self.left_out,
             "invalid draws": self.invalid_draws,
@@ -113,7 +113,7 @@ class AnnotatorResult:
         return [f"{title}: {tally}" for title, tally in tallies.items() if tally]
 
     def gaps(self) -> list[str]:
-        """Returns, in words, which measures are undefined, in all documents or in some resamples."""
+        """Returns as text which measures are undefined, in all documents or in some resamples."""
         if not len(self.truth):
             return [f"all measures are undefined: {NO_DOCUMENTS}"]
         names_by_reason: dict[str, list[str]] = {}

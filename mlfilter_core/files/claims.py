@@ -1,4 +1,4 @@
-"""Locks that tell which files a living process is writing.
+"""Locks that show which files a living process is writing.
 
 They are `flock(2)` locks: the kernel releases them when a process ends in any way, and none survives a reboot. They
 work across machines where the file system supports it: NFS, Lustre mounted with `flock`, GPFS and CephFS.
@@ -52,7 +52,7 @@ def claim(target: Path) -> Iterator[bool]:
 
 
 def is_claimed(target: Path) -> bool | None:
-    """Tells whether a living process has claimed a file; None where this machine cannot tell."""
+    """Returns whether a living process has claimed a file; None where this machine cannot tell."""
     lock = hidden_name(target, LOCK_SUFFIX)
     made_on = machine_of_lock(lock)
     if made_on is None:
@@ -157,7 +157,7 @@ def _taken(lock: Path, target: Path) -> IO[str]:
 
 
 def _is_named(handle: IO[str], path: Path) -> bool:
-    """Tells whether an open file still has its name, as its previous holder may have just removed it."""
+    """Returns whether an open file still has its name, as its previous holder may have just removed it."""
     try:
         named = path.stat()
     except FileNotFoundError:

@@ -146,7 +146,7 @@ def _remove(paths: Iterable[Path]) -> int:
 
 
 def _is_finished_since(committed: Path) -> bool:
-    """Tells whether the file of a checkpoint was finished after it."""
+    """Returns whether the file of a checkpoint was finished after it."""
     target = committed.with_name(committed.name.removesuffix(COMMITTED_SUFFIX)[1:])
     try:
         return committed.exists() and target.stat().st_mtime_ns >= committed.stat().st_mtime_ns

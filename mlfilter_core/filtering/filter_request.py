@@ -74,7 +74,7 @@ class FilterRequest:
         return provenance_path(self.output_dir, f"{file.stem}{self.suffix}")
 
     def criteria(self) -> tuple[str, ...]:
-        """Returns the thresholds in words."""
+        """Returns the thresholds as text."""
         return tuple(thresholds.describe() for thresholds in self.thresholds.of_scores)
 
     def provenance(self, groups: Iterable[str]) -> dict[str, Any]:

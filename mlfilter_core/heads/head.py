@@ -112,7 +112,7 @@ def check_heads_fit(heads: list[Head], dim: int, where: str) -> None:
 
 
 def find_mismatched_heads(heads: list[Head], made_by: Fingerprint, where: str, are_allowed: bool) -> dict[str, str]:
-    """Returns the heads that were trained on embeddings of another encoder, with the differences in words.
+    """Returns the heads that were trained on embeddings of another encoder, with the differences as text.
 
     Args:
         heads: The heads of a job.

@@ -100,7 +100,7 @@ def embedding_speed(
 
 
 def _embedding_file_bytes(sample: CorpusSample, documents_per_file: float, loaded: LoadedEncoder) -> float:
-    """Returns the size of a file of so many documents, by writing one."""
+    """Returns the size of a file with this number of documents, by writing one."""
     dim, request = loaded.encoder.dim, loaded.request
     n = max(1, min(round(documents_per_file), MAX_WRITTEN_DOCUMENTS, MAX_WRITTEN_BYTES // _row_bytes(loaded)))
     with tempfile.TemporaryDirectory(prefix="mlfilter-plan-") as folder:

@@ -58,7 +58,7 @@ class PlannedWorkers:
         n_cores: Cores of one worker.
         has_gpu: Whether each worker has a GPU of its own.
         are_elsewhere: Whether the workers run on other machines than this one.
-        words: The workers in words: `4 workers on this machine`.
+        words: The workers as text: `4 workers on this machine`.
         given: The `slurm_settings` of the job file.
         overruled: Fields of `slurm_settings` that `sbatch_args` overrides.
     """

@@ -43,7 +43,7 @@ def device_to_measure(device: str, workers: PlannedWorkers, findings: Findings) 
 
 
 def check_room(folder: Path, needed: Estimate, n_files: int, findings: Findings) -> tuple[dict[str, Any], str]:
-    """Compares what a job writes with what is free; returns the facts, and the same in words.
+    """Compares what a job writes with what is free; returns the facts, and the same as text.
 
     Args:
         folder: Folder that is written to.

@@ -41,7 +41,7 @@ class Work:
     start_s: float = 0.0
 
     def run_s(self, n_workers: int) -> Estimate:
-        """Returns the seconds that so many workers take, without their start."""
+        """Returns the seconds that this number of workers takes, without their start."""
         return self.total_s.times(max(1 / max(1, min(n_workers, self.n_files)), self.largest_share))
 
 
@@ -51,7 +51,7 @@ class SlurmAdvice:
 
     Attributes:
         settings: The fields.
-        reasons: One reason in words for each recommended field.
+        reasons: Reason for each recommended field.
     """
 
     settings: Mapping[str, Any]
@@ -82,7 +82,7 @@ def speed_section(
 
     Args:
         measured: Facts about the speed of this machine.
-        in_words: The same in words.
+        in_words: The same as text.
         work: What the workers have to do, at that speed.
         workers: Workers that the job asks for.
     """

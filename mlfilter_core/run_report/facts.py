@@ -129,7 +129,7 @@ class RunFacts:
         workers: Workers that finished a file.
         busy_s: Seconds of work in each stage, over all files; empty where the flow has no stages.
         waited_s: Seconds in which each stage waited for another.
-        encoders: Devices and settings of the encoder, in words.
+        encoders: Devices and settings of the encoder, as text.
         rates: Speed over time; None where the times are unknown.
         logs: Log folder.
         command: Command that repeats the run.

@@ -53,7 +53,7 @@ def pair_scores(one: Path, other: Path, names: Sequence[str], max_documents: int
         one: An output folder.
         other: Another one.
         names: Scores that both have.
-        max_documents: Once so many are joined, further files are skipped.
+        max_documents: Number of joined documents from which on further files are skipped.
 
     Raises:
         SourceError: A file is broken.

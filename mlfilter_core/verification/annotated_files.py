@@ -111,7 +111,7 @@ class _Check:
         try:
             made: dict[str, Any] = json.loads(provenance.read_bytes())
         except (OSError, ValueError) as error:
-            self.findings.add("provenance", f"does not say what it was made from ({error})")
+            self.findings.add("provenance", f"has no readable provenance ({error})")
             return
         if not self.findings.path.exists():
             self.findings.add("output", f"is missing, though {provenance} exists")
@@ -150,7 +150,7 @@ class _Check:
             self.findings.add("output", "changed since it was annotated: it has another size")
         elif is_same is None and not self.request.read_content:
             self.findings.add(
-                "output", "was copied or changed since it was annotated", "only a check without --quick can tell"
+                "output", "was copied or changed since it was annotated", "check without --quick to compare the content"
             )
 
     def _find_embeddings(self, made: Mapping[str, Any]) -> tuple[EmbeddingFile | None, list[str]]:

@@ -62,7 +62,7 @@ class Findings:
     """Collects the problems of one file.
 
     Attributes:
-        path: The file, which messages need not name again.
+        path: The file; messages do not repeat its name.
         fix: Advice that ends each message, unless the problem has its own.
     """
 

@@ -71,7 +71,7 @@ def check_embeddings(relative: str, request: VerifyRequest, related: RelatedFile
     with np.errstate(all="ignore"), findings.collecting(), EmbeddingFile(path, request.group) as file:
         if file.provenance is not None:
             return _check(relative, request, file, file.provenance, findings)
-        findings.add("provenance", "does not say what it was made of", f"{AGAIN}, or move it away")
+        findings.add("provenance", "has no provenance", f"{AGAIN}, or move it away")
     return FileCheck(relative, findings.problems())
 
 

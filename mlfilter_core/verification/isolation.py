@@ -1,6 +1,6 @@
-"""A function applied to many items in worker processes, any of which may die or never return.
+"""Applies a function to many items in worker processes, even if a process dies or never returns.
 
-A C library such as HDF5 may do either over a broken file, and raises no exception.
+A C library such as HDF5 may crash or loop over a broken file instead of raising an exception.
 """
 
 import faulthandler

@@ -44,7 +44,7 @@ def find_source(recorded: Mapping[str, Any], request: VerifyRequest, findings: F
         return None
     if not request.read_content and status.st_mtime_ns != recorded["mtime_ns"]:
         changed = f"its source {path} was copied or changed since it was embedded"
-        findings.add("source", changed, "only a check without --quick can tell")
+        findings.add("source", changed, "check without --quick to compare the content")
         return None
     return path
 

@@ -327,7 +327,7 @@ def run_rounds(name: str, n_inputs: int, seed: int, crashes: Path) -> int:
 
 
 def dies_in_library(name: str, death: Path, last_words: str) -> bool:
-    """Tells whether a process ended in the library of its target, by its last words, else by trying it again."""
+    """Returns whether a process ended in the library of its target, by its last words, else by trying it again."""
     command = [sys.executable, "-m", "tests.faults.fuzz", name, "--again", str(death)]
     if not (calls := INNERMOST_CALL.findall(last_words)):  # it hung, or its memory ran out
         last_words = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr

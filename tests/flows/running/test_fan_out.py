@@ -126,10 +126,10 @@ def test_a_worker_that_was_killed_from_outside_says_what_it_was_at(tmp_path: Pat
         lines = ["task run a/b begins", "old", f"task run {run} begins", *(f"line {i}" for i in range(30 * n))]
         (tmp_path / f"worker-a-{n}.log").write_text("\n".join(lines))
     assert last_words(tmp_path, "a/c") == (
-        "it was killed from outside, as the kernel does when memory runs out: there is no error in its log "
+        "it was killed from outside, for example by the kernel because memory ran out: no error is in its log "
         f"{tmp_path}/worker-a-2.log, which ends with:\nline 57\nline 58\nline 59"
     )
-    assert last_words(tmp_path, "a/d") == "it had not begun; see the workers' logs"
+    assert last_words(tmp_path, "a/d") == "no worker had begun it; see the workers' logs"
 
 
 def test_an_item_that_makes_progress_each_time_is_not_given_up(

@@ -117,7 +117,7 @@ def start() -> Iterator[StartFlow]:
 
 
 def is_embedding(folder: Path) -> bool:
-    """Tells whether a worker is in the middle of a file."""
+    """Returns whether a worker is in the middle of a file."""
     return any(folder.rglob("*.part"))
 
 

@@ -182,8 +182,8 @@ OF_THE_LINES: list[Any] = [
     (lambda o: append(o, b"[1]\n"), "line 4 is no JSON object; annotate it again"),
     (change_a_digit, "changed since it was annotated: it has another sha256; annotate it again"),
     (lambda o: (o.folder / FILE).unlink(), "is missing, though"),
-    (lambda o: (o.folder / provenance_of(FILE)).unlink(), "does not say what it was made from"),
-    (lambda o: (o.folder / provenance_of(FILE)).write_bytes(b"{"), "does not say what it was made from"),
+    (lambda o: (o.folder / provenance_of(FILE)).unlink(), "has no readable provenance"),
+    (lambda o: (o.folder / provenance_of(FILE)).write_bytes(b"{"), "has no readable provenance"),
     (lambda o: state(o, documents=2), "it states 2 documents, and has 3 lines; annotate it again"),
 ]
 
@@ -244,7 +244,7 @@ def test_rejects_that_must_be_there_are_missed(unkept: Outputs) -> None:
         (lambda o: os.utime(o.folder / FILE, (1, 1)), "was copied or changed since it was annotated; only a check"),
         (lambda o: state(o, documents=2), "it states 2 documents, and its embeddings have 3 rows"),
         (lambda o: embed_again(o, embedding_dtype="float16"), "was made from another version of embeddings/a/x.h5"),
-        (lambda o: (o.folder / provenance_of(FILE)).unlink(), "does not say what it was made from"),
+        (lambda o: (o.folder / provenance_of(FILE)).unlink(), "has no readable provenance"),
     ],
 )
 def test_a_quick_check_names_what_the_metadata_tell(
