@@ -1,4 +1,4 @@
-"""The README against what it describes."""
+"""The README compared with the project."""
 
 import re
 from pathlib import Path

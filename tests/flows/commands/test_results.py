@@ -23,7 +23,7 @@ def ml_filter(*arguments: str | Path) -> Result:
 
 @pytest.fixture
 def annotations(write_lines: WriteLines, tmp_path: Path) -> Path:
-    """Draws of one model for four German documents, and the raw file that they are of."""
+    """Draws of one model for four German documents, and their raw file."""
     raw = write_lines("raw/web.jsonl", [{"id": name, "text": "..."} for name in "abcd"])
     draws: dict[str, list[Any]] = {"a": [0, 0, 1], "b": [2, 3, 4], "c": [5, None, 5], "d": [None, 9]}
     records = [draw_record(name, scores, raw) for name, scores in draws.items()]

@@ -24,7 +24,7 @@ from tests.flows.dask_workers import Items, last_task_runs, outcomes
 
 
 def note(folder: Path, item: str) -> int:
-    """Notes one execution of an item; returns how many there were."""
+    """Records one execution of an item; returns the number of executions so far."""
     (folder / f"{item}.{os.getpid()}.{len(list(folder.iterdir()))}").touch()
     return len(list(folder.glob(f"{item}.*")))
 
@@ -62,7 +62,7 @@ def test_an_item_whose_worker_dies_runs_again_and_finished_ones_do_not(workers: 
 
 
 def test_an_item_that_waits_is_not_killed_along(workers: LocalWorkers, tmp_path: Path) -> None:
-    """It waits at the scheduler: Dask would hand a worker its next task early, were there few tasks in all."""
+    """The next task waits at the scheduler: with few tasks in total, Dask would assign it to a worker early."""
     states = workers.runner.client.cluster.scheduler.workers.values()
     done, most = threading.Event(), [0]
 
@@ -92,7 +92,7 @@ def test_items_that_kill_every_worker_are_marked_crashed_and_the_others_go_on(
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    # Their workers die for longer than Dask's lost-worker-timeout, after which it would restart none.
+    # The workers die for longer than Dask's lost-worker-timeout, after which Dask would restart none.
     poison = [f"poison{i}" for i in range(5)]
     done = outcomes(workers, work, ["one", *poison, "two"], folder=tmp_path)
     assert done["one"].result == "one"
@@ -135,7 +135,7 @@ def test_a_worker_that_was_killed_from_outside_says_what_it_was_at(tmp_path: Pat
 def test_an_item_that_makes_progress_each_time_is_not_given_up(
     workers: LocalWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dask gives it up after each death, and it is started more often than an item without progress may be."""
+    """Dask gives up the task after each death; it is started more often than allowed without progress."""
     monkeypatch.setattr(workers.runner.client.cluster.scheduler, "allowed_failures", 0)
     monkeypatch.setattr(task_runner_module, "MAX_STARTS", 1)
     monkeypatch.setattr(task_runner_module, "LOOK_S", 0.1)

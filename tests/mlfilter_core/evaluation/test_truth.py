@@ -91,4 +91,4 @@ def test_documents_that_do_not_state_another_language_may_be_in_one(write_lines:
     assert truth.ids_in("de") == ["a", "c"]
     assert truth.ids_in("fr__CH") == ["b", "c"]
     stated = read_truth(write_lines("stated.jsonl", records[:2]), scale, "mean", None)
-    assert stated.ids_in("deu_Latn") == ["a", "b"]  # other names of languages tell nothing
+    assert stated.ids_in("deu_Latn") == ["a", "b"]  # other names of languages do not matter

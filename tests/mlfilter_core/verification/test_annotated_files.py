@@ -56,7 +56,7 @@ def annotated(outputs: Outputs) -> Outputs:
 
 @pytest.fixture
 def unkept(outputs: Outputs) -> Outputs:
-    """Of which the embeddings did not stay."""
+    """An annotated file whose embeddings were removed."""
     outputs.embed_and_annotate("a/x.jsonl", RECORDS)
     return outputs
 
@@ -131,7 +131,7 @@ def test_embeddings_of_another_tool_are_told_by_their_bytes(outputs: Outputs) ->
 
 
 def edit(outputs: Outputs, change: Callable[[list[dict[str, Any]]], Any]) -> None:
-    """Changes the records of an annotated file, and what it states of its own bytes."""
+    """Changes the records of an annotated file, and the digest in its provenance."""
     path = outputs.folder / FILE
     records = [json.loads(line) for line in path.read_text().splitlines()]
     change(records)
