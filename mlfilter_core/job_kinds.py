@@ -29,11 +29,11 @@ class JobKind:
         flow: Name of the flow, in the Prefect UI and as a command: `embed`.
         field: Field of `params` that every job of this kind has, and no job of another kind.
         config: Class of its jobs.
-        summary: What a job does, as help of its command.
+        summary: Help of its command: the work of a job.
         run: Entry point of the flow, `(config, overrides, **options) -> RunReport`.
         workload: Entry point of `(job) -> Workload`.
         plan: Entry point of `(job, workers, seed, findings) -> Plan`; None where a job has no plan.
-        instead_of_plan: What to do instead, where a job has no plan.
+        instead_of_plan: Advice where a job has no plan.
         command: Entry point of `(kind) -> function`, the function of its command; its signature is the options.
         old_command: Name of the command in ML-Filter, if it had one.
         rounds: Rounds over the files before the one of `workload`: entry points as of `workload`, by flow name.

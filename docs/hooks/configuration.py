@@ -30,7 +30,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def models() -> dict[str, type[BaseModel]]:
-    """Returns every class that people write the fields of, by its name."""
+    """Returns every class whose fields people write, by its name."""
     modules = (embedding, annotation, training, filtering, execution)
     found = {
         name: value

@@ -1,4 +1,4 @@
-"""The course of a run, the same for every kind of job: skip finished files, do the others, report."""
+"""The course of a run, the same for every kind of job: skip finished files, process the others, report."""
 
 import functools
 import time

@@ -23,7 +23,7 @@ MAX_MARGIN_S = 600
 MIN_LIFETIME_S = 20
 LIFETIME_VARIABLE = "MLFILTER_LIFETIME_S"
 # The system kills a job that uses too much memory, with all its workers. Dask kills only the one worker, shortly
-# before. Its other measures are for data that stays in memory, and no data does.
+# before. Its other measures concern data that stays in memory, and none does.
 MEMORY_SETTINGS = {f"DASK_DISTRIBUTED__WORKER__MEMORY__{name}": "False" for name in ("TARGET", "SPILL", "PAUSE")}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)B?", re.IGNORECASE)
 KIBIBYTES = {"K": 1, "": 1 << 10, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}

@@ -179,7 +179,7 @@ class EmbeddingPipelineParameters(Written):
         return self.output_dir / "rejected" / own
 
     def schema_of_documents(self) -> DocumentSchema:
-        """Returns where records have their text, id, index values and labels."""
+        """Returns the keys of the text, id, index values and labels of records."""
         index_keys = self.keys_to_index
         if index_keys is None:
             index_keys = () if self.text_field else ("text",)

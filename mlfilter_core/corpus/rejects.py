@@ -25,7 +25,7 @@ class RejectsFile:
 
     Attributes:
         by_reason: Number of rejected lines by reason.
-        first: What is wrong with the first rejected line.
+        first: Description of the first rejected line.
     """
 
     def __init__(self, path: Path) -> None:

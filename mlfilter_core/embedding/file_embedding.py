@@ -105,10 +105,10 @@ class FileEmbedding:
             yield window, tokens
 
     def _encode(self, tokenized: Iterator[_TokenizedWindow]) -> Iterator[_EncodedWindow]:
-        # A GPU is given the next window before the results of this one are waited for.
+        # A GPU gets the next window before this thread waits for the results of this one.
         n_ahead = int(self._encoder.device.type == "cuda")
         begun: deque[tuple[Window, TokenizedTexts, EncodedTexts]] = deque()
-        max_batch_tokens: int | None = None  # as in the window before, whichever run encoded that
+        max_batch_tokens: int | None = None  # as in the previous window, encoded by this run or an earlier one
         for window, tokens in tokenized:
             if isinstance(tokens, Rows):
                 max_batch_tokens = tokens.max_batch_tokens

@@ -1,4 +1,4 @@
-"""Checks that documents have the keys that an embedding job needs.
+"""Checks that documents have the keys of an embedding job.
 
 Knows nothing about files.
 """

@@ -51,8 +51,8 @@ def find_max_batch_tokens(encode: Callable[[int], int | None]) -> tuple[int, str
     """Times batches of growing size, for a few seconds at most.
 
     Args:
-        encode: Encodes about so many tokens and waits for the result. Returns how many they were, or None if they do
-            not fit in memory.
+        encode: Encodes about this number of tokens and waits for the result. Returns their exact number, or None if
+            they do not fit in memory.
 
     Returns:
         The smallest of the fastest sizes, and what was measured, as text.

@@ -37,8 +37,8 @@ def load_encoder(
     """Loads an encoder onto a device.
 
     Args:
-        files: From `resolve_model`.
-        settings: What changes its embeddings.
+        files: Result of `resolve_model`.
+        settings: Settings that change its embeddings.
         device: `auto` (CUDA, then MPS, then CPU), or a torch device such as `cuda:1`.
         max_batch_tokens: Most tokens in one forward pass; None measures for a few seconds which size is fastest here.
         torch_compile: Spend a minute on compiling the forward pass with torch.compile.

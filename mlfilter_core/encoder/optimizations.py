@@ -22,7 +22,7 @@ def optimize(forward_pass: ForwardPass, pad_to_max_length: bool, torch_compile: 
     """Makes a forward pass faster, in place; it is for inference from then on.
 
     Args:
-        forward_pass: As loaded.
+        forward_pass: Forward pass of the loaded model.
         pad_to_max_length: Whether texts have to be padded.
         torch_compile: Whether to try torch.compile.
     """

@@ -25,7 +25,7 @@ class Scoring:
     """How the draws for a document become its score.
 
     Attributes:
-        aggregation: How several valid draws become one score.
+        aggregation: Aggregation of several valid draws to one score.
         scale: Labels that are valid draws; None accepts any finite number.
     """
 

@@ -1,4 +1,4 @@
-"""Input files: which there are, and what a record of a draw file says.
+"""The search for input files, and the parsing of the records of draw files.
 
 A draw file is a JSONL file with the draws of one annotator, such as a language model, for many documents. ML-Filter,
 which introduced the format, calls them annotations, and so do the names of the files.

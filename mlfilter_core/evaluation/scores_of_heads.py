@@ -53,7 +53,7 @@ def scores_of_heads(
 
     Args:
         inputs: Annotated files of the same documents, line by line, by place.
-        request: What to aggregate, and how.
+        request: Request of the aggregation.
         score_fields: Fields to aggregate.
     """
     for place, paths in inputs.items():

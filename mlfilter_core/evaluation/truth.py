@@ -64,7 +64,7 @@ def read_truth(path: Path, scale: Scale, aggregation: Aggregation, label_key: st
     Args:
         path: JSONL file or folder: draw files, or any records with an id and a label.
         scale: Valid labels.
-        aggregation: How a list of labels becomes one score.
+        aggregation: Aggregation of a list of labels to one score.
         label_key: Key of the label; None takes the list `scores`, else the first of `DEFAULT_LABEL_KEYS`.
 
     Raises:

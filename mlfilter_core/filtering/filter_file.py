@@ -146,7 +146,7 @@ def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) 
 
     Args:
         file: The annotated file.
-        request: What the run writes.
+        request: Request of this run.
         read_content: Whether to read a file whose modification time differs; otherwise it counts as not finished.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a filter run writes of an annotated file, and where."""
+"""The outputs of a filter run for an annotated file."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ OUTPUT_SUFFIXES = (*SUFFIXES.values(), PARQUET_SUFFIX)
 
 @dataclass(frozen=True)
 class FilterRequest:
-    """What a filter run writes of every file.
+    """The settings of a filter run for every file.
 
     Attributes:
         thresholds: Thresholds that a document must reach to be kept.

@@ -26,8 +26,8 @@ def stored_thresholds(
     """Returns the stored thresholds of a selection; finds and stores them where the selection or a file changed.
 
     Args:
-        folder: Where the thresholds are stored, those of one selection at a time.
-        selection: Which documents are kept.
+        folder: Folder of the stored thresholds, those of one selection at a time.
+        selection: Documents to keep.
         files: The surveys and the annotated files. The corpus has changed if the list, a size or a modification time
             has.
         find: Finds the thresholds.

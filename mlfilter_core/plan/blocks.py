@@ -190,7 +190,7 @@ def _read_block(file: TaskFile, start: int, n_bytes: int, max_line_bytes: int) -
 
 
 def _skip_line(opened: IO[bytes], end: int) -> None:
-    """Moves to the next line, or beyond `end`."""
+    """Moves to the start of the next line, or beyond `end`."""
     while opened.tell() < end and (piece := opened.readline(READ_BYTES)):
         if piece.endswith(b"\n"):
             return
@@ -201,7 +201,7 @@ def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
     if is_whole:
         n_read = n_bytes
     lines = content.split(b"\n")
-    last = lines.pop()  # what follows the last line feed: nothing, or a line whose rest was not read
+    last = lines.pop()  # after the last line feed: nothing, or the read part of a line
     if is_whole and last:
         lines.append(last)
     by_block: dict[int, list[bytes]] = {}
@@ -238,7 +238,7 @@ def _decompress_prefix(file: TaskFile) -> tuple[bytes, int, bool]:
 
 
 class _Sips:
-    """A file that is read a little at a time, whatever is asked for.
+    """A file that is read in small pieces, even if more is requested.
 
     Attributes:
         n_bytes: Bytes read so far.

@@ -33,7 +33,7 @@ class LoadedEncoder:
     """The encoder of a job.
 
     Attributes:
-        request: What the job asks of every file.
+        request: Request of the job.
         encoder: The encoder, loaded.
         load_s: Seconds to load it.
     """
@@ -45,7 +45,7 @@ class LoadedEncoder:
 
 @dataclass(frozen=True)
 class EncoderTrial:
-    """What embedding sampled documents took.
+    """The cost of embedding sampled documents.
 
     Attributes:
         documents: Number of documents that were embedded.

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Section:
-    """Facts that belong together.
+    """A section of a plan: facts that belong together.
 
     Attributes:
         name: Name of the section in JSON.
@@ -27,8 +27,8 @@ class Plan:
     Attributes:
         flow: Flow of the job.
         sections: Sections in reading order, without those that could not be found out.
-        problems: What would fail; each says what, where, and how to fix it.
-        warnings: What would not fail, but a person should know.
+        problems: Problems that would fail; each says what, where, and how to fix it.
+        warnings: Warnings that would fail nothing.
         recommended: Recommended `slurm_settings`, as YAML to paste; empty where nothing was measured.
     """
 

@@ -24,7 +24,7 @@ START_S = 600  # of a job: Python, the encoder and its trials, from a busy file 
 
 @dataclass(frozen=True)
 class Work:
-    """What the workers have to do.
+    """The work of the workers.
 
     Attributes:
         total_s: Seconds that one worker takes for all files.
@@ -47,7 +47,7 @@ class Work:
 
 @dataclass(frozen=True)
 class SlurmAdvice:
-    """What `slurm_settings` should be.
+    """Recommended `slurm_settings`.
 
     Attributes:
         settings: The fields.
@@ -83,7 +83,7 @@ def speed_section(
     Args:
         measured: Facts about the speed of this machine.
         in_words: The same as text.
-        work: What the workers have to do, at that speed.
+        work: Work of the workers, at that speed.
         workers: Workers that the job asks for.
     """
     run_s = work.run_s(workers.n).plus(work.start_s)
@@ -107,8 +107,8 @@ def advise(work: Work, workers: PlannedWorkers) -> SlurmAdvice:
     """Returns the Slurm jobs that would do the work in about four hours.
 
     Args:
-        work: What the workers have to do; the upper end of its interval counts.
-        workers: How a job is divided; the fields that were given stay where none is recommended.
+        work: Work of the workers; the upper end of its interval counts.
+        workers: Division of a job; given fields are kept unless others are recommended.
     """
     total_s = work.total_s.high
     n_workers = max(1, min(math.ceil(total_s / WANTED_RUN_S), work.n_files))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mlfilter_core.corpus.windows import WINDOW_BYTES
 from mlfilter_core.wording import size
 
-# See docs/speed.md § Memory: windows in flight, and the bytes that each byte of their lines may take.
+# See docs/speed.md § Memory: windows in progress, and the most bytes of memory for a byte of their lines.
 WINDOWS, EXPANSION = 8, 5
 # Arbitrary: documents that were not scored here may have longer texts.
 ANNOTATION_MARGIN, ANNOTATION_MIN_BYTES = 1.5, 1 << 30
@@ -19,7 +19,7 @@ class WorkerMemory:
 
     Attributes:
         n_bytes: The memory.
-        why: What it consists of, as text.
+        why: Its parts, as text.
     """
 
     n_bytes: float

@@ -24,7 +24,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """How to train one head, and on what.
+    """The settings and inputs of one head.
 
     Attributes:
         name: Name of the head.

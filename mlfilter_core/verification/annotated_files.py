@@ -1,4 +1,4 @@
-"""One annotated file, checked against its embeddings or, where these were removed, against its source."""
+"""Checks one annotated file against its embeddings or, if these were removed, against its source."""
 
 import json
 from collections import Counter
@@ -81,7 +81,7 @@ def check_annotations(relative: str, request: VerifyRequest, related: RelatedFil
 
     Args:
         relative: The file, below the output folder; it may be missing where its provenance exists.
-        request: What is asked.
+        request: Request of the verification.
         related: Candidates for its embeddings and its rejects file.
     """
     check = _Check(relative, request, related, Findings(request.output_dir / relative, AGAIN))
@@ -154,7 +154,7 @@ class _Check:
             )
 
     def _find_embeddings(self, made: Mapping[str, Any]) -> tuple[EmbeddingFile | None, list[str]]:
-        """Returns the embeddings that the file was made from, or else the names of those that it was not made from."""
+        """Returns the embeddings that the file was made from; if there are none, the names of the wrong candidates."""
         others = []
         for name in self.related.outputs:
             try:

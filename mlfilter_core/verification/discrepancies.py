@@ -39,8 +39,8 @@ class FileCheck:
 
     Attributes:
         path: The file, relative to the output folder.
-        problems: What is wrong, where, and how to fix it.
-        not_checked: What could not be checked, though nothing is known to be wrong.
+        problems: Problems: what is wrong, where, and how to fix it.
+        not_checked: Contents that could not be checked, without a known problem.
         counts: Lines of the source as counted, or as stated where the source was not read. None for annotated files
             whose embeddings are checked themselves.
         annotated_lines: Lines of an annotated file.

@@ -60,7 +60,7 @@ class Verification:
         wrong: Files with problems.
         counts: Sums over the sources; as stated where a source was not read.
         annotated_lines: Sum over the annotated files.
-        not_checked: What could not be checked, and the number of files.
+        not_checked: Contents that could not be checked, with the number of files.
         n_bytes: Bytes read.
         seconds: Wall time.
         read_content: Whether the content of the files was read.
@@ -105,7 +105,7 @@ def verify(
     Worker processes import the main module: a script that calls this needs `if __name__ == "__main__":`.
 
     Args:
-        request: The folder, and what is asked.
+        request: Request of the verification, with the folder.
         n_workers: Processes; None takes one for each core.
         on_file: Called with each result, in the order of the files.
 

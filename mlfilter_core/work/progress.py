@@ -1,6 +1,6 @@
 """The progress of a file, reported to a listener.
 
-Knows nothing about the listener: a worker, which forwards to the flow; in a notebook there is none.
+Knows nothing about the listener: on a worker it forwards to the flow; in a notebook there is none.
 """
 
 import time
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-# People look no more often. A GPU processes about a hundred batches in that time.
+# People do not look more often. A GPU processes about a hundred batches in that time.
 TELL_S = 1.0
 
 

@@ -241,7 +241,7 @@ def test_rejects_that_must_be_there_are_missed(unkept: Outputs) -> None:
     ("break_it", "problem"),
     [
         (lambda o: (o.folder / FILE).write_bytes(b""), "changed since it was annotated: it has another size"),
-        (lambda o: os.utime(o.folder / FILE, (1, 1)), "was copied or changed since it was annotated; only a check"),
+        (lambda o: os.utime(o.folder / FILE, (1, 1)), "was copied or changed since it was annotated; check without"),
         (lambda o: state(o, documents=2), "it states 2 documents, and its embeddings have 3 rows"),
         (lambda o: embed_again(o, embedding_dtype="float16"), "was made from another version of embeddings/a/x.h5"),
         (lambda o: (o.folder / provenance_of(FILE)).unlink(), "has no readable provenance"),
