@@ -35,7 +35,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def alternate(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Times callables in turn, A B C A B C ..., so that a machine whose speed drifts treats them alike.
+    """Times callables in alternating order, A B C A B C ..., so that a drift in machine speed affects all equally.
 
     Returns:
         Median seconds of each, over the rounds after a warm-up.

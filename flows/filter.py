@@ -1,4 +1,4 @@
-"""The filter flow: one Prefect task for each annotated file, after one that surveys it."""
+"""The filter flow: a first Prefect task surveys each annotated file, a second one filters it."""
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.

@@ -111,7 +111,7 @@ def within(seconds: float, happens: Callable[[], T | None]) -> T:
 
 
 def limit_memory(encoder: Encoder, n_tokens: int) -> Encoder:
-    """Makes an encoder fail on batches of more tokens, as on a GPU whose memory is full with that many."""
+    """Makes an encoder fail on batches of more tokens, like a GPU with memory for that number of tokens."""
 
     def allocate(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         if kwargs["input_ids"].numel() > n_tokens:

@@ -1,4 +1,4 @@
-"""The tables of the fields of a job, made from the models that read job files, so that they cannot differ from them.
+"""The tables of the fields of a job, generated from the models that read job files, so that both always agree.
 
 A hook of MkDocs: replaces `<!-- fields of CLASS -->` by a table.
 """

@@ -1,4 +1,4 @@
-"""The picture of the imports between packages, read from the source, so that it cannot differ from the code.
+"""The picture of the imports between packages, generated from the source, so that both always agree.
 
 A hook of MkDocs: replaces `<!-- structure of PACKAGE -->` by an SVG. `python docs/hooks/structure.py mlfilter_core`
 prints it.

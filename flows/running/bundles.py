@@ -1,4 +1,4 @@
-"""Groups files into tasks: one file per task, or several small ones, as a task costs more time than such a file."""
+"""Groups files into tasks: one file per task, or several small files, which take less time than a task costs."""
 
 from collections import deque
 from collections.abc import Callable, Iterable

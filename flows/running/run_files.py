@@ -52,7 +52,7 @@ def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job)
         job: The job.
 
     Raises:
-        JobError: The job cannot run as it is configured, or a task met an error that every file would meet.
+        JobError: The job cannot run as it is configured, or a task met an error that would occur for every file.
         FilesFailedError: Some files failed; the others are finished.
     """
     started = time.monotonic()

@@ -15,8 +15,8 @@ from mlfilter_core.config.execution import SlurmSettings
 # A worker that cannot reach the scheduler for this long ends, and its job with it.
 DEATH_TIMEOUT_S = 60
 # Workers stop this share of the time limit before the job ends, within these bounds: Dask gives a task 30 s to end by
-# itself, and workers start some seconds after their job. Each worker stops up to twice as early, at random, so that
-# jobs that started together do not end together.
+# itself, and workers start some seconds after their job. Each worker stops up to twice as early, at random: jobs
+# that started together then end at different times.
 MARGIN = 0.05
 MIN_MARGIN_S = 40
 MAX_MARGIN_S = 600

@@ -70,7 +70,7 @@ class SlurmWorkers:
         return self._n_workers()
 
     def leave(self) -> None:
-        """Waits for jobs that are being submitted, so that none is left in the queue unknown to the run."""
+        """Waits for active submissions, so that the run knows every job in the queue."""
         if self._looking is not None:
             concurrent.futures.wait([self._looking], timeout=LEAVE_S)
 

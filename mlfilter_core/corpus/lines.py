@@ -172,7 +172,7 @@ class _HashingReader(io.RawIOBase):
 
 
 class _PromptReader(io.RawIOBase):
-    """Returns what is decompressed so far, so that all lines before a broken place are read before the error."""
+    """Returns the bytes decompressed so far: all lines before a broken place are read before the error."""
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
         self._stream = stream

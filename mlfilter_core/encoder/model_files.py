@@ -1,7 +1,7 @@
 """A Hugging Face encoder as a local folder with digests of its files.
 
-Knows nothing about torch: a login node finds and hashes a model without loading it, and the workers load the
-folder that it found.
+Knows nothing about torch: a login node finds and hashes a model without loading it, and the workers
+load that folder.
 """
 
 import hashlib

@@ -48,7 +48,7 @@ def find_draw_files(folder: Path) -> list[Path]:
 
 
 def parse_draws(record: Record) -> tuple[str, list[Any]]:
-    """Returns the id of a document, as a string, and the draws as the record contains them, valid or not.
+    """Returns the id of a document, as a string, and its draws unchanged, valid or not.
 
     Raises:
         BadRecordError: The record has no id or no list of draws.

@@ -1,4 +1,4 @@
-"""The documents of annotated files with the scores of several heads, which count as draws."""
+"""The documents of annotated files, with the scores of several heads as draws."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -43,7 +43,7 @@ def stored_thresholds(
         return find()
     if (stored := _load(path, made_from)) is not None:
         return stored
-    thresholds = find()  # the state is from before, so that the next run notices a survey that is replaced meanwhile
+    thresholds = find()  # the state before the search, so that the next run notices a survey replaced meanwhile
     facts = {
         "limits": [each.describe() for each in thresholds.of_scores],
         "scores": _SCORES.dump_python(thresholds.of_scores),

@@ -74,7 +74,7 @@ def score(heads: Sequence[Head], embeddings: NDArray[np.float32]) -> NDArray[np.
     values between the layers no longer fit its caches (benchmarks/annotate_cpu.py).
 
     Args:
-        heads: Heads on one device and of one dtype, each as wide as the embeddings.
+        heads: Heads with the same device and dtype, for embeddings of this width.
         embeddings: float32 (n, dim).
 
     Returns:

@@ -229,7 +229,7 @@ def _decompress_prefix(file: TaskFile) -> tuple[bytes, int, bool]:
         sips = _Sips(opened)
         with decompress(sips) as stream:
             while len(content) < MAX_DECOMPRESSED_BYTES and (sips.n_bytes < PREFIX_BYTES or b"\n" not in content):
-                # A limit below what one sip may give would leave the rest of it in the decompressor.
+                # A lower limit than the output of one read would leave the rest in the decompressor.
                 piece = stream.read1(MAX_DECOMPRESSED_BYTES)
                 if not piece:
                     return bytes(content), sips.n_bytes, True

@@ -27,7 +27,7 @@ def device_to_measure(device: str, workers: PlannedWorkers, findings: Findings) 
     """Returns the job's device, `cpu` where only the workers' machines may have it.
 
     Returns:
-        None where the workers run here and there is no such device, which is noted as a problem.
+        None, with a problem, where the workers run here and this machine has no such device.
     """
     from mlfilter_core.compute.devices import pick_device
 

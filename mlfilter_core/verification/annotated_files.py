@@ -92,7 +92,7 @@ def check_annotations(relative: str, request: VerifyRequest, related: RelatedFil
 
 @dataclass
 class _Check:
-    """The check of one annotated file, and what it found so far; attributes as in `FileCheck`."""
+    """The check of one annotated file, with its findings so far; attributes as in `FileCheck`."""
 
     relative: str
     request: VerifyRequest

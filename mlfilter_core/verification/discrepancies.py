@@ -41,7 +41,7 @@ class FileCheck:
         path: The file, relative to the output folder.
         problems: Problems: what is wrong, where, and how to fix it.
         not_checked: Contents that could not be checked, without a known problem.
-        counts: Lines of the source as counted, or as stated where the source was not read. None for annotated files
+        counts: Counted lines of the source, or the stated ones where it was not read. None for annotated files
             whose embeddings are checked themselves.
         annotated_lines: Lines of an annotated file.
         rejects: Rejects file of the output, relative to the output folder, whether or not it exists.

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items per process that are submitted before their turn, so that a slow item delays few others.
+# Items per process submitted in advance; few, so that a slow item delays few other items.
 ITEMS_AHEAD = 64
 # The pool gives each process an item and prefetches one more; any of them may have broken the pool.
 SUSPECTS_BEYOND_PROCESSES = 2

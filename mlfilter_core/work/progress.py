@@ -66,7 +66,7 @@ class ProgressTeller:
         self._committed = 0
 
     def is_due(self, committed: int = 0) -> bool:
-        """Returns whether a report is due, so that callers need not prepare one in vain."""
+        """Returns whether a report is due; callers need not prepare one otherwise."""
         if self._listener is None:
             return False
         return committed > self._committed or time.monotonic() - self._told_at >= TELL_S

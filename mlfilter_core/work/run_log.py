@@ -117,7 +117,7 @@ class RunLog:
 
 @contextmanager
 def run_log(folder: Path, flow: str, output_dir: Path, job: Job, n_files: int, n_before: int) -> Iterator[RunLog]:
-    """Gives the record of a run. The block holds a claim on it, which shows other processes that the run is alive.
+    """Gives the record of a run. During the block, a claim on the record shows other processes that the run is alive.
 
     Args:
         folder: Existing folder of the run's logs.

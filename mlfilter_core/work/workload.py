@@ -121,7 +121,7 @@ class Work(ABC, Generic[Report_co]):
         """
 
     def run(self, file: TaskFile) -> Report_co:
-        """Returns the report of one file, made now unless it was finished before, as by a task whose worker was lost.
+        """Returns the report of one file; makes its outputs unless a lost worker has finished them.
 
         Waits while another process makes the same outputs.
         """

@@ -26,7 +26,7 @@ MAX_LINE_BYTES = 60
 examples = settings(max_examples=300, derandomize=True, database=None, deadline=None)
 every_compression = pytest.mark.parametrize("suffix", COMPRESS)
 
-# Line feeds and other characters that end lines elsewhere are as frequent as all others together.
+# Line feeds and other characters that end lines elsewhere are as frequent as all other characters.
 pieces = st.sampled_from([b"\n", b"\r", b"\0", b"\xe2\x80\xa8", b"a"]) | st.binary(max_size=9)
 contents = st.lists(pieces).map(b"".join).filter(lambda content: not is_compressed(content))
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)

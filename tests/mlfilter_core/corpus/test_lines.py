@@ -140,7 +140,7 @@ def test_size_and_digest_are_those_of_the_bytes_on_disk(tmp_path: Path, suffix: 
 
 
 def random_lines() -> bytes:
-    """Lines that hardly compress, so that half a stream holds about half of them."""
+    """Lines that hardly compress: half of the stream contains about half of the lines."""
     rng = random.Random(0)
     return b"".join(rng.randbytes(20).hex().encode() + b"\n" for _ in range(20_000))
 
