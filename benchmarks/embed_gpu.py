@@ -41,7 +41,7 @@ from mlfilter_core.encoder.model_files import resolve_model
 from mlfilter_core.encoder.settings import EncoderSettings
 
 N_WORDS = 30_000
-MEAN_TOKENS = 690  # of web documents in the JQL paper, https://arxiv.org/abs/2505.22232
+MEAN_TOKENS = 690  # mean of web documents in the JQL paper, https://arxiv.org/abs/2505.22232
 SPREAD = 0.9  # standard deviation of the logarithm of the length
 WINDOW_DOCUMENTS = 4096
 THEIR_BATCH_SIZES = (32, 64, 128, 256, 512)

@@ -27,7 +27,7 @@ def errors_as_messages() -> Iterator[None]:
     """Turns an expected error of the block into its message and exit status 1."""
     try:
         yield
-    except BrokenPipeError:  # as in `| head`: the reader has seen enough, and typer ends without a word
+    except BrokenPipeError:  # as in `| head`: the reader closed the pipe, and typer ends silently
         raise
     except (MlfilterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -89,7 +89,7 @@ class SourceReader:
         except LASTING_ERRORS as error:
             raise SourceError(f"{path} cannot be read ({error.strerror}); fix its path or its permissions") from error
         self._stream = _decompressed(self._raw)
-        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * status.st_size)  # of the source, decompressed
+        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * status.st_size)  # decompressed bytes of the source
 
     def __enter__(self) -> "SourceReader":
         return self

@@ -132,7 +132,7 @@ class AnnotatorResult:
 def annotator_result(parts: Sequence[Predictions], truth: Truth, options: MeasureOptions) -> AnnotatorResult:
     """Measures the predictions of one annotator, in one language or in several together."""
     left_out = merged(part.without_truth for part in parts)
-    numbers: dict[str, int] = {}  # of the documents with a valid score on both sides
+    numbers: dict[str, int] = {}  # number of each document with a valid score on both sides
     rows: list[tuple[int, float, float]] = []
     truth_of_invalid: list[float] = []
     for document_id, score in (item for part in parts for item in part.scores.items()):

@@ -60,7 +60,7 @@ def is_claimed(target: Path) -> bool | None:
     try:
         with open(lock, "r+b") as handle:
             is_free = _lock(handle)
-    except OSError:  # just removed by its holder, or of another user
+    except OSError:  # just removed by its holder, or a file of another user
         return None if lock.exists() else False
     if is_free is None or (is_free and made_on != machine() and why_locks_are_local(lock.parent) is not None):
         return None
@@ -100,7 +100,7 @@ def remove_if_abandoned(path: Path, machine_of_writer: str, process: int | None)
             if not is_free or not (is_near or why_locks_are_local(path.parent) is None):
                 return False
             path.unlink()  # while it is held
-    except OSError:  # removed by its writer, or of another user
+    except OSError:  # removed by its writer, or a file of another user
         return False
     return True
 
@@ -182,7 +182,7 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # the process belongs to another user
         pass
     return True
 

@@ -27,7 +27,7 @@ Report = TypeVar("Report")
 
 TEMPORARY_SUFFIX = ".part"
 TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})\.([0-9]+)\.[0-9a-f]{8}\.part$")  # machine, process, random
-COMMITTED_SUFFIX = ".committed"  # of the checkpoint of an unfinished file
+COMMITTED_SUFFIX = ".committed"  # suffix of the checkpoint of an unfinished file
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from mlfilter_core.filtering.rank_search import RankSearch, Surveys, run_searche
 from mlfilter_core.filtering.ranks import ABOVE_ALL, LOWEST, TIE_BITS, lowest_rank_of, ranks, score_of
 from mlfilter_core.filtering.survey import NO_GROUP, UNKNOWN, Survey
 
-MAX_GROUPS = 1024  # of a corpus; the counters of each take half a MB. Arbitrary.
+MAX_GROUPS = 1024  # per corpus; the counters of a group take half a MB. Arbitrary.
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from mlfilter_core.plan.worker_memory import peak_memory_bytes
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
 
-MAX_ROWS, MAX_S = 20_000, 2.0  # of one file; either is enough to measure its speed
+MAX_ROWS, MAX_S = 20_000, 2.0  # per file; either is enough to measure the speed
 
 
 @dataclass(frozen=True)

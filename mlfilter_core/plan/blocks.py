@@ -25,7 +25,7 @@ BLOCK_BYTES = 32 << 10  # some ten web pages
 MAX_BLOCKS = 200
 MAX_PREFIXES = 24
 PREFIX_BYTES = 128 << 10  # compressed
-MAX_DECOMPRESSED_BYTES = 64 << 20  # of a beginning without a line feed, or of a decompression bomb
+MAX_DECOMPRESSED_BYTES = 64 << 20  # for a beginning without a line feed, or a decompression bomb
 SIP_BYTES = 4 << 10  # decompressors read ahead: larger reads would hide which bytes gave which lines
 READ_BYTES = 64 << 10
 

@@ -19,7 +19,7 @@ from mlfilter_core.wording import plural, rough_duration
 WANTED_RUN_S = 4 * 3600
 MIN_LIMIT_S, MAX_LIMIT_S = 1800, 24 * 3600  # most partitions allow a day; jobs are replaced in any case
 MARGIN = 1.5  # other nodes are slower
-START_S = 600  # of a job: Python, the encoder and its trials, from a busy file system
+START_S = 600  # start of a job: Python, the encoder and its trials, from a busy file system
 
 
 @dataclass(frozen=True)

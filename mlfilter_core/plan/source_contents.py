@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 N_SHOWN_KEYS = 12
 N_SHOWN_FILES = 3
-MIN_TELLING_LINES = 20  # of a partly read file; with fewer, its share of rejected lines is too uncertain
+MIN_TELLING_LINES = 20  # for a partly read file; with fewer, its share of rejected lines is too uncertain
 
 
 def files_section(sample: CorpusSample) -> Section:

@@ -21,7 +21,7 @@ from mlfilter_core.training.stacked_heads import StackedHeads
 
 _log = logging.getLogger(__name__)
 
-EVALUATION_ROWS = 8192  # of a forward pass without gradients; arbitrary
+EVALUATION_ROWS = 8192  # per forward pass without gradients; arbitrary
 
 
 @dataclass(frozen=True)

@@ -340,7 +340,7 @@ def try_again(name: str, content: Path) -> int:
     """Tries one input, and writes its position repeatedly from a thread outside of Python."""
     from mlfilter_core.errors import MlfilterError
 
-    for module in TARGETS[name].modules:  # which takes longer than most inputs
+    for module in TARGETS[name].modules:  # takes longer than most inputs
         importlib.import_module(module)
     faulthandler.enable()
     faulthandler.dump_traceback_later(0.05, repeat=True)

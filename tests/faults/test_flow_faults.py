@@ -130,7 +130,7 @@ def test_two_annotation_runs_on_one_folder_share_the_files(
         records = [json.loads(line) for line in path.read_text().splitlines()]
         assert [record.pop("document_id") for record in records] == [f"{path.stem}-{i}" for i in range(20_000)]
         scores.add(json.dumps(records))
-    assert len(scores) == 1  # of the same embeddings
+    assert len(scores) == 1  # all from the same embeddings
     assert leftovers(tmp_path / "out") == set()
 
 

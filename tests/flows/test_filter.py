@@ -60,7 +60,7 @@ def test_the_best_documents_are_kept_whole_and_a_rerun_does_nothing(
 ) -> None:
     report = filter(filter_job())
     scores = {row["document_id"]: row for row in records(tmp_path / "out" / "annotated_data")}
-    limit = sorted(row["score_mlp"] for row in scores.values())[12]  # of 21
+    limit = sorted(row["score_mlp"] for row in scores.values())[12]  # 13th of 21 scores
     expected = [
         {**record, **{name: scores[record["id"]][name] for name in ("score_linear", "score_mlp")}}
         for record in records(tmp_path / "corpus")

@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
         **{"PREFECT_HOME": str(home), "PREFECT_API_URL": f"{address}/api", "PREFECT_SERVER_API_PORT": str(port)},
         **{"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_WORKER_QUERY_SECONDS": "1"},
-        "TMPDIR": str(home),  # of the worker's runner
+        "TMPDIR": str(home),  # folder of the worker's runner
     }
 
     def prefect(*arguments: str) -> list[str]:
@@ -218,7 +218,7 @@ def test_a_run_is_started_watched_and_retried_in_the_ui(
     browser.get(f"{server}/runs/flow-run/{run.id}")
     click(browser, "Retry")
     until(lambda: len(browser.find_elements(By.XPATH, "//button[normalize-space(.)='Retry']")) > 1)
-    browser.find_elements(By.XPATH, "//button[normalize-space(.)='Retry']")[-1].click()  # of the dialog
+    browser.find_elements(By.XPATH, "//button[normalize-space(.)='Retry']")[-1].click()  # the button of the dialog
     until(lambda: client.read_flow_run(run.id).state_name == "Completed", RUN_S)
     assert client.read_flow_run(run.id).run_count == 2
     assert next((tmp_path / "out").rglob("bad.h5"))

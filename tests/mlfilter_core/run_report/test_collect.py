@@ -160,7 +160,7 @@ def test_files_of_two_encoders_are_said_to_be(write_outputs: WriteOutputs) -> No
         file["train"].attrs["encoder"] = json.dumps({**made, "max_length": 32})
     facts = collect(output_dir)
     assert any("made by 2 encoders or settings" in notice for notice in facts.notices)
-    assert facts.max_length == 64  # of the most files
+    assert facts.max_length == 64  # the value of most files
     assert facts.totals.lines == 30
 
 
