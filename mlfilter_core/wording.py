@@ -1,6 +1,6 @@
 """Values as a person reads them: counts, sizes, durations, rates, shares, digests.
 
-Estimates have functions of their own, `rough_...`, which round to the precision of an estimate.
+Estimates have separate functions, `rough_...`, which round to the precision of an estimate.
 """
 
 import math

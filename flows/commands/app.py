@@ -34,7 +34,7 @@ def build_app() -> typer.Typer:
     _add(app, PIPELINE, OLD_PIPELINE, command_of(PIPELINE))
     app.command("plan")(plan_command)
     app.command("job-script")(job_script_command)
-    app.add_typer(results)  # without a name of its own, its commands stand beside those of this module
+    app.add_typer(results)  # without a name, so that its commands are added to those of this module
     app.add_typer(reports)
     return app
 

@@ -1,4 +1,4 @@
-"""Provides the Prefect API that a run reports to: the configured one, or a server of its own while it lasts."""
+"""Provides the Prefect API that a run reports to: the configured one, or a separate server during the run."""
 
 import os
 from collections.abc import Iterator

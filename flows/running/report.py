@@ -183,7 +183,7 @@ class Page:
 
 
 def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
-    """Writes the report of an output folder. If it cannot be written, a warning says so, and the run goes on.
+    """Writes the report of an output folder. If it cannot be written, a warning says so, and the run continues.
 
     Args:
         flow: Flow whose pictures the Prefect UI shows.

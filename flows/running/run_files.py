@@ -84,13 +84,7 @@ def _run_files(
             to_do.append(file)
         else:
             reports[file.relative] = report
-    log.info(
-        "%d files: %d finished before, %d to do, %d failed before their task",
-        len(files),
-        len(reports),
-        len(to_do),
-        len(failures),
-    )
+    log.info("%d files: %d finished before, %d to do, %d refused", len(files), len(reports), len(to_do), len(failures))
     with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
         if to_do:
             work.prepare(files)

@@ -66,14 +66,14 @@ def local_workers(
 ) -> Iterator[LocalWorkers]:
     """Starts worker processes on this machine.
 
-    Each worker runs one task at a time: the encoder has threads of its own, and two tasks in one process would share
+    Each worker runs one task at a time: the encoder has its own threads, and two tasks in one process would share
     one GPU and one interpreter lock. The cores are divided among the workers, unless the environment sets
     `OMP_NUM_THREADS` and similar variables. By default, Dask would limit each worker to one thread.
 
     Args:
         settings: Local settings of the job file; `workers: -1` is the default.
         one_per_core: Whether the default is one worker per core, or one per GPU (a single one without GPUs).
-        device: Device of the job: with `auto` or `cuda`, each worker gets a GPU of its own.
+        device: Device of the job: with `auto` or `cuda`, each worker gets its own GPU.
         n_tasks: Number of tasks; no more workers than that are started.
         logs: Folder of the run's logs. Dask's own files go to `dask` in it, which is removed at the end.
     """

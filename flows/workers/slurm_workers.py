@@ -20,7 +20,7 @@ from mlfilter_core.errors import JobError
 # Slurm's controller serves the whole cluster: it is asked often only while something changes.
 MIN_LOOK_S = 1
 MAX_LOOK_S = 15
-# Jobs submitted at a time, each by a process of its own.
+# Jobs submitted at a time, each by a separate process.
 SUBMITTED_AT_ONCE = 16
 # After this many jobs in a row that ended before their workers connected, the next would end as well.
 MAX_STILLBORN = 3

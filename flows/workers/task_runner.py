@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 MAX_STARTS = 5
 # How often a thread that waits for a task checks that limit; executions last minutes.
 LOOK_S = 5
-# A task that takes longer gets a progress bar of its own in the UI.
+# A task that takes longer gets its own progress bar in the UI.
 LONG_S = 60
 RUN_SEPARATOR = "/"
 

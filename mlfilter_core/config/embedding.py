@@ -164,7 +164,7 @@ class EmbeddingPipelineParameters(Written):
 
     @property
     def embedding_output_dir(self) -> Path:
-        """Folder of the HDF5 files. Temporary ones have a folder of their own, so that no others are removed."""
+        """Folder of the HDF5 files. Temporary ones have a separate folder, so that no others are removed."""
         return self.output_dir / (self.embedding_dir if self.keep_embeddings else UNKEPT_DIR)
 
     @property

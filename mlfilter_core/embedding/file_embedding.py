@@ -49,7 +49,7 @@ class OpenFiles:
 
 
 class FileEmbedding:
-    """The embedding of one file. The stages run at the same time, each on a window of its own.
+    """The embedding of one file. The stages run at the same time, each on a different window.
 
     Attributes:
         counts: Counts of what is written so far.

@@ -29,7 +29,7 @@ def plan_batches(
         n_tokens: int32 (n_documents,), tokens of each document.
         max_batch_documents: Most documents in a batch; None sets no limit.
         max_batch_tokens: Most tokens in a batch, padded to its longest document. A longer document
-            is a batch of its own.
+            is a separate batch.
 
     Returns:
         Row numbers of each batch; each row is in one batch.

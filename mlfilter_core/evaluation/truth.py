@@ -124,7 +124,7 @@ def _label(record: Record, label_key: str | None) -> Any:
         except KeyError:
             continue
     raise BadRecordError(
-        "no_label", f"none of {', '.join(keys)} is there; the record has: {', '.join(list(record)[:8])}"
+        "no_label", f"none of {', '.join(keys)} is present; the record has: {', '.join(list(record)[:8])}"
     )
 
 

@@ -52,7 +52,7 @@ def claim(target: Path) -> Iterator[bool]:
 
 
 def is_claimed(target: Path) -> bool | None:
-    """Returns whether a living process has claimed a file; None where this machine cannot tell."""
+    """Returns whether a living process has claimed a file; None where this machine cannot know."""
     lock = hidden_name(target, LOCK_SUFFIX)
     made_on = machine_of_lock(lock)
     if made_on is None:

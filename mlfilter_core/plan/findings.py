@@ -10,8 +10,8 @@ class Findings:
     """Collects problems and warnings, each once.
 
     Attributes:
-        problems: Problems that would fail; each says what, where, and how to fix it.
-        warnings: Warnings that would fail nothing.
+        problems: Problems that would fail the job; each says what, where, and how to fix it.
+        warnings: Other facts that a person should know.
     """
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ class FileCheck:
 
     Attributes:
         path: The file, relative to the output folder.
-        problems: Problems: what is wrong, where, and how to fix it.
+        problems: Problems found: what is wrong, where, and how to fix it.
         not_checked: Contents that could not be checked, without a known problem.
         counts: Counted lines of the source, or the stated ones where it was not read. None for annotated files
             whose embeddings are checked themselves.

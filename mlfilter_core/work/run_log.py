@@ -99,7 +99,7 @@ class RunLog:
             self._warn(error)
 
     def _keep_earlier(self) -> None:
-        """Moves the record of an earlier attempt of the same run to a folder of its own."""
+        """Moves the record of an earlier attempt of the same run to a separate folder."""
         if not (self.folder / RUN).exists():
             return
         n = 1 + len(list(self.folder.glob(f"{EARLIER}*")))

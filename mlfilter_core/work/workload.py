@@ -22,7 +22,7 @@ class FileReport(Protocol):
         PRINTED: Columns of the printed table, after name and status.
         SUMMED: Columns with totals over the files.
         NO_COLUMNS: Fields that are not columns of `files.jsonl`.
-        SPREAD: Fields with mappings whose entries are columns of their own.
+        SPREAD: Fields with mappings whose entries become separate columns.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]

@@ -22,7 +22,7 @@ from tests.conftest import COMPRESS
 
 TEXT = DocumentSchema(("text",))
 MAX_LINE_BYTES = 60
-# No database: an example that failed becomes a test of its own.
+# No database: an example that failed becomes a separate test.
 examples = settings(max_examples=300, derandomize=True, database=None, deadline=None)
 every_compression = pytest.mark.parametrize("suffix", COMPRESS)
 

@@ -168,14 +168,14 @@ def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(
         if item == "lasting":
             raise PermissionError(13, "Permission denied")
         if item == "bad":
-            raise SourceError("bad.jsonl:3: mend it")
+            raise SourceError("bad.jsonl:3: fix it")
         return item
 
     done = outcomes(workers, work, ["passing", "lasting", "bad"], folder=tmp_path)
     assert done["passing"].result == "passing"
     assert isinstance(done["lasting"].error, PermissionError)
     assert isinstance(done["bad"].error, SourceError)
-    assert str(done["bad"].error) == "bad.jsonl:3: mend it"
+    assert str(done["bad"].error) == "bad.jsonl:3: fix it"
     assert executions(tmp_path) == {"bad": 1, "lasting": 1, "passing": 3}
 
 
