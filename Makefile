@@ -1,4 +1,4 @@
-# make demo: embed the example corpus, train heads on its labels, score it, keep the best, tell how good the scores are.
+# make demo: embed the example corpus, train heads on its labels, score it, keep the best, evaluate the scores.
 # make test: format, lint, types, tests.
 # make docs: the documentation site, in build/site; make test builds it, too.
 # make faults: the fault tests at length, an hour or two, with their figures in benchmarks/results/faults.json.

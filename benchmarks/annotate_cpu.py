@@ -1,4 +1,4 @@
-"""Annotating on the CPU, side by side with the bare matrix products and with the predecessor's loop.
+"""Annotation on the CPU, compared with the bare matrix products and with the predecessor's loop.
 
 20,000 rows of 768 float32, two heads 768-1000-1, from HDF5 to JSONL with ids and scores; then eight such heads, also
 without files. Then the growth of peak memory with a 20 times larger file.
@@ -85,7 +85,7 @@ def speed(folder: Path, rounds: int) -> dict[str, float]:
 
 
 def in_batches(rows: Rows, do: Callable[[Rows], object]) -> None:
-    """Gives the rows away, as many at a time as a job does."""
+    """Yields the rows in slices as large as those of a job."""
     for start in range(0, len(rows), BATCH_SIZE):
         do(rows[start : start + BATCH_SIZE])
 
@@ -104,7 +104,7 @@ def products(rows: Rows, heads: list[Head]) -> None:
 
 
 def predecessor(path: Path, heads: list[Head]) -> None:
-    """The loop that this project replaces: a Python list and a tensor for each row, a dict for each score."""
+    """Annotates with the loop that this project replaces: a list and a tensor per row, a dict per score."""
     with h5py.File(path) as file, open(path.with_suffix(".predecessor"), "w") as sink:
         rows = file["train/embeddings"][:]
         ids = file["train/document_id"][:]
@@ -120,7 +120,7 @@ def predecessor(path: Path, heads: list[Head]) -> None:
 
 
 def peak_growth(folder: Path) -> float:
-    """Returns by how much the peak memory grows when the file is 20 times larger: 0.05 for five per cent."""
+    """Returns the growth of peak memory for a file 20 times larger: 0.05 is five per cent."""
     small = peak_memory_bytes("--annotate-only", str(write_embeddings(folder / "small.h5", N_ROWS)))
     large = peak_memory_bytes("--annotate-only", str(write_embeddings(folder / "large.h5", N_ROWS * GROWTH)))
     return large / small - 1
@@ -133,7 +133,7 @@ def annotate(path: Path, heads: list[Head]) -> None:
 
 
 def write_heads(folder: Path, n_heads: int) -> list[Head]:
-    """Writes and loads heads with random weights, which cost as much as trained ones."""
+    """Writes and loads heads with random weights, which are as slow as trained ones."""
     torch.manual_seed(0)
     names = [f"head{i}" for i in range(n_heads)]
     for name in names:

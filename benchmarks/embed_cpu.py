@@ -1,9 +1,9 @@
-"""Embedding on the CPU, side by side with SentenceTransformer.encode.
+"""Embedding on the CPU, compared with SentenceTransformer.encode.
 
-MiniLM, texts cut at 512 tokens, float32. The same documents through `SentenceTransformer.encode`, through
-our encoder alone, and through `embed_file` from JSONL to HDF5, in turn, with the machine's own
-matrix-product rate measured in the same rounds. Then the growth of peak memory with a 20 times larger
-file, and the time from the command to the first document.
+MiniLM, texts cut at 512 tokens, float32. Measures in alternating rounds, on the same documents:
+`SentenceTransformer.encode`, our encoder alone, `embed_file` from JSONL to HDF5, and the machine's rate of matrix
+products. Then measures the growth of peak memory for a file 20 times larger, and the time from the command to the
+first document.
 
     python benchmarks/embed_cpu.py --json benchmarks/results/embed_cpu.json
 """
@@ -56,7 +56,7 @@ def main() -> None:
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.embed_only:
-        # Of one size: each process would find its own, and the two peaks would differ by that.
+        # A fixed batch size: otherwise each process would choose its own, and the two peaks would differ.
         embed(arguments.embed_only, load(32, max_batch_tokens=2048))
         print_peak_memory()
         return
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
-    """Returns documents/s and tokens/s of each way, and their ratios."""
+    """Returns documents/s and tokens/s of each implementation, and their ratios."""
     encoder, in_bfloat16 = load(MAX_LENGTH), load(MAX_LENGTH, "bfloat16")
     reference = SentenceTransformer(str(model_files().folder), device="cpu", model_kwargs={"dtype": torch.float32})
     reference.max_seq_length = MAX_LENGTH
@@ -122,7 +122,7 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
 
 
 def forward_flops(n_tokens: Any) -> float:
-    """Returns the floating-point operations of the matrix products that the tokens need, padding left out.
+    """Returns the floating-point operations of the matrix products for the tokens, without padding.
 
     For each layer and token: 2 * (4 * hidden^2 + 2 * hidden * intermediate) for the projections, and
     4 * hidden * n_tokens of its document for the two products of attention.
@@ -135,7 +135,7 @@ def forward_flops(n_tokens: Any) -> float:
 
 
 def peak_growth(folder: Path) -> float:
-    """Returns by how much the peak memory grows when the file is 20 times larger: 0.05 for five per cent."""
+    """Returns the growth of peak memory for a file 20 times larger: 0.05 is five per cent."""
     texts = [f"document {i} about the measure of memory" for i in range(WINDOW_DOCUMENTS)]
     write_corpus(folder / "small.jsonl", texts)
     write_corpus(folder / "large.jsonl", texts * GROWTH)
@@ -172,7 +172,7 @@ def load(max_length: int, model_dtype: str = "float32", max_batch_tokens: int | 
 
 @torch.inference_mode()
 def predecessor(texts: list[str], tokenizer: Any, model: Any) -> list[list[float]]:
-    """The loop that this project replaces: batches of 64 in source order, padded to their longest, as lists."""
+    """Encodes with the loop that this project replaces: padded batches of 64 in source order, as lists."""
     embeddings: list[list[float]] = []
     for start in range(0, len(texts), 64):
         batch = texts[start : start + 64]
@@ -190,7 +190,7 @@ def embed(path: Path, encoder: Encoder) -> None:
 
 
 def read_texts(corpus: Path, n_documents: int) -> tuple[list[str], str]:
-    """Returns texts and where they come from: the corpus, else the examples as often as needed."""
+    """Returns texts and their origin: the corpus if it exists, otherwise the repeated example documents."""
     paths = [corpus]
     if not corpus.is_file():
         paths = [file.path for file in find_files(REPOSITORY / "examples" / "corpus", "**/*", SOURCE_SUFFIXES)]

@@ -1,9 +1,9 @@
-"""How fast the encoder is on a GPU, side by side with sentence-transformers.
+"""Speed of the encoder on a GPU, compared with sentence-transformers.
 
-Three encoders with random weights, made from their configurations: of the size of MiniLM, of XLM-RoBERTa base and of
-ModernBERT base. Throughput does not depend on the weights. So that nothing has to be downloaded, the tokenizer is
-made here too, and the documents are random words of its vocabulary, one token each: the tokenizer's own speed is
-therefore measured apart, and is that of easy text. Needs neither Prefect nor Dask.
+Three encoders with random weights, in the sizes of MiniLM, XLM-RoBERTa base and ModernBERT base. Throughput does not
+depend on the weights. Nothing is downloaded: the tokenizer is made here too, and the documents are random words of its
+vocabulary, one token each. The speed of the tokenizer is therefore measured separately, and is that of easy text.
+Needs neither Prefect nor Dask.
 
 Example:
     python benchmarks/embed_gpu.py --threads 16 --json benchmarks/results/embed_gpu.json
@@ -41,7 +41,7 @@ from mlfilter_core.encoder.model_files import resolve_model
 from mlfilter_core.encoder.settings import EncoderSettings
 
 N_WORDS = 30_000
-MEAN_TOKENS = 690  # of web documents in the JQL paper, https://arxiv.org/abs/2505.22232
+MEAN_TOKENS = 690  # mean of web documents in the JQL paper, https://arxiv.org/abs/2505.22232
 SPREAD = 0.9  # standard deviation of the logarithm of the length
 WINDOW_DOCUMENTS = 4096
 THEIR_BATCH_SIZES = (32, 64, 128, 256, 512)
@@ -50,7 +50,7 @@ MAX_LENGTHS = {"minilm": 512, "xlm_roberta_base": 512, "modernbert_base": 8192}
 
 
 def main() -> None:
-    """Runs the benchmark, or says that there is no GPU."""
+    """Runs the benchmark, or reports that there is no GPU."""
     options = parser(__doc__)
     options.add_argument("--device", default="cuda", help="cpu shows that the script runs, and no more")
     options.add_argument("--documents", type=int, default=8192, help="documents for each model (default: 8192)")
@@ -79,7 +79,7 @@ def main() -> None:
 def speed(
     name: str, texts: list[str], folder: Path, arguments: argparse.Namespace
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Returns figures of one model, and how they were come by."""
+    """Returns the figures of one model, and how they were measured."""
     device, max_length = arguments.device, MAX_LENGTHS[name]
     config = save_model(name, folder)
     settings = EncoderSettings(max_length=max_length, model_dtype="bfloat16")
@@ -161,7 +161,7 @@ def tokenizer(pad_token_id: int, names: list[str]) -> PreTrainedTokenizerFast:
     """Returns a WordPiece tokenizer of whole words, `w<number>`, with the pad token where the model has it."""
     tokens = [f"w{i}" for i in range(N_WORDS)]
     vocabulary = {token: i for i, token in enumerate(["[UNK]", "[CLS]", "[SEP]", *tokens])}
-    if pad_token_id < len(vocabulary):  # it takes the place of a word, or of a special token that moves behind
+    if pad_token_id < len(vocabulary):  # replaces a word, or a special token, which moves to the end
         displaced = next(token for token, i in vocabulary.items() if i == pad_token_id)
         vocabulary[displaced] = len(vocabulary)
     vocabulary["[PAD]"] = pad_token_id
@@ -183,7 +183,7 @@ def random_texts(n_documents: int) -> list[str]:
 
 
 def sentence_transformers(folder: Path, device: str, max_length: int, attention: str) -> SentenceTransformer:
-    """Returns the same model in bfloat16 with the attention that is asked for."""
+    """Returns the same model in bfloat16 with the requested attention."""
     arguments = {"dtype": torch.bfloat16, "attn_implementation": attention}
     model = SentenceTransformer(str(folder), device=device, model_kwargs=arguments)
     model.max_seq_length = max_length
@@ -208,12 +208,12 @@ def best_batch_size(model: SentenceTransformer, texts: list[str], device: str) -
 
 
 def side(device: str) -> int:
-    """Returns the size of the matrices that tell a device's rate."""
+    """Returns the size of the matrices for measuring the rate of a device."""
     return MATRIX_SIDE if device.startswith("cuda") else 1024
 
 
 def forward_flops(config: PretrainedConfig, n_tokens: NDArray[np.int32]) -> float:
-    """Returns the floating-point operations of the matrix products that the tokens need, padding left out."""
+    """Returns the floating-point operations of the matrix products for the tokens, without padding."""
     hidden, intermediate = config.hidden_size, config.intermediate_size
     n_layers = config.num_hidden_layers
     lengths = n_tokens.astype(np.float64)

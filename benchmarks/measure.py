@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating timing, the machine's description, tables and result files."""
+"""Shared parts of the benchmarks: alternating timing, description of the machine, tables, result files."""
 
 import argparse
 import datetime
@@ -35,10 +35,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def alternate(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Times callables in turn, A B C A B C ..., so that a machine whose speed drifts treats them alike.
+    """Times callables in alternating order, A B C A B C ..., so that a drift in machine speed affects all equally.
 
     Returns:
-        Median seconds of each, over the rounds after one that is not counted.
+        Median seconds of each, over the rounds after a warm-up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
@@ -66,7 +66,7 @@ def matrix_product(
 
 
 def synchronize(device: str) -> None:
-    """Waits until a GPU has done what it was asked to."""
+    """Waits until a GPU has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -80,14 +80,14 @@ def peak_memory_bytes(*command: str) -> int:
 def print_peak_memory() -> None:
     """Prints the peak resident memory of this process, in bytes; for the child of `peak_memory_bytes`.
 
-    Linux only. `getrusage` would start from what the parent held when it forked.
+    Linux only. `getrusage` would include the memory of the parent at the fork.
     """
     status = Path("/proc/self/status").read_text()
     print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 
 
 def publish(figures: dict[str, float], about: dict[str, str], json_file: Path | None) -> None:
-    """Prints the figures as a table, and writes them with machine, versions and command where asked."""
+    """Prints the figures as a table; with a path, also writes them with machine, versions and command."""
     facts: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),

@@ -1,7 +1,7 @@
-"""What Prefect and Dask cost, beside what the workers do.
+"""The cost of Prefect and Dask, besides the work of the workers.
 
-First, tasks that do nothing, run by Prefect's own `DaskTaskRunner` and by ours: tasks per second, and CPU time of the
-flow's process, of Prefect's server and of the workers for each. Then the embedding flow over many files of 20 short
+First, tasks that do nothing, run by Prefect's `DaskTaskRunner` and by ours: tasks per second, and the CPU time per task
+of the flow's process, Prefect's server and the workers. Then the embedding flow over many files of 20 short
 documents, with the real MiniLM: the share of the workers' time in which no file was embedded.
 
     python benchmarks/orchestration.py --json benchmarks/results/orchestration.json
@@ -37,7 +37,7 @@ from mlfilter_core.config.execution import LocalSettings
 N_DOCUMENTS = 20
 TEXT = "Some words of a page on the web, about as many as one sentence has, numbered {i} of file {n}."
 N_WORKERS = 2
-# Memory and time are taken from here on: encoders are loaded, and the size of bundles is found.
+# Memory and time are measured from here on: encoders are loaded, and the size of bundles is known.
 SETTLED = 0.1
 PROGRESS = re.compile(r"\((\d+) of \d+ files\)")
 
@@ -132,7 +132,7 @@ def cpu_seconds() -> dict[str, float]:
 
 
 class Progress(logging.Handler):
-    """Notes time and resident memory of the flow's process as files are done."""
+    """Records time and resident memory of the flow's process as files are finished."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Progress(logging.Handler):
 
 
 def small_files(folder: Path, n_files: int) -> dict[str, float]:
-    """Embeds many small files; returns what that cost beside the embedding itself."""
+    """Embeds many small files; returns the cost of orchestration."""
     (folder / "job.yaml").write_text(
         yaml.safe_dump(
             {
@@ -176,13 +176,13 @@ def small_files(folder: Path, n_files: int) -> dict[str, float]:
 
 
 def in_order_of_time(report: RunReport, noted: Progress) -> list[Any]:
-    """Returns the files' reports in the order in which they were done, which is about that of the corpus."""
+    """Returns the reports in the order in which files were finished, approximately that of the corpus."""
     assert len(report.reports) == len(noted.samples)
     return list(report.reports)
 
 
 def task_runs(n_files: int) -> dict[str, float]:
-    """Returns how many task runs the server knows as completed, once it has caught up, and how long that took."""
+    """Returns the number of task runs that the server lists as completed, and the seconds until it did."""
     started = time.perf_counter()
     known = -1
     with get_client(sync_client=True) as client:

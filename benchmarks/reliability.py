@@ -1,8 +1,8 @@
-"""What it costs to lose nothing: commits within a file, a rerun over finished files, a verification.
+"""The cost of reliability: commits within a file, and a rerun over finished files.
 
 Embeds a file of short texts with the real MiniLM, 4,096 documents a window, and adds up the processor time in which
-windows are appended and flushed. Waiting for the disk is no part of it: the encoder computes meanwhile. Then finds
-1,000 files finished, as the command does over a finished tree.
+windows are appended and flushed. Time spent waiting for the disk is not included, because the encoder computes
+meanwhile. Then measures the command over 1,000 finished files.
 
     python benchmarks/reliability.py --json benchmarks/results/reliability.json
 """
@@ -78,7 +78,7 @@ def commits(folder: Path) -> dict[str, float]:
 
 
 def rerun(folder: Path, rounds: int) -> dict[str, float]:
-    """Returns the seconds of the command over a finished tree, and of finding one file finished."""
+    """Returns the seconds of the command over a finished folder, and of the check of one finished file."""
     for i in range(N_FILES):
         path = folder / f"corpus/{i // 100}/{i:04}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)

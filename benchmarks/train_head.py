@@ -1,8 +1,8 @@
-"""A trained head beside scikit-learn's, on the labels of real web documents.
+"""A trained head compared with scikit-learn's models, on labels of real web documents.
 
-MiniLM embeddings of a labelled corpus, embedded here. On each of five splits, our head is
-trained with its defaults, and scikit-learn's ridge regression and MLPRegressor are tuned by cross-validation on the
-same documents. What counts is Spearman's correlation on the same held-out fifth, ours beside the better of the two.
+MiniLM embeddings of a labelled corpus, embedded here. On each of five splits, our head is trained with its defaults,
+and scikit-learn's ridge regression and MLPRegressor are tuned by cross-validation on the same documents. The figure is
+Spearman's correlation on the same held-out fifth, for our head and for the better of the two.
 
     python benchmarks/train_head.py --corpus FILE --json benchmarks/results/train_head.json
 """
@@ -37,7 +37,7 @@ MLP = {"hidden_layer_sizes": [(64,), (256,)], "alpha": [0.01, 1, 10]}
 
 
 def main() -> None:
-    """Embeds the corpus, trains all heads on each split, prints what they reach."""
+    """Embeds the corpus, trains all heads on each split, and prints their correlations."""
     options = parser(__doc__)
     options.add_argument("--corpus", type=Path, required=True, help="JSONL file with text and a label at scores.score")
     arguments = options.parse_args()
@@ -88,7 +88,7 @@ def embed(corpus: Path, folder: Path) -> Path:
 
 
 def ours(path: Path, folder: Path, seed: int) -> float:
-    """Returns what our head reaches, with the defaults."""
+    """Returns the correlation of our head with the defaults."""
     request = TrainRequest("head", HeadRecipe(), [path], test_fraction=TEST_FRACTION, split_seed=seed)
     spearman = train_head(request, folder / f"{seed}.safetensors", torch.device("cpu")).metrics["spearman"]
     assert spearman is not None, "the labels are all the same"
@@ -98,7 +98,7 @@ def ours(path: Path, folder: Path, seed: int) -> float:
 def scikit_learn(
     embeddings: NDArray[np.float32], labels: NDArray[np.float32], held_out: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Returns what each of scikit-learn's reaches, and the better of the two."""
+    """Returns the correlation of each model of scikit-learn, and the better one."""
     from scipy.stats import spearmanr
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV
@@ -114,7 +114,7 @@ def scikit_learn(
     reached = {}
     for name, search in searches.items():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of MLPRegressor, that it could be trained for longer
+            warnings.simplefilter("ignore")  # MLPRegressor's, that it has not converged
             search.fit(embeddings[~held_out], labels[~held_out])
         reached[name] = spearman(search.best_estimator_, embeddings[held_out], labels[held_out])
     return {**reached, "best": max(reached.values())}

@@ -1,4 +1,4 @@
-"""The filter flow: one Prefect task for each annotated file, after one that surveys it."""
+"""The filter flow: a first Prefect task surveys each annotated file, a second one filters it."""
 
 if __name__ == "__main__":
     # Before the imports below, for the reasons in flows/embed.py.
@@ -31,7 +31,7 @@ def filter(config: Path | FilterJob, overrides: Mapping[str, Any] = {}, dry_run:
     Args:
         config: Path of a YAML job file on the machine that runs the flow, or the whole job.
         overrides: Values that replace those of `config`, by dotted name: `{"params.write_dropped": true}`.
-        dry_run: End after the survey of the scores, with which `ml_filter filter --dry-run` tells what would be kept.
+        dry_run: Whether to end after the survey of the scores, as `ml_filter filter --dry-run` does.
 
     Raises:
         JobError: The job cannot run as it is configured.

@@ -42,13 +42,13 @@ def pipeline(
     train_overrides: Mapping[str, Any] = {},
     filter_overrides: Mapping[str, Any] = {},
 ) -> list[RunReport]:
-    """Runs one flow after another, each only where no file of the one before has failed.
+    """Runs one flow after another; ends after a flow in which a file failed.
 
     Args:
-        embed_config: What to embed: path of a YAML job file on the machine that runs the flow, or the whole job.
-        annotate_config: What to score: path of a YAML job file there, or the whole job.
-        train_config: Which heads to train in between, if any: path of a YAML job file there, or the whole job.
-        filter_config: What to keep of it in the end, if to filter: path of a YAML job file there, or the whole job.
+        embed_config: Embedding job: path of a YAML job file on the machine that runs the flow, or the whole job.
+        annotate_config: Annotation job: path of a YAML job file there, or the whole job.
+        train_config: Training job, if heads are to be trained: path of a YAML job file there, or the whole job.
+        filter_config: Filter job, if documents are to be filtered: path of a YAML job file there, or the whole job.
         embed_overrides: Values that replace those of `embed_config`, by dotted name: `{"params.batch_size": 128}`.
         annotate_overrides: Values that replace those of `annotate_config`, by dotted name.
         train_overrides: Values that replace those of `train_config`, by dotted name.
@@ -58,7 +58,7 @@ def pipeline(
     training_job = None if train_config is None else load_job(train_config, TrainingJob, train_overrides)
     annotation_job = load_job(annotate_config, AnnotationJob, annotate_overrides)
     filter_job = None if filter_config is None else load_job(filter_config, FilterJob, filter_overrides)
-    # Checked now, and not after days of embedding. Heads that are yet to be trained cannot be loaded.
+    # Checked before days of embedding, not after. Heads that are not trained yet cannot be loaded.
     check_job(annotation_job)
     if training_job is None:
         load_heads(annotation_job.params)

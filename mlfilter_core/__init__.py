@@ -1,4 +1,4 @@
-"""The work of mlfilter: documents to embeddings, embeddings to scores. Knows nothing about Prefect or Dask.
+"""The core of mlfilter: documents to embeddings, embeddings to scores. Knows nothing about Prefect or Dask.
 
 What a notebook needs is here, and documented in `mlfilter_core.notebook`.
 """

@@ -1,21 +1,21 @@
 """The exception tree: what an error means for the rest of the run.
 
-A `JobError` would meet every other file as well, so the run stops. A `FileError` concerns one file,
-the others go on. Every other exception, an `OSError` of a shared file system above all, may heal
-when the file is tried again.
+A `JobError` would occur for every file, so the run stops. A `FileError` concerns one file, so the run continues with
+the other files. Any other exception, such as an `OSError` of a shared file system, may be temporary, so the file is
+tried again.
 """
 
 
 class MlfilterError(Exception):
-    """An expected failure. Its message says what is wrong, where, and how to mend it."""
+    """An expected failure. Its message says what is wrong, where, and how to fix it."""
 
 
 class JobError(MlfilterError):
-    """The job cannot run as it is configured; no file of it would fare better."""
+    """The job cannot run as it is configured; every file would fail."""
 
 
 class ConfigError(JobError):
-    """A configuration names an unknown field, a value out of range, or a folder that is not there."""
+    """A configuration names an unknown field, a value out of range, or a missing folder."""
 
 
 class EncoderError(JobError):
@@ -27,29 +27,29 @@ class HeadError(JobError):
 
 
 class FileError(MlfilterError):
-    """One file cannot be finished as it stands; trying again would not help."""
+    """One file cannot be finished; another attempt would fail as well."""
 
 
 class SourceError(FileError):
-    """A source file is unreadable, broken, changed, or holds too many bad lines."""
+    """A source file is unreadable, broken, changed, or has too many bad lines."""
 
 
 class EmbeddingFileError(FileError):
-    """An HDF5 file is not a file of embeddings, or lacks what is asked of it."""
+    """An HDF5 file is not a file of embeddings, or lacks requested content."""
 
 
 class AnnotationError(FileError):
-    """An annotated file cannot be written without losing or inventing something."""
+    """An annotated file cannot be written without losing or inventing values."""
 
 
 class TrainingError(FileError):
-    """A head cannot be trained on the labels that there are."""
+    """A head cannot be trained on the given labels."""
 
 
 class OutputConflictError(FileError):
-    """A finished output stands in the way, made from another source or by another request."""
+    """An existing output was made from another source or by another request."""
 
 
 def in_one_line(error: BaseException) -> str:
-    """Returns what another library says is wrong, short enough for a message of ours."""
+    """Returns the message of another library's error in one line, cut to 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,6 +1,6 @@
 """The table of job kinds: one row for each kind of job that a file can describe.
 
-Whoever needs to know what differs between the kinds asks this table: job files, flows, commands, plan, report, verify.
+Job files, flows, commands, plan, report and verification look up here what differs between the kinds.
 What a row names but does not import is an entry point, `module:function`: it costs seconds to import, or lies in a
 layer above this one.
 """
@@ -29,19 +29,19 @@ class JobKind:
         flow: Name of the flow, in the Prefect UI and as a command: `embed`.
         field: Field of `params` that every job of this kind has, and no job of another kind.
         config: Class of its jobs.
-        summary: What a job does, as help of its command.
+        summary: Help of its command: the work of a job.
         run: Entry point of the flow, `(config, overrides, **options) -> RunReport`.
         workload: Entry point of `(job) -> Workload`.
         plan: Entry point of `(job, workers, seed, findings) -> Plan`; None where a job has no plan.
-        instead_of_plan: What to do instead, where a job has no plan.
+        instead_of_plan: Advice where a job has no plan.
         command: Entry point of `(kind) -> function`, the function of its command; its signature is the options.
         old_command: Name of the command in ML-Filter, if it had one.
         rounds: Rounds over the files before the one of `workload`: entry points as of `workload`, by flow name.
-        has_speed: Whether documents per second say something of its runs.
+        has_speed: Whether documents per second describe the speed of its runs.
         step: Name of this kind in a pipeline, as in `--train-config`; None where it is no part of one.
-        is_optional_step: Whether a pipeline may do without it.
-        outputs: Entry point of a `verification.output_kinds.OutputKind`: which output files are of this kind, and what
-            is right about one; None where nothing is verified.
+        is_optional_step: Whether a pipeline may leave it out.
+        outputs: Entry point of a `verification.output_kinds.OutputKind`: which output files are of this kind, and how
+            one is checked; None where nothing is verified.
         pictures: Entry point of `(OutputFacts) -> Mapping[str, str]`, SVG pictures of the outputs by their titles;
             None where there are none.
     """
@@ -137,7 +137,7 @@ def register(kind: JobKind) -> None:
 
 
 def kind_of_flow(flow: str) -> JobKind | None:
-    """Returns the kind whose flow, or a round of it, has a name; None if there is none."""
+    """Returns the kind whose flow or round has this name; None if there is none."""
     return next((kind for kind in _kinds if flow == kind.flow or flow in kind.rounds), None)
 
 
@@ -164,7 +164,7 @@ def workload_of(job: Job) -> Workload[Any]:
 
 
 def load_any_job(config: Path, overrides: Mapping[str, Any]) -> Job:
-    """Returns the job of a file, of whatever kind; one whose kind cannot be told is read as an embedding job.
+    """Returns the job of a file of any kind; if its kind is not recognised, it is read as an embedding job.
 
     Raises:
         ConfigError: As `load_job_of`.

@@ -89,7 +89,7 @@ def score_embeddings(heads: "Sequence[Head]", embeddings: NDArray[np.float32]) -
     """Returns the columns that an annotation job writes: `score_<head>`, and `label_<head>` of classifiers.
 
     Args:
-        heads: From `load_heads`.
+        heads: Result of `load_heads`.
         embeddings: float32 (n, dim).
 
     Returns:
@@ -107,7 +107,7 @@ def score_embeddings(heads: "Sequence[Head]", embeddings: NDArray[np.float32]) -
 
 
 def load_job(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Job:
-    """Returns the job of a YAML file, of whatever kind.
+    """Returns the job of a YAML file, of any kind.
 
     Args:
         path: The file.
@@ -123,7 +123,7 @@ def run_in_process(job: Job) -> list[FileReport]:
     """Runs a job here, one file after another; files that are finished are left as they are.
 
     Args:
-        job: From `load_job`. Where it would run, on this machine's workers or on Slurm's, does not matter.
+        job: Result of `load_job`. Its settings of workers and Slurm are ignored.
 
     Returns:
         The report of each file, in their order.

@@ -1,4 +1,4 @@
-"""The versions of the libraries that decide what a file contains."""
+"""The versions of the libraries that affect the content of a file."""
 
 import functools
 import platform
@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 @functools.cache
 def library_versions() -> Mapping[str, str]:
-    """Returns the versions of what decides a file's content."""
+    """Returns the versions of the libraries that affect a file's content."""
     names = ("mlfilter", "torch", "transformers", "sentence-transformers", "tokenizers", "h5py", "numpy")
     return {"python": platform.python_version(), **{name: _version(name) for name in names}}
 

@@ -1,6 +1,6 @@
 """Values as a person reads them: counts, sizes, durations, rates, shares, digests.
 
-Estimates have functions of their own, `rough_...`, which round to what an estimate can tell.
+Estimates have separate functions, `rough_...`, which round to the precision of an estimate.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 MAGNITUDES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 SHA256 = re.compile(r"[0-9a-f]{64}")
-DIGEST_CHARACTERS = 12  # tell any two files apart that a person compares
+DIGEST_CHARACTERS = 12  # enough to distinguish the files that a person compares
 MAX_SHOWN_CHARACTERS = 200  # arbitrary: prompts are rarely longer
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 

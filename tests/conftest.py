@@ -1,4 +1,4 @@
-"""What the tests share: a tiny real encoder, the real MiniLM, and files of JSON lines."""
+"""Shared fixtures: a tiny real encoder, the real MiniLM, files of JSON lines."""
 
 import gzip
 import itertools
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub: no test reaches the network
-# Before any import of torch. Threads that wait for one another spin, and hold up what else is running on the cores.
+# Before any import of torch. Waiting threads spin, which slows other processes on the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -102,7 +102,7 @@ def minilm() -> ModelFiles:
 
 
 def within(seconds: float, happens: Callable[[], T | None]) -> T:
-    """Waits until something is true; returns it."""
+    """Waits until a result is true; returns it."""
     end = time.monotonic() + seconds
     while not (result := happens()):
         assert time.monotonic() < end, f"not within {seconds} s"
@@ -111,7 +111,7 @@ def within(seconds: float, happens: Callable[[], T | None]) -> T:
 
 
 def limit_memory(encoder: Encoder, n_tokens: int) -> Encoder:
-    """Makes an encoder fail on batches of more tokens as it would on a GPU that holds so many and no more."""
+    """Makes an encoder fail on batches of more tokens, like a GPU with memory for that number of tokens."""
 
     def allocate(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         if kwargs["input_ids"].numel() > n_tokens:
@@ -124,8 +124,8 @@ def limit_memory(encoder: Encoder, n_tokens: int) -> Encoder:
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """Drops root's rights, which no permission binds, and gives a folder for what the test makes."""
-    folder = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    """Drops root's rights, which ignore permissions, and gives a folder for the test's files."""
+    folder = Path(tempfile.mkdtemp())  # only root can enter pytest's own folders
     folder.chmod(0o777)
     is_root = os.geteuid() == 0
     if is_root:
@@ -144,7 +144,7 @@ def unprivileged() -> Iterator[Path]:
 def write_lines(tmp_path: Path) -> WriteLines:
     """Writes a file below tmp_path, with a line for each record (an object, or its line as bytes).
 
-    The suffix decides on the compression.
+    The suffix determines the compression.
     """
 
     def write(name: str, records: Iterable[Any]) -> Path:

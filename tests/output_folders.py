@@ -1,4 +1,4 @@
-"""An output folder as runs leave it, made by the core itself."""
+"""An output folder as after runs, made by the core itself."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ Lines = Mapping[str, Sequence[Any]]
 
 
 def head(name: str, seed: int, scale: float = 1.0) -> Head:
-    """A linear head; with scale 0 it gives 1 for every document."""
+    """A linear head; with scale 0, it gives 1 for every document."""
     weights = np.random.default_rng(seed).standard_normal((1, TINY_DIM)).astype(np.float32) * scale
     return Head(name, (torch.from_numpy(weights),), (torch.ones(1),), "relu", {})
 
@@ -46,13 +46,13 @@ def make_outputs(
     """Embeds and scores documents, and leaves the record of the runs; returns the output folder.
 
     Args:
-        folder: For the corpus and the outputs.
-        model: Of the encoder.
-        encoder: Embeds.
+        folder: Folder of the corpus and the outputs.
+        model: Files of the encoder.
+        encoder: The encoder.
         files: Records, or lines as bytes, by file name.
-        heads: Without them nothing is scored.
+        heads: Heads to score with; none scores nothing.
         output: Name of the output folder.
-        has_end: Whether the runs came to their end, or were killed.
+        has_end: Whether the runs ended; otherwise they were killed.
     """
     corpus, output_dir = folder / f"{output}-corpus", folder / output
     for name, records in files.items():
@@ -90,7 +90,7 @@ def annotate_row(report: Any) -> dict[str, Any]:
 def write_run(
     folder: Path, flow: str, rows: Any, has_end: bool = True, after_s: float = 0.0, output_dir: Path | None = None
 ) -> None:
-    """Leaves what a run leaves in `<output_dir>/logs/<run>`; without an end, as one that was killed."""
+    """Writes the record of a run to `<output_dir>/logs/<run>`; without an end, that of a killed run."""
     folder.mkdir(parents=True)
     rows = list(rows)
     written = str(output_dir or folder.parent.parent)

@@ -1,4 +1,4 @@
-"""The benchmark that needs a GPU still runs; its figures are another matter."""
+"""The benchmark that needs a GPU still runs; its figures are not tested."""
 
 import json
 import os

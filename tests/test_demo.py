@@ -1,4 +1,4 @@
-"""The demo as `make demo` runs it, beside what the README and the tutorial show of it."""
+"""The demo as `make demo` runs it, compared with the outputs in the README and the tutorial."""
 
 import json
 import os
@@ -16,12 +16,12 @@ TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text()
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Runs `make demo` beside a folder of outputs of its own; returns that folder and what was printed."""
+    """Runs `make demo` with a separate output folder; returns that folder and the printed text."""
     checkout = tmp_path_factory.mktemp("demo")
     for name in ("Makefile", "deployments", "examples", "flows", "pyproject.toml", "requirements.lock"):
         (checkout / name).symlink_to(REPOSITORY / name)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    line = ["make", "demo", f"BIN={Path(sys.executable).parent}", "STAMP="]  # with what is installed
+    line = ["make", "demo", f"BIN={Path(sys.executable).parent}", "STAMP="]  # with the installed packages
     done = subprocess.run(line, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return checkout / "outputs" / "example", done.stdout
@@ -76,7 +76,7 @@ def test_the_heads_are_trained_on_the_corpus_that_was_embedded(demo: tuple[Path,
         cells = row(printed, f"{name}.safetensors")
         assert cells[1:5] == row(TUTORIAL, f"{name}.safetensors")[1:5] == ["trained", "52", "43", "9"]
         told = json.loads((folder / "heads" / f"{name}.metrics.json").read_text())
-        assert told["metrics_of_folds"]["pearson"] > 0.4  # of documents that the models had not seen
+        assert told["metrics_of_folds"]["pearson"] > 0.4  # on documents that the models had not seen
 
 
 def test_the_scores_are_evaluated_on_documents_that_the_head_has_not_seen(demo: tuple[Path, str]) -> None:

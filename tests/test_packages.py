@@ -1,4 +1,4 @@
-"""What is installed, where the project is not run from its checkout."""
+"""The packages that are installed when the project is not run from its checkout."""
 
 import tomllib
 from pathlib import Path

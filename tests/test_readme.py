@@ -1,4 +1,4 @@
-"""The README against what it describes."""
+"""The README compared with the project."""
 
 import re
 from pathlib import Path
@@ -27,4 +27,4 @@ def test_of_the_commands_that_open_the_readme_ci_runs_the_tests() -> None:
     commands = {line.partition("#")[0].strip() for line in opening.splitlines()}
     steps = {line.strip() for line in (REPOSITORY / ".ci/run").read_text().splitlines()}
     assert commands == {"make demo", "make test"}
-    assert "make test" in steps  # which run make demo
+    assert "make test" in steps  # make test runs make demo

@@ -1,4 +1,4 @@
-"""The options of each command, made from the command line itself, so that they cannot differ from it.
+"""The options of each command, generated from the command line itself, so that both always agree.
 
 A hook of MkDocs: replaces `<!-- commands -->` by a section for each command.
 """

@@ -1,4 +1,4 @@
-"""The tables of the fields of a job, made from the models that read job files, so that they cannot differ from them.
+"""The tables of the fields of a job, generated from the models that read job files, so that both always agree.
 
 A hook of MkDocs: replaces `<!-- fields of CLASS -->` by a table.
 """
@@ -30,7 +30,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def models() -> dict[str, type[BaseModel]]:
-    """Returns every class that people write the fields of, by its name."""
+    """Returns every class whose fields people write, by its name."""
     modules = (embedding, annotation, training, filtering, execution)
     found = {
         name: value
@@ -61,7 +61,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """Returns a type in words, as a reader of YAML knows it."""
+    """Returns a type as text, as a reader of YAML knows it."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(parts[0])

@@ -1,4 +1,4 @@
-"""Pages of the site that lie elsewhere in the repository, where people look for them there.
+"""Pages of the site that are elsewhere in the repository, where readers expect them.
 
 A hook of MkDocs: adds the pages, with their links made to fit the site.
 """
@@ -25,7 +25,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def _on_site(source: str, link: re.Match[str]) -> str:
-    """Returns a link as the site has it; its text alone, where the site does not have what it leads to."""
+    """Returns a link for the site; only its text if the site lacks the target."""
     text, target, anchor = link[1], link[2], link[3] or ""
     if "://" in target:
         return link[0]

@@ -1,4 +1,4 @@
-"""The picture of the packages: which imports which, read from the source, so that it cannot differ from the code.
+"""The picture of the imports between packages, generated from the source, so that both always agree.
 
 A hook of MkDocs: replaces `<!-- structure of PACKAGE -->` by an SVG. `python docs/hooks/structure.py mlfilter_core`
 prints it.
@@ -17,11 +17,11 @@ REPOSITORY = Path(__file__).parents[2]
 PLACEHOLDER = re.compile(r"<!-- structure of (\w+) -->")
 
 WIDTH, MARGIN = 960, 8
-CHARACTER, PADDING = 8.1, 22  # of the boxes' font, at 13.5 px
+CHARACTER, PADDING = 8.1, 22  # width of a character in a box at 13.5 px; padding
 MIN_WIDTH = 92
-BEND, BEND_WIDTH = "|", 12  # of the places where an arrow passes a row
+BEND, BEND_WIDTH = "|", 12  # place where an arrow passes a row
 BOX, NOTE, ROW = 46, 16, 92  # heights: of a box, of its second line, from one row to the next
-SWEEPS = 24  # over the rows, to order the boxes in each; more change nothing
+SWEEPS = 24  # passes that order the boxes in the rows; more change nothing
 
 Graph = Mapping[str, frozenset[str]]
 

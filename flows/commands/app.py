@@ -34,7 +34,7 @@ def build_app() -> typer.Typer:
     _add(app, PIPELINE, OLD_PIPELINE, command_of(PIPELINE))
     app.command("plan")(plan_command)
     app.command("job-script")(job_script_command)
-    app.add_typer(results)  # without a name of its own, its commands stand beside those of this module
+    app.add_typer(results)  # without a name, so that its commands are added to those of this module
     app.add_typer(reports)
     return app
 
@@ -64,7 +64,7 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print all the facts as JSON.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sample: the same seed draws the same documents.")] = 0,
 ) -> None:
-    """Say what a job would do and need, and all that is wrong with it, before it starts."""
+    """Show what a job would do and need, and every problem with it, before it starts."""
 
     def show() -> list["RunReport"]:
         from flows.commands.plan import plan_job

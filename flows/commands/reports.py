@@ -25,7 +25,7 @@ def report_command(
     logging_dir: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DIR", help="Folder of logs, where a job names another than <output_dir>/logs; repeatable."
+            metavar="DIR", help="Folder of logs, if a job set a logging_dir other than <output_dir>/logs; repeatable."
         ),
     ] = None,
     hdf5_dataset_name: Annotated[
@@ -33,7 +33,7 @@ def report_command(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the facts; write nothing.")] = False,
 ) -> None:
-    """Write the report of runs to <output_dir>/report: a page for a browser; also while a run goes on."""
+    """Write a report of finished and active runs to <output_dir>/report, as a page for a browser."""
     from mlfilter_core.run_report.collect import collect
     from mlfilter_core.run_report.write_report import as_json, write_report
 
@@ -50,11 +50,11 @@ def compare_command(
     run_b: Annotated[Path, typer.Argument(help="Another.", metavar="RUN_B")],
     thresholds: Annotated[
         str | None,
-        typer.Option(metavar="2,3,...", help="How far both keep the same documents, those of this score and above."),
+        typer.Option(metavar="2,3,...", help="Lowest scores to keep: show on how many documents both sides agree."),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Put two output folders side by side: counts, speed, how scores moved, whether they agree on documents."""
+    """Compare two output folders: counts, speed, changes of the scores, agreement on documents."""
     from mlfilter_core.evaluation.scale import parse_numbers
     from mlfilter_core.run_report.folder_comparison import compare
     from mlfilter_core.run_report.write_report import as_json
@@ -103,10 +103,10 @@ def _print(comparison: "Comparison") -> None:
 
 def _print_agreements(comparison: "Comparison") -> None:
     if not comparison.shifts:
-        print("no score is on both sides: nothing more to compare")
+        print("no score exists on both sides: nothing more to compare")
         return
     if not comparison.agreements:
-        print("no document is on both sides: files are joined by their names, documents by their ids")
+        print("no document exists on both sides: files are joined by their names, documents by their ids")
         return
     first = comparison.agreements[0]
     heading = ["score", "documents", "Pearson", "Spearman", "mean B - A", "mean |B - A|", "max |B - A|"]
@@ -130,9 +130,9 @@ def _print_agreements(comparison: "Comparison") -> None:
     print_table([heading, *lines], n_names=1)
     about = f"document by document: {comparison.paired_files:,} files of the same name"
     if comparison.left_out_files:
-        about += f", {comparison.left_out_files:,} more left out: these are documents enough"
+        about += f", {comparison.left_out_files:,} more left out, as enough documents were compared"
     if comparison.without_partner:
-        about += f"; {comparison.without_partner:,} documents are on one side only"
+        about += f"; {comparison.without_partner:,} documents exist on one side only"
     print(about)
 
 

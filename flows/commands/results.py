@@ -25,7 +25,7 @@ InputDirectories = Annotated[
         "--input-directory",
         metavar="DIR",
         help="Folder of draw files (annotations_*.jsonl), searched recursively. "
-        "With --score_keys of annotated files, and repeatable.",
+        "With --score_keys: folder of annotated files; repeatable.",
     ),
 ]
 InputDirectory = Annotated[
@@ -33,8 +33,8 @@ InputDirectory = Annotated[
     typer.Option(
         "--input-directory",
         metavar="DIR",
-        help="Folder of draw files (annotations_*.jsonl), below it one for each language. "
-        "With --score_keys of annotated files.",
+        help="Folder of draw files (annotations_*.jsonl), with a subfolder for each language. "
+        "With --score_keys: folder of annotated files.",
     ),
 ]
 OutputDirectory = Annotated[Path, typer.Option("--output-directory", metavar="DIR", help="Folder of the results.")]
@@ -45,7 +45,7 @@ def inspect_command(
     file: Annotated[Path, typer.Argument(help="An HDF5 file of embeddings.", exists=True, dir_okay=False)],
     hdf5_dataset_name: Annotated[str, typer.Option(help="Group inside the file.")] = "train",
 ) -> None:
-    """Show what a file of embeddings holds, and where it comes from."""
+    """Show the content and the provenance of a file of embeddings."""
     from mlfilter_core.embedding_store.describe import describe
 
     with errors_as_messages():
@@ -55,10 +55,12 @@ def inspect_command(
 @results.command("verify")
 def verify_command(
     output_dir: Annotated[Path, typer.Argument(help="The output_dir of a job.")],
-    quick: Annotated[bool, typer.Option("--quick", help="Check metadata alone; read no content.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Check metadata only; read no content.")] = False,
     source_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of the source files now, if not where they were embedded from.", metavar="DIR"),
+        typer.Option(
+            help="Current folder of the source files, if they have moved since they were embedded.", metavar="DIR"
+        ),
     ] = None,
     hdf5_dataset_name: Annotated[str, typer.Option(help="Group inside each HDF5 file.")] = "train",
     workers: Annotated[
@@ -90,34 +92,34 @@ def aggregate_command(
         str,
         typer.Option(
             metavar="mean|max|min|majority",
-            help="How several draws become one score. majority: the most frequent one, the mean of several such.",
+            help="How several draws become one score. majority: the most frequent draw; if several are, their mean.",
         ),
     ],
     labels: Annotated[
         str | None,
-        typer.Option(metavar="0,1,2,...", help="What a draw may be; others are counted as invalid, and left out."),
+        typer.Option(metavar="0,1,2,...", help="Valid values of a draw. Other draws are ignored and counted."),
     ] = None,
     raw_data_lookup_dir: Annotated[
         Path | None,
         typer.Option(
             "--raw-data-lookup-dir",
             metavar="DIR",
-            help="Folder of the raw files, deduplicated ones say. Default: the paths in the draw files.",
+            help="Folder of the raw files, for example of deduplicated ones. Default: the paths in the draw files.",
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Documents that are written at a time.")
+        int, typer.Option("--batch-size", min=1, help="Documents to write at a time.")
     ] = DEFAULT_BATCH_SIZE,
     score_keys: Annotated[
         str | None,
         typer.Option(
             "--score-keys",
             metavar="PATTERN",
-            help="Make one of the scores of several heads instead: fields of annotated files, as 'score_*' or a,b.",
+            help="Aggregate the scores of several heads instead: fields of annotated files, as 'score_*' or a,b.",
         ),
     ] = None,
 ) -> None:
-    """Make one score of several draws of an annotator, or of the scores of several heads."""
+    """Aggregate several draws of an annotator, or the scores of several heads, to one score."""
     from mlfilter_core.evaluation.aggregate_scores import aggregate_scores
     from mlfilter_core.evaluation.aggregation import REPORT_NAME, AggregationRequest
     from mlfilter_core.evaluation.draws import Scoring, parse_aggregation
@@ -130,7 +132,7 @@ def aggregate_command(
         if score_keys is not None and raw_data_lookup_dir is not None:
             raise ConfigError("--raw_data_lookup_dir goes with draw files, not with --score_keys")
         if score_keys is None and scale is None:
-            raise ConfigError("--labels is needed, as 0,1,2,3,4,5: a model writes other things than labels, too")
+            raise ConfigError("give --labels, such as 0,1,2,3,4,5: a model may also write values that are not labels")
         if score_keys is None and len(input_directory) > 1:
             raise ConfigError("several --input_directory go with --score_keys; aggregate draw files one by one")
         fields = ScoreFields(score_keys) if score_keys is not None else None
@@ -160,12 +162,12 @@ def evaluate_command(
             "--path-to-ground-truth-file",
             metavar="PATH",
             exists=True,
-            help="JSONL file, or folder of them, of draws or of any records with an id and a label.",
+            help="JSONL file or folder of JSONL files, with draws or with any records that have an id and a label.",
         ),
     ],
     valid_labels: Annotated[
         str,
-        typer.Option("--valid-labels", metavar="0,1,2,...", help="What a draw of a model may be."),
+        typer.Option("--valid-labels", metavar="0,1,2,...", help="Valid values of a draw."),
     ],
     aggregation_strategy: Annotated[
         str,
@@ -177,14 +179,14 @@ def evaluate_command(
     ] = "majority",
     thresholds: Annotated[
         str | None,
-        typer.Option(metavar="2,3,...", help="Tell documents of this score and above from others, and measure that."),
+        typer.Option(metavar="2,3,...", help="Lowest positive scores, each for a set of binary measures."),
     ] = None,
     label_key: Annotated[
         str | None,
         typer.Option(
             "--label-key",
             metavar="KEY",
-            help="Where the truth has its label. Default: scores as a list, else label, score or scores.score.",
+            help="Key of the label in the truth. Default: the list scores, otherwise label, score or scores.score.",
         ),
     ] = None,
     score_keys: Annotated[
@@ -192,15 +194,17 @@ def evaluate_command(
         typer.Option(
             "--score-keys",
             metavar="PATTERN",
-            help="Evaluate heads instead: the fields of annotated files that they write, as 'score_*' or a,b.",
+            help="Evaluate heads instead: their score fields in annotated files, as 'score_*' or a,b.",
         ),
     ] = None,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples of the documents for the 95 % intervals; 0 leaves them out.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples: the same gives the same intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the resamples: the same seed gives the same intervals.")
+    ] = 0,
 ) -> None:
-    """Compare what annotators or heads predict with true labels, in each language and in all."""
+    """Compare the predictions of annotators or heads with true labels, in each language and in all."""
     from mlfilter_core.evaluation.agreement import MeasureOptions
     from mlfilter_core.evaluation.draws import parse_aggregation
     from mlfilter_core.evaluation.evaluate import evaluate
@@ -224,7 +228,7 @@ def evaluate_command(
         print_table([[cell.replace(" [", "\n[") for cell in row] for row in report.shown_table()], n_names=2)
         _print_remarks(report.exclusions(), output_directory / "evaluation.md")
         if report.gaps():
-            print(f"why measures are undefined, some of them in some resamples: {output_directory / 'evaluation.md'}")
+            print(f"measures undefined, in some resamples or in all: {output_directory / 'evaluation.md'}")
         print(f"results: {output_directory}")
 
 

@@ -26,8 +26,8 @@ LASTING_ERRNOS = frozenset(
 def expected_errors_as_states(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Makes a flow or task end as Failed, with the error's message, when it raises an `MlfilterError`.
 
-    If the error were raised, a traceback of no use would fill terminal and logs. The caller of the flow still gets the
-    exception.
+    A raised error would print a useless traceback on the terminal and in the logs. The caller of the flow still gets
+    the exception.
     """
 
     @functools.wraps(function)
@@ -41,6 +41,6 @@ def expected_errors_as_states(function: Callable[Parameters, Result]) -> Callabl
 
 
 def can_heal(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Tells Prefect whether to retry a failed task: only after a temporary error of the file system."""
+    """Returns whether Prefect should retry a failed task: only after a temporary error of the file system."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, OSError) and error.errno not in LASTING_ERRNOS

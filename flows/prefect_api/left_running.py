@@ -2,7 +2,7 @@
 
 A killed process cannot report its state, and a Prefect worker that is stopped kills the processes of its flows without
 reporting theirs. So each run has a guard: a separate process in a separate session that waits for the run's process to
-end, and loads Prefect only if that process did not say farewell.
+end, and loads Prefect only if that process did not report a regular end.
 """
 
 import os
@@ -24,7 +24,7 @@ GRACE_S = 5
 
 @contextmanager
 def never_left_running() -> Iterator[None]:
-    """Decorates a flow's function: if the process is killed in it, the flow run and all runs below end as Crashed."""
+    """Decorates a flow's function: if its process is killed, the flow run and all its subruns end as Crashed."""
     from prefect.runtime import flow_run
     from prefect.settings import get_current_settings
 
@@ -47,7 +47,7 @@ def never_left_running() -> Iterator[None]:
 
 
 def end_what_is_left(flow_run: UUID) -> None:
-    """Ends a flow run, and all runs below, on behalf of its dead process.
+    """Ends a flow run and all its subruns on behalf of its dead process.
 
     Unfinished runs become Crashed; a run that was being cancelled becomes Cancelled.
     """

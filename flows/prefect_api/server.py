@@ -1,4 +1,4 @@
-"""Provides the Prefect API that a run reports to: the configured one, or a server of its own while it lasts."""
+"""Provides the Prefect API that a run reports to: the configured one, or a separate server during the run."""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class ApiLostError(MlfilterError):
 
 
 def is_of_api(error: Exception) -> bool:
-    """Tells whether an error comes from a request to the API."""
+    """Returns whether an error comes from a request to the API."""
     from httpx import HTTPError
 
     return isinstance(error, HTTPError)
@@ -47,7 +47,7 @@ def report_no_usage() -> None:
 
 
 def api_is_configured() -> bool:
-    """Tells whether the environment or a Prefect profile sets an API."""
+    """Returns whether the environment or a Prefect profile sets an API."""
     from prefect.settings import PREFECT_API_URL
 
     return bool(PREFECT_API_URL.value())

@@ -1,4 +1,4 @@
-"""Files to tasks: one file a task; small files share one, as a task costs more time than such a file."""
+"""Groups files into tasks: one file per task, or several small files, which take less time than a task costs."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -10,11 +10,11 @@ from mlfilter_core.work.workload import FileReport
 Bundle = tuple[TaskFile, ...]
 
 # Between two tasks a worker waits for some 20 ms, and each task costs the flow and Prefect's server some 7 ms of CPU,
-# whatever the number of workers (benchmarks/orchestration.py). These are the shortest useful task, and the highest
+# for any number of workers (benchmarks/orchestration.py). The constants are the shortest useful task and the highest
 # useful rate of tasks.
 MIN_TASK_S = 0.5
 MAX_TASKS_PER_S = 20
-# Arbitrary. A worker that dies loses a bundle, and a person reads its list of files.
+# Arbitrary. A worker that dies loses its bundle, and people read the list of its files.
 MAX_FILES = 500
 
 
@@ -32,7 +32,7 @@ class Bundles:
         self._bytes = 0
 
     def __len__(self) -> int:
-        """Returns about how many tasks are left."""
+        """Returns the approximate number of remaining tasks."""
         return len(self._again) + -(-len(self._files) // self._n_last)
 
     def take(self, n_workers: int) -> Bundle:
@@ -57,7 +57,7 @@ class Bundles:
             self._bytes += _size(file)
 
     def part(self, bundle: Bundle) -> None:
-        """Puts back the files of a bundle whose worker died, each as a task of its own: one is the cause."""
+        """Puts back the files of a bundle whose worker died, each as a separate task: one of them is the cause."""
         self._again.extend(bundle)
 
     def _has_room(self, n_files: int, seconds: float, n_workers: int) -> bool:

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
 Result = TypeVar("Result")
 
-# Workers for each task that waits at the scheduler.
+# Number of workers for each task that waits at the scheduler.
 WORKERS_PER_WAITING = 8
 # Seconds between two looks at the workers while no task ends.
 TEND_S = 1
@@ -40,13 +40,13 @@ class Workers(Protocol):
 
 
 class Items(Protocol[Item_co]):
-    """Items that are left to do."""
+    """The remaining items."""
 
     def __len__(self) -> int:
-        """Returns about how many tasks they make; 0 only when none is left."""
+        """Returns the approximate number of their tasks; 0 only if no item remains."""
 
     def take(self, n_workers: int) -> Item_co:
-        """Returns the next item; called while some are left."""
+        """Returns the next item; called only while items remain."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def fan_out(
 def _n_ahead(n_workers: int, n_submitted: int) -> int:
     """Returns how many tasks wait at the scheduler, so that a free worker gets one at once.
 
-    None at first. Dask holds tasks back (`worker-saturation`) only once it has seen more than twice as many tasks as
-    workers. Before, it gives a worker a second task, which dies with the first.
+    At first this is 0: Dask holds tasks back (`worker-saturation`) only after it has seen more than twice as many tasks
+    as workers. Until then, it would give a worker a second task, which dies with the first.
     """
     return max(1, n_workers // WORKERS_PER_WAITING) if n_workers and n_submitted > 2 * n_workers else 0
 

@@ -1,4 +1,4 @@
-"""The command that filters: as other jobs are run, and with a preview of other limits."""
+"""The filter command, which runs a filter job or previews other limits."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def filter_command(kind: JobKind) -> Callable[..., None]:
-    """Returns the command that filters, or shows with `--dry-run` what would be kept."""
+    """Returns the filter command, which with `--dry-run` only shows what would be kept."""
 
     def command(
         config: ConfigPath,

@@ -121,7 +121,7 @@ _kept: ContextVar[list[RunReport] | None] = ContextVar("reports", default=None)
 
 @contextmanager
 def keeping_reports() -> Iterator[list[RunReport]]:
-    """Gives a list to which each run in the block adds its report, whatever happens to its flow; steps do not."""
+    """Gives a list to which each run in the block adds its report, even if its flow fails; steps add none."""
     reports: list[RunReport] = []
     token = _kept.set(reports)
     try:
@@ -183,7 +183,7 @@ class Page:
 
 
 def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
-    """Writes the report of an output folder. If it cannot be written, a warning says so, and the run goes on.
+    """Writes the report of an output folder. If it cannot be written, a warning says so, and the run continues.
 
     Args:
         flow: Flow whose pictures the Prefect UI shows.

@@ -1,4 +1,4 @@
-"""The course of a run, the same for every kind of job: skip finished files, do the others, report."""
+"""The course of a run, the same for every kind of job: skip finished files, process the others, report."""
 
 import functools
 import time
@@ -52,7 +52,7 @@ def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job)
         job: The job.
 
     Raises:
-        JobError: The job cannot run as it is configured, or a task met an error that every file would meet.
+        JobError: The job cannot run as it is configured, or a task met an error that would occur for every file.
         FilesFailedError: Some files failed; the others are finished.
     """
     started = time.monotonic()
@@ -78,15 +78,13 @@ def _run_files(
         except FileError as error:
             failures[file.relative] = str(error)
             continue
-        except OSError:  # its task tries again, and reports the error
+        except OSError:  # the task tries again and reports the error
             report = None
         if report is None:
             to_do.append(file)
         else:
             reports[file.relative] = report
-    log.info(
-        "%d files: %d finished before, %d to do, %d in the way", len(files), len(reports), len(to_do), len(failures)
-    )
+    log.info("%d files: %d finished before, %d to do, %d refused", len(files), len(reports), len(to_do), len(failures))
     with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
         if to_do:
             work.prepare(files)
@@ -146,7 +144,7 @@ def _do_files(
 
 
 def _file_task(verb: str) -> Task[Any, list[Any]]:
-    """Returns the Prefect task that does one file after another, on a worker."""
+    """Returns the Prefect task that processes files one after another on a worker."""
     return Task(
         run_in_turn,
         name=verb,

@@ -24,10 +24,10 @@ def console() -> "Console":
 
 @contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Makes an expected error of the block its message and exit status 1."""
+    """Turns an expected error of the block into its message and exit status 1."""
     try:
         yield
-    except BrokenPipeError:  # as in `| head`: the reader has seen enough, and typer ends without a word
+    except BrokenPipeError:  # as in `| head`: the reader closed the pipe, and typer ends silently
         raise
     except (MlfilterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -115,16 +115,16 @@ def _step_options(kind: JobKind) -> list[inspect.Parameter]:
 
 
 def hide_script_from_workers() -> None:
-    """Keeps processes that are started from importing this process's script once more, to find what it defines.
+    """Prevents new processes from importing the script of this process again.
 
-    The scripts here define nothing, and would import Prefect: two seconds for each worker. multiprocessing goes by the
-    name of the script's file.
+    multiprocessing does so, by the name of the script's file, to find what the script defines. The scripts here define
+    nothing, and importing them loads Prefect: two seconds for each worker.
     """
     del sys.modules["__main__"].__file__
 
 
 def run_and_print(run: Callable[[], list["RunReport"]]) -> None:
-    """Runs jobs and prints their tables; an expected error is its message and exit status 1."""
+    """Runs jobs and prints their tables; an expected error ends in its message and exit status 1."""
     try:
         reports, failure = run(), None
     except MlfilterError as error:

@@ -61,7 +61,7 @@ def run_job(job: Job, **options: Any) -> "RunReport":
 
 
 def run_pipeline(steps: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> "list[RunReport]":
-    """Runs the jobs of several files, each only where nothing of the one before has failed.
+    """Runs the jobs of several files one after another; ends after a job in which a file failed.
 
     All job files are read, once, before anything starts.
 
@@ -107,7 +107,7 @@ def _run(run: "Callable[[], list[RunReport]]", *jobs: Job) -> "list[RunReport]":
 
 
 def _outliving_api(run: "Callable[[], list[RunReport]]", n_jobs: int) -> "list[RunReport]":
-    """Returns the reports of a run, also where Prefect loses its API before it has recorded the run's end.
+    """Returns the reports of a run, even if the API was lost before it recorded the end of the run.
 
     Raises:
         FilesFailedError: Some files failed; the others are finished.

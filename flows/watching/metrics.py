@@ -66,7 +66,7 @@ class _RunCollector(Collector):
         for name, about, value in (
             ("documents", "Documents done.", now.documents),
             ("tokens", "Tokens encoded.", now.tokens),
-            ("rejected_lines", "Lines that are no documents.", now.rejected),
+            ("rejected_lines", "Rejected lines.", now.rejected),
             ("out_of_memory", "Times that a batch did not fit in memory.", now.out_of_memory),
         ):
             yield self._of_flow(CounterMetricFamily(f"mlfilter_{name}", about, labels=["flow"]), value)
@@ -81,7 +81,9 @@ class _RunCollector(Collector):
         ):
             files.add_metric([self._flow, state], n)
         yield files
-        share = GaugeMetricFamily("mlfilter_progress_ratio", "Share of the bytes to do that are done.", labels=["flow"])
+        share = GaugeMetricFamily(
+            "mlfilter_progress_ratio", "Processed share of the bytes of this run.", labels=["flow"]
+        )
         yield self._of_flow(share, now.share)
         waits = CounterMetricFamily(
             "mlfilter_stage_wait_seconds", "Seconds that a stage waited for another.", labels=["flow", "stage"]

@@ -79,7 +79,7 @@ class RunProgress:
     """Adds up the progress that workers report for their files, and the reports of finished files."""
 
     def __init__(self, n_files: int, to_do: Iterable[TaskFile], n_failed: int) -> None:
-        """Takes the number of files, those that this run has to process, and the number that failed before."""
+        """Takes the number of all files, the files to process, and the number of files that failed before."""
         self._bytes = {file.relative: max(1, _size(file)) for file in to_do}
         self._n_files = n_files
         self._n_before = n_files - len(self._bytes) - n_failed

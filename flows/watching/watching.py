@@ -18,7 +18,7 @@ from flows.watching.run_progress import RunProgress, Snapshot, describe
 Show = Callable[[Snapshot], None]
 
 LOOK_S = 0.5
-ARTIFACT_S = 5.0  # whoever opens the UI wants to see that something moves
+ARTIFACT_S = 5.0  # people who open the UI expect to see progress
 LOG_S = 60.0
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""A key and a certificate for one run: whoever has them may connect to its Dask scheduler, and nobody else."""
+"""A key and a certificate for one run: only processes that have them can connect to its Dask scheduler."""
 
 from pathlib import Path
 

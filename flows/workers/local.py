@@ -27,7 +27,7 @@ NO_WORKERS_TIMEOUT = "10 minutes"
 SCHEDULER_SETTINGS = {
     # A worker gets one task at a time: a second one would wait there, and be killed along with the first.
     "distributed.scheduler.worker-saturation": 1.0,
-    # A nanny restarts its worker as long as the run lasts. With Dask's default of 15 s, the nanny is removed if its
+    # A nanny restarts its worker until the run ends. With Dask's default of 15 s, the nanny is removed if its
     # worker happens to be restarting again 15 s after an earlier death.
     "distributed.deploy.lost-worker-timeout": "52 weeks",
     "distributed.admin.low-level-log-length": 10,
@@ -61,14 +61,14 @@ def local_workers(
 ) -> Iterator[LocalWorkers]:
     """Starts worker processes on this machine.
 
-    Each worker runs one task at a time: the encoder has threads of its own, and two tasks in one process would share
+    Each worker runs one task at a time: the encoder has its own threads, and two tasks in one process would share
     one GPU and one interpreter lock. The cores are divided among the workers, unless the environment sets
     `OMP_NUM_THREADS` and similar variables. By default, Dask would limit each worker to one thread.
 
     Args:
         settings: Local settings of the job file; `workers: -1` is the default.
         one_per_core: Whether the default is one worker per core, or one per GPU (a single one without GPUs).
-        device: Device of the job: with `auto` or `cuda`, each worker gets a GPU of its own.
+        device: Device of the job: with `auto` or `cuda`, each worker gets its own GPU.
         n_tasks: Number of tasks; no more workers than that are started.
         logs: Folder of the run's logs. Dask's own files go to `dask` in it, which is removed at the end.
     """
@@ -127,7 +127,7 @@ def worker_environment(n_threads: int, folder: Path) -> dict[str, str]:
 
 
 def shares_gpus(device: str) -> bool:
-    """Tells whether the job lets us choose a GPU for each worker."""
+    """Returns whether the job lets us choose a GPU for each worker."""
     return device in ("auto", "cuda")
 
 

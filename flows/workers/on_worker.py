@@ -35,7 +35,7 @@ N_LAST_LINES = 12
 
 
 def dask_setup(worker: Worker) -> None:
-    """Called by Dask when a worker has started: of several GPUs, the worker sees one from now on.
+    """Assigns one of several GPUs to this worker; called by Dask when the worker has started.
 
     CUDA reads the variable on first use, which is in the first task.
     """
@@ -63,7 +63,7 @@ def run_on_worker(
     worker = get_worker()
     name = worker_name()
     worker.log_event(TOPIC, {"event": STARTED, "run": run})
-    with suppress(OSError):  # on a full disk: a log is not worth failing for
+    with suppress(OSError):  # on a full disk: a missing log must not fail the task
         _write_crashes_to(logs / f"{name}.log")
 
     def tell_flow(progress: Progress) -> None:
@@ -78,7 +78,7 @@ def run_on_worker(
 
 
 def last_words(logs: Path, run: str) -> str:
-    """Returns the end of a dead worker's log: that of the last worker that began a task run.
+    """Returns the end of the log of the last worker that began a task run, to explain the worker's death.
 
     Args:
         logs: Folder of the log files.
@@ -86,7 +86,7 @@ def last_words(logs: Path, run: str) -> str:
     """
     begun = [log for log in logs.glob("worker-*.log") if BEGINS % run in log.read_text("utf-8", "replace")]
     if not begun:
-        return "it had not begun; see the workers' logs"
+        return "no worker had begun it; see the workers' logs"
     log = max(begun, key=lambda path: path.stat().st_mtime_ns)
     _, _, lines = log.read_text("utf-8", "replace").rpartition(BEGINS % run)
     said = lines.splitlines()[1:]
@@ -95,7 +95,7 @@ def last_words(logs: Path, run: str) -> str:
         return "\n".join([f"its log {log} ends with:", *said[crash : crash + N_LAST_LINES]])
     return "\n".join(
         [
-            "it was killed from outside, as the kernel does when memory runs out: there is no error in its log "
+            "it was killed from outside, for example by the kernel because memory ran out: no error is in its log "
             f"{log}, which ends with:",
             *said[-N_LAST_LINES // 4 :],
         ]

@@ -15,15 +15,15 @@ from mlfilter_core.config.execution import SlurmSettings
 # A worker that cannot reach the scheduler for this long ends, and its job with it.
 DEATH_TIMEOUT_S = 60
 # Workers stop this share of the time limit before the job ends, within these bounds: Dask gives a task 30 s to end by
-# itself, and workers start some seconds after their job. Each worker stops up to twice as early, at random, so that
-# jobs that started together do not end together.
+# itself, and workers start some seconds after their job. Each worker stops up to twice as early, at random: jobs
+# that started together then end at different times.
 MARGIN = 0.05
 MIN_MARGIN_S = 40
 MAX_MARGIN_S = 600
 MIN_LIFETIME_S = 20
 LIFETIME_VARIABLE = "MLFILTER_LIFETIME_S"
 # The system kills a job that uses too much memory, with all its workers. Dask kills only the one worker, shortly
-# before. Its other measures are for data that stays in memory, and no data does.
+# before. Its other measures concern data that stays in memory, and none does.
 MEMORY_SETTINGS = {f"DASK_DISTRIBUTED__WORKER__MEMORY__{name}": "False" for name in ("TARGET", "SPILL", "PAUSE")}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)B?", re.IGNORECASE)
 KIBIBYTES = {"K": 1, "": 1 << 10, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}

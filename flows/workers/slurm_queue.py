@@ -1,4 +1,4 @@
-"""Slurm's queue: submits jobs, asks what became of them, cancels them. Knows nothing about how many are needed."""
+"""Slurm's queue: submits jobs, asks for their states, cancels them. Knows nothing about how many are needed."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ from distributed.core import Status
 
 from flows.workers.job_guard import JobGuard
 
-# What sbatch prints where another attempt may succeed.
+# Output of sbatch after which another attempt may succeed.
 TEMPORARY = ("timed out", "temporarily unavailable", "Unable to contact", "Connection refused", "MaxSubmitJob")
 # Reasons for which a pending job would stay pending forever.
 HOPELESS = frozenset(
@@ -75,7 +75,7 @@ class SubmittedJob(SLURMJob):  # type: ignore[misc]
     """A job of `dask_jobqueue`, which submits and cancels it; cancelled as well if this process is killed."""
 
     def __init__(self, *args: Any, guard: JobGuard | None = None, id_position: int = -1, **kwargs: Any) -> None:
-        """Takes the arguments of `SLURMJob`, the guard, and which word that sbatch prints is the job's id."""
+        """Takes the arguments of `SLURMJob`, the guard, and the position of the job's id among the words of sbatch."""
         super().__init__(*args, **kwargs)
         self.job_id_regexp = _word_pattern(id_position)
         self._guard = guard
@@ -114,7 +114,7 @@ class SubmittedJob(SLURMJob):  # type: ignore[misc]
         self.status = Status.closed
 
     def has_ended(self, queue: dict[str, QueuedJob]) -> bool:
-        """Tells whether the job was submitted and is no longer in the queue."""
+        """Returns whether the job was submitted and is no longer in the queue."""
         return self.job_id not in queue and time.monotonic() - self._submitted > GRACE_S
 
 

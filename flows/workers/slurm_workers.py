@@ -1,4 +1,4 @@
-"""Workers in Slurm jobs, as many as the unfinished tasks need."""
+"""Keeps as many workers in Slurm jobs as the unfinished tasks need."""
 
 import asyncio
 import concurrent.futures
@@ -20,7 +20,7 @@ from mlfilter_core.errors import JobError
 # Slurm's controller serves the whole cluster: it is asked often only while something changes.
 MIN_LOOK_S = 1
 MAX_LOOK_S = 15
-# Jobs submitted at a time, each by a process of its own.
+# Jobs submitted at a time, each by a separate process.
 SUBMITTED_AT_ONCE = 16
 # After this many jobs in a row that ended before their workers connected, the next would end as well.
 MAX_STILLBORN = 3
@@ -70,7 +70,7 @@ class SlurmWorkers:
         return self._n_workers()
 
     def leave(self) -> None:
-        """Waits for jobs that are being submitted, so that none is left in the queue unknown to the run."""
+        """Waits for active submissions, so that the run knows every job in the queue."""
         if self._looking is not None:
             concurrent.futures.wait([self._looking], timeout=LEAVE_S)
 
@@ -139,7 +139,7 @@ class SlurmWorkers:
             )
 
     def _count_unanswered(self, error: SlurmCommandError) -> None:
-        """Tolerates a controller of Slurm that restarts, for hours if need be, but not one that never answered."""
+        """Raises an error if squeue never answered; a controller that restarts may be silent for hours."""
         self._n_unanswered += 1
         if not self._shown and self._n_unanswered >= MAX_UNANSWERED:
             raise SlurmError(f"squeue does not answer: {error}") from error

@@ -32,12 +32,12 @@ from mlfilter_core.work.progress import Progress
 
 Result = TypeVar("Result")
 
-# Executions of a task without progress, those whose worker died included, after which it fails. Dask counts deaths
-# only; without this limit, a file that commits nothing before its worker stops would be started again forever.
+# Number of executions without progress, including those whose worker died, after which a task fails. Dask counts
+# only deaths; without this limit, a file that commits nothing before its worker stops would be started again forever.
 MAX_STARTS = 5
 # How often a thread that waits for a task checks that limit; executions last minutes.
 LOOK_S = 5
-# A task that takes longer gets a progress bar of its own in the UI.
+# A task that takes longer gets its own progress bar in the UI.
 LONG_S = 60
 RUN_SEPARATOR = "/"
 
@@ -159,7 +159,7 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         return on_worker
 
     def _execute(self, function: Callable[..., Result], arguments: dict[str, Any], run_id: str) -> Result:
-        """Returns what the function returns on a worker; runs it again as long as it makes progress between deaths."""
+        """Returns the result of the function on a worker; restarts it after deaths while it makes progress."""
         run = self._runs[run_id]
         while True:
             # Dask groups tasks by what is before the last dash.
@@ -178,8 +178,8 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
                 if not run.has_progressed:
                     raise
             finally:
-                # A worker that dies takes its results along, and Dask computes them again by running finished
-                # tasks once more, unless they are released (PrefectHQ/prefect#15442).
+                # If a worker dies, its results are lost, and Dask runs finished tasks again to compute them,
+                # unless they are released (PrefectHQ/prefect#15442).
                 run.future.release()
 
     def _wait(self, future: Future, run: _TaskRun) -> None:

@@ -98,7 +98,7 @@ def finished_annotation(
 
 
 def read_annotation(embeddings: TaskFile, request: AnnotateRequest, read_content: bool) -> dict[str, Any] | None:
-    """Returns the provenance of an output, or None where the output is missing or only its content can tell.
+    """Returns the provenance of an output; None where the output is missing, or would have to be read and is not.
 
     Args:
         embeddings: The HDF5 file that it was made from, which need not exist any more.

@@ -42,7 +42,7 @@ def compressed(file: IO[bytes], compression: Compression) -> Iterator[IO[bytes]]
             yield cast(IO[bytes], stream)
     elif compression == "zstd":
         with zstd.open(file, "wb") as stream:
-            stream.write(b"")  # without it a file of no records has no frame, and `zstd -d` reports it as broken
+            stream.write(b"")  # otherwise a file without records has no frame, which `zstd -d` reports as broken
             yield cast(IO[bytes], stream)
     else:
         yield file
@@ -66,7 +66,7 @@ def write_records(file: IO[bytes], records: Iterable[dict[str, Any]]) -> None:
 
 
 def first_lines(path: Path) -> list[str]:
-    """Returns the first documents of an annotated file as JSON, with strings so short that a terminal shows them."""
+    """Returns the first documents of an annotated file as JSON, with strings cut to the width of a terminal."""
     with SourceReader(path) as reader:
         lines = islice(reader.lines(MAX_SHOWN_LINE_BYTES), N_SHOWN_DOCUMENTS)
         return [_shortened(line.content) for line in lines if isinstance(line, Line)]

@@ -7,7 +7,7 @@ import torch
 from mlfilter_core.errors import ConfigError
 
 DEVICE_TYPES = ("cuda", "mps", "cpu")
-# Messages of errors for which PyTorch has no class of their own; the last is oneDNN's.
+# Messages of errors for which PyTorch has no separate class; the last is oneDNN's.
 OUT_OF_MEMORY = (
     *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("DefaultCPUAllocator", "bad_alloc", "could not create a primitive"),

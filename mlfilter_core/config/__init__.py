@@ -1,1 +1,1 @@
-"""The fields of a job, each kind in a module of its own."""
+"""The fields of a job, with one module for each kind."""

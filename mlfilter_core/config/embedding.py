@@ -164,7 +164,7 @@ class EmbeddingPipelineParameters(Written):
 
     @property
     def embedding_output_dir(self) -> Path:
-        """Folder of the HDF5 files. Temporary ones have a folder of their own, so that no others are removed."""
+        """Folder of the HDF5 files. Temporary ones have a separate folder, so that no others are removed."""
         return self.output_dir / (self.embedding_dir if self.keep_embeddings else UNKEPT_DIR)
 
     @property
@@ -179,7 +179,7 @@ class EmbeddingPipelineParameters(Written):
         return self.output_dir / "rejected" / own
 
     def schema_of_documents(self) -> DocumentSchema:
-        """Returns where records have their text, id, index values and labels."""
+        """Returns the keys of the text, id, index values and labels of records."""
         index_keys = self.keys_to_index
         if index_keys is None:
             index_keys = () if self.text_field else ("text",)

@@ -34,7 +34,7 @@ class Bound(Written):
         return self
 
     def describe(self) -> str:
-        """Returns the bound in words: `percentile 70`."""
+        """Returns the bound as text: `percentile 70`."""
         if self.threshold is not None:
             return f"threshold {self.threshold:g}"
         if self.best_tokens is not None:

@@ -51,7 +51,7 @@ def load_job_of(
     kind_of: Callable[[Mapping[str, Any]], type[Job]],
     overrides: Mapping[str, Any] | None = None,
 ) -> Job:
-    """Returns a job whose class its content tells; arguments and errors as of `load_job`.
+    """Returns a job of the class that its content determines; arguments and errors as for `load_job`.
 
     Args:
         config: The path of a file, or the whole job.

@@ -21,7 +21,7 @@ UTF8_BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class DocumentSchema:
-    """Where a record has its text, id, index values and labels. Keys may be dotted paths: `scores.score`.
+    """The keys of a record's text, id, index values and labels. Keys may be dotted paths: `scores.score`.
 
     Attributes:
         text_keys: Keys of the text; several values are joined by line feeds.
@@ -75,7 +75,7 @@ class Rejection:
         line: 1-based line of the source file.
         offset: Byte offset of that line in the decompressed source.
         reason: One of a small set of words: `not_json`, `missing_key`, ...
-        detail: What exactly is wrong.
+        detail: Exact description of the problem.
     """
 
     line: int
@@ -98,7 +98,7 @@ def parse_document(line: Line, schema: DocumentSchema, source_name: str) -> Docu
 
     Args:
         line: The line, with or without a carriage return or a byte order mark.
-        schema: Where the record has its text, id, index values and labels.
+        schema: Keys of the record's text, id, index values and labels.
         source_name: Name of the source, for the ids of documents without one: `<source_name>:<line>`.
     """
     try:
@@ -233,7 +233,7 @@ def _stored_string(value: Any, key: str) -> str:
 
 
 def has_value(record: Mapping[str, Any], key: str) -> bool:
-    """Tells whether `find_value` finds a value."""
+    """Returns whether `find_value` finds a value."""
     try:
         find_value(record, key)
     except KeyError:

@@ -12,7 +12,7 @@ from mlfilter_core.files.task_files import TaskFile
 
 # An error of all documents shows in the first ones, and a few files may be of another kind. 16 files take 0.1 s.
 N_FILES, N_LINES = 16, 32
-MAX_BYTES = 1 << 20  # of one file, decompressed; arbitrary: a hundred times that of most
+MAX_BYTES = 1 << 20  # decompressed, per file; arbitrary: a hundred times the size of most first documents
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class OverlongLine:
 class SourceReader:
     """Reads one source file once, from the first byte to the last.
 
-    The first bytes tell the compression, not the name. Memory does not depend on the size of the file. Use it as a
+    The first bytes determine the compression, not the name. Memory does not depend on the size of the file. Use it as a
     context manager.
 
     Attributes:
@@ -89,7 +89,7 @@ class SourceReader:
         except LASTING_ERRORS as error:
             raise SourceError(f"{path} cannot be read ({error.strerror}); fix its path or its permissions") from error
         self._stream = _decompressed(self._raw)
-        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * status.st_size)  # of the source, decompressed
+        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * status.st_size)  # decompressed bytes of the source
 
     def __enter__(self) -> "SourceReader":
         return self
@@ -172,7 +172,7 @@ class _HashingReader(io.RawIOBase):
 
 
 class _PromptReader(io.RawIOBase):
-    """Returns what is decompressed so far, so that all lines before a broken place are read before the error."""
+    """Returns the bytes decompressed so far: all lines before a broken place are read before the error."""
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
         self._stream = stream

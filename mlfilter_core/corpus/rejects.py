@@ -17,7 +17,7 @@ from mlfilter_core.corpus.documents import Rejection
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.publishing import publish
 
-BASE64_BYTES = 3 << 18  # a multiple of 3, so that the encoded pieces can stand one after another
+BASE64_BYTES = 3 << 18  # a multiple of 3, so that encoded pieces can be concatenated
 
 
 class RejectsFile:
@@ -25,7 +25,7 @@ class RejectsFile:
 
     Attributes:
         by_reason: Number of rejected lines by reason.
-        first: What is wrong with the first rejected line.
+        first: Description of the first rejected line.
     """
 
     def __init__(self, path: Path) -> None:

@@ -12,7 +12,7 @@ SOURCE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
 def find_jsonl(folder: Path, *stems: str) -> list[Path]:
     """Returns the files below a folder whose names without `SOURCE_SUFFIXES` match a pattern, sorted by path.
 
-    Hidden files and folders are left out, as runs have files of their own there.
+    Hidden files and folders are left out, as runs keep their own files there.
 
     Raises:
         ConfigError: The folder, or one below it, is missing or not readable, or a name is not UTF-8.

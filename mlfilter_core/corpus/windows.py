@@ -27,7 +27,7 @@ class Window:
     """Consecutive lines of a source.
 
     Attributes:
-        documents: In order.
+        documents: Documents, in order.
         lines: Line of each document, which may still be rejected.
         rejected: Rejected lines; a line above the limit as an open, unnamed file.
         dropped: The rejections that are due to the encoder and not to the line.
@@ -78,7 +78,7 @@ def read_windows(
     Args:
         reader: Reader of the file.
         source: The file, which names documents without an id.
-        schema: Where records have their text, id, index values and labels.
+        schema: Keys of the text, id, index values and labels.
         max_line_bytes: Most bytes of a line; a longer line is rejected.
         scratch: Folder for the bytes of such lines.
         max_documents: Most lines in a window, without blank ones; `WINDOW_DOCUMENTS` at most.

@@ -17,7 +17,7 @@ class EmbedCounts:
     Attributes:
         documents: Rows written.
         new_tokens: Tokens encoded by this run.
-        out_of_memory: How often a batch did not fit in memory and was divided.
+        out_of_memory: Number of batches that did not fit in memory and were divided.
         max_batch_tokens: Most tokens in one forward pass, as of the last window.
         document_tokens: Histogram of the tokens of a document.
     """
@@ -31,7 +31,7 @@ class EmbedCounts:
         self._blank = 0
         self._truncated = 0
         self._tokens = 0
-        # Eight bytes per document instead of its id limit the memory of a large file.
+        # Hashes of eight bytes, instead of ids, limit the memory for a large file.
         self._id_hashes: list[NDArray[np.int64]] = []
 
     def add(self, window: Window, rows: Rows, is_new: bool) -> None:

@@ -36,7 +36,7 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
         source: The file.
         output: The HDF5 file to make; replaced where it exists.
         rejects: File of the rejected lines; absent afterwards where there were none.
-        request: What is asked of the file.
+        request: Request of this run.
         encoder: The encoder of `request.model` and `request.encoder`.
 
     Raises:

@@ -28,7 +28,7 @@ class EmbedReport(ReportDefaults):
         rejected_by_reason: Number of rejected lines by reason.
         seconds: Wall time; 0 where skipped.
         waited: Seconds that each stage waited for another; empty where skipped.
-        encoder: Device and settings of the encoder in words; empty where skipped.
+        encoder: Device and settings of the encoder as text; empty where skipped.
         worker: Name of the process; empty where skipped.
         started: Start time in seconds since 1970, UTC; 0 where skipped.
     """

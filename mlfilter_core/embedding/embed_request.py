@@ -30,7 +30,7 @@ class EmbedRequest:
     Attributes:
         model: Files of the encoder.
         encoder: Encoder settings that change embeddings.
-        schema: Where records have their text, id, index values and labels.
+        schema: Keys of the text, id, index values and labels.
         group: Name of the HDF5 group.
         embedding_dtype: Dtype in the file: `float32` or `float16`.
         batch_size: Most documents in one forward pass; None for no limit beside that of tokens.

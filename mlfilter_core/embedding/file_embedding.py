@@ -49,7 +49,7 @@ class OpenFiles:
 
 
 class FileEmbedding:
-    """The embedding of one file. The stages run at the same time, each on a window of its own.
+    """The embedding of one file. The stages run at the same time, each on a different window.
 
     Attributes:
         counts: Counts of what is written so far.
@@ -105,10 +105,10 @@ class FileEmbedding:
             yield window, tokens
 
     def _encode(self, tokenized: Iterator[_TokenizedWindow]) -> Iterator[_EncodedWindow]:
-        # A GPU is given the next window before the results of this one are waited for.
+        # A GPU gets the next window before this thread waits for the results of this one.
         n_ahead = int(self._encoder.device.type == "cuda")
         begun: deque[tuple[Window, TokenizedTexts, EncodedTexts]] = deque()
-        max_batch_tokens: int | None = None  # as in the window before, whichever run encoded that
+        max_batch_tokens: int | None = None  # as in the previous window, encoded by this run or an earlier one
         for window, tokens in tokenized:
             if isinstance(tokens, Rows):
                 max_batch_tokens = tokens.max_batch_tokens

@@ -17,7 +17,7 @@ QUEUED_ITEMS = 1  # enough for both sides to continue while the other is busy
 
 
 class Stages:
-    """Runs the stages of a pipeline, all but one in threads of their own. Use it as a context manager.
+    """Runs the stages of a pipeline, all but one in separate threads. Use it as a context manager.
 
     The end of the block stops every thread at its next item and waits for it, even if items are left.
 

@@ -1,4 +1,4 @@
-"""Checks that documents have the keys that an embedding job needs.
+"""Checks that documents have the keys of an embedding job.
 
 Knows nothing about files.
 """
@@ -29,7 +29,7 @@ class WantedKey:
 
     Attributes:
         field: Job field that names the key.
-        keys: The key, or alternatives of which a document must have one.
+        keys: The key, or alternatives; a document must have one of them.
     """
 
     field: str
@@ -58,7 +58,7 @@ def wanted_keys(params: EmbeddingPipelineParameters) -> list[WantedKey]:
 
 
 def describe_absent(wanted: Sequence[WantedKey], records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the keys that no record has, in words; none where there are no records."""
+    """Returns the keys that no record has, as text; none where there are no records."""
     types = types_by_key(records)
     absent = [key for key in wanted if not any(key.is_in(record) for record in records)] if records else []
     there = ", ".join(f"{key} ({' or '.join(kinds)})" for key, kinds in islice(types.items(), N_SHOWN_KEYS))

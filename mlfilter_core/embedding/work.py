@@ -64,7 +64,7 @@ class EmbedWork(Work[EmbedReport]):
 
         Raises:
             ConfigError: None of the first documents has a key that the job needs, or the disk is too small.
-            HeadError: A checkpoint is corrupted, holds code, or was trained on another encoder.
+            HeadError: A checkpoint is corrupted, contains code, or was trained on another encoder.
         """
         first = read_first_documents(files, self.params.max_line_bytes)
         check_wanted_keys(self.params, first.records)

@@ -1,4 +1,4 @@
-"""A file of embeddings in words."""
+"""A file of embeddings as text."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """The fingerprint of an encoder: the contract between embeddings and heads.
 
 A fingerprint is a mapping of `FIELDS`. A file may lack some of them; only fields that both sides have are compared. The
-precision of the forward pass is not part of it, as it does not matter to a head.
+precision of the forward pass is not part of it, because heads do not depend on it.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def name_of(encoder: Fingerprint) -> str:
 
 
 class OneEncoder:
-    """Checks that files of embeddings are all from one encoder, as far as they state it.
+    """Checks that all files of embeddings that state an encoder state the same one.
 
     Attributes:
         fingerprint: Fingerprint of the first file that has one; empty before.

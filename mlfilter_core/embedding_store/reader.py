@@ -182,9 +182,7 @@ class EmbeddingFile:
                 raise self._error(
                     f"the rows of {name} are in other files, which are not read; copy them into this file"
                 )
-        return [
-            name for name, dataset in datasets.items() if dataset.shape
-        ]  # a single value says something of the file
+        return [name for name, dataset in datasets.items() if dataset.shape]  # a scalar describes the file, not a row
 
     def _check_link(self, group: h5py.Group, name: str) -> None:
         if group.id.links.exists(name.encode()) and not _is_hard(group, name):

@@ -81,7 +81,7 @@ def _attend_on_gpu(
 ) -> torch.Tensor:
     """Returns (1, n_tokens, n_heads, width); a window of -1 has no limit."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    # Earlier versions of PyTorch do not have all options, so only those that are needed are passed.
+    # Earlier versions of PyTorch lack some options, so only the needed ones are passed.
     options: dict[str, Any] = {} if scaling == query.shape[-1] ** -0.5 else {"scale": scaling}
     if is_causal or window >= 0:
         options["window_size"] = (window, 0 if is_causal else window)

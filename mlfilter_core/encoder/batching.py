@@ -29,7 +29,7 @@ def plan_batches(
         n_tokens: int32 (n_documents,), tokens of each document.
         max_batch_documents: Most documents in a batch; None sets no limit.
         max_batch_tokens: Most tokens in a batch, padded to its longest document. A longer document
-            is a batch of its own.
+            is a separate batch.
 
     Returns:
         Row numbers of each batch; each row is in one batch.
@@ -51,11 +51,11 @@ def find_max_batch_tokens(encode: Callable[[int], int | None]) -> tuple[int, str
     """Times batches of growing size, for a few seconds at most.
 
     Args:
-        encode: Encodes about so many tokens and waits for the result. Returns how many they were, or None if they do
-            not fit in memory.
+        encode: Encodes about this number of tokens and waits for the result. Returns their exact number, or None if
+            they do not fit in memory.
 
     Returns:
-        The smallest of the fastest sizes, and what was measured, in words.
+        The smallest of the fastest sizes, and what was measured, as text.
     """
     rates: dict[int, float] = {}
     size, fits = SMALLEST, True

@@ -44,7 +44,7 @@ class EncodedTexts:
 
     Attributes:
         fits: bool (n_texts,), false if a text alone does not fit in memory; its embedding is 0.
-        n_out_of_memory: How often a batch did not fit in memory and was divided.
+        n_out_of_memory: Number of batches that did not fit in memory and were divided.
         max_batch_tokens: Most tokens in one forward pass, for the texts after these.
     """
 
@@ -77,14 +77,14 @@ class Encoder:
     Attributes:
         settings: The job's settings.
         forward_pass: The model.
-        device: Where it computes.
+        device: Device of the model.
         dim: Width of an embedding.
         max_length: Most tokens of a document; None if neither job nor model has a limit.
         pooling: Pooling modes, `cls+mean` for two side by side.
         is_normalized: Whether the model scales its embeddings to unit length.
         prompt: Text before each document.
         max_batch_tokens: Most tokens in one forward pass, padding included; less once memory ran out.
-        why_max_batch_tokens: How that number was found.
+        why_max_batch_tokens: Reason for that number.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Encoder:
         self._truncating = TruncatingTokenizer(tokenizer, self.max_length)
 
     def __str__(self) -> str:
-        """Where and how it computes."""
+        """Device, attention and batch size, for the log."""
         made = self.provenance()
         return (
             f"{made['compute_dtype']} on {self.device}, {made['attention']} attention, batches of at most "
@@ -118,7 +118,7 @@ class Encoder:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """What the model made of the settings; recorded in every file of embeddings."""
+        """The facts of the loaded model, recorded in every file of embeddings."""
         return {
             "dim": self.dim,
             "max_length": self.max_length,
@@ -156,7 +156,7 @@ class Encoder:
         A batch that does not fit in memory is divided; later batches are as small as its halves.
 
         Args:
-            tokenized: From `tokenize`.
+            tokenized: Result of `tokenize`.
             max_batch_documents: Most documents in one forward pass; None sets no limit.
             max_batch_tokens: Most tokens in one; None takes the encoder's own number. The last bits of an
                 embedding depend on it.

@@ -22,8 +22,8 @@ class ForwardPass:
     Attributes:
         modules: The transformer of sentence-transformers, then what follows it: pooling, dense layers, normalization.
         model: The transformers model inside the first module.
-        properties: What the model says of itself.
-        device: Where it computes.
+        properties: Properties of the model.
+        device: Device of the model.
         padded_length: Length that every text is padded to; None pads to the longest of the batch.
         pad_token_id: Token of the padding.
         is_unpadded: Whether the texts of a batch lie one after another in one row, without padding.

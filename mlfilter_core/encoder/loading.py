@@ -37,8 +37,8 @@ def load_encoder(
     """Loads an encoder onto a device.
 
     Args:
-        files: From `resolve_model`.
-        settings: What changes its embeddings.
+        files: Result of `resolve_model`.
+        settings: Settings that change its embeddings.
         device: `auto` (CUDA, then MPS, then CPU), or a torch device such as `cuda:1`.
         max_batch_tokens: Most tokens in one forward pass; None measures for a few seconds which size is fastest here.
         torch_compile: Spend a minute on compiling the forward pass with torch.compile.
@@ -129,7 +129,7 @@ def _set_pooling(model: SentenceTransformer, pooling: str) -> None:
 
 
 def _find_max_batch_tokens(forward_pass: ForwardPass) -> tuple[int, str]:
-    """Returns the fastest size of batches, and what was measured, in words."""
+    """Returns the fastest size of batches, and what was measured, as text."""
     max_length = forward_pass.properties.max_length
     length = forward_pass.padded_length or min(max_length or TRIAL_TOKENS, TRIAL_TOKENS)
     document = np.ones(length, np.int32)  # the speed does not depend on which tokens they are

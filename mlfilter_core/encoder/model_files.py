@@ -1,7 +1,7 @@
 """A Hugging Face encoder as a local folder with digests of its files.
 
-Knows nothing about torch: a login node finds and hashes a model without loading it, and the workers load the
-folder that it found.
+Knows nothing about torch: a login node finds and hashes a model without loading it, and the workers
+load that folder.
 """
 
 import hashlib
@@ -95,7 +95,7 @@ def code_elsewhere(folder: Path) -> list[str]:
 
 
 def stated_dim(folder: Path) -> int | None:
-    """Returns the width of a model's embeddings, without loading the model; None if only loading tells.
+    """Returns the width of a model's embeddings, without loading the model; None if it is unknown before loading.
 
     It is the width of the last layer, unless a dense layer follows.
     """

@@ -1,4 +1,4 @@
-"""What a loaded model says of itself: width, pooling, normalization, prompt, positions."""
+"""The properties of a loaded model: width, pooling, normalization, prompt, positions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ NO_MAXIMUM = 1 << 24
 
 @dataclass(frozen=True)
 class ModelProperties:
-    """What a model is, once a job's settings are applied to it.
+    """The properties of a model after the settings of a job are applied.
 
     Attributes:
         dim: Width of an embedding.
@@ -98,7 +98,7 @@ def _pooling_modes(model: SentenceTransformer) -> list[str]:
 
 
 def _prompt_features(transformer: Any, prompt: str | None) -> dict[str, Any]:
-    """Runs sentence-transformers' own preprocessing once, to see what it adds to the token ids."""
+    """Runs sentence-transformers' own preprocessing once, to find the features that it adds to the token ids."""
     features = transformer.preprocess(["a"], prompt=prompt or None)
     if features.get("token_type_ids", torch.zeros(1)).any():
         raise EncoderError("this tokenizer gives token types other than 0, which is not supported")

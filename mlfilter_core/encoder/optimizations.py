@@ -11,7 +11,7 @@ from mlfilter_core.compute.linear import pack_linear_layers
 from mlfilter_core.encoder.attention import UNPADDED, can_attend_unpadded
 from mlfilter_core.encoder.forward_pass import Batch, ForwardPass
 
-TRIAL_TOKENS = 512  # of each text in a trial; the median web page has about as many
+TRIAL_TOKENS = 512  # tokens of a text in a trial, about those of the median web page
 # Largest relative distance of two embeddings of one text that differ by rounding only.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
@@ -22,7 +22,7 @@ def optimize(forward_pass: ForwardPass, pad_to_max_length: bool, torch_compile: 
     """Makes a forward pass faster, in place; it is for inference from then on.
 
     Args:
-        forward_pass: As loaded.
+        forward_pass: Forward pass of the loaded model.
         pad_to_max_length: Whether texts have to be padded.
         torch_compile: Whether to try torch.compile.
     """

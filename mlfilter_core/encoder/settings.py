@@ -1,6 +1,6 @@
 """Settings of a job that change what an encoder computes.
 
-Knows nothing about torch, so that a flow can state a request without importing it.
+Knows nothing about torch: a flow can make a request without importing it.
 """
 
 from dataclasses import asdict, dataclass

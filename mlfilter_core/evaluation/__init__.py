@@ -1,1 +1,1 @@
-"""What scores are worth: draws to one score, and predicted scores beside true ones."""
+"""The evaluation of scores: draws are aggregated to one score, predicted scores are compared with true ones."""

@@ -28,7 +28,7 @@ def aggregate_scores(request: AggregationRequest) -> AggregationReport:
     """Writes one file of scores for each draw file and raw file, or for each annotated file, and a report.
 
     Returns:
-        Counts of what became of the documents. A file that failed is among the failures; the others are written.
+        Counts of the documents by result. A file that failed is among the failures; the others are written.
 
     Raises:
         ConfigError: There are no input files, two outputs have one name, annotated files do not match, or the output

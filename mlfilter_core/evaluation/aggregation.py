@@ -1,4 +1,4 @@
-"""What an aggregation of scores is asked for, and what became of the documents."""
+"""The request of an aggregation of scores, and its counts of documents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class AggregationRequest:
     Attributes:
         input_directories: One folder of draw files; with `score_fields`, folders of annotated files.
         output_directory: Folder for the outputs and the report.
-        scoring: How draws, or the scores of heads, become one score.
+        scoring: Aggregation of draws, or of the scores of heads, to one score.
         score_fields: Fields of annotated files to aggregate; None aggregates draws.
         raw_data_lookup_dir: Folder with the raw files, by name; None takes the paths in the draw files.
         batch_size: Number of documents to write at a time.
@@ -117,7 +117,7 @@ class AggregationReport:
     """Results of an aggregation.
 
     Attributes:
-        request: What was asked for.
+        request: Request of the aggregation.
         outputs: Outputs that were written.
         failures: Reasons for those that were not, by the path of an input or output.
     """

@@ -200,7 +200,7 @@ def _label_measures(pairs: Pairs, weights: Floats, scale: Scale) -> Measures:
     distances = (np.arange(k)[:, None] - np.arange(k)) ** 2.0
     distance, expected = np.sum(confusion * distances, axis=(1, 2)), np.sum((true @ distances) * predicted, axis=1)
     measures = {
-        "Fleiss": (4 * n * n_hits - by_pooled_chance) / (4 * n**2 - by_pooled_chance),  # of two raters (Fleiss, 1971)
+        "Fleiss": (4 * n * n_hits - by_pooled_chance) / (4 * n**2 - by_pooled_chance),  # for two raters (Fleiss, 1971)
         "Cohen": (n * n_hits - by_chance) / (n**2 - by_chance),
         "Cohen-Quadratic": 1 - n * distance / expected,
         "Acc": n_hits / n,

@@ -104,7 +104,7 @@ class AnnotatorResult:
         }
 
     def exclusions(self) -> list[str]:
-        """Returns, in words, which documents and draws the measures leave out."""
+        """Returns as text which documents and draws the measures leave out."""
         tallies = {
             "left out": self.left_out,
             "invalid draws": self.invalid_draws,
@@ -113,7 +113,7 @@ class AnnotatorResult:
         return [f"{title}: {tally}" for title, tally in tallies.items() if tally]
 
     def gaps(self) -> list[str]:
-        """Returns, in words, which measures are undefined, in all documents or in some resamples."""
+        """Returns as text which measures are undefined, in all documents or in some resamples."""
         if not len(self.truth):
             return [f"all measures are undefined: {NO_DOCUMENTS}"]
         names_by_reason: dict[str, list[str]] = {}
@@ -132,7 +132,7 @@ class AnnotatorResult:
 def annotator_result(parts: Sequence[Predictions], truth: Truth, options: MeasureOptions) -> AnnotatorResult:
     """Measures the predictions of one annotator, in one language or in several together."""
     left_out = merged(part.without_truth for part in parts)
-    numbers: dict[str, int] = {}  # of the documents with a valid score on both sides
+    numbers: dict[str, int] = {}  # number of each document with a valid score on both sides
     rows: list[tuple[int, float, float]] = []
     truth_of_invalid: list[float] = []
     for document_id, score in (item for part in parts for item in part.scores.items()):

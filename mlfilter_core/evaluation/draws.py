@@ -25,7 +25,7 @@ class Scoring:
     """How the draws for a document become its score.
 
     Attributes:
-        aggregation: How several valid draws become one score.
+        aggregation: Aggregation of several valid draws to one score.
         scale: Labels that are valid draws; None accepts any finite number.
     """
 
@@ -92,7 +92,7 @@ def parse_aggregation(text: str, option: str) -> Aggregation:
 
 
 def keep_last(scores: dict[str, float | None], document_id: str, score: float | None, duplicates: Tally) -> None:
-    """Sets the score of a document. An earlier score of it is counted in `duplicates`, as the same or another one."""
+    """Sets the score of a document. An earlier score is counted in `duplicates`, as equal or different."""
     if document_id in scores:
         is_same = scores[document_id] == score
         duplicates.add("with_same_score" if is_same else "with_other_score", document_id)

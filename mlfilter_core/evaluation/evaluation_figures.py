@@ -23,7 +23,7 @@ from mlfilter_core.files.publishing import publish
 # From light to dark; readable with any colour vision, and in grey.
 COLORS = "cividis_r"
 TRUE_COLOR, PREDICTED_COLOR = mpl.colormaps[COLORS]([0.85, 0.25])
-LETTERS_PER_INCH = 11  # of a title, with a margin
+LETTERS_PER_INCH = 11  # letters of a title, with a margin
 DOTS_PER_INCH = 150
 MAX_BINS = 60
 MAX_TICKS = 12

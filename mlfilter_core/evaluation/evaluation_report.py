@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, and its results as tables."""
+"""The request of an evaluation, and its results as tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class EvaluationRequest:
         input_directory: Folder with the annotators' files.
         output_directory: Folder for the results.
         truth: File or folder with the true labels.
-        aggregation: How several draws become one score.
-        options: How scores are compared.
+        aggregation: Aggregation of several draws to one score.
+        options: Options of the measures.
         label_key: Key of the label in a record of the truth; None takes the usual ones.
         score_fields: Fields of annotated files to evaluate; None evaluates draw files.
     """
@@ -67,10 +67,10 @@ class EvaluationReport:
     """The results of all annotators in all languages.
 
     Attributes:
-        request: What was evaluated, and how.
+        request: Request of the evaluation.
         truth: True scores.
         bad_lines: Lines of the annotators' files without a record.
-        results: At least one; by annotator, then by language, with all languages of an annotator together last.
+        results: Results; by annotator, then by language, with all languages of an annotator together last.
     """
 
     request: EvaluationRequest
@@ -139,7 +139,7 @@ class EvaluationReport:
             f"Truth: {self.request.truth} (files: {len(truth.files):,}); "
             f"{len(truth.scores):,} documents with a valid label, {len(truth.invalid):,} without; "
             f"{truth.n_merged:,} records repeat another.",
-            f"Labels: {', '.join(options.scale.names)}; several draws are made one by: "
+            f"Labels: {', '.join(options.scale.names)}; several draws are aggregated by: "
             f"{self.request.aggregation}. {intervals}",
         ]
 

@@ -1,4 +1,4 @@
-"""Input files: which there are, and what a record of a draw file says.
+"""The search for input files, and the parsing of the records of draw files.
 
 A draw file is a JSONL file with the draws of one annotator, such as a language model, for many documents. ML-Filter,
 which introduced the format, calls them annotations, and so do the names of the files.
@@ -48,7 +48,7 @@ def find_draw_files(folder: Path) -> list[Path]:
 
 
 def parse_draws(record: Record) -> tuple[str, list[Any]]:
-    """Returns the id of a document, as a string, and the draws as the record contains them, valid or not.
+    """Returns the id of a document, as a string, and its draws unchanged, valid or not.
 
     Raises:
         BadRecordError: The record has no id or no list of draws.

@@ -62,7 +62,7 @@ def read_annotators(folder: Path, truth: Truth, scoring: Scoring, bad_lines: Tal
     Args:
         folder: Folder to search. Label files of the truth, which are often kept there too, are skipped.
         truth: Documents to keep.
-        scoring: How draws become one score.
+        scoring: Aggregation of draws to one score.
         bad_lines: Receives the lines without an id or draws.
 
     Raises:

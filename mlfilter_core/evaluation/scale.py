@@ -21,7 +21,7 @@ class Scale:
         return tuple(f"{label:g}" for label in self.labels)
 
     def spans(self, score: float) -> bool:
-        """Tells whether a score lies between the lowest and the highest label."""
+        """Returns whether a score lies between the lowest and the highest label."""
         return self.labels[0] <= score <= self.labels[-1]
 
     def nearest(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:

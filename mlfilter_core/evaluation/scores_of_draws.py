@@ -32,7 +32,7 @@ def scores_of_draws(
 
     Args:
         files: Draw files.
-        request: What to aggregate, and how.
+        request: Request of the aggregation.
         failures: Receives the reasons for draw files that cannot be used, by path.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The documents of annotated files with the scores of several heads, which count as draws."""
+"""The documents of annotated files, with the scores of several heads as draws."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ def scores_of_heads(
 
     Args:
         inputs: Annotated files of the same documents, line by line, by place.
-        request: What to aggregate, and how.
+        request: Request of the aggregation.
         score_fields: Fields to aggregate.
     """
     for place, paths in inputs.items():

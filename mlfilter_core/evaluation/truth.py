@@ -64,7 +64,7 @@ def read_truth(path: Path, scale: Scale, aggregation: Aggregation, label_key: st
     Args:
         path: JSONL file or folder: draw files, or any records with an id and a label.
         scale: Valid labels.
-        aggregation: How a list of labels becomes one score.
+        aggregation: Aggregation of a list of labels to one score.
         label_key: Key of the label; None takes the list `scores`, else the first of `DEFAULT_LABEL_KEYS`.
 
     Raises:
@@ -124,7 +124,7 @@ def _label(record: Record, label_key: str | None) -> Any:
         except KeyError:
             continue
     raise BadRecordError(
-        "no_label", f"none of {', '.join(keys)} is there; the record has: {', '.join(list(record)[:8])}"
+        "no_label", f"none of {', '.join(keys)} is present; the record has: {', '.join(list(record)[:8])}"
     )
 
 

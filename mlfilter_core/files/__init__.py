@@ -1,1 +1,1 @@
-"""Files on shared disks: published whole or not at all, claimed by one process, told apart by content."""
+"""Files on shared disks: published whole or not at all, claimed by one process, identified by content."""

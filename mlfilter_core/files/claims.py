@@ -1,4 +1,4 @@
-"""Locks that tell which files a living process is writing.
+"""Locks that show which files a living process is writing.
 
 They are `flock(2)` locks: the kernel releases them when a process ends in any way, and none survives a reboot. They
 work across machines where the file system supports it: NFS, Lustre mounted with `flock`, GPFS and CephFS.
@@ -52,7 +52,7 @@ def claim(target: Path) -> Iterator[bool]:
 
 
 def is_claimed(target: Path) -> bool | None:
-    """Tells whether a living process has claimed a file; None where this machine cannot tell."""
+    """Returns whether a living process has claimed a file; None where this machine cannot know."""
     lock = hidden_name(target, LOCK_SUFFIX)
     made_on = machine_of_lock(lock)
     if made_on is None:
@@ -60,7 +60,7 @@ def is_claimed(target: Path) -> bool | None:
     try:
         with open(lock, "r+b") as handle:
             is_free = _lock(handle)
-    except OSError:  # just removed by its holder, or of another user
+    except OSError:  # just removed by its holder, or a file of another user
         return None if lock.exists() else False
     if is_free is None or (is_free and made_on != machine() and why_locks_are_local(lock.parent) is not None):
         return None
@@ -100,7 +100,7 @@ def remove_if_abandoned(path: Path, machine_of_writer: str, process: int | None)
             if not is_free or not (is_near or why_locks_are_local(path.parent) is None):
                 return False
             path.unlink()  # while it is held
-    except OSError:  # removed by its writer, or of another user
+    except OSError:  # removed by its writer, or a file of another user
         return False
     return True
 
@@ -157,7 +157,7 @@ def _taken(lock: Path, target: Path) -> IO[str]:
 
 
 def _is_named(handle: IO[str], path: Path) -> bool:
-    """Tells whether an open file still has its name, as its previous holder may have just removed it."""
+    """Returns whether an open file still has its name, as its previous holder may have just removed it."""
     try:
         named = path.stat()
     except FileNotFoundError:
@@ -182,7 +182,7 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # the process belongs to another user
         pass
     return True
 

@@ -28,7 +28,7 @@ def free_space(folder: Path) -> FreeSpace:
     """Returns the free space where a folder is or will be.
 
     Raises:
-        OSError: The file system does not tell.
+        OSError: The file system does not report it.
     """
     existing = nearest_folder(folder)
     status = os.statvfs(existing)

@@ -42,17 +42,17 @@ def file_identity(path: Path, sha256: str | None = None) -> dict[str, Any]:
 
 
 def is_same_file(path: Path, recorded: Mapping[str, Any], read_content: bool) -> bool | None:
-    """Tells whether a file has the content that was recorded.
+    """Returns whether a file has the content that was recorded.
 
     Size and modification time decide where they can. The content decides for a file that was copied or touched.
 
     Args:
         path: An existing file.
         recorded: Result of `file_identity`.
-        read_content: Whether to read the file where only its content can tell.
+        read_content: Whether to read the file where size and time do not decide.
 
     Returns:
-        None where only the content can tell and `read_content` is false.
+        None where only the content decides and `read_content` is false.
     """
     status = path.stat()
     if status.st_size != recorded["bytes"]:

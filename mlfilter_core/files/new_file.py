@@ -1,4 +1,4 @@
-"""New files whose write errors name them, and which may know the digest of their content."""
+"""New files: write errors contain the file's name, and a digest can be computed during writing."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ def open_new(path: Path) -> IO[bytes]:
 
 
 class HashedFile(io.BufferedWriter):
-    """A file as `open_new` opens it, which computes the digest of its content while that is written."""
+    """A file as opened by `open_new`, which computes the digest of its content during writing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

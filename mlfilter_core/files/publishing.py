@@ -27,7 +27,7 @@ Report = TypeVar("Report")
 
 TEMPORARY_SUFFIX = ".part"
 TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})\.([0-9]+)\.[0-9a-f]{8}\.part$")  # machine, process, random
-COMMITTED_SUFFIX = ".committed"  # of the checkpoint of an unfinished file
+COMMITTED_SUFFIX = ".committed"  # suffix of the checkpoint of an unfinished file
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def _remove(paths: Iterable[Path]) -> int:
 
 
 def _is_finished_since(committed: Path) -> bool:
-    """Tells whether the file of a checkpoint was finished after it."""
+    """Returns whether the file of a checkpoint was finished after it."""
     target = committed.with_name(committed.name.removesuffix(COMMITTED_SUFFIX)[1:])
     try:
         return committed.exists() and target.stat().st_mtime_ns >= committed.stat().st_mtime_ns

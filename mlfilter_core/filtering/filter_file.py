@@ -51,7 +51,7 @@ class FilterReport(ReportDefaults):
         kept_tokens: Number of tokens of the kept documents, where it is known.
         reached: Number of documents that reach the threshold of each score.
         by_group: `documents`, `kept`, `tokens` and `kept_tokens` of each value of `per`.
-        criteria: Thresholds in words.
+        criteria: Thresholds as text.
         seconds: Wall time; 0 where skipped.
         worker: Name of the process; empty where skipped.
         started: Start time in seconds since 1970, UTC; 0 where skipped.
@@ -147,7 +147,7 @@ def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) 
 
     Args:
         file: The annotated file.
-        request: What the run writes.
+        request: Request of this run.
         read_content: Whether to read a file whose modification time differs; otherwise it counts as not finished.
 
     Raises:
@@ -179,7 +179,7 @@ def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) 
 
 
 def _by_score(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the provenance of a request for messages: bounds and thresholds by score, thresholds in words."""
+    """Returns the provenance of a request for messages: bounds and thresholds by score, thresholds as text."""
     names = [bound["score"] for bound in provenance["keep"]]
     bounds = [{name: value for name, value in bound.items() if name != "score"} for bound in provenance["keep"]]
     thresholds = [

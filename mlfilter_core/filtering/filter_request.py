@@ -1,4 +1,4 @@
-"""What a filter run writes of an annotated file, and where."""
+"""The outputs of a filter run for an annotated file."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ OUTPUT_SUFFIXES = (*SUFFIXES.values(), PARQUET_SUFFIX)
 
 @dataclass(frozen=True)
 class FilterRequest:
-    """What a filter run writes of every file.
+    """The settings of a filter run for every file.
 
     Attributes:
         thresholds: Thresholds that a document must reach to be kept.
@@ -74,7 +74,7 @@ class FilterRequest:
         return provenance_path(self.output_dir, f"{file.stem}{self.suffix}")
 
     def criteria(self) -> tuple[str, ...]:
-        """Returns the thresholds in words."""
+        """Returns the thresholds as text."""
         return tuple(thresholds.describe() for thresholds in self.thresholds.of_scores)
 
     def provenance(self, groups: Iterable[str]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class KeptCounts:
         return KeptCounts(*map(add, astuple(self), astuple(other)))
 
     def describe(self) -> str:
-        """Returns the counts in words: `kept 3 of 10 documents, 30.0 %, 41.3 % of the tokens`."""
+        """Returns the counts as text: `kept 3 of 10 documents, 30.0 %, 41.3 % of the tokens`."""
         tokens = f", {share(self.kept_tokens, self.tokens)} of the tokens" if self.tokens else ""
         documents = f"kept {self.kept:,} of {self.documents:,} documents"
         return f"{documents}, {share(self.kept, self.documents)}{tokens}"

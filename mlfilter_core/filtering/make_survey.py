@@ -36,9 +36,9 @@ from mlfilter_core.filtering.survey import (
     write_survey,
 )
 
-MAX_GROUPS = 256  # of a file: a survey stores the group of a document in one byte
+MAX_GROUPS = 256  # per file: a survey stores the group of a document in one byte
 LARGEST = float(np.finfo(np.float32).max)
-MAX_TOKENS = 2**40  # of a document, so that the sum over a corpus fits in 64 bits
+MAX_TOKENS = 2**40  # per document, so that the sum over a corpus fits in 64 bits
 ALL = slice(None)
 SLICE_ROWS = 1 << 16  # rows of a column that are read at a time; arbitrary
 

@@ -18,7 +18,7 @@ class Kept:
 
     Attributes:
         scores: Names of the scores.
-        bounds: Bounds of the scores in words.
+        bounds: Bounds of the scores as text.
         counts: Counts of the corpus.
     """
 

@@ -65,7 +65,7 @@ class RankSearch:
             return RankSearch(score, True, n_scored, np.full(len(n_scored), bound.best_tokens, np.int64))
         # The decimal as it was written: in floats, 32.3 % of 1000 is 322.
         percentile = Fraction(str(bound.percentile_or_default))
-        # One less than the documents to keep: so the last of them, and not the one after it, exceeds the budget.
+        # One less than the documents to keep, so that the last of them exceeds the budget.
         left = [n - n * percentile // 100 - 1 for n in n_scored.tolist()]
         return RankSearch(score, False, n_scored, np.array(left, np.int64))
 

@@ -26,8 +26,8 @@ def stored_thresholds(
     """Returns the stored thresholds of a selection; finds and stores them where the selection or a file changed.
 
     Args:
-        folder: Where the thresholds are stored, those of one selection at a time.
-        selection: Which documents are kept.
+        folder: Folder of the stored thresholds, those of one selection at a time.
+        selection: Documents to keep.
         files: The surveys and the annotated files. The corpus has changed if the list, a size or a modification time
             has.
         find: Finds the thresholds.
@@ -43,7 +43,7 @@ def stored_thresholds(
         return find()
     if (stored := _load(path, made_from)) is not None:
         return stored
-    thresholds = find()  # the state is from before, so that the next run notices a survey that is replaced meanwhile
+    thresholds = find()  # the state before the search, so that the next run notices a survey replaced meanwhile
     facts = {
         "limits": [each.describe() for each in thresholds.of_scores],
         "scores": _SCORES.dump_python(thresholds.of_scores),

@@ -138,8 +138,8 @@ def write_survey(survey: Survey, file: TaskFile, request: SurveyRequest, facts: 
     Args:
         survey: The survey.
         file: The annotated file.
-        request: Where to write it.
-        facts: From `SurveyRequest.facts`, as of before the file was read.
+        request: Request of the surveys.
+        facts: Result of `SurveyRequest.facts` before the file was read.
 
     Raises:
         OSError: Writing failed.

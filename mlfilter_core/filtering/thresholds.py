@@ -13,7 +13,7 @@ from mlfilter_core.filtering.rank_search import RankSearch, Surveys, run_searche
 from mlfilter_core.filtering.ranks import ABOVE_ALL, LOWEST, TIE_BITS, lowest_rank_of, ranks, score_of
 from mlfilter_core.filtering.survey import NO_GROUP, UNKNOWN, Survey
 
-MAX_GROUPS = 1024  # of a corpus; the counters of each take half a MB. Arbitrary.
+MAX_GROUPS = 1024  # per corpus; the counters of a group take half a MB. Arbitrary.
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ScoreThresholds:
         return ranks(survey, self.score, self.bound.best_tokens is not None) >= lowest_kept[survey.group]
 
     def describe(self) -> str:
-        """Returns the thresholds in words: `education: percentile 70 of 1,203 documents, which is 2.71 and above`."""
+        """Returns the thresholds as text: `education: percentile 70 of 1,203 documents, which is 2.71 and above`."""
         if self.bound.threshold is not None:
             return f"{self.score}: {self.bound.describe()}"
         thresholds = ", ".join(
@@ -108,7 +108,7 @@ def find_thresholds_of_all(selections: Sequence[Selection], surveys: Surveys) ->
 
 
 def describe_rank(rank: int) -> str:
-    """Returns the lowest rank that is kept in words: `2.71 and above`."""
+    """Returns, as text, the lowest rank that is kept: `2.71 and above`."""
     if rank == ABOVE_ALL:
         return "nothing"
     if rank == LOWEST:

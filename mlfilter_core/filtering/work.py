@@ -48,7 +48,7 @@ class FilterWork(Work[FilterReport]):
 
     Attributes:
         params: Parameters of the job.
-        request: What to write of every file.
+        request: Request of the filter run.
     """
 
     params: FilterParameters

@@ -63,7 +63,7 @@ def load_head(name: str, checkpoint: str | Path) -> Head:
         name: The head's name in the job.
         checkpoint: A checkpoint as for `find_head`. The weights are safetensors or a PyTorch state dict, which may be
             part of a checkpoint of PyTorch Lightning. A folder is one of the predecessor's, or a Hugging Face sequence
-            classifier, of which the layers after the CLS state are used. Safetensors metadata or JSON next to the
+            classifier, whose layers after the CLS state are used. Safetensors metadata or JSON next to the
             weights may state `activation` (relu, gelu, tanh; default relu), `task` (regression, binary, multiclass),
             `labels` (names of targets or classes), `encoder` (fingerprint of the encoder that the head was trained on),
             and `encoder_weights_sha256` (digest of that encoder's weights alone). In metadata, lists and objects are

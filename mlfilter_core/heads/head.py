@@ -74,7 +74,7 @@ def score(heads: Sequence[Head], embeddings: NDArray[np.float32]) -> NDArray[np.
     values between the layers no longer fit its caches (benchmarks/annotate_cpu.py).
 
     Args:
-        heads: Heads on one device and of one dtype, each as wide as the embeddings.
+        heads: Heads with the same device and dtype, for embeddings of this width.
         embeddings: float32 (n, dim).
 
     Returns:
@@ -112,7 +112,7 @@ def check_heads_fit(heads: list[Head], dim: int, where: str) -> None:
 
 
 def find_mismatched_heads(heads: list[Head], made_by: Fingerprint, where: str, are_allowed: bool) -> dict[str, str]:
-    """Returns the heads that were trained on embeddings of another encoder, with the differences in words.
+    """Returns the heads that were trained on embeddings of another encoder, with the differences as text.
 
     Args:
         heads: The heads of a job.

@@ -81,7 +81,7 @@ def _in_order(layers: dict[str, torch.Tensor], is_saved_in_order: bool, where: s
     """Returns the layers' names in the order in which they are applied.
 
     If the names differ only in numbers (`mlp.0`, `mlp.2`, `mlp.10`), the order is that of the numbers. Otherwise it is
-    the order in which the module defines them, which a state dict keeps. safetensors sorts tensors by name, so there
+    their order in the state dict, which is that of the module's definition. safetensors sorts tensors by name, so there
     the shapes must leave only one order.
     """
     if len({re.sub(r"\d+", "", key) for key in layers}) <= 1:

@@ -47,7 +47,7 @@ class _Embeddings:
 def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
     """Checks a job against its embeddings, loads its heads, and scores some rows; draws nothing, whatever `seed` is.
 
-    Writes none of the job's files. What is wrong goes to `findings`.
+    Writes none of the job's files. Problems go to `findings`.
     """
     params = job.params
     check_folders(job, findings)

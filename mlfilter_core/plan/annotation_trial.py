@@ -22,19 +22,19 @@ from mlfilter_core.plan.worker_memory import peak_memory_bytes
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
 
-MAX_ROWS, MAX_S = 20_000, 2.0  # of one file; either is enough to measure its speed
+MAX_ROWS, MAX_S = 20_000, 2.0  # per file; either is enough to measure the speed
 
 
 @dataclass(frozen=True)
 class AnnotationTrial:
-    """What scoring some rows took.
+    """The cost of scoring some rows.
 
     Attributes:
         rows: Number of rows that were scored.
         seconds: Seconds from the HDF5 files to the annotated files.
         bytes_per_row: Bytes written for a row.
         columns: Names of the scores that are written beside the output keys.
-        device: Where the heads computed.
+        device: Device of the heads.
         peak_bytes: Peak memory of this process.
     """
 
@@ -57,9 +57,9 @@ def try_annotation(
 
     Args:
         files: Files of embeddings.
-        request: What the job asks of each.
+        request: Request of the job.
         heads: All heads of the job, as wide as the embeddings.
-        device: Where they compute.
+        device: Device of the heads.
         findings: Receives what is wrong with a file, its source, or the output keys.
 
     Returns:

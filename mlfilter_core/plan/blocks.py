@@ -25,7 +25,7 @@ BLOCK_BYTES = 32 << 10  # some ten web pages
 MAX_BLOCKS = 200
 MAX_PREFIXES = 24
 PREFIX_BYTES = 128 << 10  # compressed
-MAX_DECOMPRESSED_BYTES = 64 << 20  # of a beginning without a line feed, or of a decompression bomb
+MAX_DECOMPRESSED_BYTES = 64 << 20  # for a beginning without a line feed, or a decompression bomb
 SIP_BYTES = 4 << 10  # decompressors read ahead: larger reads would hide which bytes gave which lines
 READ_BYTES = 64 << 10
 
@@ -190,7 +190,7 @@ def _read_block(file: TaskFile, start: int, n_bytes: int, max_line_bytes: int) -
 
 
 def _skip_line(opened: IO[bytes], end: int) -> None:
-    """Moves to the next line, or beyond `end`."""
+    """Moves to the start of the next line, or beyond `end`."""
     while opened.tell() < end and (piece := opened.readline(READ_BYTES)):
         if piece.endswith(b"\n"):
             return
@@ -201,7 +201,7 @@ def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
     if is_whole:
         n_read = n_bytes
     lines = content.split(b"\n")
-    last = lines.pop()  # what follows the last line feed: nothing, or a line whose rest was not read
+    last = lines.pop()  # after the last line feed: nothing, or the read part of a line
     if is_whole and last:
         lines.append(last)
     by_block: dict[int, list[bytes]] = {}
@@ -229,7 +229,7 @@ def _decompress_prefix(file: TaskFile) -> tuple[bytes, int, bool]:
         sips = _Sips(opened)
         with decompress(sips) as stream:
             while len(content) < MAX_DECOMPRESSED_BYTES and (sips.n_bytes < PREFIX_BYTES or b"\n" not in content):
-                # A limit below what one sip may give would leave the rest of it in the decompressor.
+                # A lower limit than the output of one read would leave the rest in the decompressor.
                 piece = stream.read1(MAX_DECOMPRESSED_BYTES)
                 if not piece:
                     return bytes(content), sips.n_bytes, True
@@ -238,7 +238,7 @@ def _decompress_prefix(file: TaskFile) -> tuple[bytes, int, bool]:
 
 
 class _Sips:
-    """A file that is read a little at a time, whatever is asked for.
+    """A file that is read in small pieces, even if more is requested.
 
     Attributes:
         n_bytes: Bytes read so far.

@@ -1,4 +1,4 @@
-"""The disk space and the time that it takes to embed a corpus."""
+"""The disk space and the time for embedding a corpus."""
 
 import tempfile
 from itertools import cycle, islice
@@ -22,7 +22,7 @@ from mlfilter_core.wording import plural, rate, rough_duration, size
 
 MAX_WRITTEN_DOCUMENTS = 4096  # a larger file grows in proportion
 MAX_WRITTEN_BYTES = 256 << 20
-WAITING_SHARE = 0.9  # of the time of a run, from which on its largest file is worth a warning
+WAITING_SHARE = 0.9  # share of the time of a run above which its largest file gets a warning
 
 
 def output_section(
@@ -100,7 +100,7 @@ def embedding_speed(
 
 
 def _embedding_file_bytes(sample: CorpusSample, documents_per_file: float, loaded: LoadedEncoder) -> float:
-    """Returns the size of a file of so many documents, by writing one."""
+    """Returns the size of a file with this number of documents, by writing one."""
     dim, request = loaded.encoder.dim, loaded.request
     n = max(1, min(round(documents_per_file), MAX_WRITTEN_DOCUMENTS, MAX_WRITTEN_BYTES // _row_bytes(loaded)))
     with tempfile.TemporaryDirectory(prefix="mlfilter-plan-") as folder:

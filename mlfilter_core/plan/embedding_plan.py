@@ -35,7 +35,7 @@ DIGEST_CHARACTERS = 12
 def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
     """Checks a job against a sample of its data, drawn with `seed`, loads its model, and embeds some documents.
 
-    Writes none of the job's files. What is wrong goes to `findings`.
+    Writes none of the job's files. Problems go to `findings`.
     """
     params = job.params
     check_folders(job, findings)

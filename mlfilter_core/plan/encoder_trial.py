@@ -21,8 +21,8 @@ from mlfilter_core.plan.worker_memory import peak_memory_bytes
 if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import Encoder
 
-MEASURED_S = 8.0  # long enough that the start of the threads and the first, largest batch do not count
-N_FIRST = 16  # documents from which the number for the measurement is extrapolated
+MEASURED_S = 8.0  # long enough to make the start of the threads and the first, largest batch negligible
+N_FIRST = 16  # documents of a first trial; their speed determines the number for the measurement
 MAX_DOCUMENTS = 20_000  # for a fast device
 N_COMPARED = 8
 MAX_COMPARED_CHARACTERS = 20_000
@@ -33,7 +33,7 @@ class LoadedEncoder:
     """The encoder of a job.
 
     Attributes:
-        request: What the job asks of every file.
+        request: Request of the job.
         encoder: The encoder, loaded.
         load_s: Seconds to load it.
     """
@@ -45,7 +45,7 @@ class LoadedEncoder:
 
 @dataclass(frozen=True)
 class EncoderTrial:
-    """What embedding sampled documents took.
+    """The cost of embedding sampled documents.
 
     Attributes:
         documents: Number of documents that were embedded.

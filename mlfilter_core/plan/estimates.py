@@ -52,7 +52,7 @@ class Estimate:
         """Returns `1,200` where the number is known, else `about 1,200 (1,100 to 1,300)`.
 
         Args:
-            say: Returns one number in words.
+            say: Returns one number as text.
         """
         if self.is_exact or say(self.low) == say(self.high):
             return say(self.value)

@@ -1,4 +1,4 @@
-"""Which files of a job are finished, which are left, and which outputs are in the way."""
+"""Which files of a job are finished, which are to do, and which outputs are of other requests."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,14 +42,14 @@ def find_files_to_do(
     suffixes: tuple[str, ...],
     findings: Findings,
 ) -> FilesToDo:
-    """Returns the files below a folder; where the job cannot tell which of them are finished, all are to do.
+    """Returns the files below a folder; if it is unknown which of them are finished, all are to do.
 
     Args:
         job: The job.
         workload_of: Returns the workload of the job.
         folder: Folder that the job reads.
         suffixes: Suffixes of the files that it reads.
-        findings: Receives missing files, a workload that cannot be made, and outputs in the way.
+        findings: Receives missing files, a workload that cannot be made, and outputs of other requests.
     """
     found: list[TaskFile] = []
     with findings.noting():
@@ -60,7 +60,7 @@ def find_files_to_do(
 
 
 def leave_out_finished(workload: Workload[Any], findings: Findings) -> FilesToDo:
-    """Returns the files of a workload; notes the outputs of other requests that are in the way."""
+    """Returns the files of a workload; notes existing outputs of other requests."""
     to_do: list[TaskFile] = []
     in_the_way: list[str] = []
     for file in workload.files:

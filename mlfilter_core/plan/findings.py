@@ -10,8 +10,8 @@ class Findings:
     """Collects problems and warnings, each once.
 
     Attributes:
-        problems: What would fail; each says what, where, and how to fix it.
-        warnings: What would not fail, but a person should know.
+        problems: Problems that would fail the job; each says what, where, and how to fix it.
+        warnings: Other facts that a person should know.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,8 @@ class Findings:
         """Turns an expected error within the block into a problem; execution continues after the block.
 
         Args:
-            what: What was tried; stands before the reason of an OSError.
-            how: How to fix it.
+            what: Text before the reason of an OSError: the attempt that failed.
+            how: Fix for the message.
         """
         try:
             yield

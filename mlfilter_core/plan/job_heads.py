@@ -1,4 +1,4 @@
-"""The heads of a job: whether they load, what they are, and whether they fit the embeddings."""
+"""The heads of a job: whether they load and fit the embeddings, and facts about them."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ def check_heads(
 
 
 def heads_section(heads: Sequence["Head"]) -> Section:
-    """Returns what the heads are."""
+    """Returns the facts about the heads."""
     facts = {
         head.name: {
             "dim": head.dim,

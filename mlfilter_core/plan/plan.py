@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Section:
-    """Facts that belong together.
+    """A section of a plan: facts that belong together.
 
     Attributes:
         name: Name of the section in JSON.
@@ -27,8 +27,8 @@ class Plan:
     Attributes:
         flow: Flow of the job.
         sections: Sections in reading order, without those that could not be found out.
-        problems: What would fail; each says what, where, and how to fix it.
-        warnings: What would not fail, but a person should know.
+        problems: Problems that would fail the job; each says what, where, and how to fix it.
+        warnings: Other facts that a person should know.
         recommended: Recommended `slurm_settings`, as YAML to paste; empty where nothing was measured.
     """
 
@@ -56,9 +56,9 @@ class PlannedWorkers:
         n: Largest number of workers at a time.
         n_per_job: Workers in one Slurm job.
         n_cores: Cores of one worker.
-        has_gpu: Whether each worker has a GPU of its own.
+        has_gpu: Whether each worker has its own GPU.
         are_elsewhere: Whether the workers run on other machines than this one.
-        words: The workers in words: `4 workers on this machine`.
+        words: The workers as text: `4 workers on this machine`.
         given: The `slurm_settings` of the job file.
         overruled: Fields of `slurm_settings` that `sbatch_args` overrides.
     """

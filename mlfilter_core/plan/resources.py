@@ -27,7 +27,7 @@ def device_to_measure(device: str, workers: PlannedWorkers, findings: Findings) 
     """Returns the job's device, `cpu` where only the workers' machines may have it.
 
     Returns:
-        None where the workers run here and there is no such device, which is noted as a problem.
+        None, with a problem, where the workers run here and this machine has no such device.
     """
     from mlfilter_core.compute.devices import pick_device
 
@@ -43,7 +43,7 @@ def device_to_measure(device: str, workers: PlannedWorkers, findings: Findings) 
 
 
 def check_room(folder: Path, needed: Estimate, n_files: int, findings: Findings) -> tuple[dict[str, Any], str]:
-    """Compares what a job writes with what is free; returns the facts, and the same in words.
+    """Compares what a job writes with what is free; returns the facts, and the same as text.
 
     Args:
         folder: Folder that is written to.

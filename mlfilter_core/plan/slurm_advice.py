@@ -19,12 +19,12 @@ from mlfilter_core.wording import plural, rough_duration
 WANTED_RUN_S = 4 * 3600
 MIN_LIMIT_S, MAX_LIMIT_S = 1800, 24 * 3600  # most partitions allow a day; jobs are replaced in any case
 MARGIN = 1.5  # other nodes are slower
-START_S = 600  # of a job: Python, the encoder and its trials, from a busy file system
+START_S = 600  # start of a job: Python, the encoder and its trials, from a busy file system
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the workers have to do.
+    """The work of the workers.
 
     Attributes:
         total_s: Seconds that one worker takes for all files.
@@ -41,17 +41,17 @@ class Work:
     start_s: float = 0.0
 
     def run_s(self, n_workers: int) -> Estimate:
-        """Returns the seconds that so many workers take, without their start."""
+        """Returns the seconds that this number of workers takes, without their start."""
         return self.total_s.times(max(1 / max(1, min(n_workers, self.n_files)), self.largest_share))
 
 
 @dataclass(frozen=True)
 class SlurmAdvice:
-    """What `slurm_settings` should be.
+    """Recommended `slurm_settings`.
 
     Attributes:
         settings: The fields.
-        reasons: One reason in words for each recommended field.
+        reasons: Reason for each recommended field.
     """
 
     settings: Mapping[str, Any]
@@ -82,8 +82,8 @@ def speed_section(
 
     Args:
         measured: Facts about the speed of this machine.
-        in_words: The same in words.
-        work: What the workers have to do, at that speed.
+        in_words: The same as text.
+        work: Work of the workers, at that speed.
         workers: Workers that the job asks for.
     """
     run_s = work.run_s(workers.n).plus(work.start_s)
@@ -107,8 +107,8 @@ def advise(work: Work, workers: PlannedWorkers) -> SlurmAdvice:
     """Returns the Slurm jobs that would do the work in about four hours.
 
     Args:
-        work: What the workers have to do; the upper end of its interval counts.
-        workers: How a job is divided; the fields that were given stay where none is recommended.
+        work: Work of the workers; the upper end of its interval counts.
+        workers: Division of a job; given fields are kept unless others are recommended.
     """
     total_s = work.total_s.high
     n_workers = max(1, min(math.ceil(total_s / WANTED_RUN_S), work.n_files))

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 N_SHOWN_KEYS = 12
 N_SHOWN_FILES = 3
-MIN_TELLING_LINES = 20  # of a file that was read in part; with fewer, its share of rejected lines shows little
+MIN_TELLING_LINES = 20  # for a partly read file; with fewer, its share of rejected lines is too uncertain
 
 
 def files_section(sample: CorpusSample) -> Section:
-    """Returns which files there are."""
+    """Returns the facts about the files."""
     files, blocks = sample.files, sample.blocks
     n_bytes = sum(blocks.bytes_by_file.values())
     decompressed = estimate_total(blocks, lambda block: block.lines_bytes)
@@ -48,7 +48,7 @@ def files_section(sample: CorpusSample) -> Section:
 
 
 def keys_section(params: EmbeddingPipelineParameters, sample: CorpusSample, findings: Findings) -> Section:
-    """Returns the keys of the sampled documents; notes the keys that the job asks for and none of them has."""
+    """Returns the keys of the sampled documents; notes keys of the job that no document has."""
     records = _records(sample.blocks)
     for absent in describe_absent(wanted_keys(params), records):
         findings.add_problem(f"{absent}; correct it")

@@ -29,7 +29,7 @@ QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "max": 1.0}
 def plan_training(job: TrainingJob, workers: PlannedWorkers, seed: int, findings: Findings) -> Plan:
     """Checks a job against its embeddings and labels; draws nothing, whatever `seed` is.
 
-    Trains and writes nothing. What is wrong goes to `findings`.
+    Trains and writes nothing. Problems go to `findings`.
     """
     check_folders(job, findings)
     device_to_measure(job.params.device, workers, findings)
@@ -75,7 +75,7 @@ def _divide(request: TrainRequest, findings: Findings) -> DividedDocuments | Non
 
 
 def _head_section(name: str, parts: DividedDocuments, findings: Findings) -> Section:
-    """Returns what there is to train one head on."""
+    """Returns the facts about the labelled documents of one head."""
     found, task = parts.found, parts.task
     n_documents, n_labels = found.labels.shape
     n_held_out = int(parts.held_out.sum())

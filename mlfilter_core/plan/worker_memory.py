@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mlfilter_core.corpus.windows import WINDOW_BYTES
 from mlfilter_core.wording import size
 
-# See docs/speed.md § Memory: windows in flight, and the bytes that each byte of their lines may take.
+# See docs/speed.md § Memory: windows in progress, and the most bytes of memory for a byte of their lines.
 WINDOWS, EXPANSION = 8, 5
 # Arbitrary: documents that were not scored here may have longer texts.
 ANNOTATION_MARGIN, ANNOTATION_MIN_BYTES = 1.5, 1 << 30
@@ -19,7 +19,7 @@ class WorkerMemory:
 
     Attributes:
         n_bytes: The memory.
-        why: What it consists of, in words.
+        why: Its parts, as text.
     """
 
     n_bytes: float
@@ -36,7 +36,7 @@ def peak_memory_bytes() -> int:
 
 
 def embedding_memory(peak_bytes: int, max_line_bytes: int) -> WorkerMemory:
-    """Returns the memory of an embedding worker, of which `peak_bytes` were measured."""
+    """Returns the memory of an embedding worker: the measured `peak_bytes`, and the longest allowed lines."""
     windows = WINDOWS * EXPANSION * (WINDOW_BYTES + max_line_bytes)
     return WorkerMemory(
         peak_bytes + windows, f"{size(peak_bytes)} measured, {size(windows)} for the longest lines allowed"
@@ -44,6 +44,6 @@ def embedding_memory(peak_bytes: int, max_line_bytes: int) -> WorkerMemory:
 
 
 def annotation_memory(peak_bytes: int) -> WorkerMemory:
-    """Returns the memory of an annotation worker, of which `peak_bytes` were measured."""
+    """Returns the memory of an annotation worker: the measured `peak_bytes`, and longer texts."""
     n_bytes = max(ANNOTATION_MARGIN * peak_bytes, ANNOTATION_MIN_BYTES)
     return WorkerMemory(n_bytes, f"{size(peak_bytes)} measured, {size(n_bytes - peak_bytes)} for longer texts")

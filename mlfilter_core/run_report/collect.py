@@ -131,7 +131,7 @@ def _notices_of_runs(runs: Sequence[RunFacts]) -> list[str]:
 
 
 def _was_repeated(run: RunFacts, runs: Sequence[RunFacts]) -> bool:
-    """Tells whether a later run of the same flow finished."""
+    """Returns whether a later run of the same flow finished."""
     if run.state == "going on" or run.started is None:
         return False
     ended = run.started + run.seconds
@@ -145,7 +145,7 @@ def _notices_of_failures(files: Sequence[FileFacts]) -> list[str]:
 
 
 def _known_logs(output_dir: Path) -> list[Path]:
-    """Returns the folders of logs that an earlier report knew; its caller may have been told where they are."""
+    """Returns the folders of logs in an earlier report, whose command may have named them."""
     try:
         known = json.loads((output_dir / REPORT_DIR / FACTS).read_bytes())
         return sorted({Path(run["logs"]).parent for run in known["runs"]})

@@ -115,7 +115,7 @@ class RunFacts:
     Attributes:
         name: Name of the log folder: `embed-stony-beetle`.
         flow: `embed`, `annotate`, ...
-        state: How it ended, or that it is going on.
+        state: State of the run: how it ended, or that it is going on.
         started: Seconds since 1970, UTC; None where there is no record.
         seconds: Wall time, including the start of the workers. Without a recorded end: until now, or until the last
             finished file.
@@ -129,7 +129,7 @@ class RunFacts:
         workers: Workers that finished a file.
         busy_s: Seconds of work in each stage, over all files; empty where the flow has no stages.
         waited_s: Seconds in which each stage waited for another.
-        encoders: Devices and settings of the encoder, in words.
+        encoders: Devices and settings of the encoder, as text.
         rates: Speed over time; None where the times are unknown.
         logs: Log folder.
         command: Command that repeats the run.
@@ -197,7 +197,7 @@ class RunFacts:
         return sum(waits) / len(waits) if waits else 0.0
 
     def notice(self) -> str | None:
-        """Returns what a reader should know about the run; None where it finished."""
+        """Returns the notice about the run; None where it finished."""
         return {
             "going on": f"{self.name} is still running: this report shows what is finished; make it again later",
             "killed": f"{self.name} was killed before its end; run it again to continue",
@@ -265,7 +265,7 @@ class OutputFacts:
     Attributes:
         output_dir: The folder.
         made: Time of this report, in seconds since 1970, UTC.
-        notices: What a reader should know first.
+        notices: Notices for the top of the report.
         totals: Sums over the output files.
         encoder: Request and properties of the encoder of most files.
         heads: Digest of each head's checkpoint, of most files.

@@ -28,7 +28,7 @@ class Side:
         counts: `lines`, `documents`, `rejected`, `truncated`, `tokens`, `annotated`.
         speeds: Speed of each flow's latest run: `documents/s` and `tokens/s` over its wall time, `documents/s, a
             worker` and `tokens/s, a worker` over the time that workers were busy.
-        notices: What a reader should know first.
+        notices: Notices for the top of the comparison.
     """
 
     output_dir: str
@@ -95,7 +95,7 @@ class Comparison:
         shifts: Scores of both sides, over all documents.
         agreements: The same scores, document by document; empty where the sides share no document.
         paired_files: Annotated files of both sides that were compared.
-        left_out_files: Annotated files of both sides that were not compared, as enough documents were.
+        left_out_files: Annotated files of both sides that were skipped, because enough documents were compared.
         without_partner: Documents of the compared files that one side lacks.
     """
 

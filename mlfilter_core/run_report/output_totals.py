@@ -74,7 +74,7 @@ class OutputTotals:
             self._add_source(output)
 
     def notices(self) -> list[str]:
-        """Returns what a reader should know about the sums."""
+        """Returns the notices about the sums."""
         notices = []
         if len(self._encoders) > 1:
             notices.append(

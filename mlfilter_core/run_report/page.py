@@ -28,7 +28,7 @@ TEMPLATE = "page.html"
 # Limits of what is shown; the table of files and report.json contain everything.
 MAX_FAILED, MAX_SLOWEST, MAX_RUNS, MAX_PAIRS = 50, 10, 30, 20
 MAX_ENCODERS = 3  # settings of the encoder that differ between workers
-FEW_SCORES = 2  # up to so many scores have plots of full size
+FEW_SCORES = 2  # up to this number of scores, plots have full size
 ENCODER_FIELDS = (
     *("model", "revision", "weights_sha256", "tokenizer_sha256", "dim", "pooling", "is_normalized", "prompt"),
     *("max_length", "model_dtype", "embedding_dtype", "attention", "is_compiled", "device"),
@@ -97,7 +97,7 @@ def _flows(facts: OutputFacts) -> list[str]:
 
 
 def _is_round(flow: str, flows: Sequence[str]) -> bool:
-    """Tells whether a flow is a round of another one that was run, whose job it shares."""
+    """Returns whether a flow is a round of another flow in the report, which has the same job."""
     kind = kind_of_flow(flow)
     return kind is not None and kind.flow != flow and kind.flow in flows
 

@@ -15,7 +15,7 @@ from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.errors import SourceError
 from mlfilter_core.verification.annotated_files import find_annotated
 
-# Largest number of documents to compare one by one: each score takes 8 bytes of memory, and correlations of so many are
+# Largest number of documents to compare one by one: each score takes 8 bytes of memory, and the correlations are
 # exact to a thousandth. Arbitrary; further files are skipped and counted.
 MAX_DOCUMENTS = 2_000_000
 MAX_LINE_BYTES = 1 << 26  # longer annotated lines are skipped
@@ -53,7 +53,7 @@ def pair_scores(one: Path, other: Path, names: Sequence[str], max_documents: int
         one: An output folder.
         other: Another one.
         names: Scores that both have.
-        max_documents: Once so many are joined, further files are skipped.
+        max_documents: Number of joined documents from which on further files are skipped.
 
     Raises:
         SourceError: A file is broken.

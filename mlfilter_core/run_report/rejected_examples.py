@@ -12,7 +12,7 @@ from mlfilter_core.errors import SourceError
 from mlfilter_core.run_report.facts import RejectFacts
 
 N_EXAMPLES = 3
-N_CHARACTERS = 200  # of a line, and of its error
+N_CHARACTERS = 200  # shown characters of a line, and of its error
 # Limits of what is read for a few examples. Arbitrary; rare reasons may get no example.
 MAX_LINES, MAX_LINE_BYTES = 2000, 1 << 20
 

@@ -40,8 +40,8 @@ WIDTH_INCHES, HEIGHT_INCHES = 5.2, 2.9
 MAX_ENLARGEMENT = 1.5  # from points to pixels of the page
 SMALL_INCHES = (3.4, 2.1)
 MAX_BARS = 60
-MAX_NAME_CHARACTERS = 28  # of a head or a worker beside an axis
-MAX_NUMBERED_SCORES = 10  # up to so many, squares contain their correlations; beyond, the page has a list
+MAX_NAME_CHARACTERS = 28  # for the name of a head or a worker beside an axis
+MAX_NUMBERED_SCORES = 10  # up to this number, squares contain their correlations; beyond, the page has a list
 STYLE = {
     "svg.fonttype": "none",  # letters can be searched and copied
     "svg.hashsalt": "mlfilter",  # the same facts give the same bytes

@@ -34,7 +34,7 @@ class RunRecord:
 def read_run_records(output_dir: Path, own_logs: Path, other_logs: Sequence[Path] = ()) -> list[RunRecord]:
     """Returns the runs that wrote to an output folder, the latest first.
 
-    What cannot be read is skipped, such as a line that a killed run wrote only half of.
+    Unreadable parts are skipped, such as an incomplete line of a killed run.
 
     Args:
         output_dir: The folder.

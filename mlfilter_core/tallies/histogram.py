@@ -83,7 +83,7 @@ class Histogram:
             and np.array_equal(self.counts, other.counts)
         )
 
-    __hash__ = None  # type: ignore[assignment]  # of an array
+    __hash__ = None  # type: ignore[assignment]  # contains an array
 
 
 def histogram(values: NDArray[Any], finest_exponent: int = FINEST_EXPONENT) -> Histogram:

@@ -1,4 +1,4 @@
-"""Counts by reason, with examples, of what is left out."""
+"""Counts of left-out items by reason, with examples."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -21,7 +21,7 @@ from mlfilter_core.training.stacked_heads import StackedHeads
 
 _log = logging.getLogger(__name__)
 
-EVALUATION_ROWS = 8192  # of a forward pass without gradients; arbitrary
+EVALUATION_ROWS = 8192  # per forward pass without gradients; arbitrary
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def fit_head(
 
     Args:
         documents: The documents to train on.
-        recipe: How to train.
-        task: What the head predicts.
+        recipe: Recipe of the training.
+        task: Task of the head.
         device: Device to train on.
         on_epoch: Called after each epoch with the number of epochs so far.
 

@@ -1,4 +1,4 @@
-"""The task of a head, and what it requires of the labels."""
+"""The task of a head, and its requirements for labels."""
 
 from dataclasses import dataclass
 

@@ -31,7 +31,7 @@ class LabelledRows:
         dim: Width of the embeddings.
         encoder: Fingerprint of the encoder; empty where no file states it.
         left_out: Number of rows or labels that are not used, by reason.
-        remarks: Warnings in words.
+        remarks: Warnings.
     """
 
     places: RowPlaces

@@ -66,7 +66,7 @@ class Buffer(NamedTuple):
 
 
 class RowBuffers:
-    """Reads the embeddings of rows repeatedly; keeps them in memory where all of them fit in one buffer."""
+    """Reads the embeddings of rows repeatedly; keeps them in memory if all fit in one buffer."""
 
     def __init__(self, places: RowPlaces, dim: int, max_bytes: int) -> None:
         """Plans the reading.
@@ -107,7 +107,7 @@ class RowBuffers:
         if full:
             buffer = self._read(full)
             if len(full) == len(self._blocks):
-                # Kept in row order, whatever order they were read in, so that the same seed gives the same head.
+                # Kept in row order, independent of the reading order, so that the same seed gives the same head.
                 order = np.argsort(buffer.positions)
                 buffer = self._kept = Buffer(buffer.positions[order], buffer.embeddings[order])
             yield buffer

@@ -37,7 +37,7 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
     Writes `<name>.metrics.json`, `<name>.svg` and `<name>.held_out.jsonl` beside the head, and the head last.
 
     Args:
-        request: How to train the head, and on what.
+        request: Request of the training.
         output: File of the head; replaced where it exists.
         device: Device to train on.
 

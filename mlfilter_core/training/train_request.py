@@ -24,7 +24,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """How to train one head, and on what.
+    """The settings and inputs of one head.
 
     Attributes:
         name: Name of the head.
@@ -84,7 +84,7 @@ class TrainReport(ReportDefaults):
         epochs: Epoch that the head is taken from, counted from 1.
         metrics: Metrics on the held-out documents, by name; `<target>.<name>` with several targets.
         left_out: Number of rows and labels that are not used, by reason.
-        remarks: Warnings in words.
+        remarks: Warnings.
         seconds: Wall time; 0 where skipped.
         worker: Name of the process; empty where skipped.
         started: Start time in seconds since 1970, UTC; 0 where skipped.
@@ -145,5 +145,5 @@ def finished_head(request: TrainRequest, output: Path) -> TrainReport | None:
 
 
 def describe_metrics(metrics: Mapping[str, float | None]) -> str:
-    """Returns metrics in words: `spearman 0.617, mae 0.482`."""
+    """Returns metrics as text: `spearman 0.617, mae 0.482`."""
     return ", ".join(f"{name} {'undefined' if value is None else f'{value:.3f}'}" for name, value in metrics.items())

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mlfilter_core.training.fit_head import FittedHead
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's palette, safe for colour-blind readers
-MAX_POINTS = 5000  # of the scatter plot; arbitrary: more points make the file slow to open and show nothing new
+MAX_POINTS = 5000  # in the scatter plot; arbitrary: more points make the file slow to open and show nothing new
 
 
 def draw_training(

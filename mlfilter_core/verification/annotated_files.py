@@ -1,4 +1,4 @@
-"""One annotated file, checked against its embeddings or, where these were removed, against its source."""
+"""Checks one annotated file against its embeddings or, if these were removed, against its source."""
 
 import json
 from collections import Counter
@@ -81,7 +81,7 @@ def check_annotations(relative: str, request: VerifyRequest, related: RelatedFil
 
     Args:
         relative: The file, below the output folder; it may be missing where its provenance exists.
-        request: What is asked.
+        request: Request of the verification.
         related: Candidates for its embeddings and its rejects file.
     """
     check = _Check(relative, request, related, Findings(request.output_dir / relative, AGAIN))
@@ -92,7 +92,7 @@ def check_annotations(relative: str, request: VerifyRequest, related: RelatedFil
 
 @dataclass
 class _Check:
-    """The check of one annotated file, and what it found so far; attributes as in `FileCheck`."""
+    """The check of one annotated file, with its findings so far; attributes as in `FileCheck`."""
 
     relative: str
     request: VerifyRequest
@@ -111,7 +111,7 @@ class _Check:
         try:
             made: dict[str, Any] = json.loads(provenance.read_bytes())
         except (OSError, ValueError) as error:
-            self.findings.add("provenance", f"does not say what it was made from ({error})")
+            self.findings.add("provenance", f"has no readable provenance ({error})")
             return
         if not self.findings.path.exists():
             self.findings.add("output", f"is missing, though {provenance} exists")
@@ -150,11 +150,11 @@ class _Check:
             self.findings.add("output", "changed since it was annotated: it has another size")
         elif is_same is None and not self.request.read_content:
             self.findings.add(
-                "output", "was copied or changed since it was annotated", "only a check without --quick can tell"
+                "output", "was copied or changed since it was annotated", "check without --quick to compare the content"
             )
 
     def _find_embeddings(self, made: Mapping[str, Any]) -> tuple[EmbeddingFile | None, list[str]]:
-        """Returns the embeddings that the file was made from, or else the names of those that it was not made from."""
+        """Returns the embeddings that the file was made from; if there are none, the names of the wrong candidates."""
         others = []
         for name in self.related.outputs:
             try:

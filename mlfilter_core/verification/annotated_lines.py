@@ -1,6 +1,6 @@
 """The lines of an annotated file, compared with its request.
 
-Of embeddings and sources, it knows only the ids.
+Knows nothing about embeddings and sources but their ids.
 """
 
 from collections.abc import Iterator, Mapping
@@ -59,7 +59,7 @@ def check_annotated_lines(
 
 
 def has_stored_ids(output_keys: list[str]) -> bool:
-    """Tells whether `document_id` is the stored id: a whole document after it would replace it by its own."""
+    """Returns whether `document_id` is the stored id: a whole document after it would replace it by its own."""
     if DOCUMENT_ID not in output_keys:
         return False
     return WHOLE_DOCUMENT not in output_keys[output_keys.index(DOCUMENT_ID) :]

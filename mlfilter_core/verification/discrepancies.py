@@ -39,9 +39,9 @@ class FileCheck:
 
     Attributes:
         path: The file, relative to the output folder.
-        problems: What is wrong, where, and how to fix it.
-        not_checked: What could not be checked, though nothing is known to be wrong.
-        counts: Lines of the source as counted, or as stated where the source was not read. None for annotated files
+        problems: Problems found: what is wrong, where, and how to fix it.
+        not_checked: Contents that could not be checked, without a known problem.
+        counts: Counted lines of the source, or the stated ones where it was not read. None for annotated files
             whose embeddings are checked themselves.
         annotated_lines: Lines of an annotated file.
         rejects: Rejects file of the output, relative to the output folder, whether or not it exists.
@@ -62,7 +62,7 @@ class Findings:
     """Collects the problems of one file.
 
     Attributes:
-        path: The file, which messages need not name again.
+        path: The file; messages do not repeat its name.
         fix: Advice that ends each message, unless the problem has its own.
     """
 

@@ -1,4 +1,4 @@
-"""One file of embeddings, checked against its source and its rejected lines."""
+"""Checks one file of embeddings against its source and its rejected lines."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -63,15 +63,15 @@ def check_embeddings(relative: str, request: VerifyRequest, related: RelatedFile
 
     Args:
         relative: The file, below the output folder.
-        request: What is asked.
-        related: Not needed: the file names its source, and its place gives that of its rejects.
+        request: Request of the verification.
+        related: Ignored: the file names its source, and its path determines that of its rejects.
     """
     path = request.output_dir / relative
     findings = Findings(path, AGAIN)
     with np.errstate(all="ignore"), findings.collecting(), EmbeddingFile(path, request.group) as file:
         if file.provenance is not None:
             return _check(relative, request, file, file.provenance, findings)
-        findings.add("provenance", "does not say what it was made of", f"{AGAIN}, or move it away")
+        findings.add("provenance", "has no provenance", f"{AGAIN}, or move it away")
     return FileCheck(relative, findings.problems())
 
 

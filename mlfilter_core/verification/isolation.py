@@ -1,6 +1,6 @@
-"""A function applied to many items in worker processes, any of which may die or never return.
+"""Applies a function to many items in worker processes, even if a process dies or never returns.
 
-A C library such as HDF5 may do either over a broken file, and raises no exception.
+A C library such as HDF5 may crash or loop over a broken file instead of raising an exception.
 """
 
 import faulthandler
@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items per process that are submitted before their turn, so that a slow item delays few others.
+# Items per process submitted in advance; few, so that a slow item delays few other items.
 ITEMS_AHEAD = 64
 # The pool gives each process an item and prefetches one more; any of them may have broken the pool.
 SUSPECTS_BEYOND_PROCESSES = 2

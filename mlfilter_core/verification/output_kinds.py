@@ -1,4 +1,4 @@
-"""What verification and report need to know of the outputs that one kind of job writes.
+"""The facts about the outputs of one kind of job that verification and report need.
 
 `mlfilter_core.job_kinds` names an `OutputKind` for each kind of job that writes to its own `output_dir`.
 """
@@ -14,13 +14,13 @@ from mlfilter_core.verification.stated_facts import StatedFacts
 
 @dataclass(frozen=True)
 class VerifyRequest:
-    """What is asked of every check.
+    """The request of a verification, for every check.
 
     Attributes:
         output_dir: Output folder of a job.
         group: Name of the HDF5 group.
         source_dir: Folder of the sources now; None takes the folder that they were embedded from.
-        read_content: Whether to read the files; if not, only what they state of themselves is checked.
+        read_content: Whether to read the files; if not, only the metadata that they state are checked.
     """
 
     output_dir: Path
@@ -45,7 +45,7 @@ class Output:
 
 @dataclass(frozen=True)
 class RelatedFiles:
-    """Files whose names say that an output may have been made from them; paths relative to the output folder.
+    """Files that an output may have been made from, by their names; paths relative to the output folder.
 
     Attributes:
         outputs: Outputs of the kinds before it, such as the embeddings of an annotated file.
@@ -78,7 +78,7 @@ class OutputKind:
 
 
 def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:
-    """Returns a name without the one of the suffixes that it has."""
+    """Returns a name without its suffix, which is one of the given ones."""
     return next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
 
 

@@ -69,7 +69,7 @@ def _from_pieces(pieces: Iterator[bytes], where: str) -> RejectedLine:
             record = orjson.loads(facts + b"}")
             decoded = _decoded(chain([raw], pieces), where)
             return RejectedLine(record["line"], record["offset"], record["reason"], decoded)
-    return _from_record(orjson.loads(head))  # it was in memory when it was embedded, too
+    return _from_record(orjson.loads(head))  # the embedding run had it in memory, too
 
 
 def _decoded(pieces: Iterator[bytes], where: str) -> Iterator[bytes]:

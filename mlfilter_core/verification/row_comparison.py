@@ -1,4 +1,4 @@
-"""The rows of a file of embeddings, compared with the documents of its source.
+"""Compares the rows of a file of embeddings with the documents of its source.
 
 Knows nothing about the embeddings themselves.
 """
@@ -29,7 +29,7 @@ N_SHOWN_CHARACTERS = 60
 class RowComparison:
     """Compares the rows of a file with the documents of its source, both in order.
 
-    Memory grows by eight bytes a row only.
+    Memory grows by only eight bytes per row.
     """
 
     def __init__(self, file: EmbeddingFile, made: Provenance, findings: Findings) -> None:

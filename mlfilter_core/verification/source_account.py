@@ -1,4 +1,4 @@
-"""Each line of a source as a document, a rejected line or a blank line.
+"""Classifies each line of a source as a document, a rejected line or a blank line.
 
 Reads the source as embedding does, and compares it with the rejects file. Knows nothing about HDF5.
 """
@@ -29,7 +29,7 @@ def find_source(recorded: Mapping[str, Any], request: VerifyRequest, findings: F
 
     Args:
         recorded: The source as provenance describes it.
-        request: Where sources lie now. Without reading, the time of the last change decides.
+        request: Request of the verification. Without reading, size and modification time decide.
         findings: Collects the problem.
     """
     path = Path(request.source_dir or recorded["folder"], recorded["path"])
@@ -44,7 +44,7 @@ def find_source(recorded: Mapping[str, Any], request: VerifyRequest, findings: F
         return None
     if not request.read_content and status.st_mtime_ns != recorded["mtime_ns"]:
         changed = f"its source {path} was copied or changed since it was embedded"
-        findings.add("source", changed, "only a check without --quick can tell")
+        findings.add("source", changed, "check without --quick to compare the content")
         return None
     return path
 
@@ -75,7 +75,7 @@ class SourceAccount:
         rejected: Iterator[RejectedLine] | None,
         findings: Findings,
     ) -> None:
-        """Takes what was opened; `documents` reads it.
+        """Takes the open files; `documents` reads them.
 
         Args:
             reader: The source.

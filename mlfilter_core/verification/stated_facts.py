@@ -1,4 +1,4 @@
-"""What an output states of itself, in its metadata."""
+"""The facts that an output states in its metadata."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,18 +16,18 @@ class UnreadableOutputError(Exception):
 
 @dataclass(frozen=True)
 class StatedFacts:
-    """What one output states.
+    """The facts that one output states.
 
     Attributes:
         n_bytes: Size of the file.
         n_rows: Documents in the file.
-        source: Path and digest of the source file; None where the output does not say.
+        source: Path and digest of the source file; None where the output does not state them.
         counts: Counts of the source, `COUNTS` and `rejected_by_reason`. Without `lines` where another tool embedded it;
-            empty where the output embeds nothing, or does not say.
+            empty where the output embeds nothing, or states none.
         rejects: Rejects file, relative to the output folder; None where its place is unknown.
         encoder: Request and properties of the encoder; empty where they are unknown.
         document_tokens: Histogram of the documents' lengths; None in files of earlier releases.
-        scores: Statistics of the scores; None where the output has no scores or does not say.
+        scores: Statistics of the scores; None where the output has no scores or does not state them.
         heads: Digest of each head by its name; None where the output has no scores.
     """
 

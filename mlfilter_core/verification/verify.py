@@ -1,4 +1,4 @@
-"""The proof, from the files of an output folder alone, that its outputs are complete and consistent."""
+"""Proves, from the files of an output folder alone, that its outputs are complete and consistent."""
 
 import os
 import time
@@ -27,7 +27,7 @@ LOGS_DIR = "logs"
 # Suffixes of hidden files beside an unfinished output; a lock alone does not show one.
 UNFINISHED_SUFFIXES = (COMMITTED_SUFFIX, TEMPORARY_SUFFIX)
 # Time limit of a check, as HDF5 may never return over broken bytes: seconds for a file, and for each byte of it and of
-# its related outputs. Arbitrary, and far slower than any disk.
+# its related outputs. Arbitrary, and far slower than the slowest disk.
 FILE_S = 600.0
 BYTE_S = 2e-6
 
@@ -37,8 +37,8 @@ class OutputFolder:
     """The files of an output folder, sorted; paths are relative to it.
 
     Attributes:
-        outputs: Outputs of each kind of job, by its flow; also outputs that are missing, where others show that they
-            were there.
+        outputs: Outputs of each kind of job, by its flow; also missing outputs, if other files show that they
+            existed.
         rejects: Rejects files.
         has_unkept: Whether embeddings were made here that were to be removed after use.
         unfinished: Files that killed or running jobs left, counted by suffix; `.h5` are embeddings that were to be
@@ -60,7 +60,7 @@ class Verification:
         wrong: Files with problems.
         counts: Sums over the sources; as stated where a source was not read.
         annotated_lines: Sum over the annotated files.
-        not_checked: What could not be checked, and the number of files.
+        not_checked: Contents that could not be checked, with the number of files.
         n_bytes: Bytes read.
         seconds: Wall time.
         read_content: Whether the content of the files was read.
@@ -80,7 +80,7 @@ class Verification:
         return not self.wrong and self.counts.add_up
 
     def summary(self) -> str:
-        """Returns the totals in words, a few lines."""
+        """Returns the totals as text of a few lines."""
         files = ", ".join(f"{len(self.folder.outputs[flow]):,} {kind.plural}" for flow, kind in output_kinds().items())
         lines = [
             f"{files}: {f'{len(self.wrong):,} not right' if self.wrong else 'all right'}",
@@ -105,7 +105,7 @@ def verify(
     Worker processes import the main module: a script that calls this needs `if __name__ == "__main__":`.
 
     Args:
-        request: The folder, and what is asked.
+        request: Request of the verification, with the folder.
         n_workers: Processes; None takes one for each core.
         on_file: Called with each result, in the order of the files.
 

@@ -1,6 +1,6 @@
 """The progress of a file, reported to a listener.
 
-Knows nothing about the listener: a worker, which forwards to the flow; in a notebook there is none.
+Knows nothing about the listener: on a worker it forwards to the flow; in a notebook there is none.
 """
 
 import time
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-# People look no more often. A GPU processes about a hundred batches in that time.
+# People do not look more often. A GPU processes about a hundred batches in that time.
 TELL_S = 1.0
 
 
@@ -66,7 +66,7 @@ class ProgressTeller:
         self._committed = 0
 
     def is_due(self, committed: int = 0) -> bool:
-        """Tells whether a report is due, so that callers need not prepare one in vain."""
+        """Returns whether a report is due; callers need not prepare one otherwise."""
         if self._listener is None:
             return False
         return committed > self._committed or time.monotonic() - self._told_at >= TELL_S

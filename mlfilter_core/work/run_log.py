@@ -99,7 +99,7 @@ class RunLog:
             self._warn(error)
 
     def _keep_earlier(self) -> None:
-        """Moves the record of an earlier attempt of the same run to a folder of its own."""
+        """Moves the record of an earlier attempt of the same run to a separate folder."""
         if not (self.folder / RUN).exists():
             return
         n = 1 + len(list(self.folder.glob(f"{EARLIER}*")))
@@ -117,7 +117,7 @@ class RunLog:
 
 @contextmanager
 def run_log(folder: Path, flow: str, output_dir: Path, job: Job, n_files: int, n_before: int) -> Iterator[RunLog]:
-    """Gives the record of a run. The block holds a claim on it, which shows other processes that the run is alive.
+    """Gives the record of a run. During the block, a claim on the record shows other processes that the run is alive.
 
     Args:
         folder: Existing folder of the run's logs.

@@ -10,7 +10,7 @@ from mlfilter_core.wording import shown
 
 
 def replace_or_move(field: str) -> str:
-    """Returns what to do about an output that is in the way, for the end of a message.
+    """Returns how to resolve a conflict with an existing output, for the end of a message.
 
     Args:
         field: Job field that can name another folder for the output.

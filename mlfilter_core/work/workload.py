@@ -22,7 +22,7 @@ class FileReport(Protocol):
         PRINTED: Columns of the printed table, after name and status.
         SUMMED: Columns with totals over the files.
         NO_COLUMNS: Fields that are not columns of `files.jsonl`.
-        SPREAD: Fields with mappings whose entries are columns of their own.
+        SPREAD: Fields with mappings whose entries become separate columns.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -65,7 +65,7 @@ class FileReport(Protocol):
 
 
 class ReportDefaults:
-    """What reports of files share that have nothing to add."""
+    """The defaults of a file report: no remarks, no sample, no special columns."""
 
     NO_COLUMNS: ClassVar[Sequence[str]] = ()
     SPREAD: ClassVar[Sequence[str]] = ()
@@ -94,7 +94,7 @@ class Work(ABC, Generic[Report_co]):
 
     @abstractmethod
     def outputs(self, file: TaskFile) -> Sequence[Path]:
-        """Returns the files that are made from a file; the first one stands for all where processes compete."""
+        """Returns the files that are made from a file; processes that compete for them claim the first one."""
 
     @abstractmethod
     def finished(self, file: TaskFile, read_content: bool) -> Report_co | None:
@@ -106,7 +106,7 @@ class Work(ABC, Generic[Report_co]):
                 not finished.
 
         Raises:
-            FileError: The file cannot be processed, or an output of another request is in the way.
+            FileError: The file cannot be processed, or an output of another request exists.
         """
 
     @abstractmethod
@@ -114,14 +114,14 @@ class Work(ABC, Generic[Report_co]):
         """Makes the outputs of a file that is not finished, and returns its report."""
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        """Checks, before the first file, what would fail every file. By default nothing: the first file shows it.
+        """Checks, before the first file, for problems that would fail every file; by default for none.
 
         Args:
             files: All files of the run, including finished ones.
         """
 
     def run(self, file: TaskFile) -> Report_co:
-        """Returns the report of one file, made now unless it was finished before, as by a task whose worker was lost.
+        """Returns the report of one file; makes its outputs unless a lost worker has finished them.
 
         Waits while another process makes the same outputs.
         """

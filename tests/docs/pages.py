@@ -1,4 +1,4 @@
-"""The pages of the documentation, and what is in them."""
+"""The pages of the documentation and their contents."""
 
 import re
 from pathlib import Path
@@ -11,16 +11,16 @@ FENCE = re.compile(r"^( *)```(?P<language>\w*)(?P<about>[^\n]*)\n(?P<content>.*?
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:
-    """Returns the blocks of code of a language, each with what stands behind the language's name."""
+    """Returns the code blocks of a language, each with the text after the language's name."""
     found = FENCE.finditer(page.read_text())
     return [(block["about"].strip(), block["content"]) for block in found if block["language"] == language]
 
 
 def prose(page: Path) -> str:
-    """Returns a page without its blocks of code."""
+    """Returns a page without its code blocks."""
     return FENCE.sub("", page.read_text())
 
 
 def name_of(page: Path) -> str:
-    """Returns what a test about a page is called."""
+    """Returns the name of a test about a page."""
     return str(page.relative_to(REPOSITORY))

@@ -1,4 +1,4 @@
-"""The tables of the data formats, beside files that the project wrote."""
+"""The tables of the data formats, compared with files that the project wrote."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def do(workload: Workload[Any]) -> None:
 
 
 def rows(page: str, heading: str, n: int = 0) -> dict[str, str]:
-    """Returns a table of a section: what is in its first column as code, and the rest of the row."""
+    """Returns a table of a section: the code in its first column, and the rest of the row."""
     section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     table = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)[n]
     found: dict[str, str] = {}

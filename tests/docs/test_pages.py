@@ -1,4 +1,4 @@
-"""What the pages say, beside what they describe: links, job files, commands, messages, Python."""
+"""The pages compared with the code: links, job files, commands, messages, Python."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ from mlfilter_core.job_kinds import JobKind, kinds, load_any_job
 from tests.conftest import TINY_DIM
 from tests.docs.pages import DOCS, PAGES, REPOSITORY, blocks, name_of, prose
 
-# Words behind `ml_filter` on a line of shell that are no command.
+# Words after `ml_filter` in a shell line that are not commands.
 OPTIONS = ("--version", "--help", "COMMAND")
 PART = ", part"
 
@@ -133,7 +133,7 @@ def test_each_message_is_one_that_the_code_has() -> None:
 
 
 def texts_of_code() -> list[str]:
-    """Returns the texts in the code, those of f-strings with what is constant in them."""
+    """Returns the strings in the code; of f-strings, the constant parts."""
     files = [path for package in ("mlfilter_core", "flows") for path in (REPOSITORY / package).rglob("*.py")]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
     plain = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]

@@ -1,4 +1,4 @@
-"""The site is built without a warning, from the code as it is."""
+"""The site is built from the current code without a warning."""
 
 import os
 import re

@@ -1,6 +1,6 @@
-"""How long the fault tests run, and where their figures go.
+"""The length of the fault tests, and the file of their figures.
 
-`make faults` runs them all at length, and writes what they counted to benchmarks/results/faults.json.
+`make faults` runs all of them at full length, and writes their counts to benchmarks/results/faults.json.
 """
 
 import json
@@ -14,12 +14,12 @@ RESULT = os.environ.get("MLFILTER_FAULTS_RESULT")
 
 
 def amount(short: int, long: int) -> int:
-    """Returns how much of something a test does: few in CI, many by hand."""
+    """Returns the number of repetitions of a test: few in CI, many by hand."""
     return long if IS_LONG else short
 
 
 def record(name: str, **figures: Any) -> None:
-    """Adds the figures of one test to the file of results, where one is asked for."""
+    """Adds the figures of one test to the file of results, if there is one."""
     print(name, figures)
     if RESULT is None:
         return

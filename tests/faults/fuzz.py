@@ -1,14 +1,14 @@
-"""Coverage-guided fuzzing of what reads the files of others.
+"""Coverage-guided fuzzing of the code that reads untrusted files.
 
     python -m tests.faults.fuzz <target> --inputs 100000 --seed 1
 
-Each input must end well or in an `MlfilterError`. Another exception, a wrong count, more than `TIMEOUT_S` or more than
-`MEMORY_MB` is a crash: its input is written to a file, and the exit status is 1. The last line of the output is JSON.
+Each input must succeed or end in an `MlfilterError`. Any other exception, a wrong count, or more than `TIMEOUT_S` or
+`MEMORY_MB` is a crash: the input is written to a file, and the exit status is 1. The last line of the output is JSON.
 
-libFuzzer runs in a process of its own, in rounds, each of which goes on from the inputs that the ones before found
-interesting. An input that ends its process ends the round. If it died, hung or filled the memory in libhdf5, which no
-Python can catch, it is counted apart, as contained: a worker that dies of a file is replaced, and the file given up
-after some tries. A hang holds the interpreter's lock, so that it looks like a worker that is gone.
+libFuzzer runs in a separate process, in rounds. Each round continues from the interesting inputs of earlier rounds. An
+input that ends its process ends the round. A crash, a hang or full memory inside libhdf5 cannot be caught in Python and
+is counted separately, as contained: a run replaces a worker that dies on a file, and gives up the file after some
+attempts. A hang holds the interpreter's lock, so the scheduler treats the worker as lost.
 """
 
 import argparse
@@ -34,20 +34,20 @@ from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 10  # of one input; the slowest takes 1 s where all cores are busy
-MEMORY_MB = 3000  # of the process; torch alone takes 300
+TIMEOUT_S = 10  # for one input; the slowest takes 1 s when all cores are busy
+MEMORY_MB = 3000  # for the process; torch alone takes 300
 MAX_INPUT_BYTES = 1 << 15  # the longest seed, a file of embeddings as we write it, has 29 kB
 ROUND_INPUTS = 10_000  # a process that reads broken HDF5 files by the ten thousand grows
-INNERMOST_CALL = re.compile(r'most recent call first\):\s+File "([^"]+)"')  # as faulthandler writes it
-# What libFuzzer prefixes to the input that ended a round.
+INNERMOST_CALL = re.compile(r'most recent call first\):\s+File "([^"]+)"')  # in the format of faulthandler
+# Prefixes that libFuzzer gives to the input that ended a round.
 DEATHS = ("crash-", "timeout-", "oom-", "leak-")
 
 
 class Target:
-    """What is fuzzed: `modules` are instrumented, `try_input` is called with each input, `seeds` are sound ones."""
+    """A fuzzing target: `modules` are instrumented, `try_input` takes each input, `seeds` are valid inputs."""
 
     modules: tuple[str, ...]
-    library = ""  # in which a process may die or hang: written in C, and not mended here
+    library = ""  # C library in which a process may die or hang; not fixed here
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class Target:
 
 
 class Reader(Target):
-    """The first byte chooses how the rest is stored: as it is, compressed, or compressed and cut."""
+    """A source file. The first byte selects the storage of the rest: plain, compressed, or compressed and cut."""
 
     modules = ("mlfilter_core.corpus.lines", "mlfilter_core.corpus.documents", "mlfilter_core.corpus.windows")
     max_line_bytes = 100
@@ -106,7 +106,7 @@ class Reader(Target):
 
 
 class Config(Target):
-    """The first byte chooses the kind of job."""
+    """A job file. The first byte selects the kind of job."""
 
     modules = (
         *("mlfilter_core.config.job_files", "mlfilter_core.config.execution", "mlfilter_core.config.embedding"),
@@ -132,7 +132,7 @@ class Config(Target):
 
 
 class Embeddings(Target):
-    """Bytes as an HDF5 file."""
+    """An HDF5 file of any bytes."""
 
     modules = ("mlfilter_core.embedding_store.reader",)
     library = "/h5py/"
@@ -185,7 +185,7 @@ class Embeddings(Target):
 
 
 class Checkpoint(Target):
-    """The first byte chooses the format: safetensors, a `.pt` file as it is, or the pickle in a sound one."""
+    """A checkpoint. The first byte selects its format: safetensors, a `.pt` file, or the pickle in a valid one."""
 
     modules = (
         "mlfilter_core.heads.checkpoint_formats",
@@ -233,7 +233,7 @@ class Checkpoint(Target):
 
 
 def in_archive(pickled: bytes) -> bytes:
-    """As torch.save stores a state dict, with the checksums that mutated bytes would not have."""
+    """Returns a file as torch.save writes it, with correct checksums, which mutated bytes would not have."""
     import zipfile
 
     content = io.BytesIO()
@@ -246,7 +246,7 @@ def in_archive(pickled: bytes) -> bytes:
 
 
 class Sham(Target):
-    """What must be found: it proves that the others are looked at."""
+    """A target with a known bug: finding it proves that the fuzzer works."""
 
     modules = ()
 
@@ -287,7 +287,7 @@ def main() -> int:
 
 
 def run_rounds(name: str, n_inputs: int, seed: int, crashes: Path) -> int:
-    """Tries so many inputs, reports, and returns the exit status."""
+    """Tries this number of inputs, prints a report, and returns the exit status."""
     crashes.mkdir(parents=True, exist_ok=True)
     covered: list[str] = []
     n_tried = n_well = contained = 0
@@ -310,10 +310,10 @@ def run_rounds(name: str, n_inputs: int, seed: int, crashes: Path) -> int:
                 contained += is_contained
                 (crashes / f"{'contained-' if is_contained else ''}{death.name}").write_bytes(death.read_bytes())
                 for seen in (work / "corpus").iterdir():
-                    if seen.read_bytes() == death.read_bytes():  # it would end each of the next rounds too
+                    if seen.read_bytes() == death.read_bytes():  # it would end each later round too
                         seen.unlink()
                 death.unlink()
-            if status and not deaths:  # a mistake of ours, not of what is fuzzed
+            if status and not deaths:  # a bug of this script, not of the target
                 print((work / "log").read_text(errors="replace"), file=sys.stderr)
                 return 1
         for path in (work / "failed").iterdir() if (work / "failed").exists() else ():
@@ -327,7 +327,7 @@ def run_rounds(name: str, n_inputs: int, seed: int, crashes: Path) -> int:
 
 
 def dies_in_library(name: str, death: Path, last_words: str) -> bool:
-    """Tells whether a process ended in the library of its target, by its last words, else by trying it again."""
+    """Returns whether a process ended in the library of its target, by its traceback or by a second attempt."""
     command = [sys.executable, "-m", "tests.faults.fuzz", name, "--again", str(death)]
     if not (calls := INNERMOST_CALL.findall(last_words)):  # it hung, or its memory ran out
         last_words = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
@@ -337,10 +337,10 @@ def dies_in_library(name: str, death: Path, last_words: str) -> bool:
 
 
 def try_again(name: str, content: Path) -> int:
-    """Tries one input, and writes again and again where it is, from outside of Python."""
+    """Tries one input, and writes its position repeatedly from a thread outside of Python."""
     from mlfilter_core.errors import MlfilterError
 
-    for module in TARGETS[name].modules:  # which takes longer than most inputs
+    for module in TARGETS[name].modules:  # takes longer than most inputs
         importlib.import_module(module)
     faulthandler.enable()
     faulthandler.dump_traceback_later(0.05, repeat=True)
@@ -351,10 +351,10 @@ def try_again(name: str, content: Path) -> int:
 
 
 def mutate(content: bytes, max_bytes: int, seed: int, sound: list[bytes]) -> bytes:
-    """Changes an input as libFuzzer does, or in place, or a sound one in place.
+    """Changes an input as libFuzzer does, or in place, or changes a valid input in place.
 
-    Formats that are full of offsets are broken at once when bytes come or go. Most inputs that libFuzzer keeps are
-    broken too, as each way of being broken is new to it.
+    Inserted or removed bytes always break a format with many offsets. Most inputs that libFuzzer keeps are broken
+    too, because each kind of breakage is new to it.
     """
     import atheris
 
@@ -373,7 +373,7 @@ def mutate(content: bytes, max_bytes: int, seed: int, sound: list[bytes]) -> byt
 
 
 def fuzz(name: str, work: Path, n_inputs: int, seed: int) -> None:
-    """Is one round, and ends the process."""
+    """Runs one round, and ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=list(TARGETS[name].modules), enable_loader_override=False):

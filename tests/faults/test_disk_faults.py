@@ -1,4 +1,4 @@
-"""Disks that are full, or read-only, and sources that change while they are read."""
+"""Full and read-only disks, and sources that change while they are read."""
 
 import dataclasses
 import errno
@@ -44,7 +44,7 @@ STATES = {"x.h5", "rejected.jsonl"}
 
 
 class Acting:
-    """The encoder, at whose n-th window something happens to the files."""
+    """An encoder that calls a function at its n-th window, which changes files."""
 
     def __init__(self, encoder: Encoder, act: Callable[[], object], at: int = 4) -> None:
         self.encoder = encoder
@@ -68,7 +68,7 @@ def request_(tiny_files: ModelFiles) -> EmbedRequest:
 
 
 def records(n_bytes_rejected: int = 1000) -> list[Any]:
-    """Documents, and lines that are none."""
+    """Documents, and lines that are not documents."""
     records: list[Any] = [{"id": f"d{i}" * 20, "text": "ba " * (i % 23) + f"document {i}"} for i in range(N)]
     for line in range(7, N, 5):
         records[line] = b"{broken " + b"x" * n_bytes_rejected
@@ -104,7 +104,7 @@ def test_wherever_the_disk_gets_full_while_a_file_is_embedded_the_error_says_so_
     disk: Disk,
     tmp_path: Path,
 ) -> None:
-    """Every page is, once, the one that is missing."""
+    """Each page of the output is once the page that does not fit."""
     source = write_lines("x.jsonl", records(n_bytes_rejected))
     embedded(source, tmp_path / "undisturbed", request_, tiny_encoder)
     expected = content(tmp_path / "undisturbed" / "x.h5")
@@ -125,7 +125,7 @@ def test_wherever_the_disk_gets_full_while_a_file_is_embedded_the_error_says_so_
         else:
             break
         assert (disk.folder / "earlier.h5").read_bytes() == b"earlier"
-        if n_free % (8 * PAGE) == 0:  # else what was committed stays
+        if n_free % (8 * PAGE) == 0:  # otherwise committed windows stay
             (output / ".x.h5.committed").unlink(missing_ok=True)
         n_free += PAGE
     assert stopped_at.keys() >= stages, stopped_at
@@ -194,7 +194,7 @@ def test_wherever_the_disk_gets_full_while_a_file_is_annotated_the_error_says_so
 def test_a_run_on_a_full_disk_fails_at_once_with_the_reason_and_a_rerun_does_the_rest(
     embed_job: WriteJob, corpus: Path, disk: Disk, tmp_path: Path, client: SyncPrefectClient
 ) -> None:
-    for name in ("b/x", "b/y"):  # identifiers fill the disk, not embeddings
+    for name in ("b/x", "b/y"):  # ids fill the disk, not embeddings
         lines = [json.dumps({"id": f"{i}" * 2000, "text": "word"}) + "\n" for i in range(100)]
         (corpus / f"{name}.jsonl").write_text("".join(lines))
     disk.remount("size=512k")
@@ -259,7 +259,7 @@ def test_a_folder_that_becomes_read_only_loses_nothing(
 def test_a_disk_that_is_mounted_read_only_between_two_files_loses_nothing(
     source: Path, request_: EmbedRequest, tiny_encoder: Encoder, disk: Disk
 ) -> None:
-    """Linux refuses it while a file is open for writing."""
+    """Linux refuses a read-only remount while a file is open for writing."""
     embedded(source, disk.folder / "a", request_, tiny_encoder)
     before = content(disk.folder / "a" / "x.h5")
     disk.remount("ro")
@@ -275,7 +275,7 @@ def test_a_disk_that_is_mounted_read_only_between_two_files_loses_nothing(
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A source of several MB, of which the end is not yet read when the fourth window is encoded."""
+    """A source of several MB; its end is not read yet when the fourth window is encoded."""
     path = tmp_path / "corpus" / "x.jsonl"
     path.parent.mkdir()
     path.write_bytes(_lines("first"))
@@ -297,7 +297,7 @@ def _shrink(path: Path) -> None:
 
 
 def _replace(path: Path) -> None:
-    """By a file of the same size, with the old one's time."""
+    """The new file has the same size and modification time."""
     status = path.stat()
     other = path.with_name("other")
     other.write_bytes(_lines("other"))
@@ -307,7 +307,7 @@ def _replace(path: Path) -> None:
 
 
 def _rewrite(path: Path) -> None:
-    """In place, with the old time."""
+    """The content changes in place, and the modification time is restored."""
     status = path.stat()
     with open(path, "r+b") as file:
         file.write(_lines("other"))
@@ -367,7 +367,7 @@ def test_a_source_of_which_only_the_rights_or_the_inode_change_is_the_same(
 def test_a_source_that_is_replaced_later_with_its_size_and_time_is_found_out_by_its_hash(
     large: Path, of_long_lines: EmbedRequest, tiny_encoder: Encoder, heads: dict[str, str], tmp_path: Path
 ) -> None:
-    """What the file of embeddings records is of the bytes that were embedded; size and time alone cannot tell."""
+    """The recorded digest is that of the embedded bytes; size and time alone do not show the change."""
     embedded(large, tmp_path / "out", of_long_lines, tiny_encoder)
     _replace(large)
     (file,) = find_files(large.parent, large.name, SOURCE_SUFFIXES)

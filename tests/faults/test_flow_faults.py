@@ -1,4 +1,4 @@
-"""Flows that are killed, workers that lose their network, runs that share an output folder."""
+"""Killed flows, workers that lose their network, runs that share an output folder."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from tests.faults.campaign import IS_LONG
 from tests.faults.conftest import END_S, MINILM, Run, WriteJob, leftovers, statuses, within, write_corpus
 from tests.flows.conftest import write_embeddings
 
-# A worker whose flow is gone ends at once; the guard that speaks for the flow some seconds later.
+# A worker whose flow is gone ends at once, the guard that reports for the flow some seconds later.
 GONE_S = 60
 
 
@@ -61,7 +61,7 @@ def write_job(tmp_path: Path) -> Callable[..., Path]:
 
 
 def check_undisturbed(job: Path, out: Path) -> None:
-    """Every file of a job is there, and what this process makes of its source, undisturbed."""
+    """Every output of a job exists, and equals the output of this process from the same source."""
     params = load_job(job, EmbeddingJob, {"params.output_dir": str(out.parent / "undisturbed")}).params
     work = embed_work(params)
     for source in find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES):
@@ -130,13 +130,13 @@ def test_two_annotation_runs_on_one_folder_share_the_files(
         records = [json.loads(line) for line in path.read_text().splitlines()]
         assert [record.pop("document_id") for record in records] == [f"{path.stem}-{i}" for i in range(20_000)]
         scores.add(json.dumps(records))
-    assert len(scores) == 1  # of the same embeddings
+    assert len(scores) == 1  # all from the same embeddings
     assert leftovers(tmp_path / "out") == set()
 
 
 @dataclass(frozen=True)
 class Namespace:
-    """A network of its own, tied to this machine's by one cable."""
+    """A network namespace, connected to this machine's network by one virtual cable."""
 
     name: str
     far_end: str
@@ -175,7 +175,7 @@ def namespace() -> Iterator[Namespace]:
 
 
 class TestWorkers:
-    """Workers that a test starts, on a scheduler of its own: a `Workers` that has one task in flight."""
+    """Workers that a test starts on its own scheduler: a `Workers` with one task in flight."""
 
     __test__ = False
 
@@ -190,7 +190,7 @@ class TestWorkers:
         return 1
 
     def start_worker(self, *, inside: bool) -> None:
-        """Starts one as a Slurm job does, in the namespace or outside."""
+        """Starts a worker as a Slurm job does, in the namespace or outside."""
         line = [sys.executable, "-m", "distributed.cli.dask_worker", self.runner.client.scheduler.address]
         line += ["--nthreads", "1", "--preload", PRELOAD, "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
         line += ["--memory-limit", "0", "--death-timeout", "120", "--local-directory", str(self._logs / "dask")]
@@ -215,10 +215,10 @@ def test_a_worker_that_loses_its_network_costs_no_file_and_no_file_is_written_tw
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Scaled: Dask's timeout of 30 s to 12 s (it takes no less), and 60 s without a network to as long as that takes.
+    """Scaled down: Dask's timeout from 30 s to 12 s, its minimum; the network loss from 60 s to the time that it takes.
 
-    The worker that was lost may finish the file, which the other then waits for or finds; or Dask ends it, and the
-    other goes on within the file. In the long variant the file takes longer than the network is away.
+    Either the lost worker finishes the file, while the other worker waits for it or finds it; or Dask ends the lost
+    worker, and the other resumes the file. In the long variant, the file takes longer than the network is down.
     """
     n_documents = 2000 if IS_LONG else 200
     job, out = write_job({"a": n_documents}), tmp_path / "out"

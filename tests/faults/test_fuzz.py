@@ -1,4 +1,4 @@
-"""Some thousand inputs of each target of fuzz.py; `python -m tests.faults.fuzz` tries as many as you like."""
+"""Some thousand inputs for each target of fuzz.py; `python -m tests.faults.fuzz` tries any number."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""kill -9 of workers at random moments: every row is there once, in order, as if nothing had happened."""
+"""kill -9 of workers at random moments: every row exists once, in order, as in an uninterrupted run."""
 
 import json
 import random
@@ -31,22 +31,22 @@ from tests.flows.conftest import write_embeddings
 from tests.mlfilter_core.embedding.test_committed import content
 
 N_FILES = 20
-DOCUMENTS = 400  # of a file to embed
+DOCUMENTS = 400  # to embed a file
 WINDOW = 32
-ROWS = 30_000  # of a file to annotate
+ROWS = 30_000  # to annotate a file
 MOST_S = 1.5  # from the beginning of a file to the kill
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A file whose worker is killed by somebody else over and over is not at fault."""
+    """A file must not fail because its workers are killed repeatedly for other reasons."""
     monkeypatch.setattr(task_runner_module, "MAX_STARTS", 1000)
     with dask.config.set({"distributed.scheduler.allowed-failures": 1000}):
         yield
 
 
 class CountingWork(EmbedWork):
-    """Notes how many documents are encoded, in a file that outlives the workers."""
+    """Records the number of encoded documents in a file that outlives the workers."""
 
     def run(self, file: TaskFile) -> EmbedReport:
         encoder = embed_work_module._encoder(
@@ -67,7 +67,7 @@ class CountingWork(EmbedWork):
 
 
 class Killer:
-    """Kills workers while a run lasts, at most as often as asked; a worker is killed once it has begun a file."""
+    """Kills workers during a run, up to a given number; a worker is killed after it has begun a file."""
 
     def __init__(self, seed: int, n_kills: int) -> None:
         self.n_killed = 0
@@ -111,10 +111,10 @@ def written(folder: Path, name: str, params: dict[str, Any]) -> Path:
 def with_kills(
     n_kills: int, folder: Path, run: Callable[[Path], RunReport], check: Callable[[Path], None]
 ) -> tuple[int, int, list[RunReport]]:
-    """Does a run again and again, each time into a new folder, until there were enough kills.
+    """Repeats a run, each time into a new folder, until there were enough kills.
 
     Returns:
-        How many kills and how many runs there were, and the runs' reports.
+        Number of kills, number of runs, and the reports of the runs.
     """
     reports: list[RunReport] = []
     n_killed = 0
@@ -169,7 +169,7 @@ def test_workers_killed_while_they_embed(tmp_path: Path, tiny_model: Path, monke
     n_documents = n_runs * N_FILES * DOCUMENTS
     assert sum(report.totals()["documents"] for report in reports) == n_documents
     n_again = sum(n_encoded) - n_documents
-    assert 0 <= n_again <= n_killed * 3 * WINDOW  # what a worker has in its hands
+    assert 0 <= n_again <= n_killed * 3 * WINDOW  # windows that a worker may lose
     record(
         "kills_embedding",
         **{"kills": n_killed, "runs": n_runs, "files": n_runs * N_FILES, "documents": n_documents},

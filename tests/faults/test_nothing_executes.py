@@ -1,4 +1,4 @@
-"""Models and checkpoints of strangers: nothing of them runs that the job does not name, and nothing else is fetched."""
+"""Untrusted models and checkpoints: only code that the job allows runs, and nothing else is downloaded."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_modules_of_the_model_s_own_run_only_where_the_job_says_so(
     with pytest.raises(EncoderError, match=r"does not load: .*own.Own.*third-party code"):
         load(folder)
     assert not marker.exists()
-    with pytest.raises(EncoderError, match="does not load"):  # it runs now, and is no module that fits
+    with pytest.raises(EncoderError, match="does not load"):  # it runs now, but is not a suitable module
         load(folder, trust_remote_code=True)
     assert marker.exists()
 

@@ -1,4 +1,4 @@
-"""A Prefect server that dies, comes back or does not, or cannot write to its database."""
+"""A Prefect server that dies, with or without a restart, or cannot write to its database."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ DOWN_S = 30 if IS_LONG else 5
 
 
 class Server:
-    """A Prefect server as a site runs one, in a process that can be killed, with a folder and a port that stay."""
+    """A Prefect server like that of a site, in a process that can be killed; its folder and port stay the same."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,7 +93,7 @@ def job(tmp_path: Path) -> Path:
 
 
 def check_outputs(out: Path) -> None:
-    """Every file is there, whole, and was embedded once."""
+    """Every file exists, is complete, and was embedded once."""
     for name, n in FILES.items():
         with EmbeddingFile(out / "embeddings" / f"{name}.h5", "train") as file:
             file.check_content()
@@ -136,7 +136,7 @@ def test_a_server_that_never_comes_back_costs_a_run_nothing_but_its_record(
     again = start("embed", job, PREFECT_API_URL=server.api)
     assert again.ended() == 0, again.said
     check_outputs(tmp_path / "out")
-    assert sorted(server.states("flow_runs")) == ["Completed", "Running"]  # nobody could tell of the first
+    assert sorted(server.states("flow_runs")) == ["Completed", "Running"]  # nothing could report the end of the first
 
 
 def test_a_database_that_is_locked_for_a_while_does_not_stop_a_run(
@@ -148,7 +148,7 @@ def test_a_database_that_is_locked_for_a_while_does_not_stop_a_run(
     database.execute("BEGIN EXCLUSIVE")
     try:
         within(END_S, is_there(tmp_path / "out", "c.h5"), run)
-        time.sleep(30 if IS_LONG else 10)  # beyond the end of the work, when the run tells its final state
+        time.sleep(30 if IS_LONG else 10)  # beyond the end of the work, when the run reports its final state
     finally:
         database.rollback()
         database.close()

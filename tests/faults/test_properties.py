@@ -1,4 +1,4 @@
-"""What holds for every input of the reader and the batcher. The examples are the same in each run."""
+"""Properties of the reader and the batcher that hold for every input. Each run has the same examples."""
 
 import base64
 import json
@@ -22,11 +22,11 @@ from tests.conftest import COMPRESS
 
 TEXT = DocumentSchema(("text",))
 MAX_LINE_BYTES = 60
-# No database: an example that failed becomes a test of its own.
+# No database: an example that failed becomes a separate test.
 examples = settings(max_examples=300, derandomize=True, database=None, deadline=None)
 every_compression = pytest.mark.parametrize("suffix", COMPRESS)
 
-# Line feeds, and what others take for ends of lines, are as frequent as all the rest.
+# Line feeds and other characters that end lines elsewhere are as frequent as all other characters.
 pieces = st.sampled_from([b"\n", b"\r", b"\0", b"\xe2\x80\xa8", b"a"]) | st.binary(max_size=9)
 contents = st.lists(pieces).map(b"".join).filter(lambda content: not is_compressed(content))
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
@@ -43,7 +43,7 @@ sources = st.lists(lines_of_all_kinds.filter(lambda line: b"\n" not in line and 
 
 
 def is_compressed(content: bytes) -> bool:
-    """Whether the first bytes say so, which are believed."""
+    """Whether the first bytes indicate a compression, as the reader believes them."""
     return content.startswith((GZIP_MAGIC, ZSTD_MAGIC)) or bool(SKIPPABLE_FRAME.match(content))
 
 
@@ -61,7 +61,7 @@ def read_lines(path: Path, max_line_bytes: int) -> Iterator[tuple[int, int, byte
 
 
 def split(content: bytes) -> list[tuple[int, int, bytes]]:
-    """What `read_lines` must give."""
+    """The expected result of `read_lines`."""
     lines, offset = [], 0
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else [], 1):
         lines.append((number, offset, line))
@@ -90,7 +90,7 @@ def test_a_stream_that_is_cut_anywhere_is_never_taken_for_a_whole_one(
     folder: Path, suffix: str, content: bytes, data: st.DataObject
 ) -> None:
     stream = COMPRESS[suffix](content)
-    n_bytes = data.draw(st.integers(4, len(stream) - 1))  # four bytes tell the compression
+    n_bytes = data.draw(st.integers(4, len(stream) - 1))  # four bytes show the compression
     (folder / "x").write_bytes(stream[:n_bytes])
     lines = []
     with pytest.raises(SourceError, match="breaks off here"):

@@ -1,4 +1,4 @@
-"""Real workers of Dask and a real Prefect server, shared by all tests that run flows."""
+"""Real Dask workers and a real Prefect server, shared by all tests that run flows."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from flows.workers.local import LocalWorkers, local_workers
 from mlfilter_core.config.execution import LocalSettings
 from tests.conftest import within
 
-# Prefect reports an event to its server some time after it, on a machine that is busy.
+# On a busy machine, Prefect reports an event to its server some time later.
 TOLD_S = 60
 PRELOADED = [
     *("distributed.worker", "mlfilter_core.encoder.loading", "transformers.models.bert.modeling_bert"),
@@ -40,10 +40,10 @@ def client(api: None) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(scope="session", autouse=True)
 def fast_workers() -> Iterator[None]:
-    """Forks workers from a process that has loaded what they need; to load it takes 8 s of a core each time.
+    """Forks workers from a process that has loaded their modules, as loading takes 8 s of CPU time.
 
-    They inherit the environment of the first test: tests of the environment use `spawned_workers`. Runs in separate
-    processes start their workers as users' runs do.
+    They inherit the environment of the first test; tests of the environment use `spawned_workers`. Runs in separate
+    processes start workers in the usual way.
     """
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         get_mp_context().set_forkserver_preload(PRELOADED)  # its first call sets Dask's own list
@@ -52,14 +52,14 @@ def fast_workers() -> Iterator[None]:
 
 @pytest.fixture
 def spawned_workers() -> Iterator[None]:
-    """Starts workers as new processes, in the environment of the test."""
+    """Starts workers as new processes in the environment of the test."""
     with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
         yield
 
 
 @pytest.fixture(scope="module")
 def workers(api: None, fast_workers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalWorkers]:
-    """Two workers for a whole module; tests may kill them, and Dask restarts them."""
+    """Two workers for all tests of a module; tests may kill them, and Dask restarts them."""
     with local_workers(LocalSettings(workers=2), False, "auto", 100, tmp_path_factory.mktemp("logs")) as workers:
         yield workers
 

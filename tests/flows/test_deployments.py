@@ -39,11 +39,11 @@ BY_NAME = {"embed": EmbeddingJob, "train_head": TrainingJob, "annotate": Annotat
 ON_CPUS = ("train_head", "annotate", "filter")
 # Numbers of any sign.
 UNBOUNDED = {"job_id_position", "threshold"}
-# The flow's process starts, its worker loads torch, and both end within a quarter of it on two busy cores.
+# Four times the time in which a flow and its worker start and end on two busy cores.
 RUN_S = 120
 CANCEL_S = 60
 LOOK_S = 0.2
-# So that each has a state of its own.
+# With this, each file has its own state.
 ONE_BY_ONE = {"files_per_task": 1}
 
 Start = Callable[..., UUID]
@@ -60,7 +60,7 @@ def _environment() -> dict[str, str]:
     return {
         **os.environ,
         "PREFECT_API_URL": str(PREFECT_API_URL.value()),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",  # looks for runs so often; 10 else
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # seconds between two looks for runs; the default is 10
     }
 
 
@@ -76,12 +76,12 @@ def worker(deployed: None) -> Iterator[psutil.Process]:
     line = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOLS["local"]]
     with subprocess.Popen(line, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         yield psutil.Process(process.pid)
-        process.kill()  # asked to end, it would wait for a run that a failed test has left
+        process.kill()  # a regular end would wait for a run that a failed test left
 
 
 @pytest.fixture
 def start(worker: psutil.Process, client: SyncPrefectClient) -> Start:
-    """Starts a run of a deployment as the form of the UI does."""
+    """Starts a run of a deployment, as the form in the UI does."""
 
     def start_run(name: str, **parameters: Any) -> UUID:
         return client.create_flow_run_from_deployment(client.read_deployment_by_name(name).id, parameters=parameters).id
@@ -91,7 +91,7 @@ def start(worker: psutil.Process, client: SyncPrefectClient) -> Start:
 
 @pytest.fixture
 def long_corpus(corpus: Path) -> Path:
-    """The corpus, and a last file that takes long enough to be interrupted."""
+    """The corpus with one more file that takes long enough to be interrupted."""
     lines = (json.dumps({"id": str(i), "text": "word " * (1 + i % 9)}) + "\n" for i in range(200_000))
     (corpus / "z.jsonl").write_text("".join(lines))
     return corpus
@@ -128,7 +128,7 @@ def below(client: SyncPrefectClient, run: UUID) -> list[FlowRun]:
 
 
 def processes_in_the_middle_of_a_file(worker: psutil.Process, output: Path) -> list[psutil.Process]:
-    """Waits until the short files are finished and the long one is under way; returns the run's processes."""
+    """Waits until the short files are finished and the long one is in progress; returns the run's processes."""
     within(RUN_S, lambda: len(list(output.rglob("*.h5"))) == 3)
     within(RUN_S, lambda: any(path.stat().st_size for path in output.rglob(".z.h5.*")))
     return worker.children(recursive=True)

@@ -79,7 +79,7 @@ def test_files_that_share_a_task_fail_by_themselves(
 
 
 class DeadlyWork(EmbedWork):
-    """Dies of one file, as a worker does whose node has too little memory."""
+    """Work that dies on one file, like a worker whose node has too little memory."""
 
     def run(self, file: TaskFile) -> EmbedReport:
         if "poison" in file.relative:
@@ -102,7 +102,7 @@ def test_a_file_that_kills_its_worker_fails_and_those_that_shared_its_task_are_d
 
 
 class ForgetfulWork(EmbedWork):
-    """Reports a file that is not there in the end."""
+    """Work that reports a file that does not exist."""
 
     def run(self, file: TaskFile) -> EmbedReport:
         report = super().run(file)

@@ -60,7 +60,7 @@ def test_the_best_documents_are_kept_whole_and_a_rerun_does_nothing(
 ) -> None:
     report = filter(filter_job())
     scores = {row["document_id"]: row for row in records(tmp_path / "out" / "annotated_data")}
-    limit = sorted(row["score_mlp"] for row in scores.values())[12]  # of 21
+    limit = sorted(row["score_mlp"] for row in scores.values())[12]  # 13th of 21 scores
     expected = [
         {**record, **{name: scores[record["id"]][name] for name in ("score_linear", "score_mlp")}}
         for record in records(tmp_path / "corpus")
@@ -78,7 +78,7 @@ def test_the_best_documents_are_kept_whole_and_a_rerun_does_nothing(
     assert before is not None
     assert before.totals()["kept"] == 9
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    # As after a kill: what is missing is made, as it was.
+    # As after a kill: missing files are made again, with the same content.
     (lost, *_) = (tmp_path / "out" / "filtered").glob("*/*.jsonl")
     content = lost.read_bytes()
     lost.unlink()
@@ -109,7 +109,7 @@ def test_other_scores_over_a_folder_that_was_filtered_before_are_surveyed_anew(
     scores = sorted(row["score_linear"] for row in records(tmp_path / "out" / "annotated_data"))
     n_kept = sum(score >= scores[10] for score in scores)
     assert run_job_file("filter", filter_job(keep=keep, overwrite=True)).totals()["kept"] == n_kept
-    # A shard whose own files are as they were does not go on with limits of a corpus that has changed.
+    # A shard with unchanged files does not reuse the limits after another part of the corpus has changed.
     (first, *_) = (tmp_path / "out" / "annotated_data").glob("*/*.jsonl")
     first.touch()
     job = load_job(filter_job(keep=keep), FilterJob)

@@ -1,4 +1,4 @@
-"""A fifth kind of job, in this module alone: all that a kind needs is its row in the table."""
+"""A fifth kind of job, defined in this module only: a kind needs nothing but its row in the table."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence

@@ -32,7 +32,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def flip_a_bit(path: Path, name: str) -> None:
-    """Changes the lowest bit of a dataset of a file of embeddings, as a disk does: behind HDF5's back."""
+    """Changes the lowest bit of a dataset of a file of embeddings without HDF5, as a faulty disk does."""
     with h5py.File(path) as file:
         place = file[f"train/{name}"].id.get_chunk_info(0).byte_offset
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The public face of the core, as a notebook uses it."""
+"""The public interface of the core, as a notebook uses it."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A kind of job that another package brings: its outputs are `toys/**/*.toy`, which contain the word `toy`."""
+"""A kind of job from another package: its outputs are `toys/**/*.toy`, which contain the word `toy`."""
 
 from collections.abc import Mapping
 

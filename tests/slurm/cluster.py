@@ -114,7 +114,7 @@ def answers(folder: Path) -> bool:
 def up(folder: Path) -> dict[str, str]:
     """Starts the cluster unless it answers already.
 
-    A broken cluster (a daemon is gone, the node is drained) is started anew, and its jobs end.
+    A broken cluster (a daemon is gone, the node is drained) is restarted, and its jobs end.
 
     Args:
         folder: Folder of all its files. munged requires that every user can enter the folders above, and that only
@@ -170,7 +170,7 @@ def _write_files(folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name).chmod(
             0o755
-        )  # independent of the umask: clients of other users read them, and munged accepts no more
+        )  # independent of the umask: other users' clients read them, and munged accepts no wider rights
     shutil.chown(folder / "munge", "munge", "munge")
     for log in (folder / "log").iterdir():
         log.unlink()

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 # The flow's process starts, its worker loads torch, on two busy cores.
 RUN_S = 150
 PAGE_S = 40
-# Sections that the form shows when one asks for them, by the name of their class.
+# Sections that the form shows on request, by the name of their class.
 SECTIONS = ("LocalSettings", "SlurmSettings", "Scoring")
 FORMS = {"embed": "EmbeddingJob", "train_head": "TrainingJob", "annotate": "AnnotationJob", "filter": "FilterJob"}
 
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
         **{"PREFECT_HOME": str(home), "PREFECT_API_URL": f"{address}/api", "PREFECT_SERVER_API_PORT": str(port)},
         **{"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_WORKER_QUERY_SECONDS": "1"},
-        "TMPDIR": str(home),  # of the worker's runner
+        "TMPDIR": str(home),  # folder of the worker's runner
     }
 
     def prefect(*arguments: str) -> list[str]:
@@ -94,7 +94,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def job(tmp_path: Path, tiny_model: Path) -> Path:
-    """Two files, of which one is bad; each has a task of its own."""
+    """Two files, one of them bad; each has a separate task."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "good.jsonl").write_text("".join(json.dumps({"id": f"g{i}", "text": "word"}) + "\n" for i in range(50)))
@@ -105,7 +105,7 @@ def job(tmp_path: Path, tiny_model: Path) -> Path:
 
 
 def until(condition: Callable[[], Any], seconds: float = PAGE_S) -> Any:
-    """Waits until something on a page that is still drawn anew is there; returns it."""
+    """Waits for an element on a page that is still being redrawn; returns it."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -118,7 +118,7 @@ def until(condition: Callable[[], Any], seconds: float = PAGE_S) -> Any:
 
 
 def submitted(browser: Browser, client: SyncPrefectClient) -> Any:
-    """Returns the run of a form, and submits it again where the click met a form that was drawn anew."""
+    """Returns the run that a form starts; clicks again if the form was being redrawn."""
     runs = client.read_flow_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
     if not runs and "Submit" in text(browser):
         click(browser, "Submit")
@@ -141,7 +141,7 @@ def open_form(browser: Browser, client: SyncPrefectClient, server: str, name: st
 
 
 def words(description: str) -> str:
-    """Returns a description as the UI shows it: as Markdown, and without what it takes for HTML."""
+    """Returns a description as the UI shows it: as Markdown, without text that looks like HTML."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>|[*_`\\]", "", description)).strip()
 
 
@@ -167,7 +167,7 @@ def test_the_form_shows_every_parameter_with_its_description(
     missing = [name for name, about in fields.items() if words(about["description"]) not in shown]
     assert missing == []
     assert [name for name, about in fields.items() if words(about.get("title", name)) not in shown] == []
-    assert shown.index("Params") < shown.index("Running On Slurm")  # what must be filled in comes first
+    assert shown.index("Params") < shown.index("Running On Slurm")  # required fields come first
     browser.set_window_size(1400, 3000)
     screenshot(browser, f"prefect-form-{flow}")
     browser.set_window_size(1400, 1100)
@@ -218,7 +218,7 @@ def test_a_run_is_started_watched_and_retried_in_the_ui(
     browser.get(f"{server}/runs/flow-run/{run.id}")
     click(browser, "Retry")
     until(lambda: len(browser.find_elements(By.XPATH, "//button[normalize-space(.)='Retry']")) > 1)
-    browser.find_elements(By.XPATH, "//button[normalize-space(.)='Retry']")[-1].click()  # of the dialog
+    browser.find_elements(By.XPATH, "//button[normalize-space(.)='Retry']")[-1].click()  # the button of the dialog
     until(lambda: client.read_flow_run(run.id).state_name == "Completed", RUN_S)
     assert client.read_flow_run(run.id).run_count == 2
     assert next((tmp_path / "out").rglob("bad.h5"))

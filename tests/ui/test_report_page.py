@@ -90,12 +90,12 @@ def show(browser: Browser, page: Path, size: str = "desktop", scheme: str = "lig
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get_log("browser")  # what was said of the page before
+    browser.get_log("browser")  # messages about the previous page
     browser.get(page.as_uri())
 
 
 def column(browser: Browser, i: int) -> list[str]:
-    """Returns what the shown rows of the table of files have in a column."""
+    """Returns the values of a column in the visible rows of the table of files."""
     return [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, f"#table tbody td:nth-child({i})")]
 
 

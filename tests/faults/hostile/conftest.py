@@ -1,4 +1,4 @@
-"""What these tests share: files found, embedded and annotated as a job does it, and what is left of it."""
+"""Shared fixtures: files are found, embedded and annotated as in a job; lists of the files that remain."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,5 +62,5 @@ def annotate(tmp_path: Path, heads: list[Head]) -> Annotate:
 
 
 def outputs(tmp_path: Path) -> list[str]:
-    """Names of what was written, with what was left half written."""
+    """Names of the written files, including incomplete ones."""
     return [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""Files of embeddings that are broken, wrong or made to do harm: each is refused with a reason, and nothing is written.
+"""Broken, wrong and malicious files of embeddings: each is refused with a reason, and nothing is written.
 
 Nothing outside a file is read. No file is checked in; the tests make each of them.
 """
@@ -31,7 +31,7 @@ MADE: dict[str, dict[str, Any]] = {
 
 
 def with_embeddings(change: Callable[[h5py.Group], Any]) -> Callable[[h5py.File], None]:
-    """A file that would be sound, and one change to its group."""
+    """A valid file with one change to its group."""
 
     def write(file: h5py.File) -> None:
         file["train/embeddings"] = FLOATS
@@ -41,7 +41,7 @@ def with_embeddings(change: Callable[[h5py.Group], Any]) -> Callable[[h5py.File]
 
 
 def with_provenance(**changed: Any) -> Callable[[h5py.File], None]:
-    """A file whose provenance would be sound, but for these values or, as bytes and numbers, attributes."""
+    """A file whose provenance is valid except for these values, or for these attributes (bytes and numbers)."""
 
     def change(group: h5py.Group) -> None:
         group.attrs["format_version"] = 1
@@ -52,12 +52,12 @@ def with_provenance(**changed: Any) -> Callable[[h5py.File], None]:
 
 
 def put(name: str, value: Any) -> Callable[[h5py.File], None]:
-    """Embeddings, and something else in their group."""
+    """Embeddings and another object in their group."""
     return with_embeddings(lambda group: group.__setitem__(name, value))
 
 
 def column(*args: Any, **settings: Any) -> Callable[[h5py.File], None]:
-    """Embeddings, and a dataset x beside them."""
+    """Embeddings with a dataset x beside them."""
     return with_embeddings(lambda group: group.create_dataset("x", *args, **settings))
 
 
@@ -66,7 +66,7 @@ def of_format(version: Any) -> Callable[[h5py.File], None]:
 
 
 def alone(name: str, value: Any) -> Callable[[h5py.File], None]:
-    """A file that holds nothing else."""
+    """A file that contains nothing else."""
     return lambda file: file.__setitem__(name, value)
 
 
@@ -75,7 +75,7 @@ def lacking(name: str, key: str) -> dict[str, Any]:
 
 
 def claim(shape: tuple[int, ...], dtype: Any = "f4", **settings: Any) -> Callable[[h5py.File], Any]:
-    """Embeddings of which nothing is written."""
+    """Embeddings without any written value."""
     return lambda file: file.create_dataset("train/embeddings", shape, dtype, **settings)
 
 
@@ -105,7 +105,7 @@ UNWRITTEN = r"not all of its \d+ embeddings were written; embed its source again
 NO_MATRIX = r"embeddings are .*, not float \(n, dim\)"
 NO_GROUP = 'no group "train" with a dataset "embeddings"; it is not a file of embeddings'
 PROVENANCE = r"its provenance is incomplete \({}\); embed its source again"
-# How a file is written, and what is said of it.
+# How a file is written, and the message about it.
 BAD_EMBEDDINGS: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     "embeddings in another file": (
         alone("train/embeddings", h5py.ExternalLink("outside", "/embeddings")),
@@ -224,7 +224,7 @@ def test_a_hostile_file_of_embeddings_is_refused(tmp_path: Path, annotate: Annot
 
 
 def test_a_linked_file_is_not_even_opened(tmp_path: Path, annotate: Annotate) -> None:
-    """A pipe without a writer would hold whoever opens it."""
+    """A process that opens a pipe without a writer would wait forever."""
     (tmp_path / "in").mkdir()
     os.mkfifo(tmp_path / "in/pipe")
     with h5py.File(tmp_path / "in/x.h5", "w") as file:
@@ -240,7 +240,7 @@ def is_its_own_member(group: h5py.Group) -> None:
     group["again"] = group
 
 
-# Files that are odd, and sound.
+# Files that are unusual, but valid.
 GOOD_EMBEDDINGS: dict[str, Callable[[h5py.File], Any]] = {
     "half precision": store(FLOATS.astype(np.float16)),
     "double precision": store(FLOATS.astype(np.float64)),
@@ -273,7 +273,7 @@ def strings(values: list[bytes], dtype: Any) -> Callable[[h5py.File], Any]:
 
 NO_UTF8 = r"x in rows 0 to 2 cannot be read \('utf-8' codec can't decode byte 0xff .*\); embed its source again"
 NO_JSON = r"rows 0 to 2: a value cannot be written as JSON \(.*\); leave its key out of params\.output_keys"
-# A column x, and what is said when it is asked for.
+# A column x, and the message when it is requested.
 BAD_COLUMNS: dict[str, tuple[Callable[[h5py.File], Any], type[Exception], str]] = {
     "text of any length": (strings([b"\xff", b"", b"a"], h5py.string_dtype("utf-8")), EmbeddingFileError, NO_UTF8),
     "text of one length": (strings([b"\xff", b"", b"a"], h5py.string_dtype("utf-8", 3)), EmbeddingFileError, NO_UTF8),
@@ -340,7 +340,7 @@ def with_byte(content: bytes, position: int, byte: int) -> bytes:
 
 
 NOT_WHOLE = r"is not an HDF5 file, or is cut short \(.*\); embed its source again"
-# The bytes of a file, and what is said of them.
+# The bytes of a file, and the message about them.
 BROKEN_FILES = {
     "empty": (b"", NOT_WHOLE),
     "text": (b'{"text": "ba"}\n' * 100, NOT_WHOLE),
@@ -378,7 +378,7 @@ def test_a_chunk_that_does_not_decompress_is_named(tmp_path: Path, annotate: Ann
 
 
 def test_zeros_that_unpack_to_terabytes_are_refused(tmp_path: Path, annotate: Annotate) -> None:
-    """Each of the chunks is there, as some bytes."""
+    """Every chunk exists, with a few bytes."""
     (tmp_path / "in").mkdir()
     with h5py.File(tmp_path / "in/x.h5", "w") as file:
         rows = (1 << 28) // TINY_DIM

@@ -1,4 +1,4 @@
-"""Source files that are broken, odd or made to do harm, and names of files that are.
+"""Broken, unusual and malicious source files, and names of files.
 
 Each line is a document, rejected or blank, or the file fails with a reason; nothing else happens. No file is checked
 in; the tests make each of them.
@@ -39,12 +39,12 @@ def skippable_frame(content: bytes) -> bytes:
 
 
 def value(written: bytes) -> bytes:
-    """A document with one more value, which nobody asks for."""
+    """A document with one more value, which is not used."""
     return b'{"text": "ba", "x": ' + written + b"}"
 
 
 DOCUMENT, BLANK = "document", "blank"
-# What a source holds, and what becomes of each of its lines.
+# The content of a source, and the result of each of its lines.
 SOURCES: dict[str, tuple[bytes, list[str]]] = {
     "empty": (b"", []),
     "blank lines only": (b"\n \n\t\r\n\n", [BLANK] * 4),
@@ -157,7 +157,7 @@ def test_each_line_of_a_hostile_source_is_a_document_rejected_or_blank(tmp_path:
 
 
 def decompressed(path: Path) -> bytes:
-    """As the tools of others do it."""
+    """A file as other tools compress it."""
     content = path.read_bytes()
     if content.startswith(b"\x1f\x8b"):
         return gzip.decompress(content)
@@ -169,13 +169,13 @@ def raw(rejected: dict[str, Any]) -> bytes:
 
 
 def with_window_of_1_gib(frame: bytes) -> bytes:
-    """The frame, whose header asks for so much memory; it says so in the byte after its descriptor."""
+    """A frame whose header requests this much memory, in the byte after its descriptor."""
     assert frame[4] & 0x20 == 0, "a frame of a single segment has no window"
     return frame[:5] + bytes([(30 - 10) << 3]) + frame[6:]
 
 
 def zstd_stream(content: bytes) -> bytes:
-    """A frame without the size of its content, as a pipe to the command makes it."""
+    """A frame without the size of its content, as the command writes it from a pipe."""
     compressor = zstd.ZstdCompressor()
     return compressor.compress(content) + compressor.flush()
 
@@ -184,7 +184,7 @@ BREAKS_OFF = (
     r"x\.jsonl:{line}: the compressed stream breaks off here \(.*{reason}.*\); fetch or compress the file again"
 )
 GZIPPED, FRAME = gzip.compress(LINES, mtime=0), zstd_stream(LINES)
-# What a source holds, the line that it breaks off in, and a part of the reason.
+# The content of a source, the line in which it breaks off, and a part of the reason.
 BROKEN_STREAMS: dict[str, tuple[bytes, int, str]] = {
     "gzip of two bytes": (GZIPPED[:2], 1, "ended"),
     "gzip header alone": (GZIPPED[:10], 1, "ended"),
@@ -223,7 +223,7 @@ def test_a_broken_stream_fails_its_file_and_leaves_nothing(tmp_path: Path, embed
 
 
 def bomb(compress: Callable[[bytes], bytes], piece: bytes, n_mb: int) -> bytes:
-    """So many MB in a few kB: members and frames may follow one another."""
+    """This number of MB in a few kB, as repeated members or frames."""
     return compress(piece * ((1 << 20) // len(piece))) * n_mb
 
 

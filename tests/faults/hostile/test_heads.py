@@ -1,4 +1,4 @@
-"""Checkpoints that are broken, wrong or made to do harm: each is refused with a reason, and nothing in it is run.
+"""Broken, wrong and malicious checkpoints: each is refused with a reason, and nothing in it is executed.
 
 No file is checked in; the tests make each of them.
 """
@@ -19,7 +19,7 @@ import torch
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.checkpoint_formats import load_head
 
-# What PyTorch says of the formats of others; the message is what matters here.
+# PyTorch's warnings about other formats; only our message is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:`torch.jit:DeprecationWarning")
 
 DIM = 6
@@ -32,7 +32,7 @@ def in_quantised_form(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class OtherTensor(torch.Tensor):
-    """A class that whoever reads it would have to import."""
+    """A class that a reader would have to import."""
 
 
 def refers_to_itself() -> dict[str, Any]:
@@ -45,7 +45,7 @@ def is_not_dense(kind: str) -> str:
     return f"{kind}, not dense floats; save it as float32, on the CPU"
 
 
-# State dicts, and what is said of them.
+# State dicts, and the messages about them.
 BAD_STATES: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing": (dict, "not a chain of linear layers; it contains nothing"),
     "no state dict": (lambda: MATRIX, rf"{NOT_LOADED} \(it contains a Tensor, not a state dict\)"),
@@ -163,7 +163,7 @@ def as_pickle(content: Any, path: Path) -> None:
 
 
 def as_tar(content: Any, path: Path) -> None:
-    """As PyTorch saved before 0.1.10."""
+    """A file in the format of PyTorch before 0.1.10."""
     with tarfile.open(path, "w") as archive:
         for name in ("storages", "tensors", "pickle"):
             member = tarfile.TarInfo(name)
@@ -204,7 +204,7 @@ def test_links_in_a_legacy_archive_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_compressed_archive_is_refused_and_not_unpacked(tmp_path: Path) -> None:
-    """64 MiB of zeros in 64 kB here; it could be any number of GB."""
+    """64 MiB of zeros in 64 kB; a real attack could use any number of GB."""
     torch.save({"weight": torch.zeros(1, 1 << 24)}, tmp_path / "stored.pt")
     with zipfile.ZipFile(tmp_path / "stored.pt") as stored:
         with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -214,7 +214,7 @@ def test_a_compressed_archive_is_refused_and_not_unpacked(tmp_path: Path) -> Non
         load_head("x", tmp_path / "x.pt")
 
 
-# Pickles that claim lengths that they do not have.
+# Pickles that claim wrong lengths.
 LYING_PICKLES = {
     "text of 2 GiB": b"\x80\x02X\xff\xff\xff\x7f",
     "text of 8 EiB": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f",

@@ -1,4 +1,4 @@
-"""Job files that are broken, wrong or made to do harm: each is refused in words, within little time and memory."""
+"""Broken, wrong and malicious job files: each is refused with a message, in little time and memory."""
 
 import tracemalloc
 from pathlib import Path
@@ -23,11 +23,11 @@ def named(value: str) -> str:
 
 
 def laughs(first: str, ten_times: str, n_levels: int) -> str:
-    """Each value is ten times the one before."""
+    """Values, each ten times as long as the previous one."""
     return "".join([first, *(ten_times.format(i=i, before=i - 1) for i in range(1, n_levels))])
 
 
-# What stands in a job file, and what is said of it.
+# The content of a job file, and the message about it.
 BAD_JOBS: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", NO_MAPPING),
     "null": ("null\n", NO_MAPPING),
@@ -126,6 +126,6 @@ def test_a_job_may_stand_for_itself_in_many_places(tmp_path: Path) -> None:
 
 
 def test_a_huge_number_from_elsewhere_is_refused() -> None:
-    """From a form, say."""
+    """For example from a form."""
     with pytest.raises(ConfigError, match="the job is not valid YAML: Exceeds the limit"):
         load_job({"files_per_task": 10**5000}, EmbeddingJob)

@@ -1,4 +1,4 @@
-"""Commands as people type them, in processes of their own."""
+"""Commands as people type them, in separate processes."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def command(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Runs Python from the repository, with the server of the tests as its API."""
+    """Runs Python in the repository, with the test server as its API."""
     variables = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), **environment}
     line = [sys.executable, *map(str, arguments)]
     return subprocess.run(line, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)

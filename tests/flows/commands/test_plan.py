@@ -1,4 +1,4 @@
-"""`ml_filter plan` as people type it, and what flows refuse before they start a worker."""
+"""`ml_filter plan` as people type it, and jobs that flows refuse before they start a worker."""
 
 import json
 import os

@@ -11,7 +11,7 @@ from mlfilter_core.tallies.score_statistics import score_statistics, write_score
 
 
 def write_annotated(output_dir: Path, scores: list[float]) -> Path:
-    """Leaves an annotated file, as a run does, of embeddings that another tool made."""
+    """Writes an annotated file, as a run does, from embeddings of another tool."""
     path = output_dir / "annotated_data" / "a" / "x.jsonl"
     provenance = output_dir / "annotated_data" / ".provenance" / "a" / "x.jsonl.json"
     for folder in (path.parent, provenance.parent):

@@ -23,7 +23,7 @@ def ml_filter(*arguments: str | Path) -> Result:
 
 @pytest.fixture
 def annotations(write_lines: WriteLines, tmp_path: Path) -> Path:
-    """Draws of one model for four German documents, and the raw file that they are of."""
+    """Draws of one model for four German documents, and their raw file."""
     raw = write_lines("raw/web.jsonl", [{"id": name, "text": "..."} for name in "abcd"])
     draws: dict[str, list[Any]] = {"a": [0, 0, 1], "b": [2, 3, 4], "c": [5, None, 5], "d": [None, 9]}
     records = [draw_record(name, scores, raw) for name, scores in draws.items()]
@@ -93,7 +93,7 @@ def test_a_failed_file_is_a_reason_and_status_1_and_the_others_are_done(
     ("options", "reason"),
     [
         (["--aggregation", "median", "--labels", "0,1"], '--aggregation "median" is unknown'),
-        (["--aggregation", "mean"], "--labels is needed"),
+        (["--aggregation", "mean"], "give --labels, such as 0,1,2,3,4,5"),
         (["--aggregation", "mean", "--labels", "0,x"], '--labels 0,x: "x" is not a finite number'),
         (["--aggregation", "mean", "--labels", "0,1", "--input_directory", "."], "several --input_directory go with"),
         (

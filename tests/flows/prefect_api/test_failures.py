@@ -19,7 +19,7 @@ from mlfilter_core.errors import SourceError
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), False),
         (PermissionError(errno.EACCES, "Permission denied"), False),
         (FileNotFoundError(errno.ENOENT, "No such file"), False),
-        (SourceError("x.jsonl:3: mend it"), False),
+        (SourceError("x.jsonl:3: fix it"), False),
         (ValueError("a bug"), False),
     ],
     ids=repr,

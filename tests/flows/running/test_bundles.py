@@ -9,7 +9,7 @@ from mlfilter_core.files.task_files import TaskFile
 
 
 class Report:
-    """As much of a report as is looked at."""
+    """The part of a report that bundles read."""
 
     def __init__(self, seconds: float, status: str = "embedded") -> None:
         self.seconds = seconds
@@ -51,7 +51,7 @@ def test_a_file_is_a_task_until_files_are_known_to_be_small(files: list[TaskFile
 
 
 def test_more_workers_make_longer_tasks(files: list[TaskFile]) -> None:
-    """Else the flow's process could not keep them busy."""
+    """Otherwise the flow's process could not keep the workers busy."""
     bundles = Bundles(files, "auto", print)
     bundles.learn(files[0], report(0.1))
     n_workers = 40

@@ -24,7 +24,7 @@ from tests.flows.dask_workers import Items, last_task_runs, outcomes
 
 
 def note(folder: Path, item: str) -> int:
-    """Notes one execution of an item; returns how many there were."""
+    """Records one execution of an item; returns the number of executions so far."""
     (folder / f"{item}.{os.getpid()}.{len(list(folder.iterdir()))}").touch()
     return len(list(folder.glob(f"{item}.*")))
 
@@ -62,7 +62,7 @@ def test_an_item_whose_worker_dies_runs_again_and_finished_ones_do_not(workers: 
 
 
 def test_an_item_that_waits_is_not_killed_along(workers: LocalWorkers, tmp_path: Path) -> None:
-    """It waits at the scheduler: Dask would hand a worker its next task early, were there few tasks in all."""
+    """The next task waits at the scheduler: with few tasks in total, Dask would assign it to a worker early."""
     states = workers.runner.client.cluster.scheduler.workers.values()
     done, most = threading.Event(), [0]
 
@@ -92,7 +92,7 @@ def test_items_that_kill_every_worker_are_marked_crashed_and_the_others_go_on(
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    # Their workers die for longer than Dask's lost-worker-timeout, after which it would restart none.
+    # The workers die for longer than Dask's lost-worker-timeout, after which Dask would restart none.
     poison = [f"poison{i}" for i in range(5)]
     done = outcomes(workers, work, ["one", *poison, "two"], folder=tmp_path)
     assert done["one"].result == "one"
@@ -126,16 +126,16 @@ def test_a_worker_that_was_killed_from_outside_says_what_it_was_at(tmp_path: Pat
         lines = ["task run a/b begins", "old", f"task run {run} begins", *(f"line {i}" for i in range(30 * n))]
         (tmp_path / f"worker-a-{n}.log").write_text("\n".join(lines))
     assert last_words(tmp_path, "a/c") == (
-        "it was killed from outside, as the kernel does when memory runs out: there is no error in its log "
+        "it was killed from outside, for example by the kernel because memory ran out: no error is in its log "
         f"{tmp_path}/worker-a-2.log, which ends with:\nline 57\nline 58\nline 59"
     )
-    assert last_words(tmp_path, "a/d") == "it had not begun; see the workers' logs"
+    assert last_words(tmp_path, "a/d") == "no worker had begun it; see the workers' logs"
 
 
 def test_an_item_that_makes_progress_each_time_is_not_given_up(
     workers: LocalWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dask gives it up after each death, and it is started more often than an item without progress may be."""
+    """Dask gives up the task after each death; it is started more often than allowed without progress."""
     monkeypatch.setattr(workers.runner.client.cluster.scheduler, "allowed_failures", 0)
     monkeypatch.setattr(task_runner_module, "MAX_STARTS", 1)
     monkeypatch.setattr(task_runner_module, "LOOK_S", 0.1)
@@ -168,14 +168,14 @@ def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(
         if item == "lasting":
             raise PermissionError(13, "Permission denied")
         if item == "bad":
-            raise SourceError("bad.jsonl:3: mend it")
+            raise SourceError("bad.jsonl:3: fix it")
         return item
 
     done = outcomes(workers, work, ["passing", "lasting", "bad"], folder=tmp_path)
     assert done["passing"].result == "passing"
     assert isinstance(done["lasting"].error, PermissionError)
     assert isinstance(done["bad"].error, SourceError)
-    assert str(done["bad"].error) == "bad.jsonl:3: mend it"
+    assert str(done["bad"].error) == "bad.jsonl:3: fix it"
     assert executions(tmp_path) == {"bad": 1, "lasting": 1, "passing": 3}
 
 

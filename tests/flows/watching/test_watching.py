@@ -65,7 +65,7 @@ def test_progress_moves_while_a_single_file_is_under_way(
     assert report.reports[0].documents == 20_000
     assert dashboards == {"Dask Diagnostic UI"}
     assert sum(0 < percent < 100 for percent in seen["embed-progress"]) >= 3
-    assert sum(0 < percent < 100 for percent in seen[None]) >= 1  # of the task run
+    assert sum(0 < percent < 100 for percent in seen[None]) >= 1  # artifact of the task run
     by_key = ArtifactFilter(key=ArtifactFilterKey(any_=["embed-progress"]))
     last: Any = client.read_artifacts(artifact_filter=by_key, limit=1, sort="CREATED_DESC")[0]
     assert float(last.data) == 100

@@ -48,7 +48,7 @@ def test_workers_divide_the_cores_and_get_a_gpu_each_unless_the_job_names_one(
     tmp_path: Path,
     spawned_workers: None,
 ) -> None:
-    """In one process after another cluster: Dask would leave that one's variables here, which would override these."""
+    """A second cluster in one process: Dask would leave the first one's variables here, which would override these."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     for variable in THREAD_VARIABLES:
         monkeypatch.delenv(variable, raising=False)

@@ -1,4 +1,4 @@
-"""Runs on a real Slurm of one node, with jobs that are really cancelled and killed."""
+"""Runs on a real Slurm of one node, with really cancelled and killed jobs."""
 
 import json
 import os
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module", autouse=True)
 def slurm() -> Iterator[None]:
-    """A cluster, unless somebody has started one; skips where Slurm cannot run."""
+    """A cluster, started if none is running; skips the test where Slurm cannot run."""
     reason = cluster.available()
     if reason is not None:
         pytest.skip(f"Slurm cannot run here: {reason}")
@@ -99,7 +99,7 @@ def queue() -> list[str]:
 
 @pytest.fixture
 def start() -> Iterator[StartFlow]:
-    """Starts flows in separate processes; none outlives the test."""
+    """Starts flows in separate processes; ends those that still run after the test."""
     with ExitStack() as processes:
 
         def start(job: Path) -> "subprocess.Popen[str]":
@@ -117,7 +117,7 @@ def start() -> Iterator[StartFlow]:
 
 
 def is_embedding(folder: Path) -> bool:
-    """Tells whether a worker is in the middle of a file."""
+    """Returns whether a worker is in the middle of a file."""
     return any(folder.rglob("*.part"))
 
 

@@ -10,7 +10,7 @@ from flows.workers.slurm_job import LIFETIME_VARIABLE, lifetime_s, slurm_job
 from flows.workers.slurm_workers import job_of
 from mlfilter_core.config.execution import SlurmSettings
 
-# What each field becomes in the job's script. Fields of which nothing stands there are below.
+# The text for each field in the job's script. Fields without such a text are below.
 IN_SCRIPT: list[tuple[dict[str, Any], str]] = [
     ({"time": "1-02:00:00"}, "#SBATCH --time=1-02:00:00\n"),
     ({"partition": "gpu"}, "#SBATCH --partition=gpu\n"),
@@ -48,7 +48,7 @@ IN_SCRIPT: list[tuple[dict[str, Any], str]] = [
     ({"interface": "ib0"}, " --interface ib0"),
     ({"security": True}, " --protocol tls://"),
 ]
-# Those that say how many jobs there are: test_slurm.py. Refused unless left alone: test_job_files.py.
+# Fields for the number of jobs: test_slurm.py. Fields that must keep their default: test_job_files.py.
 ABOUT_JOBS = {"workers", "tasks", "tasks_per_job", "max_array_size", "max_array_launch_parallel"}
 ABOUT_THE_RUN = {"logging_dir", "job_id_position"}
 REFUSED = {"stagger_max_array_jobs", "skip_completed", "requeue_signals"}

@@ -1,4 +1,4 @@
-"""What Slurm's commands print, by commands that print the same; test_slurm.py runs the real ones."""
+"""Answers of Slurm, printed by fake commands; test_slurm.py runs the real ones."""
 
 import asyncio
 import os

@@ -95,7 +95,7 @@ def read(report: AnnotateReport) -> list[dict[str, Any]]:
 
 
 def metadata(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records without their scores, which must come last."""
+    """Returns the records without their scores, which must come last."""
     assert all(list(record)[-3:] == COLUMNS for record in records)
     return [{key: value for key, value in record.items() if key not in COLUMNS} for record in records]
 
@@ -290,7 +290,7 @@ def test_a_source_that_moved_is_found_in_source_dir(embed: Embed, annotate: Anno
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (b'"one"', b'"two"'),  # the same size: only the digest tells
+        (b'"one"', b'"two"'),  # the same size: only the digest differs
         (b'"one"', b'"longer"'),
         (b'{"id": "b"', b'x"id": "b"'),  # no longer JSON
         (b"{broken\n", b"{brok\n\n\n"),  # other offsets
@@ -425,7 +425,7 @@ def test_a_file_that_is_no_file_of_embeddings_is_an_error(annotate: Annotate, tm
 def finished(
     embed: Embed, make_request: Callable[..., AnnotateRequest], heads: list[Head]
 ) -> tuple[TaskFile, AnnotateRequest, AnnotateReport]:
-    """An annotated file, what was asked of it, and its report."""
+    """An annotated file, its request and its report."""
     file, request = embed(), make_request(output_keys=("document_id", "meta.url"))
     return file, request, annotate_file(file, request, heads)
 
@@ -520,7 +520,7 @@ def test_an_output_that_was_edited_is_in_the_way(finished: Finished) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b'{"request": '])
 def test_an_output_that_does_not_say_what_made_it_is_in_the_way(finished: Finished, content: bytes | None) -> None:
-    """Another tool's, the predecessor's above all, whose files have the same names."""
+    """Files of another tool, such as the predecessor, whose files have the same names."""
     file, request, _ = finished
     provenance = request.provenance_file(file)
     provenance.unlink()

@@ -12,7 +12,7 @@ from mlfilter_core.config.job_files import load_job, parse_overrides
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.errors import ConfigError
 
-# The three examples of the description that users of such pipelines know, as they stand there.
+# The three examples in the predecessor's description, unchanged.
 LOCAL_EMBEDDING = """
 running_on_slurm: false
 params:

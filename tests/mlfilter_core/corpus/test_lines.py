@@ -32,7 +32,7 @@ def read(path: Path, max_line_bytes: int = 1000) -> list[tuple[int, int, bytes, 
 
 
 def split(content: bytes, max_line_bytes: int = 1000) -> list[tuple[int, int, bytes, type]]:
-    """What `read` must give for these decompressed bytes."""
+    """Returns the expected result of `read` for these decompressed bytes."""
     pieces = content.split(b"\n")
     if not pieces[-1]:
         pieces.pop()
@@ -140,7 +140,7 @@ def test_size_and_digest_are_those_of_the_bytes_on_disk(tmp_path: Path, suffix: 
 
 
 def random_lines() -> bytes:
-    """Lines that hardly compress, so that half a stream holds about half of them."""
+    """Lines that hardly compress: half of the stream contains about half of the lines."""
     rng = random.Random(0)
     return b"".join(rng.randbytes(20).hex().encode() + b"\n" for _ in range(20_000))
 
@@ -179,12 +179,12 @@ def test_a_changed_byte_in_the_middle_of_a_stream_fails_the_file(tmp_path: Path,
 
 
 def with_checksum(content: bytes) -> bytes:
-    """As the command zstd compresses."""
+    """Compresses like the command zstd."""
     return zstd.compress(content, options={zstd.CompressionParameter.checksum_flag: 1})
 
 
 def test_a_zstd_stream_may_begin_with_a_skippable_frame(tmp_path: Path) -> None:
-    """As those of pzstd do."""
+    """Compresses like the command pzstd."""
     skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00size"
     (tmp_path / "x.jsonl").write_bytes(skippable + zstd.compress(b"one\ntwo\n"))
     with SourceReader(tmp_path / "x.jsonl") as reader:
@@ -229,7 +229,7 @@ def assert_breaks_off_after(tmp_path: Path, stream: bytes, n_whole_lines: int) -
 
 
 def test_a_missing_file_is_said_once(tmp_path: Path) -> None:
-    """No second complaint comes from closing what was never open (shown by -X dev, and by Python 3.13)."""
+    """Closing a file that was never open causes no second error (-X dev and Python 3.13 would show it)."""
     imports = "from pathlib import Path; from mlfilter_core.corpus.lines import SourceReader"
     code = f"{imports}; SourceReader(Path({str(tmp_path / 'x')!r}))"
     run = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True)

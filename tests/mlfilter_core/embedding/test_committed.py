@@ -1,4 +1,4 @@
-"""Interrupted files: what is taken from an earlier run, and that the outcome is that of an undisturbed one."""
+"""Interrupted files: the reuse of committed windows, and outputs equal to those of an uninterrupted run."""
 
 import dataclasses
 import json
@@ -29,15 +29,15 @@ from tests.conftest import WriteLines, limit_memory
 
 N = 53
 WINDOW = 5
-BROKEN = (7, 8, 31)  # lines that are no documents
+BROKEN = (7, 8, 31)  # lines that are not documents
 
 
 class StoppedError(Exception):
-    """Stands for anything that ends a run."""
+    """Stands for any error that ends a run."""
 
 
 class Counting:
-    """The encoder, counting what it encodes; may be interrupted."""
+    """An encoder that counts encoded documents and can be interrupted."""
 
     def __init__(self, encoder: Encoder, interrupt_after: int | None = None) -> None:
         self.encoder = encoder
@@ -78,7 +78,7 @@ def embed(source: Path, request: EmbedRequest, encoder: Any, folder: str = "out"
 
 
 def interrupt(source: Path, request: EmbedRequest, encoder: Encoder, after: int) -> int:
-    """Embeds up to some number of documents; returns how many were encoded, of which the last may be lost."""
+    """Embeds up to some number of documents; returns the number of encoded ones; the last ones may be lost."""
     counting = Counting(encoder, after)
     with pytest.raises(StoppedError):
         embed(source, request, counting)
@@ -91,7 +91,7 @@ def committed(source: Path) -> Path:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """Everything in a file of embeddings, to the bit, and the rejected lines."""
+    """The exact content of a file of embeddings, and the rejected lines."""
     with h5py.File(path) as file:
         found: dict[str, Any] = {}
         file.visititems(lambda name, node: found.update({name: node}) if isinstance(node, h5py.Dataset) else None)
@@ -110,7 +110,7 @@ def test_an_interrupted_file_goes_on_and_is_the_same_in_the_end(
     again = Counting(tiny_encoder)
     report = embed(source, request_, again)
     undisturbed = embed(source, request_, Counting(tiny_encoder), "undisturbed")
-    assert report.resumed + again.n_encoded == report.documents  # what was committed is not encoded again
+    assert report.resumed + again.n_encoded == report.documents  # committed documents are not encoded again
     assert n_before - 3 * WINDOW <= report.resumed <= n_before  # one window is queued, one is being written
     assert undisturbed.resumed == 0
     facts = ("lines", "documents", "rejected", "blank", "tokens", "truncated", "rejected_by_reason", "duplicate_ids")

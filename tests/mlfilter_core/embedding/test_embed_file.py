@@ -260,7 +260,7 @@ def test_long_documents_are_rejected_where_truncation_is_off(
 
 @pytest.fixture
 def short_of_memory(tiny_files: ModelFiles) -> Encoder:
-    """An encoder whose device holds 40 tokens, and no more."""
+    """An encoder whose device has memory for 40 tokens at most."""
     return limit_memory(load_encoder(tiny_files, EncoderSettings(), "cpu", 160), 40)
 
 
@@ -472,7 +472,7 @@ def test_the_file_says_where_it_comes_from(write_lines: WriteLines, embed: Embed
 
 @pytest.fixture
 def finished(write_lines: WriteLines, embed: Embed) -> tuple[Path, EmbedReport]:
-    """A source that is embedded, and its report."""
+    """An embedded source and its report."""
     path = write_lines("x.jsonl", [{"id": "a", "text": "one"}, b"", b"broken", {"id": "a", "text": "x " * 90}])
     return path, embed(path)
 
@@ -634,7 +634,7 @@ for n_files, file in enumerate(find_files(folder, "*.jsonl", SOURCE_SUFFIXES), 1
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory of a process in this way")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the memory of a process in this way")
 def test_memory_does_not_grow_with_the_number_of_files(
     write_lines: WriteLines, tmp_path: Path, tiny_model: Path
 ) -> None:

@@ -48,7 +48,7 @@ def test_a_stage_runs_ahead_by_its_queue_and_no_further() -> None:
     with Stages("count", "print") as stages:
         numbers = stages.run(count())
         assert next(numbers) == 0
-        # The one taken, those in the queue, and one that waits for room.
+        # One taken item, those in the queue, and one that waits for space.
         within(30, lambda: len(made) == 2 + QUEUED_ITEMS)
         time.sleep(0.1)
         assert len(made) == 2 + QUEUED_ITEMS

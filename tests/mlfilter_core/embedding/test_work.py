@@ -16,7 +16,7 @@ from mlfilter_core.work.workload import Work
 
 
 def do(work: Work, folder: Path, suffixes: tuple[str, ...]) -> None:
-    """Does the files of a folder as a flow and its workers do."""
+    """Runs the work on the files of a folder, as a flow and its workers do."""
     files = find_files(folder, "**/*", suffixes)
     assert [work.finished(file, read_content=False) for file in files] == [None]
     work.prepare(files)

@@ -16,7 +16,7 @@ DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not 
 
 
 class Layer(torch.nn.Module):
-    """What asks for attention."""
+    """A layer that calls the attention."""
 
     def __init__(self, is_causal: bool) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ def heads(n_heads: int, scale: float = 1.0) -> torch.Tensor:
 def expected(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, is_causal: bool, window: int | None
 ) -> torch.Tensor:
-    """Attention as its definition has it, in float64, one score for each pair of tokens of the whole row."""
+    """Attention by its definition, in float64, with one score for each pair of tokens of the whole row."""
     n_groups = query.shape[1] // key.shape[1]
     query, key, value = (tensor[0].double().cpu() for tensor in (query, key, value))
     key, value = key.repeat_interleave(n_groups, 0), value.repeat_interleave(n_groups, 0)
@@ -96,7 +96,7 @@ def test_scores_of_any_size_give_the_weights_of_a_softmax(scale: float) -> None:
     query, key, value = heads(4, scale).bfloat16(), heads(4, scale).bfloat16(), heads(4).bfloat16()
     attended = attend(query, key, value, scaling=1.0)
     assert attended.isfinite().all()
-    # Of large scores their own rounding to bfloat16 decides which weight is the largest: compare with rounded ones.
+    # The rounding of large scores to bfloat16 decides which weight is the largest: compare with rounded scores.
     scores = [
         torch.bmm(query[0, :, start:end], key[0, :, start:end].transpose(1, 2)).double().softmax(dim=-1)
         @ value[0, :, start:end].double()
@@ -129,7 +129,7 @@ def test_what_is_compiled_around_it_knows_its_shape_and_strides(
 
 @pytest.fixture(scope="module")
 def varlen_attn_on_cpu() -> None:
-    """A kernel for PyTorch's operator, which has none for a CPU, that does what its documentation says."""
+    """A CPU kernel for PyTorch's operator, which has none, written from its documentation."""
 
     @varlen._varlen_attn.register_kernel("cpu")
     def _(

@@ -65,12 +65,12 @@ class Clock:
 @pytest.mark.parametrize(
     ("seconds", "most_tokens", "chosen", "last_tried"),
     [
-        (lambda n: 1e-4 + n * 1e-8, 1 << 30, LARGEST, LARGEST),  # a GPU: the more at a time the better
-        (lambda n: n * 1e-7, 1 << 30, SMALLEST, LARGEST),  # all alike: the least memory
-        (lambda n: n * (1e-6 if n <= 2048 else 2e-6), 1 << 30, SMALLEST, 4096),  # a CPU: beyond its cache it is slower
-        (lambda n: 1e-3 + n * 1e-8, 10_000, 8192, 16384),  # no memory for more
-        (lambda n: 1e-3 + n * 1e-8, 100, SMALLEST, SMALLEST),  # no memory for anything
-        (lambda n: 0.5 + n * 1e-8, 1 << 30, 1024, 1024),  # too slow to try more of them
+        (lambda n: 1e-4 + n * 1e-8, 1 << 30, LARGEST, LARGEST),  # a GPU: larger batches are faster
+        (lambda n: n * 1e-7, 1 << 30, SMALLEST, LARGEST),  # equal speeds: the smallest size is chosen
+        (lambda n: n * (1e-6 if n <= 2048 else 2e-6), 1 << 30, SMALLEST, 4096),  # a CPU: slower beyond its cache
+        (lambda n: 1e-3 + n * 1e-8, 10_000, 8192, 16384),  # larger sizes do not fit in memory
+        (lambda n: 1e-3 + n * 1e-8, 100, SMALLEST, SMALLEST),  # no size fits in memory
+        (lambda n: 0.5 + n * 1e-8, 1 << 30, 1024, 1024),  # too slow to try more sizes
     ],
 )
 def test_the_size_taken_is_the_smallest_of_the_fastest(

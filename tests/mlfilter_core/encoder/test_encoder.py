@@ -124,7 +124,7 @@ print(encoded.n_out_of_memory, encoded.fits.all(), encoder.max_batch_tokens)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of a process")
 def test_a_process_with_too_little_memory_goes_on_with_smaller_batches() -> None:
-    """The whole batch takes 250 MB for one layer alone; the process gets 128 MB more than it has."""
+    """The whole batch needs 250 MB for one layer; the process may use 128 MB more than now."""
     output = subprocess.run([sys.executable, "-c", LIMITED], check=True, capture_output=True, text=True).stdout
     n_out_of_memory, fits, max_batch_tokens = output.split()
     assert int(n_out_of_memory) > 0

@@ -74,7 +74,7 @@ def test_a_causal_model_pooled_at_its_last_token_gives_the_vectors_of_sentence_t
             True,
             {"local_attention": 8, "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 30.0},
         ),
-        # Its attention adds a bias by distance, which the interface has no place for.
+        # Its attention adds a bias by distance, which the interface does not support.
         ("mpnet", False, {"max_position_embeddings": TINY_MAX_LENGTH + 2}),
     ],
 )
@@ -105,7 +105,7 @@ def test_other_architectures_give_the_vectors_of_sentence_transformers(
     expected = reference(tmp_path / "saved", TEXTS)
     np.testing.assert_allclose(encode(encoder, TEXTS), expected, atol=TOLERANCE)
     distances = np.linalg.norm(expected[1:] - expected[:-1], axis=1)
-    assert distances.min() > 0.1, "the model tells no text from another, so that it proves nothing"
+    assert distances.min() > 0.1, "the model gives all texts the same embedding, so the test proves nothing"
 
 
 def test_other_errors_of_a_device_are_errors(tiny_files: ModelFiles) -> None:

@@ -110,7 +110,7 @@ def test_weights_of_another_format_that_are_not_read_are_not_in_the_fingerprint(
 
 @pytest.fixture
 def hub_cache(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Hugging Face cache, laid out as the hub client does, that holds the tiny model as org/tiny."""
+    """A Hugging Face cache in the layout of the hub client, with the tiny model as org/tiny."""
     repository = tmp_path / "hub/models--org--tiny"
     snapshot = repository / "snapshots" / COMMIT
     for folder in (repository / "blobs", repository / "refs", snapshot):

@@ -24,7 +24,7 @@ from tests.mlfilter_core.encoder.conftest import TEXTS, TOLERANCE, encode, tiny
 def test_a_model_whose_attention_is_more_than_attention_is_given_padded_texts(
     tiny_model: Path, tiny_encoder: Encoder, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As if the interface forgot something that the model needs."""
+    """Attention without an argument that the model needs."""
     expected = encode(tiny_encoder, TEXTS)
 
     def too_much(*args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ def scale() -> Scale:
 def draw_record(
     document_id: Any, scores: Any, raw: Path | str = "raw.jsonl", model: str = "org/model"
 ) -> dict[str, Any]:
-    """One record of a draw file, with the fields that count and one that does not."""
+    """One record of a draw file, with the used fields and an unused one."""
     return {
         "document_id": document_id,
         "scores": scores,

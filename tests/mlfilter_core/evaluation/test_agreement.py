@@ -85,7 +85,7 @@ def test_classes_of_other_sizes_weigh_as_much_as_they_have_documents() -> None:
     # Hits 2 and 1 of (r, c) = (3, 2) and (1, 2): F1 4/5 and 2/3.
     found = measured([0, 0, 0, 1], [0, 0, 1, 1], THREE).values
     assert found["Weighted-F1"] == pytest.approx((3 * 4 / 5 + 2 / 3) / 4)
-    assert found["Macro-F1"] == pytest.approx((4 / 5 + 2 / 3) / 2)  # of the classes that there are
+    assert found["Macro-F1"] == pytest.approx((4 / 5 + 2 / 3) / 2)  # over the classes that occur
 
 
 def test_krippendorff_s_alpha_is_that_of_his_own_example() -> None:
@@ -173,7 +173,7 @@ def paired_scores(draw: st.DrawFn) -> tuple[list[float], list[float]]:
     return sides[0], sides[1]
 
 
-@settings(max_examples=40, deadline=None)  # of 30 library calls each
+@settings(max_examples=40, deadline=None)  # each makes 30 library calls
 @given(paired_scores(), st.sampled_from([0, 2000]), st.data())
 def test_measures_of_weighted_pairs_are_those_of_the_libraries_for_repeated_documents(
     scores: tuple[list[float], list[float]], max_signed_pairs: int, data: st.DataObject

@@ -120,7 +120,7 @@ def test_score_fields_of_annotated_files_are_annotators(write_lines: WriteLines,
     assert found["int_score_x", "en"].agreement.values["Acc"] == 1
     assert found["score_x", "en"].agreement.values["MAE"] == 0.75
     assert found["score_x", "en"].counts["beyond_scale"] == 1
-    assert found["score_x", "in"].counts["matched"] == 0  # said, not an error: the truth may be of some languages
+    assert found["score_x", "in"].counts["matched"] == 0  # reported, not an error: the truth may lack a language
     assert found["score_y", "en"].agreement.undefined["Spearman"] == "all predicted scores are 1.5"
     assert not list((tmp_path / "out" / "in").glob("*.png"))
     assert json.loads((tmp_path / "out/in/ir_gt_score_x.json").read_text())["metrics"]["MAE"] is None

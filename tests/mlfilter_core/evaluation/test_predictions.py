@@ -71,7 +71,7 @@ def test_a_model_whose_name_no_file_can_have_is_refused(
 ) -> None:
     records = [draw_record("a", [1], model=model)]
     path = write_lines("in/de/annotations_m.jsonl", records)
-    if "\0" in model:  # no string that a model could be named by
+    if "\0" in model:  # not a string that could be the name of a model
         assert names(read_annotators(tmp_path / "in", TRUTH, Scoring("mean", scale), Tally())) == [("m", "de")]
         return
     with pytest.raises(AnnotationError, match=rf'{path}: the annotator "n{{200}}" cannot be a file name'):

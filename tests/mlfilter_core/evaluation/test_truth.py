@@ -44,7 +44,9 @@ def test_what_is_no_label_is_kept_apart_and_counted(write_lines: WriteLines, sca
     }
     assert truth.invalid_labels.examples["outside_the_scale"] == [f"{path}:2: 5.5", f"{path}:3: -1"]
     assert truth.bad_lines.counts == {"no_label": 1, "no_id": 1, "not_json": 1}
-    assert "none of label, score, scores.score is there; the record has: id" in truth.bad_lines.examples["no_label"][0]
+    assert (
+        "none of label, score, scores.score is present; the record has: id" in truth.bad_lines.examples["no_label"][0]
+    )
 
 
 def test_a_folder_is_read_as_a_whole_and_what_repeats_another_record_is_merged(
@@ -91,4 +93,4 @@ def test_documents_that_do_not_state_another_language_may_be_in_one(write_lines:
     assert truth.ids_in("de") == ["a", "c"]
     assert truth.ids_in("fr__CH") == ["b", "c"]
     stated = read_truth(write_lines("stated.jsonl", records[:2]), scale, "mean", None)
-    assert stated.ids_in("deu_Latn") == ["a", "b"]  # other names of languages tell nothing
+    assert stated.ids_in("deu_Latn") == ["a", "b"]  # other names of languages do not matter

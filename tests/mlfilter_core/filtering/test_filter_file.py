@@ -162,7 +162,7 @@ def test_an_output_of_another_request_or_other_scores_is_in_the_way(parameters: 
     with pytest.raises(OutputConflictError, match=r"x.jsonl was changed since it was written"):
         finished_filter(files[0], request, read_content=True)
     output.write_bytes(kept)
-    assert finished_filter(files[0], request, read_content=False) is None  # only its content can tell
+    assert finished_filter(files[0], request, read_content=False) is None  # only its content could show a change
     assert finished_filter(files[0], request, read_content=True) is not None
     (params.filtered_dir / ".provenance" / "a" / "x.jsonl.json").unlink()
     with pytest.raises(OutputConflictError, match="does not say which annotated file it was made from"):

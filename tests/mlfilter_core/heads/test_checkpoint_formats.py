@@ -253,7 +253,7 @@ def test_metadata_that_cannot_be_read_is_refused(tmp_path: Path, encoder: str) -
 
 
 class Named(nn.Module):
-    """Layers whose names tell nothing of their order."""
+    """Layers whose names do not show their order."""
 
     def __init__(self, n_hidden: int) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def test_safetensors_forget_that_order_so_the_shapes_must_tell_it(tmp_path: Path
 
 
 def test_a_lightning_checkpoint_of_jql_is_read_without_lightning(tmp_path: Path) -> None:
-    """As Jackal-AI/JQL-Edu-Heads are: layer1, ReLU, layer2, with what training needed around them."""
+    """A checkpoint like Jackal-AI/JQL-Edu-Heads: layer1, ReLU, layer2, with the state of the training."""
     module = nn.ModuleDict({"layer1": nn.Linear(DIM, 4), "layer2": nn.Linear(4, 1)})
     checkpoint = {
         "epoch": 3,
@@ -350,12 +350,12 @@ def test_a_folder_whose_config_cannot_be_read_is_refused(tmp_path: Path, config:
 def test_the_layers_of_a_sequence_classifier_score_the_state_of_its_first_token(
     tmp_path: Path, model_type: str, n_labels: int
 ) -> None:
-    """The real classifier, from tokens to logits, beside its head on the CLS states of its encoder."""
+    """The real classifier from tokens to logits, compared with its head on the CLS states of its encoder."""
     config = tiny_config(model_type, n_labels)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_config(config).eval()
-        for parameter in model.parameters():  # fresh biases are zeros, which would hide one that is missing
+        for parameter in model.parameters():  # initial biases are zeros, which would hide a missing bias
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(tmp_path / "classifier")
     tokens = {"input_ids": torch.arange(2, 12).reshape(2, 5), "attention_mask": torch.ones(2, 5, dtype=torch.long)}

@@ -174,7 +174,7 @@ def test_an_empty_corpus_is_no_problem_and_takes_no_time(plan: PlanJob, write_li
     write_lines("in/b.jsonl.gz", [])
     made = plan()
     assert made.problems == []
-    assert facts_of(made, "files")["empty"] == 1  # a compressed file of nothing is a file
+    assert facts_of(made, "files")["empty"] == 1  # a compressed file of no bytes is not empty
     assert "speed" not in made.to_json()
 
 
@@ -258,7 +258,7 @@ def test_a_device_that_only_the_nodes_may_have_is_a_warning(plan: PlanJob, write
 
 def test_too_little_room_is_a_problem(plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines("in/a.jsonl", [*records(100), b"{"])
-    # A disk that is full would be full for all.
+    # A full disk is full for every file.
     monkeypatch.setattr(resources, "free_space", lambda folder: FreeSpace(folder, 1000, 1))
     said = "\n".join(plan().problems)
     assert "kB are needed, but 1 kB are free in" in said

@@ -26,7 +26,7 @@ def n_words(block: Block) -> float:
 
 
 def pages(seed: int, n: int, mean_words: float) -> bytes:
-    """Lines of which a few are very long, as web pages are."""
+    """Lines, a few of them very long, as in web pages."""
     chosen = random.Random(seed)
     return b"".join(b"word " * int(chosen.lognormvariate(0, 1) * mean_words + 1) + b"\n" for _ in range(n))
 

@@ -13,5 +13,5 @@ WriteOutputs = Callable[..., Path]
 
 @pytest.fixture
 def write_outputs(tmp_path: Path, tiny_files: ModelFiles, tiny_encoder: Encoder) -> WriteOutputs:
-    """Makes an output folder in the test's own; takes what `make_outputs` takes, from `files` on."""
+    """Makes an output folder in tmp_path; takes the arguments of `make_outputs` from `files` on."""
     return functools.partial(make_outputs, tmp_path, tiny_files, tiny_encoder)

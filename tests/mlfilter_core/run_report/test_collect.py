@@ -119,7 +119,7 @@ def test_a_file_that_a_later_run_found_finished_has_not_failed(write_outputs: Wr
 
 
 def test_every_run_that_needs_a_word_gets_one(write_outputs: WriteOutputs) -> None:
-    """Also where shards run side by side, of which the last to start has finished."""
+    """A killed shard is reported even if a shard that started later has finished."""
     output_dir = write_outputs(FILES)
     done = {"file": "w", "status": "embedded", "documents": 9, "started": STARTED + 10, "seconds": 50.0, "worker": "w"}
     write_run(output_dir / "logs" / "embed-two", "embed", [done], has_end=False, after_s=10)
@@ -160,7 +160,7 @@ def test_files_of_two_encoders_are_said_to_be(write_outputs: WriteOutputs) -> No
         file["train"].attrs["encoder"] = json.dumps({**made, "max_length": 32})
     facts = collect(output_dir)
     assert any("made by 2 encoders or settings" in notice for notice in facts.notices)
-    assert facts.max_length == 64  # of the most files
+    assert facts.max_length == 64  # the value of most files
     assert facts.totals.lines == 30
 
 

@@ -79,7 +79,7 @@ def test_markup_in_names_stays_text(write_outputs: WriteOutputs) -> None:
     page = render(replace(facts, notices=[HOSTILE], files=[*facts.files, failed], output_dir=f"/x/{HOSTILE}"))
     elements = read(page)
     assert sum(tag == "script" for tag, _ in elements.found) == 2
-    assert "alert('$x$')" in elements.text  # as text, dollar signs and all
+    assert "alert('$x$')" in elements.text  # as text, including dollar signs
     assert not re.search(r"<script>alert", page)
     table = re.search(r'id="rows">(.*?)</script>', page, re.DOTALL)
     assert table is not None

@@ -14,7 +14,7 @@ from mlfilter_core.tallies.score_statistics import (
 
 @pytest.fixture
 def scores() -> dict[str, np.ndarray]:
-    """Two that go together around a large mean, and one that never changes."""
+    """Two correlated scores around a large mean, and a constant score."""
     generator = np.random.default_rng(0)
     one = generator.normal(1000, 0.5, 4000)
     return {

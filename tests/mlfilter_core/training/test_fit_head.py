@@ -71,7 +71,9 @@ def test_a_hidden_layer_learns_what_a_linear_head_cannot(tmp_path: Path) -> None
 
 def test_several_targets_are_learnt_at_once(tmp_path: Path) -> None:
     embeddings = embeddings_of(N)
-    targets = np.stack([label_of(embeddings), 100 - 50 * embeddings[:, 0]], axis=1)  # of another scale
+    targets = np.stack(
+        [label_of(embeddings), 100 - 50 * embeddings[:, 0]], axis=1
+    )  # the second target has another scale
     given = outputs(fit(tmp_path, embeddings, targets, task=HeadTask("regression", 2, ("a", "b"))), embeddings)
     np.testing.assert_allclose(given[:, 0], targets[:, 0], atol=0.05)
     np.testing.assert_allclose(given[:, 1], targets[:, 1], atol=1)

@@ -24,7 +24,7 @@ from tests.conftest import WriteLines
 
 @dataclasses.dataclass
 class Outputs:
-    """An output folder, filled as jobs fill it."""
+    """An output folder that jobs have filled."""
 
     corpus: Path
     folder: Path
@@ -42,7 +42,7 @@ class Outputs:
         encoder: Encoder | None = None,
         **changes: Any,
     ) -> tuple[TaskFile, EmbedReport]:
-        """Writes a source, or leaves it for None, and embeds it; keywords change the request."""
+        """Writes a source, or keeps it for None, and embeds it; keywords change the request."""
         if records is not None:
             self.write_lines(f"corpus/{name}", records)
         (source,) = find_files(self.corpus, name, SOURCE_SUFFIXES)
@@ -61,7 +61,7 @@ class Outputs:
         annotate_file(file, self.annotate_request(**changes), self.heads)
 
     def embed_and_annotate(self, name: str, records: Iterable[Any], **changes: Any) -> None:
-        """Leaves no embeddings, as a job with `keep_embeddings: false`."""
+        """Removes the embeddings, like a job with `keep_embeddings: false`."""
         file, report = self.embed(name, records, embedding_dir=".embeddings", **changes)
         annotate_embedded(report, file, InlineAnnotation(self.annotate_request(), keep_embeddings=False), self.heads)
 

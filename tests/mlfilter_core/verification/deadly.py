@@ -1,4 +1,4 @@
-"""Functions for worker processes, which need not load what the tests load."""
+"""Functions for worker processes, in a module without the imports of the tests."""
 
 import os
 
@@ -8,7 +8,7 @@ from mlfilter_core.verification.output_kinds import RelatedFiles, VerifyRequest
 
 
 def die_over_b(relative: str, request: VerifyRequest, related: RelatedFiles) -> FileCheck:
-    """Checks a file of embeddings, but dies over one, as libhdf5 may over a broken file."""
+    """Checks a file of embeddings, but dies on one file, as libhdf5 may on a broken one."""
     if relative == "embeddings/b/x.h5":
         os._exit(139)
     return check_embeddings(relative, request, related)

@@ -56,7 +56,7 @@ def annotated(outputs: Outputs) -> Outputs:
 
 @pytest.fixture
 def unkept(outputs: Outputs) -> Outputs:
-    """Of which the embeddings did not stay."""
+    """An annotated file whose embeddings were removed."""
     outputs.embed_and_annotate("a/x.jsonl", RECORDS)
     return outputs
 
@@ -131,7 +131,7 @@ def test_embeddings_of_another_tool_are_told_by_their_bytes(outputs: Outputs) ->
 
 
 def edit(outputs: Outputs, change: Callable[[list[dict[str, Any]]], Any]) -> None:
-    """Changes the records of an annotated file, and what it states of its own bytes."""
+    """Changes the records of an annotated file, and the digest in its provenance."""
     path = outputs.folder / FILE
     records = [json.loads(line) for line in path.read_text().splitlines()]
     change(records)
@@ -182,8 +182,8 @@ OF_THE_LINES: list[Any] = [
     (lambda o: append(o, b"[1]\n"), "line 4 is no JSON object; annotate it again"),
     (change_a_digit, "changed since it was annotated: it has another sha256; annotate it again"),
     (lambda o: (o.folder / FILE).unlink(), "is missing, though"),
-    (lambda o: (o.folder / provenance_of(FILE)).unlink(), "does not say what it was made from"),
-    (lambda o: (o.folder / provenance_of(FILE)).write_bytes(b"{"), "does not say what it was made from"),
+    (lambda o: (o.folder / provenance_of(FILE)).unlink(), "has no readable provenance"),
+    (lambda o: (o.folder / provenance_of(FILE)).write_bytes(b"{"), "has no readable provenance"),
     (lambda o: state(o, documents=2), "it states 2 documents, and has 3 lines; annotate it again"),
 ]
 
@@ -241,10 +241,10 @@ def test_rejects_that_must_be_there_are_missed(unkept: Outputs) -> None:
     ("break_it", "problem"),
     [
         (lambda o: (o.folder / FILE).write_bytes(b""), "changed since it was annotated: it has another size"),
-        (lambda o: os.utime(o.folder / FILE, (1, 1)), "was copied or changed since it was annotated; only a check"),
+        (lambda o: os.utime(o.folder / FILE, (1, 1)), "was copied or changed since it was annotated; check without"),
         (lambda o: state(o, documents=2), "it states 2 documents, and its embeddings have 3 rows"),
         (lambda o: embed_again(o, embedding_dtype="float16"), "was made from another version of embeddings/a/x.h5"),
-        (lambda o: (o.folder / provenance_of(FILE)).unlink(), "does not say what it was made from"),
+        (lambda o: (o.folder / provenance_of(FILE)).unlink(), "has no readable provenance"),
     ],
 )
 def test_a_quick_check_names_what_the_metadata_tell(

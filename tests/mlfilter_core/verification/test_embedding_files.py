@@ -229,7 +229,7 @@ Break = Callable[[Outputs], Any]
         (lambda o: state(o, "encoder", dim=3), "it states the dim 3, and has 32; embed it again"),
         (lambda o: state(o, "request", id_key="text"), 'row 0: document_id is "a", line 1 of the source gives "one"'),
         (lambda o: edited(o).attrs.pop("source"), "its provenance is incomplete"),
-        (lambda o: edited(o).attrs.pop("format_version"), "does not say what it was made of; embed it again"),
+        (lambda o: edited(o).attrs.pop("format_version"), "has no provenance; embed it again"),
         (lambda o: edited(o).attrs.modify("format_version", 2), "format_version 2, but this release reads 1"),
         (lambda o: replace_source(o, b"two", b"owt"), "x.jsonl changed since it was embedded; embed it again"),
         (lambda o: replace_source(o, b'"b"', b'"B"'), 'row 1: document_id is "b", line 4 of the source gives "B"'),

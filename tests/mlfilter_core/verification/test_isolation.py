@@ -14,7 +14,7 @@ def square(n: int) -> int:
 
 
 def square_or_die(n: int) -> int:
-    """Dies as a broken HDF5 file lets its reader die."""
+    """Dies like a reader of a broken HDF5 file."""
     if n % 7 == 3:
         os.kill(os.getpid(), signal.SIGSEGV)
     return n * n
@@ -32,7 +32,7 @@ def raise_error(n: int) -> int:
 
 
 def square_or_loop(n: int) -> int:
-    """Loops in C, with the interpreter lock, as HDF5 does over some broken files."""
+    """Loops in C with the interpreter lock, as HDF5 does on some broken files."""
     if n == 1:
         re.match(r"(a+)+$", "a" * 60 + "b")
     return n * n

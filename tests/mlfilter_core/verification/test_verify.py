@@ -30,7 +30,7 @@ def problems(verification: Verification) -> dict[str, tuple[str, ...]]:
 
 @pytest.fixture
 def filled(outputs: Outputs) -> Outputs:
-    """Two folders of embeddings, one of which is annotated in two compressions; and files that are under way."""
+    """Two folders of embeddings, one of them annotated in two compressions, and files in progress."""
     for name in ("a/x.jsonl", "b/x.jsonl.gz", "y.jsonl.zst"):
         file, _ = outputs.embed(name, RECORDS)
         outputs.annotate(file)
@@ -109,7 +109,7 @@ def test_an_annotated_file_that_was_removed_is_missed(filled: Outputs) -> None:
 
 
 def test_embeddings_below_the_folder_that_was_annotated_are_found(outputs: Outputs) -> None:
-    """As of a job whose embeddings_directory is embeddings/de."""
+    """As from a job whose embeddings_directory is embeddings/de."""
     file, _ = outputs.embed("de/x.jsonl", RECORDS)
     outputs.annotate(type(file)("x.h5", "x", outputs.folder / "embeddings/de"))
     assert (run(outputs).is_right, run(outputs).not_checked) == (True, {})
@@ -160,7 +160,7 @@ def test_a_file_that_kills_its_reader_is_named_and_the_others_are_checked(
 
 
 def test_broken_bytes_anywhere_do_not_end_the_verification(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of such files, libhdf5 reads most, raises many errors, loops over some and dies over a few."""
+    """libhdf5 reads most of these files, raises errors for many, loops on some and dies on a few."""
     monkeypatch.setattr("mlfilter_core.verification.verify.FILE_S", 5.0)
     chance = random.Random(0)
     file, _ = outputs.embed("x.jsonl", RECORDS)

@@ -10,7 +10,7 @@ from mlfilter_core.work.workload import run_in_turn, worker_name
 
 @dataclass
 class Sleeping:
-    """Takes a while for its first file, as a process that loads a model, and has finished the last before."""
+    """Takes time for its first file, like a process that loads a model; the last file is already finished."""
 
     is_loaded: bool = False
 
@@ -35,5 +35,7 @@ def test_each_report_says_who_did_the_file_and_when() -> None:
     first, second, skipped = run_in_turn(files, Sleeping())
     assert first.worker == second.worker == worker_name()
     assert str(os.getpid()) in worker_name()
-    assert began + 0.29 < first.started <= second.started < time.time()  # loading is no time of the first file's
+    assert (
+        began + 0.29 < first.started <= second.started < time.time()
+    )  # the time of loading does not count for the first file
     assert (skipped.worker, skipped.started) == ("", 0.0)
