@@ -1,4 +1,4 @@
-"""The commands that look at results: inspect, verify, aggregate_scores, evaluate_predicted_annotations.
+"""The commands that look at results: inspect, verify, aggregate-scores, evaluate-predicted-annotations.
 
 Imports nothing heavy, so that `--help` answers at once.
 """
@@ -82,7 +82,7 @@ def verify_command(
             raise typer.Exit(1)
 
 
-@results.command("aggregate_scores")
+@results.command("aggregate-scores")
 def aggregate_command(
     input_directory: InputDirectories,
     output_directory: OutputDirectory,
@@ -150,7 +150,7 @@ def aggregate_command(
             raise MlfilterError(f"{len(report.failures)} files failed; the others are aggregated:\n{reasons}")
 
 
-@results.command("evaluate_predicted_annotations")
+@results.command("evaluate-predicted-annotations")
 def evaluate_command(
     input_directory: InputDirectory,
     output_directory: OutputDirectory,
