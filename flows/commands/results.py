@@ -1,4 +1,4 @@
-"""The commands that look at results: inspect, verify, aggregate_scores, evaluate_predicted_annotations.
+"""The commands that look at results: inspect, verify, aggregate-scores, evaluate-predicted-annotations.
 
 Imports nothing heavy, so that `--help` answers at once.
 """

@@ -68,7 +68,7 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
                 check_finite(outputs, heads, file, rows)
                 table = columns.table(outputs)
                 statistics += score_statistics(columns.scores(table))
-                _write(sink, scored(values.records(rows), table), embeddings.path, rows)
+                write_rows(sink, scored(values.records(rows), table), embeddings.path, rows)
                 if teller.is_due():
                     teller.tell(Progress(embeddings.relative, rows.stop, share=rows.stop / file.n_rows))
         values.check_complete()
@@ -133,7 +133,12 @@ def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> It
         yield record
 
 
-def _write(sink: IO[bytes], records: Iterable[dict[str, Any]], path: Path, rows: slice) -> None:
+def write_rows(sink: IO[bytes], records: Iterable[dict[str, Any]], path: Path, rows: slice) -> None:
+    """Writes the records of some rows of a file of embeddings.
+
+    Raises:
+        AnnotationError: A value cannot be written as JSON.
+    """
     try:
         write_records(sink, records)
     except orjson.JSONEncodeError as error:  # orjson writes fewer levels of nesting than it reads

@@ -96,7 +96,9 @@ class Output:
 
     def remarks(self) -> list[str]:
         """Returns the reasons for the counts, with examples."""
-        return [f"{self.name}: {name.replace('_', ' ')}: {tally}" for name, tally in self._tallies().items() if tally]
+        titles = {name: name.replace("_", " ") for name in self._tallies()}
+        titles["duplicates"] = "draws in several records, the last one counts"
+        return [f"{self.name}: {titles[name]}: {tally}" for name, tally in self._tallies().items() if tally]
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -92,7 +92,8 @@ def _read_scores(path: Path, scoring: Scoring, outputs: Mapping[str, Output]) ->
     bad_lines = Tally()
     scores: dict[str, Scores] = {reference: {} for reference in outputs}
     for line, (reference, (document_id, draws)) in parse_records(path, _parse, bad_lines):
-        output = outputs[reference]
+        if (output := outputs.get(reference)) is None:
+            raise AnnotationError(f"{path}:{line}: the file changed while it was read; aggregate it again")
         score = scoring.score(draws, output.invalid_draws, f"{path}:{line}")
         keep_last(scores[reference], document_id, score, output.duplicates)
     for output in outputs.values():

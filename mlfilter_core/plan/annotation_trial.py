@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotating.annotate_file import check_finite, score_columns, scored
+from mlfilter_core.annotating.annotate_file import check_finite, score_columns, scored, write_rows
 from mlfilter_core.annotating.annotate_request import AnnotateRequest
-from mlfilter_core.annotating.annotated_format import compressed, write_records
+from mlfilter_core.annotating.annotated_format import compressed
 from mlfilter_core.embedding_store.output_values import OutputValues
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
@@ -111,7 +111,7 @@ def _annotate_first(file: TaskFile, written: Path, request: AnnotateRequest, hea
         for rows in embeddings.slices(request.batch_size):
             outputs = score(heads, embeddings.embeddings(rows))
             check_finite(outputs, heads, embeddings, rows)
-            write_records(sink, scored(values.records(rows), columns.table(outputs)))
+            write_rows(sink, scored(values.records(rows), columns.table(outputs)), file.path, rows)
             n_done = rows.stop
             if n_done >= MAX_ROWS or time.monotonic() > deadline:
                 break

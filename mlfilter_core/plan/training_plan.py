@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfilter_core.config.training import TrainingJob, TrainingParameters
-from mlfilter_core.errors import MlfilterError
+from mlfilter_core.errors import MlfilterError, in_one_line
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.files_to_do import FilesToDo, leave_out_finished
 from mlfilter_core.plan.findings import Findings
@@ -68,8 +68,8 @@ def _divide(request: TrainRequest, findings: Findings) -> DividedDocuments | Non
         return divide_documents(request)
     except MlfilterError as error:
         problem = str(error)
-    except OSError as error:
-        problem = f"an input cannot be read ({error.strerror})"
+    except OSError as error:  # HDF5's have no strerror
+        problem = f"an input cannot be read ({error.strerror or in_one_line(error)})"
     findings.add_problem(problem if problem.startswith("head ") else f"head {request.name}: {problem}")
     return None
 

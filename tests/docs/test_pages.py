@@ -71,8 +71,7 @@ def test_each_job_file_can_be_read(page: Path, about: str, content: str, tmp_pat
 
 
 def test_the_commands_exist_and_take_the_options() -> None:
-    known: dict[str, Any] = typer.main.get_command(build_app()).commands  # type: ignore[attr-defined]
-    commands = {name.replace("_", "-"): command for name, command in known.items()}
+    commands: dict[str, Any] = typer.main.get_command(build_app()).commands  # type: ignore[attr-defined]
     lines = [
         line
         for page in PAGES
@@ -85,7 +84,7 @@ def test_the_commands_exist_and_take_the_options() -> None:
     for name, *arguments in used:
         if name in OPTIONS:
             continue
-        command = commands[name.replace("_", "-")]
+        command = commands[name if name in commands else name.replace("_", "-")]  # as click looks it up
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         given = {argument.replace("_", "-") for argument in arguments if argument.startswith("--")}
         assert given <= {option.replace("_", "-") for option in options}, (name, given)

@@ -48,6 +48,12 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     assert not imported.intersection(HEAVY)
 
 
+@pytest.mark.parametrize("name", ["aggregate_scores", "evaluate_predicted_annotations"])
+def test_names_are_accepted_with_underscores_and_with_hyphens(name: str) -> None:
+    for spelling in (name, name.replace("_", "-")):
+        assert ml_filter(spelling, "--help").exit_code == 0
+
+
 def test_draws_are_aggregated_and_what_is_left_out_is_shown(annotations: Path, tmp_path: Path) -> None:
     options = ["--aggregation", "majority", "--labels", "0,1,2,3,4,5", "--batch_size", "2"]
     done = ml_filter(

@@ -11,6 +11,7 @@ from mlfilter_core.evaluation.aggregate_scores import aggregate_scores
 from mlfilter_core.evaluation.aggregation import AggregationRequest
 from mlfilter_core.evaluation.draws import Aggregation, Scoring
 from mlfilter_core.evaluation.scale import Scale
+from mlfilter_core.evaluation.scores_of_draws import scores_of_draws
 from tests.conftest import WriteLines
 from tests.mlfilter_core.evaluation.conftest import draw_record
 
@@ -100,6 +101,8 @@ def test_of_a_document_with_draws_in_two_records_the_last_counts_and_it_is_said(
         "with_same_score": {"count": 1, "examples": ["a"]},
         "with_other_score": {"count": 2, "examples": ["b", "c"]},
     }
+    counted = "draws in several records, the last one counts: 1 with_same_score (a); 2 with_other_score (b, c)"
+    assert f"{report.name}: {counted}" in report.remarks()
 
 
 def test_one_draw_file_may_refer_to_several_raw_files(
@@ -195,3 +198,17 @@ def test_a_file_without_draws_or_broken_fails_and_the_others_are_done(
     assert "the compressed stream breaks off here" in report.failures[str(cut)]
     assert "no record refers to a raw file: the file is empty" in report.failures[str(empty)]
     assert f'1 no_raw_data_file ({other}:1: "meta_information.raw_data_file_path" is mis' in report.failures[str(other)]
+
+
+def test_a_draw_file_that_changes_while_it_is_read_fails(
+    write_lines: WriteLines, tmp_path: Path, request_: AggregationRequest
+) -> None:
+    raw = {name: write_lines(f"{name}.jsonl", [{"id": "a"}]) for name in ("one", "two")}
+    path = write_lines("in/annotations_x.jsonl", [draw_record("a", [1], raw["one"])])
+    failures: dict[str, str] = {}
+    other = write_lines("in/annotations_a.jsonl", [draw_record("a", [1], raw["one"])])
+    outputs = scores_of_draws([other, path], request_, failures)
+    next(outputs)
+    write_lines("in/annotations_x.jsonl", [draw_record("a", [1], raw["two"])])
+    assert list(outputs) == []
+    assert failures == {str(path): f"{path}:1: the file changed while it was read; aggregate it again"}

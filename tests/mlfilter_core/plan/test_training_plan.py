@@ -81,5 +81,19 @@ def test_embeddings_that_are_not_there_are_a_problem(plan: PlanJob, tmp_path: Pa
     assert "nowhere does not exist" in problem
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(PermissionError(13, "Permission denied"), "Permission denied"), (OSError("no HDF5\nhere"), "no HDF5 here")],
+)
+def test_an_input_that_cannot_be_read_is_a_problem_with_its_reason(
+    plan: PlanJob, monkeypatch: pytest.MonkeyPatch, error: OSError, reason: str
+) -> None:
+    def fail(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("mlfilter_core.plan.training_plan.divide_documents", fail)
+    assert plan({"quality": {}}).problems == [f"head quality: an input cannot be read ({reason})"]
+
+
 def test_all_facts_are_json(plan: PlanJob) -> None:
     assert json.loads(json.dumps(plan({"quality": {}}).to_json()))["flow"] == "train_head"

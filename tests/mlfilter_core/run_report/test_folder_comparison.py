@@ -70,6 +70,13 @@ def test_embeddings_alone_compare_in_counts(write_outputs: WriteOutputs) -> None
     assert found.shifts == found.agreements == []
 
 
+def test_hidden_files_are_not_compared(write_outputs: WriteOutputs) -> None:
+    one, other = (write_outputs(FILES, (head("education", 1),), output) for output in ("one", "other"))
+    for folder in (one, other):
+        (folder / "annotated_data" / "._a.jsonl").write_bytes(b"what macOS leaves beside a copied file")
+    assert compare(one, other).paired_files == 2
+
+
 def test_documents_of_one_id_are_joined_in_their_order(write_outputs: WriteOutputs) -> None:
     files = {"a.jsonl": [{"id": "same", "text": word} for word in ("one", "two words", "three more words")]}
     one, other = (write_outputs(files, (head("education", 1),), output) for output in ("one", "other"))
