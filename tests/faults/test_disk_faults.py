@@ -33,9 +33,9 @@ from mlfilter_core.files.publishing import remove_leftovers
 from mlfilter_core.files.task_files import find_files
 from mlfilter_core.heads.checkpoint_formats import load_head
 from tests.conftest import WriteLines
+from tests.embedding_content import content
 from tests.faults.conftest import PAGE, Disk, WriteJob, names_below
 from tests.flows.dask_workers import last_task_runs
-from tests.mlfilter_core.embedding.test_committed import content
 
 N = 60
 WINDOW = 5

@@ -26,9 +26,9 @@ from mlfilter_core.embedding.work import EmbedWork, embed_work
 from mlfilter_core.encoder.encoder import EncodedTexts, TokenizedTexts
 from mlfilter_core.files.task_files import TaskFile
 from tests.conftest import TINY_DIM
+from tests.embedding_content import content
 from tests.faults.campaign import SEED, amount, record
 from tests.flows.conftest import write_embeddings
-from tests.mlfilter_core.embedding.test_committed import content
 
 N_FILES = 20
 DOCUMENTS = 400  # to embed a file

@@ -1,7 +1,6 @@
 """The deployments of prefect.yaml, on a real server and a real process worker."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, Scheduled
 
 from mlfilter_core.config.annotation import AnnotationJob
@@ -27,6 +25,7 @@ from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.job_kinds import load_any_job
 from tests.conftest import within
+from tests.flows.commands.processes import prefect, server_environment
 from tests.flows.conftest import WriteJob
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,21 +48,6 @@ ONE_BY_ONE = {"files_per_task": 1}
 Start = Callable[..., UUID]
 
 
-def prefect(*arguments: str) -> str:
-    line = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(line, cwd=REPOSITORY, env=_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    return {
-        **os.environ,
-        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",  # seconds between two looks for runs; the default is 10
-    }
-
-
 @pytest.fixture(scope="module")
 def deployed(api: None) -> None:
     for pool in POOLS.values():
@@ -74,7 +58,9 @@ def deployed(api: None) -> None:
 @pytest.fixture(scope="module")
 def worker(deployed: None) -> Iterator[psutil.Process]:
     line = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOLS["local"]]
-    with subprocess.Popen(line, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        line, env=server_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         yield psutil.Process(process.pid)
         process.kill()  # a regular end would wait for a run that a failed test left
 

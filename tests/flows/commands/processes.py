@@ -19,3 +19,18 @@ def command(*arguments: str | Path, **environment: str) -> "subprocess.Completed
 
 def ml_filter(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     return command(Path(sys.executable).parent / "ml_filter", *arguments)
+
+
+def prefect(*arguments: str) -> str:
+    line = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(line, cwd=REPOSITORY, env=server_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def server_environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # seconds between two looks for runs; the default is 10
+    }

@@ -10,7 +10,7 @@ from flows.watching.run_progress import RunProgress
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.progress import Progress
-from tests.flows.watching.test_run_progress import report
+from tests.flows.watching.reports import report
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ import pytest
 from flows.watching import run_progress as progress_module
 from flows.watching.run_progress import RunProgress, Snapshot, describe
 from mlfilter_core.annotating.annotate_report import AnnotateReport
-from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.progress import Progress
-
-WAITED = {"reading": 5.0, "encoding": 1.0}
+from tests.flows.watching.reports import WAITED, report
 
 
 class Clock:
@@ -29,13 +27,6 @@ def files(tmp_path: Path) -> list[TaskFile]:
     for name, size in (("a", 100), ("b", 300), ("c", 600)):
         (tmp_path / f"{name}.jsonl").write_bytes(b"x" * size)
     return [TaskFile(f"{name}.jsonl", name, tmp_path) for name in "abc"]
-
-
-def report(name: str, documents: int = 10) -> EmbedReport:
-    counts = {"lines": documents + 1, "documents": documents, "rejected": 1, "blank": 0, "truncated": 0}
-    return EmbedReport(
-        name, f"{name}.h5", "embedded", **counts, duplicate_ids=0, tokens=100, out_of_memory=2, waited=WAITED
-    )
 
 
 def test_finished_files_and_those_under_way_add_up(clock: Clock, files: list[TaskFile]) -> None:

@@ -31,8 +31,8 @@ from flows.workers.slurm_workers import SlurmError
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from tests.conftest import within
+from tests.flows.commands.processes import prefect
 from tests.flows.dask_workers import Items, last_task_runs
-from tests.flows.test_deployments import prefect
 from tests.slurm import cluster
 
 REPOSITORY = Path(__file__).parents[3]

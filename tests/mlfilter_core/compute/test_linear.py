@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mlfilter_core.compute.linear import PackedLinear, activated_linear, pack_linear_layers
-from tests.mlfilter_core.compute.test_onednn import ONEDNN_DTYPES
+from tests.mlfilter_core.compute.dtypes import ONEDNN_DTYPES
 
 
 @pytest.mark.parametrize("dtype", ONEDNN_DTYPES)

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from mlfilter_core.compute import onednn
-
-ONEDNN_DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if onednn.is_available(dtype)]
+from tests.mlfilter_core.compute.dtypes import ONEDNN_DTYPES
 
 
 def test_without_an_operator_pytorch_computes(monkeypatch: pytest.MonkeyPatch) -> None:

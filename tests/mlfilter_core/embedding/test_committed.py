@@ -26,6 +26,7 @@ from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import find_files
 from tests.conftest import WriteLines, limit_memory
+from tests.embedding_content import content
 
 N = 53
 WINDOW = 5
@@ -88,18 +89,6 @@ def interrupt(source: Path, request: EmbedRequest, encoder: Encoder, after: int)
 
 def committed(source: Path) -> Path:
     return source.parent / "out" / ".x.h5.committed"
-
-
-def content(path: Path) -> dict[str, Any]:
-    """The exact content of a file of embeddings, and the rejected lines."""
-    with h5py.File(path) as file:
-        found: dict[str, Any] = {}
-        file.visititems(lambda name, node: found.update({name: node}) if isinstance(node, h5py.Dataset) else None)
-        rows = {name: (str(node.dtype), node[()].tobytes() if node.dtype != object else list(node[()]))
-                for name, node in found.items()}  # fmt: skip
-        facts = {name: json.loads(value) for name, value in file["train"].attrs.items() if name != "format_version"}
-    facts["encoder"].pop("why_max_batch_tokens")
-    return {**rows, **facts, "rejected": (path.parent / "rejected.jsonl").read_text()}
 
 
 @pytest.mark.parametrize("after", [1, WINDOW, 3 * WINDOW, N - 8])

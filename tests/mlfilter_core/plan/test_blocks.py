@@ -11,15 +11,9 @@ from mlfilter_core.plan import blocks as blocks_module
 from mlfilter_core.plan.blocks import BLOCK_BYTES, BlockSample, draw_blocks
 from mlfilter_core.plan.findings import Findings
 from tests.conftest import COMPRESS
+from tests.mlfilter_core.plan.corpora import corpus_of
 
 MAX_LINE_BYTES = 1 << 20
-
-
-def corpus_of(folder: Path, contents: dict[str, bytes]) -> list[TaskFile]:
-    for name, content in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return [TaskFile(name, name.partition(".")[0], folder) for name in sorted(contents)]
 
 
 def draw(files: list[TaskFile], seed: int = 0) -> BlockSample:

@@ -11,7 +11,7 @@ from mlfilter_core.plan import blocks as blocks_module
 from mlfilter_core.plan.blocks import Block, BlockSample, draw_blocks
 from mlfilter_core.plan.estimates import Estimate, estimate_total
 from mlfilter_core.plan.findings import Findings
-from tests.mlfilter_core.plan.test_blocks import corpus_of
+from tests.mlfilter_core.plan.corpora import corpus_of
 
 REPOSITORY = Path(__file__).parents[3]
 N_SEEDS = 60
