@@ -95,7 +95,7 @@ class Scoring(Written):
 
 
 class AnnotationPipelineParameters(Scoring):
-    """Embeddings to score, heads, and output fields."""
+    """The parameters of an annotation job."""
 
     embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively.")
     glob_pattern: str = Field(

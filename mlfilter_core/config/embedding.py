@@ -17,7 +17,7 @@ UNKEPT_DIR = ".embeddings"
 
 
 class EmbeddingPipelineParameters(Written):
-    """Documents to embed, encoder, and output."""
+    """The parameters of an embedding job."""
 
     input_dir: Path = Field(description="Folder of the source JSONL files.")
     glob_pattern: str = Field(

@@ -88,7 +88,7 @@ class Selection(Written):
 
 
 class FilterParameters(Written):
-    """Documents to keep, and output."""
+    """The parameters of a filter job."""
 
     annotated_directory: Path = Field(description="Folder of the annotated files, searched recursively.")
     glob_pattern: str = Field(

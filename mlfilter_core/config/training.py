@@ -83,7 +83,7 @@ class HeadRecipe(Written):
 
 
 class TrainingParameters(Written):
-    """Heads to train, embeddings, and output."""
+    """The parameters of a training job."""
 
     embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively.")
     glob_pattern: str = Field(
