@@ -63,7 +63,10 @@ def test_a_long_table_shows_the_files_that_tell_something(capsys: pytest.Capture
     assert [row["file"] for row in rows] == ["bad.jsonl", "3.jsonl", "46.jsonl", "45.jsonl"]
     assert len(run.telling_rows(100)) == MAX_PRINTED_ROWS + 8
     print_report(run)
-    assert "40 of 48 files: the failed ones, those with most rejected lines, and the slowest; files.jsonl" in capsys.readouterr().out
+    assert (
+        "40 of 48 files: the failed ones, those with most rejected lines, and the slowest; files.jsonl"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_error_tells_failed_files_and_reasons() -> None:

@@ -11,6 +11,7 @@ from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.job_files import load_job, parse_overrides
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.job_kinds import JobKind, kinds
 
 # The three examples in the predecessor's description, unchanged.
 LOCAL_EMBEDDING = """
@@ -504,3 +505,12 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "latin1.yaml"):
         with pytest.raises(ConfigError, match=rf"the job file {path} cannot be read: .+"):
             load_job(path, EmbeddingJob)
+
+
+@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.flow)
+def test_every_field_has_a_description_in_the_schema(kind: JobKind) -> None:
+    """Forms show these; pydantic omits the description of a section that equals its class's docstring."""
+    schema = kind.config.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        for name, field in section["properties"].items():
+            assert field.get("description"), name
