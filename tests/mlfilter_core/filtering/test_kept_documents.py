@@ -17,7 +17,7 @@ def test_sources_must_be_those_that_were_embedded(parameters: Filter, annotated:
         filter_file(files[1], request)
     assert not (params.filtered_dir / "y.jsonl").exists()
     source.unlink()
-    with pytest.raises(SourceError, match=r"set params.source_dir to where the sources lie now"):
+    with pytest.raises(SourceError, match=r"set params.source_dir to the folder of the sources"):
         filter_file(files[1], request)
 
 
