@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.running.screen import errors_as_messages, print_table
+from mlfilter_core.wording import number
 
 if TYPE_CHECKING:
     from mlfilter_core.run_report.folder_comparison import Comparison
@@ -90,7 +91,7 @@ def _print(comparison: "Comparison") -> None:
         ]
         lines = [
             [shift.name if letter == "A" else "", letter, f"{shift.documents[i]:,}"]
-            + [_number(pair[i]) for pair in (shift.means, shift.deviations, *shift.quantiles.values())]
+            + [number(pair[i]) for pair in (shift.means, shift.deviations, *shift.quantiles.values())]
             for shift in comparison.shifts
             for i, letter in enumerate("AB")
         ]
@@ -117,11 +118,11 @@ def _print_agreements(comparison: "Comparison") -> None:
         line = [
             row.name,
             f"{row.documents:,}",
-            _number(row.pearson),
-            _number(row.spearman),
-            _number(row.mean_difference),
+            number(row.pearson),
+            number(row.spearman),
+            number(row.mean_difference),
         ]
-        line += [_number(row.mean_absolute_difference), _number(row.largest_difference)]
+        line += [number(row.mean_absolute_difference), number(row.largest_difference)]
         line += [f"{share:.1%}" for share in row.top.values()]
         for threshold, agreed in row.agreement.items():
             kept = row.kept[threshold]
@@ -138,10 +139,4 @@ def _print_agreements(comparison: "Comparison") -> None:
 
 def _pair(one: float | None, other: float | None) -> list[str]:
     ratio = f"{other / one:.2f}" if one and other is not None else "-"
-    return [_number(one), _number(other), ratio]
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return [number(one), number(other), ratio]
