@@ -78,6 +78,15 @@ class EmbeddingPipelineParameters(Written):
         None, description="Pooling of token embeddings. Unset: as the model is configured, otherwise mean."
     )
     prompt: str | None = Field(None, description="Prefix of each text. Unset: the model's default prompt.")
+    add_eos: bool = Field(
+        False, description="End each text with the tokenizer's end token, for models whose tokenizer does not add it."
+    )
+    embedding_dim: int | None = Field(
+        None,
+        ge=1,
+        description="Keep the first dimensions of an embedding (Matryoshka), and normalise again where the model does. "
+        "Unset: all, or the truncate_dim of the model's folder.",
+    )
     max_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="Most tokens per forward pass. auto: each worker measures which size is fastest."
     )

@@ -101,7 +101,7 @@ class EmbedWork(Work[EmbedReport]):
 
     def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
         """Checks the disk space for the embeddings alone, of half the documents that the bytes on disk suggest."""
-        dim = stated_dim(self.request.model.folder)
+        dim = self.params.embedding_dim or stated_dim(self.request.model.folder)
         if dim is None or not first.records or not self.params.keep_embeddings:
             return
         n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
@@ -161,6 +161,8 @@ def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> Emb
             prompt=params.prompt,
             model_dtype=params.model_dtype,
             trust_remote_code=params.trust_remote_code,
+            embedding_dim=params.embedding_dim,
+            add_eos=params.add_eos,
         ),
         schema=params.schema_of_documents(),
         group=params.hdf5_dataset_name,

@@ -22,6 +22,12 @@ MAX_PRODUCTS_TOKENS = 1024
 # 2 to the power of this, and the sum of a thousand such numbers, are far from the limits of bfloat16.
 MAX_EXPONENT = 86.0
 LOG2_E = math.log2(math.e)
+# Arguments that transformers passes for other kernels, that repeat what `cu_seq_lens_q` says, or that a model hands on
+# from its own caller. Any other could change the result, such as `softcap`, `s_aux` or `position_bias`.
+WITHOUT_EFFECT = frozenset(
+    {"cu_seq_lens_k", "max_length_k", "seq_idx", "position_ids", "token_type_ids"}
+    | {"deterministic", "output_attentions", "use_cache"}
+)
 
 
 def can_attend_unpadded(device: torch.device, dtype: torch.dtype) -> bool:
@@ -43,12 +49,13 @@ def unpadded_attention(
     max_length_q: int,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **ignored: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Returns the attention of each token to the tokens of its own document.
 
     Args:
-        module: The calling layer; its `is_causal` says that a token does not attend to later ones.
+        module: The calling layer, with `is_causal` for where that argument is None.
         query: (1, n_heads, n_tokens, width).
         key: (1, n_heads or a divisor of it, n_tokens, width).
         value: As `key`.
@@ -57,12 +64,19 @@ def unpadded_attention(
         max_length_q: Tokens of the longest document.
         scaling: Factor of the scores; None is 1 / sqrt(width).
         sliding_window: Smallest distance between tokens that do not attend to each other; None has no limit.
-        ignored: Arguments that transformers passes for other kernels.
+        is_causal: Whether a token does not attend to later ones.
+        others: Further arguments, without effect or None, 0 or False.
 
     Returns:
         (1, n_tokens, n_heads, width), and None in place of attention weights.
+
+    Raises:
+        NotImplementedError: `others` contains something else.
     """
-    is_causal = bool(getattr(module, "is_causal", False))
+    for name, given in others.items():
+        if name not in WITHOUT_EFFECT and given is not None and (isinstance(given, torch.Tensor) or given):
+            raise NotImplementedError(f"attention with {name}")
+    is_causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     window = -1 if sliding_window is None else sliding_window - 1
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     attend = _attend_on_gpu if query.device.type == "cuda" else _attend_on_cpu

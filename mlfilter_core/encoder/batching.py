@@ -19,7 +19,10 @@ TRIALS_S = 3.0
 
 
 def plan_batches(
-    n_tokens: NDArray[np.int32], max_batch_documents: int | None, max_batch_tokens: int
+    n_tokens: NDArray[np.int32],
+    max_batch_documents: int | None,
+    max_batch_tokens: int,
+    only_equal: bool = False,
 ) -> list[NDArray[np.intp]]:
     """Groups documents of similar length, the longest first.
 
@@ -30,6 +33,7 @@ def plan_batches(
         max_batch_documents: Most documents in a batch; None sets no limit.
         max_batch_tokens: Most tokens in a batch, padded to its longest document. A longer document
             is a separate batch.
+        only_equal: Whether all documents of a batch must have the same number of tokens.
 
     Returns:
         Row numbers of each batch; each row is in one batch.
@@ -42,8 +46,11 @@ def plan_batches(
     while start < len(order):
         longest = max(int(n_tokens[order[start]]), 1)
         size = min(max(max_batch_tokens // longest, 1), max_batch_documents or len(order))
-        batches.append(order[start : start + size])
-        start += size
+        batch = order[start : start + size]
+        if only_equal:
+            batch = batch[n_tokens[batch] == n_tokens[batch[0]]]
+        batches.append(batch)
+        start += len(batch)
     return batches
 
 

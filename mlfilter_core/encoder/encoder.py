@@ -85,6 +85,7 @@ class Encoder:
         prompt: Text before each document.
         max_batch_tokens: Most tokens in one forward pass, padding included; less once memory ran out.
         why_max_batch_tokens: Reason for that number.
+        warnings: What may be wrong with the model's files.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Encoder:
         forward_pass: ForwardPass,
         max_batch_tokens: int,
         why_max_batch_tokens: str,
+        warnings: Sequence[str] = (),
     ) -> None:
         properties = forward_pass.properties
         self.settings = settings
@@ -105,6 +107,7 @@ class Encoder:
         self.is_normalized = properties.is_normalized
         self.prompt = properties.prompt
         self.max_batch_tokens, self.why_max_batch_tokens = max_batch_tokens, why_max_batch_tokens
+        self.warnings = tuple(warnings)
         self._truncating = TruncatingTokenizer(tokenizer, self.max_length)
 
     def __str__(self) -> str:
@@ -114,6 +117,7 @@ class Encoder:
             f"{made['compute_dtype']} on {self.device}, {made['attention']} attention, batches of at most "
             f"{self.max_batch_tokens} tokens ({self.why_max_batch_tokens})"
             + (", compiled" if self.forward_pass.is_compiled else "")
+            + (", texts of one length in a batch" if self.forward_pass.depends_on_padding else "")
             + (", with code that the model ships (trust_remote_code)" if self.settings.trust_remote_code else "")
         )
 
@@ -169,7 +173,8 @@ class Encoder:
         lengths, padded_length = tokenized.n_tokens, self.forward_pass.padded_length
         if padded_length is not None:
             lengths = np.full_like(lengths, padded_length)
-        batches = plan_batches(lengths, max_batch_documents, max_batch_tokens)
+        only_equal = self.forward_pass.depends_on_padding
+        batches = plan_batches(lengths, max_batch_documents, max_batch_tokens, only_equal)
         while batches:
             rows = batches.pop(0)
             encoded = self.forward_pass.run_if_it_fits([tokenized.input_ids[row] for row in rows])
@@ -184,7 +189,7 @@ class Encoder:
                 max_batch_tokens = len(rows) // 2 * int(lengths[rows].max())
                 self._lower_max_batch_tokens(max_batch_tokens)
                 remaining = np.concatenate([rows, *batches])
-                planned = plan_batches(lengths[remaining], max_batch_documents, max_batch_tokens)
+                planned = plan_batches(lengths[remaining], max_batch_documents, max_batch_tokens, only_equal)
                 batches = [remaining[batch] for batch in planned]
         return EncodedTexts(embeddings, fits, n_out_of_memory, max_batch_tokens)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
 
 from mlfilter_core.compute.devices import give_back_freed_memory, is_out_of_memory
 from mlfilter_core.encoder.model_properties import ModelProperties
@@ -27,6 +28,7 @@ class ForwardPass:
         padded_length: Length that every text is padded to; None pads to the longest of the batch.
         pad_token_id: Token of the padding.
         is_unpadded: Whether the texts of a batch lie one after another in one row, without padding.
+        depends_on_padding: Whether padding changes an embedding, so that a batch may have texts of one length only.
         is_compiled: Whether torch.compile generated the code.
     """
 
@@ -40,6 +42,7 @@ class ForwardPass:
         self.padded_length = properties.max_length if pad_to_max_length else None
         self.pad_token_id: int = model[0].tokenizer.pad_token_id
         self.is_unpadded = False
+        self.depends_on_padding = False
         self.is_compiled = False
         self._has_token_types = "token_type_ids" in model[0].tokenizer.model_input_names
 
@@ -61,7 +64,8 @@ class ForwardPass:
         features["token_embeddings"] = features["token_embeddings"].float()
         for module in after:
             features = module(features)
-        return features["sentence_embedding"]  # type: ignore[no-any-return]
+        embeddings: torch.Tensor = features["sentence_embedding"][:, : self.properties.dim]
+        return normalize(embeddings, dim=1) if self.properties.is_normalized_again else embeddings
 
     def run_if_it_fits(self, batch: Batch) -> torch.Tensor | None:
         """Returns float32 (n_texts, dim) on the device; None if the batch does not fit in memory."""
@@ -86,15 +90,29 @@ class ForwardPass:
         starts = ends - lengths
         numbers = np.repeat(np.arange(len(batch)), lengths)
         input_ids = torch.from_numpy(np.concatenate(batch).astype(np.int64)[None])
-        positions = np.arange(ends[-1]) - starts[numbers] + self.properties.first_position
         bounds = torch.from_numpy(np.append(starts, ends[-1]).astype(np.int32))
         return {
             **self._token_features(input_ids),
-            "position_ids": torch.from_numpy(positions[None]),
+            "position_ids": torch.from_numpy(self._positions(np.concatenate(batch), starts, lengths)[None]),
             "seq_idx": torch.from_numpy(numbers.astype(np.int32)[None]),
             **{"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds},
             **{"max_length_q": int(lengths.max()), "max_length_k": int(lengths.max())},
         }
+
+    def _positions(
+        self, input_ids: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Returns the position of each token in its text, (n_tokens,).
+
+        Models with a padding position, such as RoBERTa, count from the one after it, and leave out tokens that are
+        literally the padding token: transformers' `create_position_ids_from_input_ids`.
+        """
+        padding = self.properties.padding_position
+        is_counted = np.ones(len(input_ids), np.bool_) if padding is None else input_ids != padding
+        counted = np.cumsum(is_counted)
+        before = np.repeat(counted[starts] - is_counted[starts], lengths)
+        positions: NDArray[np.int64] = counted - before
+        return positions - 1 if padding is None else positions * is_counted + padding
 
     def _padded(self, batch: Batch) -> dict[str, Any]:
         """Returns (n_texts, padded length) features."""

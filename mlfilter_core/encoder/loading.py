@@ -15,14 +15,23 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from mlfilter_core.compute.devices import keep_freed_memory, pick_device, pick_dtype
+from mlfilter_core.encoder.adapter import merge_adapters
 from mlfilter_core.encoder.batching import find_max_batch_tokens
 from mlfilter_core.encoder.encoder import Encoder
+from mlfilter_core.encoder.end_token import add_eos, missing_eos
 from mlfilter_core.encoder.forward_pass import ForwardPass
-from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.encoder.loaded_weights import check_weights, recording_weights
+from mlfilter_core.encoder.model_files import ModelFiles, has_own_code, read_settings
 from mlfilter_core.encoder.model_properties import POOLING_MODES, read_properties
 from mlfilter_core.encoder.optimizations import TRIAL_TOKENS, optimize
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
+
+# Modules of sentence-transformers that may stand in a folder's modules.json.
+SUPPORTED_MODULES = (
+    *("Transformer", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm"),
+    *("CNN", "WordWeights", "WeightedLayerPooling"),
+)
 
 _log = logging.getLogger(__name__)
 
@@ -50,14 +59,16 @@ def load_encoder(
     chosen = pick_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()
-    model = _load_model(files.folder, chosen, settings)
+    model, warnings = _load_model(files.folder, chosen, settings)
     forward_pass = ForwardPass(model, read_properties(model, settings), chosen, settings.pad_to_max_length)
     optimize(forward_pass, settings.pad_to_max_length, torch_compile)
     if max_batch_tokens is None:
         max_batch_tokens, reason = _find_max_batch_tokens(forward_pass)
     else:
         reason = "as asked for"
-    encoder = Encoder(settings, model[0].tokenizer, forward_pass, max_batch_tokens, reason)
+    encoder = Encoder(settings, model[0].tokenizer, forward_pass, max_batch_tokens, reason, warnings)
+    for warning in warnings:
+        _log.warning(warning)
     _log.info(
         "encoder %s: %d dimensions, %s pooling, at most %s tokens, %s",
         *(files.model, encoder.dim, encoder.pooling, encoder.max_length, encoder),
@@ -65,26 +76,56 @@ def load_encoder(
     return encoder
 
 
-def _load_model(folder: Path, device: torch.device, settings: EncoderSettings) -> SentenceTransformer:
-    """Returns the model for inference, with the job's pooling, dtype and a pad token."""
+def _load_model(folder: Path, device: torch.device, settings: EncoderSettings) -> tuple[SentenceTransformer, list[str]]:
+    """Returns the model for inference, with the job's pooling, dtype, width and tokenizer settings; and warnings."""
+    modules = _saved_modules(folder)
+    _check_modules(modules, folder)
     if not settings.trust_remote_code:
         _check_activations(folder)
     try:
-        model = SentenceTransformer(
-            str(folder),
-            device=str(device),
-            trust_remote_code=settings.trust_remote_code,
-            model_kwargs={"dtype": torch.float32},
-        )
+        with recording_weights() as found:
+            model = SentenceTransformer(
+                str(folder),
+                device=str(device),
+                trust_remote_code=settings.trust_remote_code,
+                model_kwargs={"dtype": pick_dtype(settings.model_dtype, device)},
+            )
     except Exception as error:  # transformers raises ValueError, OSError, KeyError, ImportError, ...
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EncoderError(f"embedding_model: {folder} does not load: {reason}") from error
+        raise EncoderError(f"embedding_model: {folder} does not load: {_reason(error, folder, settings)}") from error
     _check_is_text_encoder(model[0], folder)
+    merge_adapters(model[0].model)
+    warnings = check_weights(model[0].model, found, folder)
+    _load_in_float32(model, modules, folder, settings)
     _set_pad_token(model[0].tokenizer)
+    if settings.add_eos:
+        add_eos(model[0].tokenizer)
+    elif (missing := missing_eos(model[0].tokenizer, folder)) is not None:
+        warnings.append(missing)
     if settings.pooling is not None:
-        _set_pooling(model, settings.pooling)
-    model[0].to(pick_dtype(settings.model_dtype, device))
-    return model.eval()
+        _set_pooling(model, settings.pooling, folder)
+    if settings.embedding_dim is not None:
+        model.truncate_dim = settings.embedding_dim
+    return model.eval(), warnings
+
+
+def _saved_modules(folder: Path) -> list[dict[str, str]]:
+    """Returns the `name`, `path` and `type` of each module of a sentence-transformers folder; none for another one."""
+    try:
+        saved = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in saved if isinstance(entry, dict)] if isinstance(saved, list) else []
+
+
+def _check_modules(modules: list[dict[str, str]], folder: Path) -> None:
+    for entry in modules:
+        package, _, kind = str(entry.get("type")).rpartition(".")
+        if package.startswith("sentence_transformers") and kind not in SUPPORTED_MODULES:
+            is_sparse = "sparse_encoder" in package or kind.startswith("Splade")
+            raise EncoderError(
+                f"embedding_model: {folder} contains the module {kind}; supported are {', '.join(SUPPORTED_MODULES)}"
+                + (". It gives sparse embeddings; choose a model that gives dense ones" if is_sparse else "")
+            )
 
 
 def _check_activations(folder: Path) -> None:
@@ -94,13 +135,33 @@ def _check_activations(folder: Path) -> None:
         EncoderError: There is one.
     """
     for path in sorted(folder.glob("*/config.json")):
-        own = json.loads(path.read_text(encoding="utf-8"))
-        activation = own.get("activation_function", "torch.") if isinstance(own, dict) else "torch."
-        if not str(activation).startswith("torch."):
+        activation = str(read_settings(path).get("activation_function", "torch."))
+        if "." in activation and not activation.startswith("torch."):
             raise EncoderError(
                 f"embedding_model: {path} names {activation} as activation, which is not from PyTorch; read that "
                 "code, and set params.trust_remote_code: true to run it"
             )
+
+
+def _reason(error: Exception, folder: Path, settings: EncoderSettings) -> str:
+    """Returns the first line of an error of transformers, with the cure where it is known."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if has_own_code(folder) and not settings.trust_remote_code:
+        reason += "; its config.json names code of its own: read it, and set params.trust_remote_code: true to run it"
+    return reason
+
+
+def _load_in_float32(
+    model: SentenceTransformer, modules: list[dict[str, str]], folder: Path, settings: EncoderSettings
+) -> None:
+    """Loads what follows the transformer once more: sentence-transformers gives it the transformer's dtype."""
+    folders = {entry["name"]: entry["path"] for entry in modules}
+    for name, module in list(model.named_children())[1:]:
+        if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+            loaded = type(module).load(
+                str(folder), subfolder=folders[name], trust_remote_code=settings.trust_remote_code
+            )
+            setattr(model, name, loaded.to(model.device))
 
 
 def _check_is_text_encoder(first: torch.nn.Module, folder: Path) -> None:
@@ -121,11 +182,25 @@ def _set_pad_token(tokenizer: Any) -> None:
         raise EncoderError("the tokenizer has no pad token; set one, and save it with tokenizer.save_pretrained(...)")
 
 
-def _set_pooling(model: SentenceTransformer, pooling: str) -> None:
-    width = model[0].get_embedding_dimension()
-    for name, module in model.named_children():
-        if isinstance(module, Pooling):
-            setattr(model, name, Pooling(width, POOLING_MODES[pooling], include_prompt=module.include_prompt))
+def _set_pooling(model: SentenceTransformer, pooling: str, folder: Path) -> None:
+    """Replaces the pooling.
+
+    Raises:
+        EncoderError: There is none, or a dense layer after it takes embeddings of another width.
+    """
+    modules = list(model.named_children())
+    place = next((i for i, (_, module) in enumerate(modules) if isinstance(module, Pooling)), None)
+    if place is None:
+        raise EncoderError(f"embedding_model: {folder} has no pooling to replace; remove params.pooling")
+    name, module = modules[place]
+    chosen = Pooling(module.embedding_dimension, POOLING_MODES[pooling], include_prompt=module.include_prompt)
+    given, taken = chosen.get_embedding_dimension(), module.get_embedding_dimension()
+    if given != taken and any(list(after.parameters()) for _, after in modules[place + 1 :]):
+        raise EncoderError(
+            f"params.pooling: {pooling} gives {given} values, but the layer after it in {folder} takes {taken}, as its "
+            "own pooling gives; remove params.pooling"
+        )
+    setattr(model, name, chosen)
 
 
 def _find_max_batch_tokens(forward_pass: ForwardPass) -> tuple[int, str]:

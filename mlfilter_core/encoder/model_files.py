@@ -9,13 +9,15 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from mlfilter_core.encoder.adapter import ADAPTER_CONFIG, base_model
 from mlfilter_core.errors import EncoderError
 from mlfilter_core.files.identity import cached_sha256
 
 PACKAGE_SCHEME = "package:"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",
-                   "sentencepiece.bpe.model")  # fmt: skip
+                   "sentencepiece.bpe.model", "spm.model")  # fmt: skip
 CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py")  # with trust_remote_code, code changes embeddings as well
 # Weights for other frameworks, which many repositories contain and nothing here reads.
 UNUSED_PATTERNS = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "coreml/*"]
@@ -82,16 +84,26 @@ def code_elsewhere(folder: Path) -> list[str]:
     """Returns the other repositories whose code a model's configuration names; it runs with `trust_remote_code`."""
     found: set[str] = set()
     for path in folder.rglob("*.json"):
-        try:
-            own = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        classes = own.get("auto_map") if isinstance(own, dict) else None
+        classes = read_settings(path).get("auto_map")
         for reference in classes.values() if isinstance(classes, dict) else ():
             for part in reference if isinstance(reference, list) else [reference]:
                 if isinstance(part, str) and "--" in part:
                     found.add(part.partition("--")[0])
     return sorted(found)
+
+
+def has_own_code(folder: Path) -> bool:
+    """Whether a model's configuration names code that the model ships."""
+    return "auto_map" in read_settings(folder / "config.json")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the settings in one of a model's JSON files; none if it is missing or broken, which loading reports."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def stated_dim(folder: Path) -> int | None:
@@ -103,10 +115,13 @@ def stated_dim(folder: Path) -> int | None:
         modules = folder / "modules.json"
         if modules.is_file() and "Dense" in modules.read_text(encoding="utf-8"):
             return None
-        width = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hidden_size")
-    except (OSError, ValueError, AttributeError):  # loading the model reports what is wrong
+    except (OSError, ValueError):
         return None
-    return width if isinstance(width, int) and width > 0 else None
+    widths = [
+        read_settings(folder / file).get(name)
+        for file, name in (("config_sentence_transformers.json", "truncate_dim"), ("config.json", "hidden_size"))
+    ]
+    return next((width for width in widths if isinstance(width, int) and width > 0), None)
 
 
 def _package_folder(model: str) -> Path:
@@ -134,7 +149,8 @@ def _download(model: str, revision: str | None) -> tuple[Path, str]:
 
 
 def _hash_files(model: str, folder: Path, revision: str | None) -> ModelFiles:
-    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+    adapter = read_settings(folder / ADAPTER_CONFIG)
+    if not adapter and not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise EncoderError(f"embedding_model: {folder} contains no config.json; it is not a model folder")
     weights = _loaded_weights(folder)
     if not weights:
@@ -146,11 +162,15 @@ def _hash_files(model: str, folder: Path, revision: str | None) -> ModelFiles:
             f"embedding_model: {folder} contains no tokenizer ({', '.join(TOKENIZER_FILES)}); save it "
             "next to the model with tokenizer.save_pretrained(...)"
         )
+    weights_sha256 = _digest(folder, weights)
+    if adapter:
+        base = resolve_model(base_model(adapter, folder), adapter.get("revision"))
+        weights_sha256 = hashlib.sha256(f"{weights_sha256} {base.weights_sha256}".encode()).hexdigest()
     return ModelFiles(
         model=model,
         folder=folder,
         revision=revision,
-        weights_sha256=_digest(folder, weights),
+        weights_sha256=weights_sha256,
         tokenizer_sha256=_digest(folder, tokenizer),
         config_sha256=_digest(folder, [path for path in texts if path not in tokenizer]),
     )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Dropout, Pooling
 
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
@@ -15,6 +15,14 @@ from mlfilter_core.errors import EncoderError
 POOLING_MODES = {"cls": "cls", "mean": "mean", "max": "max", "last_token": "lasttoken"}
 # A tokenizer without a maximum length states a huge number instead of none.
 NO_MAXIMUM = 1 << 24
+
+# Settings of a tokenizer's call that have no effect on embeddings here.
+HARMLESS_PROCESSING: dict[str, tuple[Any, ...]] = {
+    "add_special_tokens": (True,),
+    "padding": (True, "longest"),
+    "return_tensors": ("pt",),
+    "truncation": (True, "longest_first", "only_first"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,9 +33,10 @@ class ModelProperties:
         dim: Width of an embedding.
         max_length: Most tokens of a document; None if neither job nor model has a limit.
         pooling: Pooling modes, `cls+mean` for two side by side.
-        is_normalized: Whether the model scales its embeddings to unit length.
+        is_normalized: Whether embeddings have unit length.
+        is_normalized_again: Whether they are scaled to it once more, after dimensions were dropped.
         prompt: Text before each document.
-        first_position: Position of a text's first token; RoBERTa-like models count from `padding_idx + 1`.
+        padding_position: Position of padding, after which RoBERTa-like models count; None where positions count from 0.
         prompt_features: Features that sentence-transformers adds to the token ids because of the prompt.
     """
 
@@ -35,8 +44,9 @@ class ModelProperties:
     max_length: int | None
     pooling: str
     is_normalized: bool
+    is_normalized_again: bool
     prompt: str
-    first_position: int
+    padding_position: int | None
     prompt_features: dict[str, Any]
 
 
@@ -44,35 +54,67 @@ def read_properties(model: SentenceTransformer, settings: EncoderSettings) -> Mo
     """Returns the properties of a model.
 
     Raises:
-        EncoderError: The settings ask for more tokens than the model has positions for, the prompt leaves no room for
-            a document, or the tokenizer gives token types.
+        EncoderError: The settings ask for more tokens than the model has positions for, or for more dimensions than it
+            has; the prompt leaves no room for a document; or the tokenizer gives token types.
     """
     prompt = model.prompts.get(model.default_prompt_name) if settings.prompt is None else settings.prompt
+    dim, is_normalized = model.get_embedding_dimension(), _is_normalized(model)
+    if settings.embedding_dim is not None and dim < settings.embedding_dim:
+        raise EncoderError(f"params.embedding_dim is {settings.embedding_dim}, but the model gives {dim} dimensions")
+    # The folder's own truncate_dim is sentence-transformers', which does not normalise again.
+    is_cut_by_folder = settings.embedding_dim is None and model.truncate_dim is not None
+    table = _position_table(model[0].model)
     properties = ModelProperties(
-        dim=model.get_embedding_dimension(),
+        dim=settings.embedding_dim or dim,
         max_length=_max_length(model, settings),
         pooling="+".join(_pooling_modes(model)),
-        is_normalized=any(isinstance(module, Normalize) for module in model),
+        is_normalized=is_normalized and not is_cut_by_folder,
+        is_normalized_again=is_normalized and settings.embedding_dim is not None,
         prompt=prompt or "",
-        first_position=_first_position(_position_table(model[0].model)),
+        padding_position=None if table is None else table.padding_idx,
         prompt_features=_prompt_features(model[0], prompt),
     )
     _check_prompt(model[0].tokenizer, properties)
     return properties
 
 
+def _is_normalized(model: SentenceTransformer) -> bool:
+    """Whether nothing after the normalisation changes lengths."""
+    *_, last = (module for module in model if not isinstance(module, Dropout))
+    return isinstance(last, Normalize)
+
+
 def _max_length(model: SentenceTransformer, settings: EncoderSettings) -> int | None:
-    stated = model.max_seq_length
+    stated = _processing(model[0]).get("max_length") or model.max_seq_length
     stated = None if stated is None or stated > NO_MAXIMUM else int(stated)
-    wanted = settings.max_length or stated
     table = _position_table(model[0].model)
-    n_positions = None if table is None else table.num_embeddings - _first_position(table)
-    if wanted is not None and n_positions is not None and wanted > n_positions:
+    n_positions = None if table is None else table.num_embeddings - _n_padding_positions(table)
+    if n_positions is None:
+        return settings.max_length or stated
+    if settings.max_length is not None and settings.max_length > n_positions:
         raise EncoderError(
-            f"params.max_length is {wanted}, but the model has positions for {n_positions} tokens; "
+            f"params.max_length is {settings.max_length}, but the model has positions for {n_positions} tokens; "
             f"set max_length to {n_positions} or less"
         )
-    return wanted or n_positions
+    # Some folders state the size of the table, padding included.
+    return settings.max_length or min(stated or n_positions, n_positions)
+
+
+def _processing(transformer: Any) -> dict[str, Any]:
+    """Returns the settings with which sentence-transformers calls the tokenizer, `processing_kwargs` of its file.
+
+    Raises:
+        EncoderError: One of them is not supported.
+    """
+    own = transformer.processing_kwargs
+    settings = {**own.get("common", {}), **own.get("text", {})}
+    for name, value in settings.items():
+        if name not in ("max_length", "pad_to_multiple_of") and value not in HARMLESS_PROCESSING.get(name, ()):
+            raise EncoderError(
+                f"embedding_model: processing_kwargs of sentence_bert_config.json sets {name}: {value}, which is not "
+                "supported; remove it there, and set params.max_length, padding or truncation instead"
+            )
+    return settings
 
 
 def _position_table(transformer: torch.nn.Module) -> torch.nn.Embedding | None:
@@ -83,8 +125,8 @@ def _position_table(transformer: torch.nn.Module) -> torch.nn.Embedding | None:
     return None
 
 
-def _first_position(table: torch.nn.Embedding | None) -> int:
-    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+def _n_padding_positions(table: torch.nn.Embedding) -> int:
+    return 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 def _pooling_modes(model: SentenceTransformer) -> list[str]:

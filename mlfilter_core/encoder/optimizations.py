@@ -12,10 +12,65 @@ from mlfilter_core.encoder.attention import UNPADDED, can_attend_unpadded
 from mlfilter_core.encoder.forward_pass import Batch, ForwardPass
 
 TRIAL_TOKENS = 512  # tokens of a text in a trial, about those of the median web page
-# Largest relative distance of two embeddings of one text that differ by rounding only.
-ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+SHORT = range(1, 6)  # tokens of the texts in which a token from outside weighs most
+# Largest relative distance of two embeddings of one text that differ by rounding only: in a model of few layers, and in
+# any. Between the two, a deep model may differ from itself by as much as its own batches of several texts do.
+ROUNDING = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (0.05, 0.05), torch.float16: (0.01, 0.01)}
 
 _log = logging.getLogger(__name__)
+
+
+class _Trial:
+    """Texts, and their embeddings by the model as it was loaded, each text alone, without padding.
+
+    The texts have few and many tokens, and special tokens among them, the padding token too.
+    """
+
+    def __init__(self, forward_pass: ForwardPass) -> None:
+        self._forward_pass = forward_pass
+        self._texts = _trial_texts(forward_pass)
+        self._expected = torch.cat([forward_pass.run([text]) for text in self._texts])
+        least, self._most = ROUNDING[forward_pass.model.dtype]
+        own = self._distance()
+        self._allowed = max(least, min(2 * own, self._most))
+        if own > self._most and forward_pass.padded_length is None:
+            forward_pass.depends_on_padding = True
+            _log.warning(
+                "padding changes this model's embeddings (by %.1e): only texts of equally many tokens share a batch, "
+                "which is slower",
+                own,
+            )
+
+    def reason_against(self, change: Callable[[], None]) -> str | None:
+        """Makes a change; returns why it has to be undone, None if the embeddings are the same."""
+        try:
+            change()
+            distance = self._distance()  # raises if rows are missing
+        except Exception as error:  # a model's own code and compilers raise anything
+            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return None if distance <= self._allowed else f"embeddings differ by {distance:.1e} of their length"
+
+    def _distance(self) -> float:
+        """Returns the largest distance of an embedding, in a batch or alone, from the expected one.
+
+        It is a share of the mean length of embeddings: that of a text of padding tokens alone may be 0.
+        """
+        texts, run = self._texts, self._forward_pass.run
+        batches = [texts, texts[-1:]]  # the code compiled for one text may differ from that for several
+        actual = torch.cat([run(batch) for batch in batches])
+        expected = torch.cat([self._expected, self._expected[-1:]])
+        distances = (actual - expected).norm(dim=1) / expected.norm(dim=1).mean()
+        return float("inf") if distances.isnan().any() else float(distances.max())
+
+
+def _trial_texts(forward_pass: ForwardPass) -> Batch:
+    """Returns texts of few and of many tokens, made of all tokens."""
+    longest = min(forward_pass.properties.max_length or TRIAL_TOKENS, TRIAL_TOKENS)
+    tokens = np.arange(forward_pass.model.config.get_text_config().vocab_size)
+    lengths = [length for length in (*SHORT, longest // 2, longest * 2 // 3, longest) if 0 < length <= longest]
+    texts = [np.resize(np.roll(tokens, -number), length).astype(np.int32) for number, length in enumerate(lengths)]
+    texts[-1][longest // 3] = forward_pass.pad_token_id
+    return texts
 
 
 def optimize(forward_pass: ForwardPass, pad_to_max_length: bool, torch_compile: bool) -> None:
@@ -26,16 +81,17 @@ def optimize(forward_pass: ForwardPass, pad_to_max_length: bool, torch_compile: 
         pad_to_max_length: Whether texts have to be padded.
         torch_compile: Whether to try torch.compile.
     """
+    trial = _Trial(forward_pass)
     if not pad_to_max_length:
-        _try_unpadded_attention(forward_pass)
+        _try_unpadded_attention(forward_pass, trial)
     if torch_compile:
-        _try_to_compile(forward_pass)
+        _try_to_compile(forward_pass, trial)
     if not forward_pass.is_compiled:  # torch.compile cannot trace packed weights
         for module in forward_pass.modules:
             pack_linear_layers(module)
 
 
-def _try_unpadded_attention(forward_pass: ForwardPass) -> None:
+def _try_unpadded_attention(forward_pass: ForwardPass, trial: _Trial) -> None:
     model, transformer = forward_pass.model, forward_pass.modules[0]
     if not (can_attend_unpadded(forward_pass.device, model.dtype) and model.is_backend_compatible()):
         return
@@ -48,7 +104,7 @@ def _try_unpadded_attention(forward_pass: ForwardPass) -> None:
             transformer.model_forward_params = own_parameters | bounds
         forward_pass.is_unpadded = True
 
-    reason = _reason_against(attend_unpadded, forward_pass)
+    reason = trial.reason_against(attend_unpadded)
     if reason is not None:
         _log.warning("this model cannot take texts without padding (%s); padded batches are slower", reason)
         model.set_attn_implementation(own_attention)
@@ -56,7 +112,7 @@ def _try_unpadded_attention(forward_pass: ForwardPass) -> None:
         forward_pass.is_unpadded = False
 
 
-def _try_to_compile(forward_pass: ForwardPass) -> None:
+def _try_to_compile(forward_pass: ForwardPass, trial: _Trial) -> None:
     model = forward_pass.model
 
     def compile_model() -> None:
@@ -64,7 +120,7 @@ def _try_to_compile(forward_pass: ForwardPass) -> None:
 
     started = time.monotonic()
     _compute_uncompilable_graphs_as_they_are(False)
-    reason = _reason_against(compile_model, forward_pass)
+    reason = trial.reason_against(compile_model)
     _compute_uncompilable_graphs_as_they_are(True)  # a later batch must not stop the job
     if reason is None:
         forward_pass.is_compiled = True
@@ -77,27 +133,3 @@ def _try_to_compile(forward_pass: ForwardPass) -> None:
 def _compute_uncompilable_graphs_as_they_are(is_on: bool) -> None:
     """Sets whether torch.compile warns about a graph that it cannot compile, and runs it uncompiled, or raises."""
     torch._dynamo.config.suppress_errors = is_on
-
-
-def _reason_against(change: Callable[[], None], forward_pass: ForwardPass) -> str | None:
-    """Makes a change; returns why it has to be undone, None if the embeddings are the same."""
-    texts = _trial_texts(forward_pass)
-    batches = [texts, texts[-1:]]  # the code compiled for one text may differ from that for several
-    expected = torch.cat([forward_pass.run(batch) for batch in batches])
-    try:
-        change()
-        actual = torch.cat([forward_pass.run(batch) for batch in batches])
-        distances = (actual - expected).norm(dim=1) / expected.norm(dim=1)  # raises if rows are missing
-    except Exception as error:  # a model's own code and compilers raise anything
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    are_same = bool((distances <= ROUNDING[forward_pass.model.dtype]).all())
-    return None if are_same else f"embeddings differ by {distances.max():.0%}"
-
-
-def _trial_texts(forward_pass: ForwardPass) -> Batch:
-    """Returns texts of three lengths, made of all tokens but the padding, from which some models count positions."""
-    longest = min(forward_pass.properties.max_length or TRIAL_TOKENS, TRIAL_TOKENS)
-    vocabulary = np.arange(forward_pass.model.config.get_text_config().vocab_size)
-    tokens = vocabulary[vocabulary != forward_pass.pad_token_id]
-    lengths = [length for length in (longest // 2, longest * 2 // 3, longest) if length > 0]
-    return [np.resize(tokens[number:], length).astype(np.int32) for number, length in enumerate(lengths)]

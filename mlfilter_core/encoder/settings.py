@@ -20,6 +20,9 @@ class EncoderSettings:
         prompt: Text before each document; None takes the model's own default prompt.
         model_dtype: torch name of the transformer's dtype, or `auto`; pooling is in float32.
         trust_remote_code: Whether to run Python code that the model's repository ships.
+        embedding_dim: First dimensions to keep (Matryoshka), of unit length again where the model normalises; None
+            keeps what the model's folder says.
+        add_eos: Whether to end each text with the tokenizer's end token, where the tokenizer itself does not.
     """
 
     max_length: int | None = None
@@ -29,7 +32,10 @@ class EncoderSettings:
     prompt: str | None = None
     model_dtype: str = "float32"
     trust_remote_code: bool = False
+    embedding_dim: int | None = None
+    add_eos: bool = False
 
     def provenance(self) -> dict[str, Any]:
         """Returns the settings, recorded in every file of embeddings."""
-        return asdict(self)
+        later = {"embedding_dim": self.embedding_dim, "add_eos": self.add_eos}  # earlier files lack them
+        return {name: value for name, value in asdict(self).items() if name not in later or value}

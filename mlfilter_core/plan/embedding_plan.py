@@ -28,7 +28,8 @@ from mlfilter_core.wording import rough_duration
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
 
-MIN_COSINE = 0.99  # bfloat16 and float32 have 0.996, a different pooling far less
+# Of two forward passes that differ by rounding only; a different pooling gives far less.
+MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99}
 DIGEST_CHARACTERS = 12
 
 
@@ -81,15 +82,17 @@ def _find_model(params: EmbeddingPipelineParameters, findings: Findings) -> Embe
 def _encoder_section(sample: CorpusSample, loaded: LoadedEncoder, findings: Findings) -> Section:
     encoder, model = loaded.encoder, loaded.request.model
     made = encoder.provenance()
+    for warning in encoder.warnings:
+        findings.add_warning(warning)
     parity = compare_with_sentence_transformers(sample, loaded)
     if isinstance(parity, str):
         words = f"not compared with SentenceTransformer.encode: {parity}"
         compared: dict[str, Any] = {"skipped": parity}
     else:
         cosine, n = parity
-        words = f"lowest cosine of {n} documents with SentenceTransformer.encode: {cosine:.4f}"
-        compared = {"lowest_cosine": cosine, "documents": n}
-        if cosine < MIN_COSINE:
+        words = f"lowest cosine of {n} texts with SentenceTransformer.encode: {cosine:.4f}"
+        compared = {"lowest_cosine": cosine, "texts": n}
+        if cosine < MIN_COSINE[made["compute_dtype"]]:
             findings.add_warning(
                 f"embeddings differ from those of SentenceTransformer.encode: {words}; check params.prompt, max_length "
                 "and model_dtype"

@@ -26,6 +26,7 @@ N_FIRST = 16  # documents of a first trial; their speed determines the number fo
 MAX_DOCUMENTS = 20_000  # for a fast device
 N_COMPARED = 8
 MAX_COMPARED_CHARACTERS = 20_000
+SHORTEST_TEXTS = ("a", ".", "two words")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def time_embedding(sample: CorpusSample, loaded: LoadedEncoder) -> EncoderTrial 
 def compare_with_sentence_transformers(sample: CorpusSample, loaded: LoadedEncoder) -> tuple[float, int] | str:
     """Returns the lowest cosine of some embeddings with those of `SentenceTransformer.encode`, and their number.
 
-    Short and long documents are compared. Where nothing can be compared, the reason is returned.
+    Short and long documents are compared, texts of a word, and one of the tokenizer's special tokens, in the job's
+    dtype. sentence-transformers gets one text at a time, so that padding has no effect. Where nothing can be compared,
+    the reason is returned.
     """
     request, encoder = loaded.request, loaded.encoder
     if not (request.model.folder / "modules.json").is_file():
@@ -120,14 +123,25 @@ def compare_with_sentence_transformers(sample: CorpusSample, loaded: LoadedEncod
     if not texts:
         return "there are no documents"
     texts = [texts[i] for i in np.unique(np.linspace(0, len(texts) - 1, N_COMPARED).astype(int))]
+    if request.encoder.add_eos:
+        return "params.add_eos ends texts with another token"
     from sentence_transformers import SentenceTransformer
 
     theirs = SentenceTransformer(
-        str(request.model.folder), device=str(encoder.device), trust_remote_code=request.encoder.trust_remote_code
+        str(request.model.folder),
+        device=str(encoder.device),
+        trust_remote_code=request.encoder.trust_remote_code,
+        truncate_dim=request.encoder.embedding_dim,
+        model_kwargs={"dtype": encoder.forward_pass.model.dtype},
     )
     if encoder.max_length is not None:
         theirs.max_seq_length = encoder.max_length
-    expected = theirs.encode(texts, prompt=encoder.prompt or None, show_progress_bar=False)
+    special = " and ".join(theirs.tokenizer.all_special_tokens)
+    texts += [*SHORTEST_TEXTS, f"Tokens such as {special} have a meaning of their own."]
+    encoded = theirs.encode(
+        texts, prompt=encoder.prompt or None, batch_size=1, show_progress_bar=False, convert_to_tensor=True
+    )
+    expected = encoded.float().cpu().numpy()
     ours = encoder.encode(encoder.tokenize(texts)).embeddings()
     lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(ours, axis=1)
     return float(((expected * ours).sum(axis=1) / lengths).min()), len(texts)

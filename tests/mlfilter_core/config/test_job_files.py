@@ -186,7 +186,7 @@ def test_the_fields_tell_where_documents_keep_their_parts(load: Load, fields: st
         ),
         (
             embedding("zzz: 8"),
-            r"params\.zzz: unknown field; known here: annotate_inline, .*compression, .*writer_batch_size",
+            r"params\.zzz: unknown field; known here: add_eos, .*compression, .*writer_batch_size",
         ),
         (
             embedding(rest="running_on_slrum: true"),

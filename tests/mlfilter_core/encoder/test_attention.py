@@ -179,3 +179,20 @@ def test_a_gpu_is_asked_for_the_same_attention(
 def test_there_is_no_kernel_for_other_devices() -> None:
     assert can_attend_unpadded(CPU, torch.float32)
     assert not can_attend_unpadded(torch.device("mps"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("others", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}, {"dropout": 0.1}])
+def test_an_argument_that_could_change_the_result_is_refused(others: dict[str, object]) -> None:
+    query, bounds = heads(4), torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32)
+    with pytest.raises(NotImplementedError, match=f"attention with {next(iter(others))}"):
+        unpadded_attention(
+            Layer(False), query, query, query, None, cu_seq_lens_q=bounds, max_length_q=max(LENGTHS), **others
+        )
+
+
+def test_an_argument_overrides_what_the_layer_says_of_causality() -> None:
+    query, bounds = heads(4), torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32)
+    common = {"cu_seq_lens_q": bounds, "max_length_q": max(LENGTHS)}
+    causal, _ = unpadded_attention(Layer(True), query, query, query, None, **common)
+    forced, _ = unpadded_attention(Layer(False), query, query, query, None, is_causal=True, **common)
+    assert torch.equal(causal, forced)

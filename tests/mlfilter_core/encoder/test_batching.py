@@ -11,6 +11,12 @@ def plan(lengths: list[int], max_documents: int | None, max_tokens: int) -> list
     return [batch.tolist() for batch in plan_batches(np.array(lengths, np.int32), max_documents, max_tokens)]
 
 
+def test_documents_of_one_length_share_a_batch_where_padding_matters() -> None:
+    lengths = np.array([3, 2, 3, 3, 2, 1], np.int32)
+    planned = plan_batches(lengths, None, 6, only_equal=True)
+    assert [batch.tolist() for batch in planned] == [[0, 2], [3], [1, 4], [5]]
+
+
 def test_documents_of_about_equal_length_share_a_batch_the_longest_first() -> None:
     assert plan([2, 5, 1, 4], 64, 8) == [[1], [3, 0], [2]]
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize
-from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling, StaticEmbedding
+from transformers import ModernBertConfig, ModernBertModel
 
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.loading import load_encoder
@@ -75,7 +77,7 @@ def test_a_folder_that_is_no_model_is_refused(tiny_model: Path, tmp_path: Path, 
 def test_an_encoder_without_token_embeddings_is_refused(tmp_path: Path) -> None:
     static = StaticEmbedding(tiny_tokenizer(), embedding_dim=8)
     SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "static"), create_model_card=False)
-    with pytest.raises(EncoderError, match="starts with StaticEmbedding; only Hugging Face transformers that give one"):
+    with pytest.raises(EncoderError, match="contains the module StaticEmbedding; supported are"):
         tiny(tmp_path / "static")
 
 
@@ -97,3 +99,59 @@ def test_a_size_is_found_where_none_is_asked_for(tiny_files: ModelFiles, caplog:
     assert f"batches of at most {encoder.max_batch_tokens} tokens (the smallest of the fastest" in said
     given = load_encoder(tiny_files, EncoderSettings(), "cpu", 700)
     assert str(given) == "float32 on cpu, unpadded attention, batches of at most 700 tokens (as asked for)"
+
+
+def test_a_pooling_that_the_layer_after_it_does_not_take_is_refused(save_modules: Folder) -> None:
+    folder = save_modules(Pooling(TINY_DIM, ("cls", "mean")), Dense(2 * TINY_DIM, 24))
+    with pytest.raises(EncoderError, match=f"mean gives {TINY_DIM} values, but the layer after it .* takes 64"):
+        tiny(folder, pooling="mean")
+    with pytest.raises(EncoderError, match="has no pooling to replace"):
+        tiny(save_modules(), pooling="mean")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_layers_after_the_transformer_and_rotary_frequencies_stay_in_float32(tmp_path: Path, dtype: str) -> None:
+    config = ModernBertConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=128, pad_token_id=0, cls_token_id=2, bos_token_id=2, sep_token_id=3, eos_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    ModernBertModel(config).save_pretrained(tmp_path / "plain")
+    tiny_tokenizer(model_input_names=["input_ids", "attention_mask"]).save_pretrained(tmp_path / "plain")
+    modules = [Transformer(str(tmp_path / "plain")), Pooling(32), Dense(32, 24), LayerNorm(24)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "saved"), create_model_card=False)
+    modules = tiny(tmp_path / "saved", model_dtype=dtype).forward_pass.modules
+    transformer, after = modules[0].model, modules[1:]
+    assert transformer.dtype == getattr(torch, dtype)
+    frequencies = {name: buffer.dtype for name, buffer in transformer.named_buffers() if "inv_freq" in name}
+    assert frequencies
+    assert set(frequencies.values()) == {torch.float32}
+    expected = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    for own, theirs in zip(after, list(expected)[1:], strict=True):
+        for (name, one), (_, other) in zip(own.named_parameters(), theirs.named_parameters(), strict=True):
+            assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("sentence_transformers.sparse_encoder.models.SpladePooling", "SpladePooling; .* It gives sparse embeddings"),
+        ("sentence_transformers.models.LSTM", "LSTM; supported are Transformer, Pooling, Dense"),
+    ],
+)
+def test_a_module_that_is_not_supported_is_named(save_modules: Folder, kind: str, words: str) -> None:
+    folder = save_modules(Pooling(TINY_DIM))
+    saved = json.loads((folder / "modules.json").read_text())
+    saved[1]["type"] = kind
+    (folder / "modules.json").write_text(json.dumps(saved))
+    with pytest.raises(EncoderError, match=f"contains the module {words}"):
+        tiny(folder)
+
+
+def test_a_model_of_unknown_type_with_its_own_code_names_the_parameter(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "new")
+    settings = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "new", "auto_map": {"AutoConfig": "configuration.NewConfig", "AutoModel": "modeling.NewModel"}}
+    (folder / "config.json").write_text(json.dumps({**settings, **own}))
+    with pytest.raises(EncoderError, match=r"names code of its own: read it, and set params\.trust_remote_code: true"):
+        tiny(folder)

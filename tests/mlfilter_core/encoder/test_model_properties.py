@@ -1,11 +1,14 @@
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers.base.modules import Normalize
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Dropout, LayerNorm, Pooling
 from tokenizers import processors
+from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.loading import load_encoder
@@ -14,6 +17,8 @@ from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
 from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, tiny_bert, tiny_tokenizer
 from tests.mlfilter_core.encoder.conftest import TEXTS, TOLERANCE, Folder, encode, reference, tiny
+
+TINY = {"hidden_size": TINY_DIM, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 @pytest.mark.parametrize(
@@ -101,3 +106,93 @@ def test_a_prompt_that_leaves_no_room_for_the_text_is_refused(tiny_files: ModelF
     with pytest.raises(EncoderError, match=r"the prompt alone has 12 tokens, and max_length is 12: every document"):
         load_encoder(tiny_files, EncoderSettings(prompt="ba " * 10, max_length=12), "cpu")
     load_encoder(tiny_files, EncoderSettings(prompt="ba " * 10, max_length=13), "cpu")
+
+
+def test_a_folder_that_counts_padding_positions_is_capped(tmp_path: Path) -> None:
+    """XLM-RoBERTa's table has 514 rows for 512 tokens, and some folders state 514."""
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(vocab_size=400, max_position_embeddings=66, type_vocab_size=1, pad_token_id=1, **TINY)
+    XLMRobertaModel(config).save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer(model_max_length=66, model_input_names=["input_ids", "attention_mask"])
+    tokenizer.save_pretrained(tmp_path)
+    encoder = tiny(tmp_path)
+    assert encoder.max_length == 64
+    assert encoder.tokenize(TEXTS).n_tokens.max() == 64
+    encode(encoder, TEXTS)
+    with pytest.raises(EncoderError, match="max_length is 65, but the model has positions for 64"):
+        tiny(tmp_path, max_length=65)
+
+
+def test_a_literal_padding_token_takes_no_position_where_the_model_counts_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(
+        vocab_size=400, max_position_embeddings=66, type_vocab_size=1, pad_token_id=0, initializer_range=0.5, **TINY
+    )
+    XLMRobertaModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer(model_input_names=["input_ids", "attention_mask"]).save_pretrained(tmp_path)
+    texts = ["ba [PAD] be [PAD] [PAD] bi", "[PAD]", "bo [CLS] [SEP] [MASK] [UNK] bu", "ba be", "[PAD] ba"]
+    encoder = tiny(tmp_path)
+    assert encoder.forward_pass.is_unpadded
+    np.testing.assert_allclose(encode(encoder, texts), reference(tmp_path, texts), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("modules", "is_normalized"),
+    [
+        ([Pooling(TINY_DIM), Normalize()], True),
+        ([Pooling(TINY_DIM), Normalize(), Dense(TINY_DIM, 24)], False),
+        ([Pooling(TINY_DIM), Dense(TINY_DIM, 24), Normalize()], True),
+        ([Pooling(TINY_DIM), Normalize(), LayerNorm(TINY_DIM)], False),
+        ([Pooling(TINY_DIM), Normalize(), Dropout(0.1)], True),
+        ([Pooling(TINY_DIM)], False),
+    ],
+)
+def test_embeddings_are_said_to_be_normalized_where_they_are(
+    save_modules: Folder, modules: list[torch.nn.Module], is_normalized: bool
+) -> None:
+    encoder = tiny(save_modules(*modules))
+    lengths = np.linalg.norm(encode(encoder, TEXTS), axis=1)
+    assert encoder.is_normalized == is_normalized == bool(np.allclose(lengths, 1, atol=1e-5))
+
+
+def test_the_width_that_a_folder_states_is_sentence_transformers(save_modules: Folder) -> None:
+    folder = save_modules(Pooling(TINY_DIM), Normalize(), truncate_dim=8)
+    encoder = tiny(folder)
+    assert (encoder.dim, encoder.is_normalized) == (8, False)
+    np.testing.assert_allclose(encode(encoder, TEXTS), reference(folder, TEXTS), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("stated", [None, 8])
+def test_a_job_chooses_the_width_and_gets_unit_vectors(save_modules: Folder, stated: int | None) -> None:
+    folder = save_modules(Pooling(TINY_DIM), Normalize(), truncate_dim=stated)
+    encoder = tiny(folder, embedding_dim=12)
+    assert (encoder.dim, encoder.is_normalized) == (12, True)
+    assert encoder.settings.provenance()["embedding_dim"] == 12
+    expected = reference(folder, TEXTS, truncate_dim=12, normalize_embeddings=True)
+    np.testing.assert_allclose(encode(encoder, TEXTS), expected, atol=TOLERANCE)
+
+
+def test_a_model_that_does_not_normalise_is_only_cut(save_modules: Folder) -> None:
+    folder = save_modules(Pooling(TINY_DIM))
+    encoder = tiny(folder, embedding_dim=12)
+    assert not encoder.is_normalized
+    np.testing.assert_allclose(encode(encoder, TEXTS), reference(folder, TEXTS)[:, :12], atol=TOLERANCE)
+
+
+def test_more_dimensions_than_there_are_are_refused(save_modules: Folder) -> None:
+    with pytest.raises(EncoderError, match="embedding_dim is 33, but the model gives 32 dimensions"):
+        tiny(save_modules(Pooling(TINY_DIM), Normalize()), embedding_dim=33)
+
+
+def test_the_settings_of_the_tokenizers_call_are_applied_or_refused(save_modules: Folder) -> None:
+    folder = save_modules(Pooling(TINY_DIM))
+    file = folder / "sentence_bert_config.json"
+    own = json.loads(file.read_text())
+    file.write_text(json.dumps({**own, "processing_kwargs": {"text": {"max_length": 16, "padding": "longest"}}}))
+    encoder = tiny(folder)
+    assert encoder.max_length == 16
+    np.testing.assert_allclose(encode(encoder, TEXTS), reference(folder, TEXTS), atol=TOLERANCE)
+    assert tiny(folder, max_length=20).max_length == 20
+    file.write_text(json.dumps({**own, "processing_kwargs": {"common": {"add_special_tokens": False}}}))
+    with pytest.raises(EncoderError, match=r"processing_kwargs .* sets add_special_tokens: False, which is not"):
+        tiny(folder)

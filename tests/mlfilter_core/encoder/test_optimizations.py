@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AttentionInterface
+from sentence_transformers.sentence_transformer.modules import CNN, Pooling
+from transformers import AttentionInterface, Qwen3Config, Qwen3Model
 
 from mlfilter_core.encoder.attention import UNPADDED, unpadded_attention
 from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts
@@ -18,7 +19,8 @@ from mlfilter_core.encoder.model_files import resolve_model
 from mlfilter_core.encoder.model_properties import read_properties
 from mlfilter_core.encoder.optimizations import optimize
 from mlfilter_core.encoder.settings import EncoderSettings
-from tests.mlfilter_core.encoder.conftest import TEXTS, TOLERANCE, encode, tiny
+from tests.conftest import TINY_DIM, tiny_tokenizer
+from tests.mlfilter_core.encoder.conftest import TEXTS, TOLERANCE, Folder, encode, reference, tiny
 
 
 def test_a_model_whose_attention_is_more_than_attention_is_given_padded_texts(
@@ -36,8 +38,51 @@ def test_a_model_whose_attention_is_more_than_attention_is_given_padded_texts(
     encoder = tiny(tiny_model)
     assert not encoder.forward_pass.is_unpadded
     assert encoder.provenance()["attention"] == "sdpa"
-    assert re.search(r"cannot take texts without padding \(embeddings differ by \d+%\)", caplog.text)
+    assert re.search(
+        r"cannot take texts without padding \(embeddings differ by [\d.]+e-\d+ of their length\)", caplog.text
+    )
     np.testing.assert_allclose(encode(encoder, TEXTS), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("share", [1e-4, 1e-2])
+def test_a_small_difference_is_seen_as_well(
+    tiny_model: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, share: float
+) -> None:
+    def nearly(*args: Any, **kwargs: Any) -> Any:
+        attended, weights = unpadded_attention(*args, **kwargs)
+        return attended * (1 + share), weights
+
+    request.addfinalizer(lambda: AttentionInterface.register(UNPADDED, unpadded_attention))
+    AttentionInterface.register(UNPADDED, nearly)
+    assert not tiny(tiny_model).forward_pass.is_unpadded
+
+
+def test_a_model_that_mixes_neighbours_gets_texts_of_one_length(
+    save_modules: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A convolution over token embeddings: at the end of a text it sees padding, or the next text."""
+    torch.manual_seed(0)
+    folder = save_modules(CNN(TINY_DIM, out_channels=16, kernel_sizes=[3, 5]), Pooling(32))
+    encoder = tiny(folder)
+    assert not encoder.forward_pass.is_unpadded
+    assert encoder.forward_pass.depends_on_padding
+    assert "padding changes this model's embeddings" in caplog.text
+    assert str(encoder).endswith("texts of one length in a batch")
+    texts = [*TEXTS, *TEXTS[::-1]]
+    np.testing.assert_allclose(encode(encoder, texts), reference(folder, texts, batch_size=1), atol=TOLERANCE)
+
+
+def test_a_deep_model_takes_texts_without_padding(tmp_path: Path) -> None:
+    """Rounding adds up over layers, also between two ways of its own."""
+    config = Qwen3Config(
+        vocab_size=300, hidden_size=64, num_hidden_layers=36, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=128, max_position_embeddings=512, pad_token_id=0, initializer_range=0.1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Qwen3Model(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    for dtype in ("float32", "bfloat16"):
+        assert tiny(tmp_path, pooling="last_token", model_dtype=dtype).forward_pass.is_unpadded, dtype
 
 
 def test_a_model_whose_own_module_gives_one_embedding_for_a_row_of_texts_is_given_padded_texts(

@@ -1,0 +1,131 @@
+"""Whether the files of a model contain every weight that its forward pass uses.
+
+transformers fills a weight that it does not find at random, so that two workers would write different embeddings.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from mlfilter_core.encoder.model_files import has_own_code
+from mlfilter_core.errors import EncoderError
+
+N_NAMED = 3  # tensors in a message: arbitrary
+TRIAL_TOKENS = 8  # arbitrary; a forward pass uses the same weights for any number
+_IN_A_LAYER = re.compile(r"\.\d+\.")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadedWeights:
+    """Names of weights that a model and its files do not share.
+
+    Attributes:
+        missing: Weights of the model that no file has.
+        surplus: Tensors of the files that the model does not use.
+    """
+
+    missing: set[str] = field(default_factory=set)
+    surplus: set[str] = field(default_factory=set)
+
+
+@contextmanager
+def recording_weights() -> Iterator[LoadedWeights]:
+    """Yields what transformers finds missing or surplus in the models that are loaded meanwhile.
+
+    sentence-transformers loads its model by `from_pretrained`, and keeps only the model of what that returns.
+    """
+    own = PreTrainedModel.__dict__["from_pretrained"]
+    found = LoadedWeights()
+
+    def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = own.__get__(None, cls)(*args, output_loading_info=True, **kwargs)
+        # An adapter (see encoder/adapter.py) wraps a layer as its base_layer.
+        found.missing |= {name.replace(".base_layer.", ".") for name in info["missing_keys"]}
+        found.surplus |= set(info["unexpected_keys"])
+        return (model, info) if wants_info else model
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment, method-assign]
+    try:
+        yield found
+    finally:
+        PreTrainedModel.from_pretrained = own  # type: ignore[method-assign]
+
+
+def check_weights(model: PreTrainedModel, found: LoadedWeights, folder: Path) -> list[str]:
+    """Checks that the forward pass uses no weight that was not loaded; a missing pooler or head is fine.
+
+    Args:
+        model: The model, on its device.
+        found: Result of `recording_weights`.
+        folder: Folder of the model, for messages.
+
+    Returns:
+        Warnings: of layers in the files that the model does not have.
+
+    Raises:
+        EncoderError: It uses such a weight; names some, and the likely cause.
+    """
+    used = sorted(_used(model, found.missing))
+    if used:
+        raise EncoderError(
+            f"embedding_model: {folder} lacks {len(used)} weights of {type(model).__name__}, among them "
+            f"{_named(used)}: they would be random; {_cure(found, folder)}"
+        )
+    in_layers = sorted(name for name in found.surplus if _IN_A_LAYER.search(name))
+    if not in_layers:
+        return []
+    return [
+        f"embedding_model: {folder} contains {len(in_layers)} tensors of layers that {type(model).__name__} does not "
+        f"have, among them {_named(in_layers)}; they are not used. If that is not intended, correct config.json"
+    ]
+
+
+def _used(model: PreTrainedModel, names: set[str]) -> set[str]:
+    """Returns those weights that token embeddings depend on, and those in numbered layers, which a text may skip."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name in names}
+    if not parameters:
+        return set()
+    try:
+        with torch.enable_grad():
+            input_ids = torch.arange(TRIAL_TOKENS, device=model.device)[None]
+            output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
+            gradients = torch.autograd.grad(
+                output.last_hidden_state.float().sum(), list(parameters.values()), allow_unused=True
+            )
+    except Exception:  # a model's own code raises anything
+        _log.debug("which weights are used is unknown", exc_info=True)
+        return set(parameters)
+    return {
+        name
+        for name, gradient in zip(parameters, gradients, strict=True)
+        if gradient is not None or _IN_A_LAYER.search(name)
+    }
+
+
+def _cure(found: LoadedWeights, folder: Path) -> str:
+    if has_own_code(folder):
+        return (
+            "its config.json names code of its own, without which it is another model: read that code, and set "
+            "params.trust_remote_code: true to run it"
+        )
+    if found.surplus:
+        return (
+            f"its files contain {_named(sorted(found.surplus))} instead: save the model with save_pretrained(...), or "
+            "correct config.json"
+        )
+    return "fetch it again, or correct config.json"
+
+
+def _named(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")

@@ -1,0 +1,102 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
+
+from mlfilter_core.encoder.loaded_weights import recording_weights
+from mlfilter_core.errors import EncoderError
+from tests.conftest import tiny_bert, tiny_tokenizer
+from tests.mlfilter_core.encoder.conftest import TEXTS, TOLERANCE, encode, tiny
+
+Tensors = dict[str, torch.Tensor]
+QUERY = "encoder.layer.1.attention.self.query"
+
+
+def changed(tiny_model: Path, folder: Path, change: Callable[[Tensors], Tensors], **config: object) -> Path:
+    """A copy of the tiny model with other tensors and settings."""
+    shutil.copytree(tiny_model, folder)
+    tensors = change(load_file(folder / "model.safetensors"))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, **config}))
+    return folder
+
+
+def without(start: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.startswith(start)}
+
+
+@pytest.mark.parametrize("part", [QUERY, f"{QUERY}.bias", "embeddings.word_embeddings", "embeddings.LayerNorm"])
+def test_a_missing_weight_is_refused(tiny_model: Path, tmp_path: Path, part: str) -> None:
+    folder = changed(tiny_model, tmp_path / "model", without(part))
+    with pytest.raises(EncoderError, match=f"lacks . weights of BertModel, among them {part}.*random; fetch it again"):
+        tiny(folder)
+
+
+def test_a_missing_layer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_model, tmp_path / "model", dict, num_hidden_layers=3)
+    with pytest.raises(EncoderError, match=r"lacks 16 weights of BertModel, among them encoder\.layer\.2\."):
+        tiny(folder)
+
+
+def test_tensors_under_another_prefix_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    folder = changed(
+        tiny_model, tmp_path / "model", lambda tensors: {f"student.net.{name}": t for name, t in tensors.items()}
+    )
+    with pytest.raises(EncoderError, match=r"its files contain student\.net\.embeddings\..* instead: save the model"):
+        tiny(folder)
+
+
+def test_a_model_with_code_of_its_own_is_not_loaded_as_another(tiny_model: Path, tmp_path: Path) -> None:
+    """As jina-embeddings-v2, whose configuration says bert."""
+
+    def gated(tensors: Tensors) -> Tensors:
+        return {name.replace("intermediate.dense", "mlp.gated_layers"): tensor for name, tensor in tensors.items()}
+
+    folder = changed(tiny_model, tmp_path / "model", gated, auto_map={"AutoModel": "modeling.Other"})
+    with pytest.raises(EncoderError, match=r"names code of its own, .* set params.trust_remote_code: true to run it"):
+        tiny(folder)
+
+
+def test_a_missing_pooler_is_fine(tiny_model: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_model, tmp_path / "model", without("pooler"))
+    np.testing.assert_array_equal(encode(tiny(folder), TEXTS), encode(tiny(tiny_model), TEXTS))
+
+
+def test_surplus_layers_are_a_warning_and_a_surplus_head_is_none(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = changed(tiny_model, tmp_path / "model", dict, num_hidden_layers=1)
+    (warning,) = tiny(folder).warnings
+    assert "contains 16 tensors of layers that BertModel does not have, among them encoder.layer.1." in warning
+    assert warning in caplog.text
+
+    torch.manual_seed(0)
+    settings = tiny_bert(0).config.to_dict()
+    BertForMaskedLM(BertConfig(**settings)).save_pretrained(tmp_path / "masked")
+    tiny_tokenizer().save_pretrained(tmp_path / "masked")
+    assert tiny(tmp_path / "masked").warnings == ()
+
+
+def test_recording_leaves_transformers_as_it_was(tiny_model: Path) -> None:
+    own = PreTrainedModel.__dict__["from_pretrained"]
+    with pytest.raises(OSError, match="no_such_folder"), recording_weights():
+        type(tiny_bert(0)).from_pretrained("./no_such_folder")
+    assert PreTrainedModel.__dict__["from_pretrained"] is own
+    with recording_weights() as found:
+        loaded, info = type(tiny_bert(0)).from_pretrained(tiny_model, output_loading_info=True)
+    assert isinstance(loaded, PreTrainedModel)
+    assert info["missing_keys"] == found.missing == set()
+
+
+def test_both_loads_of_a_model_give_the_same(tiny_model: Path) -> None:
+    torch.manual_seed(1)
+    first = encode(tiny(tiny_model), TEXTS)
+    torch.manual_seed(2)
+    np.testing.assert_allclose(encode(tiny(tiny_model), TEXTS), first, atol=TOLERANCE)
