@@ -1,5 +1,6 @@
 """The site is built from the current code without a warning."""
 
+import json
 import os
 import re
 import subprocess
@@ -80,3 +81,14 @@ def test_the_dark_picture_differs_in_colours_alone() -> None:
     style = re.compile(r"<style>.*</style>", re.DOTALL)
     assert light != dark
     assert style.sub("", light) == style.sub("", dark)
+
+
+def test_each_family_that_was_compared_has_a_row(site: Path) -> None:
+    page = (site / "reference" / "encoders.html").read_text()
+    assert "<!-- fidelity" not in page
+    figures = json.loads((REPOSITORY / "benchmarks" / "results" / "fidelity.json").read_text())
+    families = [name.removesuffix("_float32_difference") for name in figures if name.endswith("_float32_difference")]
+    assert len(families) >= 12
+    for family in families:
+        assert f"<td>{family.replace('_', ' ')}</td>" in page
+        assert figures[f"{family}_float32_difference"] < 1e-5
