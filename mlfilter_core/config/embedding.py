@@ -99,7 +99,9 @@ class EmbeddingPipelineParameters(Written):
         description="Compile the model with torch.compile, which takes about a minute per worker. CPUs are faster "
         "without.",
     )
-    embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Precision of the stored embeddings.")
+    embedding_dtype: Literal["float32", "float16", "int8"] = Field(
+        "float32", description="Precision of the stored embeddings. int8: with a scale for each embedding."
+    )
     label_dtype: Literal["float32", "float64", "int8", "int16", "int32", "int64"] = Field(
         "float32",
         description="Type of the stored labels. A label out of range, or a fraction for an integer, makes a bad line.",

@@ -38,7 +38,7 @@ class Rows:
     """The encoder's results for the documents of a window.
 
     Attributes:
-        embeddings: float32 or float16 (n, dim), as stored.
+        embeddings: float32 or float16 (n, dim), as they are handed to the writer.
         n_tokens: int32 (n,), encoded tokens.
         is_cut: bool (n,), whether the document was truncated.
         out_of_memory: Number of batches that did not fit in memory and were divided.

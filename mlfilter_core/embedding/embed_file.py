@@ -52,7 +52,7 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
         SourceReader(source.path) as reader,
         publish(output) as temporary,
         RejectsFile(rejects) as rejected,
-        CommittedRows(output, made_by, encoder.dim, request.embedding_dtype, request.commit_documents) as committed,
+        CommittedRows(output, made_by, encoder.dim, request.rows_dtype, request.commit_documents) as committed,
     ):
         with request.open_writer(temporary, encoder.dim) as writer:
             embedding = FileEmbedding(source, request, encoder, OpenFiles(reader, writer, rejected, committed))

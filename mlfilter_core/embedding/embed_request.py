@@ -32,7 +32,7 @@ class EmbedRequest:
         encoder: Encoder settings that change embeddings.
         schema: Keys of the text, id, index values and labels.
         group: Name of the HDF5 group.
-        embedding_dtype: Dtype in the file: `float32` or `float16`.
+        embedding_dtype: Dtype in the file: `float32`, `float16` or `int8`.
         batch_size: Most documents in one forward pass; None for no limit beside that of tokens.
         writer_batch_size: Rows per write to HDF5.
         commit_documents: Documents between checkpoints that survive a crash of the machine.
@@ -63,6 +63,11 @@ class EmbedRequest:
             "embedding_dtype": self.embedding_dtype,
             "max_line_bytes": self.max_line_bytes,
         }
+
+    @property
+    def rows_dtype(self) -> str:
+        """Dtype of embeddings until they are written, also in a checkpoint: int8 is made by the writer."""
+        return "float32" if self.embedding_dtype == "int8" else self.embedding_dtype
 
     def open_writer(self, path: Path, dim: int) -> EmbeddingWriter:
         """Returns a writer of a file of embeddings of this width; the caller closes it."""

@@ -129,7 +129,7 @@ class FileEmbedding:
             tokens = _drop(window, tokens, ~texts.fits, "out_of_memory", detail)
             embeddings = embeddings[texts.fits]
         with np.errstate(over="ignore"):  # `_check_finite` reports it, with its place
-            stored = embeddings.astype(self._request.embedding_dtype, copy=False)
+            stored = embeddings.astype(self._request.rows_dtype, copy=False)
         return window, Rows(stored, tokens.n_tokens, tokens.is_cut, texts.n_out_of_memory, texts.max_batch_tokens), True
 
     def _write(self, encoded: Iterator[_EncodedWindow]) -> None:

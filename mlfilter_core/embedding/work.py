@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mlfilter_core.annotating.annotate_file import score_columns
 from mlfilter_core.annotating.work import annotate_request, heads_of_process, load_heads
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
@@ -106,7 +108,7 @@ class EmbedWork(Work[EmbedReport]):
             return
         n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
         n_documents = n_bytes * len(first.records) / first.n_bytes
-        row_bytes = dim * (2 if self.request.embedding_dtype == "float16" else 4)
+        row_bytes = dim * np.dtype(self.request.embedding_dtype).itemsize
         check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
 
     def _finished(self, file: TaskFile, annotation: InlineAnnotation | None, read_content: bool) -> EmbedReport | None:

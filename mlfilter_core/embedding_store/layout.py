@@ -10,6 +10,7 @@ from typing import Any
 EMBEDDING_SUFFIXES = (".h5", ".hdf5")
 FORMAT_VERSION = 1
 EMBEDDINGS = "embeddings"
+EMBEDDING_SCALE = "embedding_scale"  # only where embeddings are int8
 DOCUMENT_ID = "document_id"
 LABELS = "labels"
 INDEX = "index"

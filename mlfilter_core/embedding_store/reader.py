@@ -11,8 +11,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfilter_core.embedding_store.int8 import dequantize
 from mlfilter_core.embedding_store.layout import (
     CHUNK_ROWS,
+    EMBEDDING_SCALE,
     EMBEDDINGS,
     FORMAT_VERSION,
     INDEX,
@@ -67,8 +69,13 @@ class EmbeddingFile:
                 self._group = self._find_group(group)
                 self._names = self._find_names()
                 embeddings = self._group[EMBEDDINGS]
-                if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or not embeddings.shape[1]:
-                    raise self._error(f"embeddings are {embeddings.dtype} {embeddings.shape}, not float (n, dim)")
+                self._is_int8 = embeddings.dtype == np.int8 and self._has_scale()
+                is_number = embeddings.dtype.kind == "f" or self._is_int8
+                if embeddings.ndim != 2 or not is_number or not embeddings.shape[1]:
+                    raise self._error(
+                        f"embeddings are {embeddings.dtype} {embeddings.shape}, not float (n, dim), or int8 with "
+                        f"{EMBEDDING_SCALE}"
+                    )
                 self._check_is_written(self._dataset(EMBEDDINGS))
                 self.n_rows, self.dim = map(int, embeddings.shape)
                 self.provenance = self._read_provenance()
@@ -101,7 +108,7 @@ class EmbeddingFile:
 
     def find(self, key: str) -> str | None:
         """Returns the name of the dataset of a key: the key itself, or its entry in the index; None for neither."""
-        own = set(self._names) - {EMBEDDINGS}
+        own = set(self._names) - {EMBEDDINGS, EMBEDDING_SCALE}
         return next((name for name in (key, f"{INDEX}/{key.replace('/', '_')}") if name in own), None)
 
     def slices(self, n_rows: int) -> Iterator[slice]:
@@ -111,7 +118,10 @@ class EmbeddingFile:
 
     def embeddings(self, rows: slice) -> NDArray[np.float32]:
         """Returns float32 (n, dim), whatever the precision in the file."""
-        return self.array(EMBEDDINGS, rows).astype(np.float32, copy=False)
+        stored = self.array(EMBEDDINGS, rows)
+        if self._is_int8:
+            return dequantize(stored, self.array(EMBEDDING_SCALE, rows))
+        return stored.astype(np.float32, copy=False)
 
     def column(self, name: str, rows: slice) -> list[str] | NDArray[Any]:
         """Returns a dataset's values: strings as a list, others as an array in the precision of the file.
@@ -183,6 +193,12 @@ class EmbeddingFile:
                     f"the rows of {name} are in other files, which are not read; copy them into this file"
                 )
         return [name for name, dataset in datasets.items() if dataset.shape]  # a scalar describes the file, not a row
+
+    def _has_scale(self) -> bool:
+        if EMBEDDING_SCALE not in self._names:
+            return False
+        scale = self._group[EMBEDDING_SCALE]
+        return bool(scale.ndim == 1 and scale.dtype.kind == "f")
 
     def _check_link(self, group: h5py.Group, name: str) -> None:
         if group.id.links.exists(name.encode()) and not _is_hard(group, name):

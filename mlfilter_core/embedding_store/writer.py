@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from mlfilter_core.corpus.documents import Document, hash_text
 from mlfilter_core.embedding_store.careful_disk import CarefulDisk
+from mlfilter_core.embedding_store.int8 import quantize
 from mlfilter_core.embedding_store.layout import (
     CHUNK_ROWS,
     DOCUMENT_ID,
+    EMBEDDING_SCALE,
     EMBEDDINGS,
     FORMAT_VERSION,
     INDEX,
@@ -55,7 +57,7 @@ class EmbeddingWriter:
             path: The file; an existing file is replaced.
             group: Name of the group of the datasets.
             dim: Width of an embedding.
-            embedding_dtype: `float32` or `float16`.
+            embedding_dtype: `float32`, `float16`, or `int8` with a scale for each row.
             label_shape: Shape of a document's labels: () gives (n,), (k,) gives (n, k), None writes no labels.
             label_dtype: NumPy name of the labels' dtype.
             index_keys: Keys of each document's `index`.
@@ -66,6 +68,7 @@ class EmbeddingWriter:
         self._group = self._file.create_group(group)
         self._dim = dim
         self._embedding_dtype = np.dtype(embedding_dtype)
+        self._is_int8 = self._embedding_dtype == np.int8
         self._label_shape = label_shape
         self._label_dtype = np.dtype(label_dtype)
         self._index_names = [f"{INDEX}/{key.replace('/', '_')}" for key in index_keys]
@@ -117,6 +120,8 @@ class EmbeddingWriter:
         rows = min(n_first, CHUNK_ROWS)
         for name in (DOCUMENT_ID, *self._index_names):
             self._create(name, _UTF8, (), rows)
+        if self._is_int8:
+            self._create(EMBEDDING_SCALE, np.dtype(np.float32), (), rows)
         self._create(SOURCE_LINE, np.dtype(np.int64), (), rows)
         self._create(SOURCE_OFFSET, np.dtype(np.int64), (), rows)
         self._create(N_TOKENS, np.dtype(np.int32), (), rows)
@@ -134,13 +139,16 @@ class EmbeddingWriter:
         self, documents: Sequence[Document], embeddings: NDArray[np.float32], n_tokens: NDArray[np.int32]
     ) -> None:
         columns: dict[str, Any] = {
-            EMBEDDINGS: embeddings.astype(self._embedding_dtype, copy=False),
             DOCUMENT_ID: [document.id for document in documents],
             SOURCE_LINE: [document.line for document in documents],
             SOURCE_OFFSET: [document.offset for document in documents],
             N_TOKENS: n_tokens,
             TEXT_HASH: np.array([hash_text(document.text) for document in documents], np.uint64),
         }
+        if self._is_int8:
+            columns[EMBEDDINGS], columns[EMBEDDING_SCALE] = quantize(embeddings)
+        else:
+            columns[EMBEDDINGS] = embeddings.astype(self._embedding_dtype, copy=False)
         for i, name in enumerate(self._index_names):
             columns[name] = [document.index[i] for document in documents]
         if self._label_shape is not None:

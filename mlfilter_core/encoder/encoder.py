@@ -130,7 +130,7 @@ class Encoder:
             "is_normalized": self.is_normalized,
             "prompt": self.prompt,
             "device": self.device.type,
-            "compute_dtype": str(self.forward_pass.model.dtype).removeprefix("torch."),
+            "compute_dtype": str(self.forward_pass.dtype).removeprefix("torch."),
             "attention": self.forward_pass.attention,
             "is_compiled": self.forward_pass.is_compiled,
             "max_batch_tokens": self.max_batch_tokens,

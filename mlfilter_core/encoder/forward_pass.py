@@ -51,17 +51,22 @@ class ForwardPass:
         """Name of the attention: `unpadded`, or one of transformers' own."""
         return "unpadded" if self.is_unpadded else str(self.model.config._attn_implementation)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the transformer."""
+        return self.model.dtype  # type: ignore[no-any-return]
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Returns float32 (n_texts, dim) on the device."""
-        features = self._in_one_row(batch) if self.is_unpadded else self._padded(batch)
         features = {
             name: self.to_device(value) if isinstance(value, torch.Tensor) else value
-            for name, value in features.items()
+            for name, value in self._features(batch).items()
         }
-        transformer, *after = self.modules
-        features = transformer({**features, **self.properties.prompt_features})
-        features["token_embeddings"] = features["token_embeddings"].float()
+        first, *after = self.modules
+        features = first({**features, **self.properties.prompt_features})
+        if "token_embeddings" in features:
+            features["token_embeddings"] = features["token_embeddings"].float()
         for module in after:
             features = module(features)
         embeddings: torch.Tensor = features["sentence_embedding"][:, : self.properties.dim]
@@ -82,6 +87,9 @@ class ForwardPass:
         if self.device.type == "cuda":  # only copies from pinned memory are
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
+
+    def _features(self, batch: Batch) -> dict[str, Any]:
+        return self._in_one_row(batch) if self.is_unpadded else self._padded(batch)
 
     def _in_one_row(self, batch: Batch) -> dict[str, Any]:
         """Returns (1, n_tokens) features, and the bounds of the texts, which sentence-transformers' pooling reads."""

@@ -20,16 +20,17 @@ from mlfilter_core.encoder.batching import find_max_batch_tokens
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.end_token import add_eos, missing_eos
 from mlfilter_core.encoder.forward_pass import ForwardPass
-from mlfilter_core.encoder.loaded_weights import check_weights, recording_weights
+from mlfilter_core.encoder.loaded_weights import LoadedWeights, check_weights, recording_weights
 from mlfilter_core.encoder.model_files import ModelFiles, has_own_code, read_settings
 from mlfilter_core.encoder.model_properties import POOLING_MODES, read_properties
 from mlfilter_core.encoder.optimizations import TRIAL_TOKENS, optimize
 from mlfilter_core.encoder.settings import EncoderSettings
+from mlfilter_core.encoder.static_embedding import StaticForwardPass, is_static, static_tokenizer
 from mlfilter_core.errors import EncoderError
 
 # Modules of sentence-transformers that may stand in a folder's modules.json.
 SUPPORTED_MODULES = (
-    *("Transformer", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm"),
+    *("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm"),
     *("CNN", "WordWeights", "WeightedLayerPooling"),
 )
 
@@ -59,14 +60,20 @@ def load_encoder(
     chosen = pick_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()
-    model, warnings = _load_model(files.folder, chosen, settings)
-    forward_pass = ForwardPass(model, read_properties(model, settings), chosen, settings.pad_to_max_length)
-    optimize(forward_pass, settings.pad_to_max_length, torch_compile)
+    model, weights = _load_model(files.folder, chosen, settings)
+    if is_static(model):
+        forward_pass: ForwardPass = StaticForwardPass(model, settings, chosen)
+        tokenizer, warnings = static_tokenizer(model), []
+    else:
+        warnings = _prepare(model, weights, files.folder, settings)
+        forward_pass = ForwardPass(model, read_properties(model, settings), chosen, settings.pad_to_max_length)
+        optimize(forward_pass, settings.pad_to_max_length, torch_compile)
+        tokenizer = model[0].tokenizer
     if max_batch_tokens is None:
         max_batch_tokens, reason = _find_max_batch_tokens(forward_pass)
     else:
         reason = "as asked for"
-    encoder = Encoder(settings, model[0].tokenizer, forward_pass, max_batch_tokens, reason, warnings)
+    encoder = Encoder(settings, tokenizer, forward_pass, max_batch_tokens, reason, warnings)
     for warning in warnings:
         _log.warning(warning)
     _log.info(
@@ -76,14 +83,16 @@ def load_encoder(
     return encoder
 
 
-def _load_model(folder: Path, device: torch.device, settings: EncoderSettings) -> tuple[SentenceTransformer, list[str]]:
-    """Returns the model for inference, with the job's pooling, dtype, width and tokenizer settings; and warnings."""
+def _load_model(
+    folder: Path, device: torch.device, settings: EncoderSettings
+) -> tuple[SentenceTransformer, LoadedWeights]:
+    """Returns the model for inference, in the job's dtype and width, and what its files lack."""
     modules = _saved_modules(folder)
     _check_modules(modules, folder)
     if not settings.trust_remote_code:
         _check_activations(folder)
     try:
-        with recording_weights() as found:
+        with recording_weights() as weights:
             model = SentenceTransformer(
                 str(folder),
                 device=str(device),
@@ -92,20 +101,27 @@ def _load_model(folder: Path, device: torch.device, settings: EncoderSettings) -
             )
     except Exception as error:  # transformers raises ValueError, OSError, KeyError, ImportError, ...
         raise EncoderError(f"embedding_model: {folder} does not load: {_reason(error, folder, settings)}") from error
-    _check_is_text_encoder(model[0], folder)
-    merge_adapters(model[0].model)
-    warnings = check_weights(model[0].model, found, folder)
-    _load_in_float32(model, modules, folder, settings)
-    _set_pad_token(model[0].tokenizer)
+    if settings.embedding_dim is not None:
+        model.truncate_dim = settings.embedding_dim
+    if not is_static(model):
+        _check_is_text_encoder(model[0], folder)
+        _load_in_float32(model, modules, folder, settings)
+    return model.eval(), weights
+
+
+def _prepare(model: SentenceTransformer, weights: LoadedWeights, folder: Path, settings: EncoderSettings) -> list[str]:
+    """Gives a model the job's pooling and tokenizer settings, in place, and merges adapters; returns warnings."""
+    transformer = model[0]
+    merge_adapters(transformer.model)
+    warnings = check_weights(transformer.model, weights, folder)
+    _set_pad_token(transformer.tokenizer)
     if settings.add_eos:
-        add_eos(model[0].tokenizer)
-    elif (missing := missing_eos(model[0].tokenizer, folder)) is not None:
+        add_eos(transformer.tokenizer)
+    elif (missing := missing_eos(transformer.tokenizer, folder)) is not None:
         warnings.append(missing)
     if settings.pooling is not None:
         _set_pooling(model, settings.pooling, folder)
-    if settings.embedding_dim is not None:
-        model.truncate_dim = settings.embedding_dim
-    return model.eval(), warnings
+    return warnings
 
 
 def _saved_modules(folder: Path) -> list[dict[str, str]]:

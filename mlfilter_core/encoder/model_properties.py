@@ -58,24 +58,35 @@ def read_properties(model: SentenceTransformer, settings: EncoderSettings) -> Mo
             has; the prompt leaves no room for a document; or the tokenizer gives token types.
     """
     prompt = model.prompts.get(model.default_prompt_name) if settings.prompt is None else settings.prompt
-    dim, is_normalized = model.get_embedding_dimension(), _is_normalized(model)
-    if settings.embedding_dim is not None and dim < settings.embedding_dim:
-        raise EncoderError(f"params.embedding_dim is {settings.embedding_dim}, but the model gives {dim} dimensions")
-    # The folder's own truncate_dim is sentence-transformers', which does not normalise again.
-    is_cut_by_folder = settings.embedding_dim is None and model.truncate_dim is not None
     table = _position_table(model[0].model)
     properties = ModelProperties(
-        dim=settings.embedding_dim or dim,
+        **read_shape(model, settings),
         max_length=_max_length(model, settings),
         pooling="+".join(_pooling_modes(model)),
-        is_normalized=is_normalized and not is_cut_by_folder,
-        is_normalized_again=is_normalized and settings.embedding_dim is not None,
         prompt=prompt or "",
         padding_position=None if table is None else table.padding_idx,
         prompt_features=_prompt_features(model[0], prompt),
     )
     _check_prompt(model[0].tokenizer, properties)
     return properties
+
+
+def read_shape(model: SentenceTransformer, settings: EncoderSettings) -> dict[str, Any]:
+    """Returns `dim`, `is_normalized` and `is_normalized_again` of `ModelProperties`.
+
+    Raises:
+        EncoderError: The settings ask for more dimensions than the model has.
+    """
+    dim, is_normalized = model.get_embedding_dimension(), _is_normalized(model)
+    if settings.embedding_dim is not None and dim < settings.embedding_dim:
+        raise EncoderError(f"params.embedding_dim is {settings.embedding_dim}, but the model gives {dim} dimensions")
+    # The folder's own truncate_dim is sentence-transformers', which does not normalise again.
+    is_cut_by_folder = settings.embedding_dim is None and model.truncate_dim is not None
+    return {
+        "dim": settings.embedding_dim or dim,
+        "is_normalized": is_normalized and not is_cut_by_folder,
+        "is_normalized_again": is_normalized and settings.embedding_dim is not None,
+    }
 
 
 def _is_normalized(model: SentenceTransformer) -> bool:

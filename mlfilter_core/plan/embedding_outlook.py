@@ -107,7 +107,7 @@ def _embedding_file_bytes(sample: CorpusSample, documents_per_file: float, loade
         path = Path(folder) / "sample.h5"
         with request.open_writer(path, dim) as writer:
             rows = list(islice(cycle(sample.documents), n))
-            writer.append(rows, np.zeros((n, dim), request.embedding_dtype), np.zeros(n, np.int32))
+            writer.append(rows, np.zeros((n, dim), request.rows_dtype), np.zeros(n, np.int32))
             writer.finish(Provenance({}, request.provenance(), {}, {}, library_versions()))
         written = path.stat().st_size
     # Even a file of one row has all that does not grow with the rows.

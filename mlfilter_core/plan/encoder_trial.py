@@ -132,7 +132,7 @@ def compare_with_sentence_transformers(sample: CorpusSample, loaded: LoadedEncod
         device=str(encoder.device),
         trust_remote_code=request.encoder.trust_remote_code,
         truncate_dim=request.encoder.embedding_dim,
-        model_kwargs={"dtype": encoder.forward_pass.model.dtype},
+        model_kwargs={"dtype": encoder.forward_pass.dtype},
     )
     if encoder.max_length is not None:
         theirs.max_seq_length = encoder.max_length

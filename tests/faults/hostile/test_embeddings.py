@@ -236,6 +236,28 @@ def test_a_linked_file_is_not_even_opened(tmp_path: Path, annotate: Annotate) ->
         EmbeddingFile(tmp_path / "in/x.h5", "another")
 
 
+def whole_numbers(scales: Any) -> Callable[[h5py.File], None]:
+    """Embeddings as int8 with a factor for each row."""
+
+    def write(file: h5py.File) -> None:
+        file["train/embeddings"] = FLOATS.astype(np.int8)
+        file["train/embedding_scale"] = scales
+
+    return write
+
+
+NOT_SCALES = {"text": np.array([b"1"] * 3), "a matrix": np.ones((3, 2), np.float32), "whole": np.ones(3, np.int8)}
+
+
+@pytest.mark.parametrize("name", NOT_SCALES)
+def test_whole_numbers_without_a_factor_for_each_are_refused(tmp_path: Path, annotate: Annotate, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    with h5py.File(tmp_path / "in/x.h5", "w") as file:
+        whole_numbers(NOT_SCALES[name])(file)
+    with pytest.raises(EmbeddingFileError, match=r"embeddings are int8 .* not float"):
+        annotate(tmp_path / "in")
+
+
 def is_its_own_member(group: h5py.Group) -> None:
     group["again"] = group
 
@@ -243,6 +265,7 @@ def is_its_own_member(group: h5py.Group) -> None:
 # Files that are unusual, but valid.
 GOOD_EMBEDDINGS: dict[str, Callable[[h5py.File], Any]] = {
     "half precision": store(FLOATS.astype(np.float16)),
+    "whole numbers with scales": whole_numbers(np.ones(3, np.float32)),
     "double precision": store(FLOATS.astype(np.float64)),
     "long doubles": store(FLOATS.astype(np.longdouble)),
     "big-endian": store(FLOATS.astype(">f4")),

@@ -216,7 +216,7 @@ def test_the_fields_tell_where_documents_keep_their_parts(load: Load, fields: st
         ),
         (
             embedding("embedding_dtype: float64"),
-            r"params\.embedding_dtype = 'float64' \(.+\): .* 'float32' or 'float16'",
+            r"params\.embedding_dtype = 'float64' \(.+\): .* 'float32', 'float16' or 'int8'",
         ),
         (
             embedding("on_bad_record: skip"),

@@ -454,6 +454,18 @@ def test_embeddings_are_stored_in_half_the_bytes_where_that_is_asked_for(
         np.testing.assert_allclose(f["train/embeddings"][:], expected, rtol=2e-3, atol=1e-4)
 
 
+def test_embeddings_are_stored_in_a_quarter_of_the_bytes_where_that_is_asked_for(
+    write_lines: WriteLines, embed: Embed, tiny_encoder: Encoder
+) -> None:
+    path = write_lines("x.jsonl", [{"text": text} for text in TEXTS])
+    embed(path, embedding_dtype="int8")
+    expected = tiny_encoder.encode(tiny_encoder.tokenize(TEXTS)).embeddings()
+    with EmbeddingFile(output_of(path), "train") as file:
+        found = file.embeddings(slice(None))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.linalg.norm(expected, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=np.abs(expected).max() / 127)
+
+
 def test_the_file_says_where_it_comes_from(write_lines: WriteLines, embed: Embed, tiny_files: ModelFiles) -> None:
     path = write_lines("x.jsonl", [{"text": "one"}, b"broken"])
     report = embed(path)

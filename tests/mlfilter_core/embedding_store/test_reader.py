@@ -106,6 +106,29 @@ def test_float16_is_stored_as_such_and_read_as_float32(write: Write) -> None:
         np.testing.assert_allclose(file.embeddings(ALL), make_embeddings(5), rtol=1e-3, atol=1e-6)
 
 
+def test_int8_is_read_as_float32_by_its_scale(write: Write) -> None:
+    path = write(5, dtype="int8")
+    with h5py.File(path) as plain:
+        whole, scales = plain["train/embeddings"], plain["train/embedding_scale"]
+        assert (whole.dtype, scales.dtype, scales.shape) == (np.int8, np.float32, (5,))
+        product = whole[:] * scales[:][:, None]
+    with EmbeddingFile(path, "train") as file:
+        found = np.concatenate([file.embeddings(rows) for rows in file.slices(2)])
+        np.testing.assert_array_equal(found, product)
+        np.testing.assert_allclose(found, make_embeddings(5), atol=np.abs(make_embeddings(5)).max() / 127)
+        assert file.find("embedding_scale") is None
+
+
+def test_int8_without_its_scale_is_refused(write: Write) -> None:
+    path = write(5, dtype="int8")
+    with h5py.File(path, "a") as plain:
+        del plain["train/embedding_scale"]
+    with pytest.raises(
+        EmbeddingFileError, match=r"embeddings are int8 \(5, \d+\), not float .* int8 with embedding_scale"
+    ):
+        EmbeddingFile(path, "train")
+
+
 def test_one_label_in_a_list_makes_a_matrix_of_one_column(write: Write) -> None:
     with EmbeddingFile(write(2, n_labels=1), "train") as file:
         assert file.array("labels", ALL).tolist() == [[0], [1]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling, StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
 from transformers import ModernBertConfig, ModernBertModel
 
 from mlfilter_core.encoder.encoder import Encoder
@@ -74,13 +74,6 @@ def test_a_folder_that_is_no_model_is_refused(tiny_model: Path, tmp_path: Path, 
         tiny(folder)
 
 
-def test_an_encoder_without_token_embeddings_is_refused(tmp_path: Path) -> None:
-    static = StaticEmbedding(tiny_tokenizer(), embedding_dim=8)
-    SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "static"), create_model_card=False)
-    with pytest.raises(EncoderError, match="contains the module StaticEmbedding; supported are"):
-        tiny(tmp_path / "static")
-
-
 def test_a_tokenizer_without_a_pad_token_pads_with_another(
     tiny_model: Path, tiny_encoder: Encoder, tmp_path: Path
 ) -> None:
@@ -136,7 +129,7 @@ def test_layers_after_the_transformer_and_rotary_frequencies_stay_in_float32(tmp
     ("kind", "words"),
     [
         ("sentence_transformers.sparse_encoder.models.SpladePooling", "SpladePooling; .* It gives sparse embeddings"),
-        ("sentence_transformers.models.LSTM", "LSTM; supported are Transformer, Pooling, Dense"),
+        ("sentence_transformers.models.LSTM", "LSTM; supported are Transformer, StaticEmbedding, Pooling"),
     ],
 )
 def test_a_module_that_is_not_supported_is_named(save_modules: Folder, kind: str, words: str) -> None:

@@ -62,6 +62,7 @@ def test_an_untouched_file_is_right(outputs: Outputs, suffix: str, read_content:
         ([], {}),
         ([b"", b""], {}),
         ([{"text": "one"}] * 50, {"embedding_dtype": "float16", "writer_batch_size": 7}),
+        ([{"text": f"text {i}"} for i in range(50)], {"embedding_dtype": "int8", "writer_batch_size": 7}),
         (
             [{"key": i, "text": "one", "a/b": [i], "score": i + 0.1} for i in range(9)] + [{"key": 9, "text": "two"}],
             {"schema": DocumentSchema(("text",), "key", ("text", "a/b"), ("score",))},
