@@ -9,11 +9,12 @@ from pydantic import ValidationError
 from mlfilter_core.config.annotation import Ensemble, Scoring
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.head import Head
+from mlfilter_core.heads.layers import mlp
 from mlfilter_core.heads.scores import ScoreColumns
 
 
 def head(name: str, n_outputs: int = 1, task: str = "regression", labels: tuple[str, ...] = ()) -> Head:
-    return Head(name, (torch.ones(n_outputs, 3),), (torch.zeros(n_outputs),), "relu", {}, task, labels)
+    return Head(name, mlp([torch.ones(n_outputs, 3)], [torch.zeros(n_outputs)], "relu"), {}, task, labels)
 
 
 def columns(heads: list[Head], outputs: list[list[float]], **asked: Any) -> dict[str, list[Any]]:
