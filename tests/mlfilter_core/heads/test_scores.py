@@ -53,6 +53,16 @@ def test_a_classifier_writes_the_probability_of_each_class_and_the_likeliest() -
     assert written["label_kind"] == ["shop", "news"]
 
 
+def test_a_head_of_several_labels_writes_a_probability_for_each_and_the_list_of_those_it_has() -> None:
+    columns = ScoreColumns([head("tags", 3, "multilabel", ("news", "spam", "wiki"))], "score_", {}, {})
+    outputs = [[0, np.log(3), -np.log(3)], [-1, -1, -1], [1, 1, 1]]
+    table = columns.table(np.array(outputs, np.float32))
+    assert tuple(table) == columns.names == ("score_tags_news", "score_tags_spam", "score_tags_wiki", "label_tags")
+    assert [column[0] for column in list(table.values())[:3]] == pytest.approx([0.5, 0.75, 0.25])
+    assert table["label_tags"] == [["news", "spam"], [], ["news", "spam", "wiki"]]
+    assert columns.table(np.empty((0, 3), np.float32))["label_tags"] == []
+
+
 @pytest.mark.parametrize("size", [1e4, 3e38])
 def test_probabilities_of_extreme_logits_are_zero_and_one(size: float) -> None:
     heads = [head("a", 1, "binary", ("n", "y")), head("b", 3, "multiclass", ("0", "1", "2"))]
