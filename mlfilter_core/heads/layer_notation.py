@@ -150,7 +150,8 @@ class _Builder:
         )
 
     def _of(self, module: Module, kind: str) -> Layer:
-        if kind not in module.kinds:
+        is_vector = module.kinds == (PRELU,) and kind in (LAYER_NORM, RMS_NORM)  # a norm of one value
+        if kind not in module.kinds and not is_vector:
             raise HeadError(f"{self._where}: {module} is not a {kind}; correct layers")
         own: Mapping[str, torch.Tensor] = module.tensors
         if kind == LINEAR:
