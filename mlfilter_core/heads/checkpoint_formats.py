@@ -7,6 +7,7 @@ or from JSON next to the weights.
 import functools
 import json
 import logging
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlfilter_core.heads.checkpoint_files import HeadFiles, find_head
 from mlfilter_core.heads.checkpoint_tensors import HIDDEN_NAMES, OUTPUT_NAMES, WIDTH_NAMES, read_tensors
 from mlfilter_core.heads.head import TASKS, Head
 from mlfilter_core.heads.inferred_layers import Inferred, infer_layers
-from mlfilter_core.heads.layer_notation import DEFAULT_EPS, build_layers
+from mlfilter_core.heads.layer_notation import DEFAULT_EPS, build_layers, read_eps
 from mlfilter_core.heads.layers import Activation
 from mlfilter_core.heads.modules import Modules, read_modules
 from mlfilter_core.heads.sequence_classifiers import kind_of_classifier, read_classifier
@@ -59,7 +60,7 @@ def load_head(name: str, checkpoint: str | Path) -> Head:
     _check_format(facts, where)
     modules = read_modules(tensors, files.weights.suffix != ".safetensors", where)
     inferred = _layers(modules, facts, files.place_of_facts, where)
-    layers = build_layers(list(inferred.notation), modules, _eps(facts, where), where)
+    layers = build_layers(list(inferred.notation), modules, read_eps(facts.get("eps", DEFAULT_EPS), where), where)
     head = Head(name, layers, _trained_on(facts, where), assumptions=inferred.assumptions)
     _check_widths(facts, head.widths, where)
     if modules.left_out:
@@ -105,7 +106,9 @@ def _layers(modules: Modules, facts: Mapping[str, Any], place: Path, where: str)
         if activation is not None:
             raise HeadError(f"{where}: both layers and activation are stated; leave out activation")
         if not isinstance(facts["layers"], list):
-            raise HeadError(f'{where}: layers is {str(facts["layers"])[:100]}, not a list such as ["linear", "gelu"]')
+            raise HeadError(
+                f'{where}: layers is {reprlib.repr(facts["layers"])}, not a list such as ["linear", "gelu"]'
+            )
         return Inferred(facts["layers"])
     if activation is not None:
         activation = _one_of(tuple(ACTIVATIONS), activation, "activation", where)
@@ -121,16 +124,6 @@ def _is_plain(modules: Modules, facts: Mapping[str, Any]) -> bool:
     is_jql = [module.name for module in modules.found] == JQL_MODULES and {"input_dim", "hidden_dim"} <= facts.keys()
     is_predecessor = {"embedding_dim", "num_tasks"} <= facts.keys()
     return facts.get("format") == FORMAT or is_jql or is_predecessor
-
-
-def _eps(facts: Mapping[str, Any], where: str) -> float:
-    try:
-        eps = float(facts.get("eps", DEFAULT_EPS))
-    except (TypeError, ValueError):
-        eps = -1
-    if not 0 <= eps < 1:
-        raise HeadError(f"{where}: eps is {str(facts['eps'])[:100]}, not a number between 0 and 1; correct it")
-    return eps
 
 
 def _check_gives_logits(head: Head, task: str, where: str) -> None:

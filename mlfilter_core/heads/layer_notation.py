@@ -11,6 +11,7 @@ An entry is one of
 Every module is used exactly once.
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,21 @@ Notation = Sequence[Any]
 
 DEFAULT_EPS = 1e-5  # of torch.nn.LayerNorm and torch.nn.BatchNorm1d
 MAX_DEPTH = 4  # of lists in lists; arbitrary
+
+
+def read_eps(value: Any, where: str) -> float:
+    """Returns the epsilon of norms.
+
+    Raises:
+        HeadError: It is not a number between 0 and 1.
+    """
+    try:
+        eps = float(value)
+    except (TypeError, ValueError):
+        eps = -1
+    if not 0 <= eps < 1:
+        raise HeadError(f"{where}: eps is {reprlib.repr(value)}, not a number between 0 and 1; correct it")
+    return eps
 
 
 def build_layers(notation: Notation, modules: Modules, eps: float, where: str) -> tuple[Layer, ...]:
@@ -86,7 +102,7 @@ class _Builder:
         """Returns the layers of a chain that takes values of a width; None for any width."""
         if not isinstance(notation, list) or not notation or depth > MAX_DEPTH:
             raise HeadError(
-                f'{self._where}: layers has {str(notation)[:100]}, not a list such as ["linear", "gelu", "linear"]'
+                f'{self._where}: layers has {reprlib.repr(notation)}, not a list such as ["linear", "gelu", "linear"]'
             )
         layers: list[Layer] = []
         for entry in notation:
@@ -100,14 +116,14 @@ class _Builder:
             layers.append(layer)
             width = output_width([layer]) or width
         if not any(isinstance(layer, Linear) or not isinstance(layer, _ELEMENTWISE) for layer in layers):
-            raise HeadError(f"{self._where}: {notation} has no linear layer; correct layers")
+            raise HeadError(f"{self._where}: {reprlib.repr(notation)} has no linear layer; correct layers")
         return tuple(layers)
 
     def _layer(self, entry: Any, width: int | None, depth: int) -> tuple[Layer, str]:
         if isinstance(entry, list):
             return side_by_side([self.chain(chain, width, depth + 1) for chain in entry]), "a list of chains"
         if not isinstance(entry, str):
-            raise HeadError(f"{self._where}: layers has {str(entry)[:100]}, which is neither a text nor a list")
+            raise HeadError(f"{self._where}: layers has {reprlib.repr(entry)}, which is neither a text nor a list")
         name, _, kind = entry.partition(": ")
         name = self._full.get(name, name)
         if name in self.unused and (not kind or kind in KINDS):

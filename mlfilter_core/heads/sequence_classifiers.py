@@ -3,6 +3,7 @@
 Each takes one state of the encoder: of the first token, of the last, or the mean of all.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.checkpoint_tensors import read_some_tensors
 from mlfilter_core.heads.head import Head
-from mlfilter_core.heads.layer_notation import DEFAULT_EPS, build_layers
+from mlfilter_core.heads.layer_notation import DEFAULT_EPS, build_layers, read_eps
 from mlfilter_core.heads.modules import read_modules
 
 CLS, MEAN, LAST = "cls", "mean", "last_token"
@@ -147,8 +148,8 @@ def read_classifier(name: str, path: Path, kind: Classifier, facts: Mapping[str,
                 for part in ("weight", "bias")
                 if (key := f"{module}.{part}") in tensors
             }
-    eps = facts.get(kind.eps, DEFAULT_EPS)
-    layers = build_layers(notation, read_modules(own, True, where), float(eps), where)
+    eps = read_eps(facts.get(kind.eps, DEFAULT_EPS), where)
+    layers = build_layers(notation, read_modules(own, True, where), eps, where)
     head = Head(name, layers, {})
     task = _task(kind, facts, head.n_outputs)
     model = facts.get("_name_or_path") or path.parent.name
@@ -165,18 +166,18 @@ def _pooling(kind: Classifier, facts: Mapping[str, Any], where: str) -> str:
         return kind.pooling
     field = kind.pooling[1:]
     stated = facts.get(field, facts.get("clf_pooling", dict(kind.defaults).get(field)))  # the latter in EuroBERT's code
-    if stated not in POOLINGS:
+    if str(stated) not in POOLINGS:
         raise HeadError(
-            f"{where}: {field} is {stated!r}; supported are cls (or bos) and mean, which take one embedding of a "
-            "document"
+            f"{where}: {field} is {reprlib.repr(stated)}; supported are cls (or bos) and mean, which "
+            "take one embedding of a document"
         )
     return POOLINGS[str(stated)]
 
 
 def _activation(field: str, kind: Classifier, facts: Mapping[str, Any], where: str) -> str:
     stated = facts.get(field, dict(kind.defaults).get(field))
-    if stated not in ACTIVATION_NAMES:
-        raise HeadError(f"{where}: {field} is {stated!r}; supported are {', '.join(ACTIVATION_NAMES)}")
+    if str(stated) not in ACTIVATION_NAMES:
+        raise HeadError(f"{where}: {field} is {reprlib.repr(stated)}; supported are {', '.join(ACTIVATION_NAMES)}")
     return ACTIVATION_NAMES[str(stated)]
 
 

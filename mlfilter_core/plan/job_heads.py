@@ -58,7 +58,8 @@ def heads_section(heads: Sequence["Head"]) -> Section:
         }
         for head in heads
     }
-    return Section("heads", facts, [("heads", ", ".join(map(_described, heads)))])
+    assumed = [("", f"{head.name}: assumed: {'; '.join(head.assumptions)}") for head in heads if head.assumptions]
+    return Section("heads", facts, [("heads", ", ".join(map(_described, heads))), *assumed])
 
 
 def _described(head: "Head") -> str:

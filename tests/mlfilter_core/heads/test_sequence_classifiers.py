@@ -137,6 +137,22 @@ def test_an_unknown_activation_of_a_pooler_is_refused(tmp_path: Path) -> None:
         load_head("edu", tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("classifier_pooling", ["cls"], r"classifier_pooling is \['cls'\]; supported are cls"),
+        ("classifier_activation", {"a": 1}, r"classifier_activation is \{'a': 1\}; supported are gelu"),
+        ("norm_eps", "small", "eps is 'small', not a number between 0 and 1"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(tmp_path: Path, field: str, value: Any, message: str) -> None:
+    save_classifier(tmp_path / "x", tiny_config("modernbert", 1))
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    (tmp_path / "x" / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(HeadError, match=message):
+        load_head("edu", tmp_path / "x")
+
+
 def test_a_multilabel_classifier_has_a_label_for_each_output(tmp_path: Path) -> None:
     config = tiny_config("bert", 3, problem_type="multi_label_classification", id2label={0: "a", 1: "b", 2: "c"})
     model = save_classifier(tmp_path / "x", config)
