@@ -12,7 +12,7 @@ from torch import nn
 
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.checkpoint_formats import load_head
-from tests.mlfilter_core.heads.test_inferred_layers import DIM, L, check, randomised, save
+from tests.mlfilter_core.heads.saved_modules import DIM, L, check, randomised, save
 
 SILU_NORM = ["linear", "silu", "layer_norm", "linear", "sigmoid"]
 
