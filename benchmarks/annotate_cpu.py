@@ -28,6 +28,7 @@ from mlfilter_core.embedding_store.writer import EmbeddingWriter
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.heads.checkpoint_formats import load_head
 from mlfilter_core.heads.head import Head, score
+from mlfilter_core.heads.layers import Linear
 from mlfilter_core.versions import library_versions
 
 Rows = NDArray[np.float32]
@@ -97,8 +98,9 @@ def products(rows: Rows, heads: list[Head]) -> None:
     def multiply(batch: Rows) -> None:
         for head in heads:
             hidden = torch.from_numpy(batch)
-            for weight in head.weights:
-                hidden = onednn.linear(hidden, weight, None)
+            for layer in head.layers:
+                if isinstance(layer, Linear):
+                    hidden = onednn.linear(hidden, layer.weight, None)
 
     in_batches(rows, multiply)
 

@@ -20,6 +20,7 @@ from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.heads.head import Head
+from mlfilter_core.heads.layers import mlp
 from mlfilter_core.work.run_log import ROWS, RUN
 from tests.conftest import TINY_DIM
 
@@ -31,7 +32,7 @@ Lines = Mapping[str, Sequence[Any]]
 def head(name: str, seed: int, scale: float = 1.0) -> Head:
     """A linear head; with scale 0, it gives 1 for every document."""
     weights = np.random.default_rng(seed).standard_normal((1, TINY_DIM)).astype(np.float32) * scale
-    return Head(name, (torch.from_numpy(weights),), (torch.ones(1),), "relu", {})
+    return Head(name, mlp([torch.from_numpy(weights)], [torch.ones(1)], "relu"), {})
 
 
 def make_outputs(

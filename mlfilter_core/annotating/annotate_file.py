@@ -81,6 +81,7 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
             "columns": columns.names,
             "missing_values": values.missing_values,
             "mismatched_heads": mismatched,
+            "assumed_of_heads": {head.name: list(head.assumptions) for head in heads if head.assumptions},
             # Facts of the embeddings, which may be removed later.
             "source": dict(file.provenance.source) if file.provenance else None,
             "encoder": dict(file.provenance.encoder) if file.provenance else None,

@@ -29,9 +29,10 @@ class HeadRecipe(Written):
     id_key: str | None = Field(
         None, description="Key of the document's id in labels_path. Unset: document_id, doc_id, id or uuid."
     )
-    task: Literal["regression", "binary", "multiclass"] = Field(
+    task: Literal["regression", "binary", "multiclass", "multilabel"] = Field(
         "regression",
-        description="Kind of labels. regression: numbers. binary: 0 and 1. multiclass: class numbers from 0.",
+        description="Kind of labels. regression: numbers. binary: 0 and 1. multiclass: class numbers from 0. "
+        "multilabel: 0 and 1 in each of several label_key.",
     )
     label_names: tuple[str, ...] = Field((), description="Names of the targets or classes, in order.")
     scale: tuple[float, float] | None = Field(
@@ -69,8 +70,8 @@ class HeadRecipe(Written):
     @model_validator(mode="after")
     def _fits_together(self) -> "HeadRecipe":
         several = isinstance(self.label_key, tuple) and len(self.label_key) > 1
-        if several and self.task != "regression":
-            raise ValueError(f"task: {self.task} takes one label_key; train a head for each")
+        if several and self.task not in ("regression", "multilabel"):
+            raise ValueError(f"task: {self.task} takes one label_key; set task: multilabel, or train a head for each")
         if several and self.balance != "none":
             raise ValueError("balance: labels takes one label_key; train a head for each")
         if self.task == "binary" and len(self.label_names) not in (0, 2):

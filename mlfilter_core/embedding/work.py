@@ -81,7 +81,12 @@ class EmbedWork(Work[EmbedReport]):
             heads = load_heads(self.params.annotate_inline)
             score_columns(heads, self.annotation.request)
             is_allowed = self.annotation.request.allow_mismatched_head
-            find_mismatched_heads(heads, self.request.model.provenance(), "what this job embeds", is_allowed)
+            stated = {} if self.params.pooling is None else {"pooling": self.params.pooling}
+            made_by = {
+                **self.request.model.provenance(),
+                **stated,
+            }  # the model's own pooling is known when it is loaded
+            find_mismatched_heads(heads, made_by, "what this job embeds", is_allowed)
 
     def make(self, file: TaskFile) -> EmbedReport:
         from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads

@@ -6,7 +6,7 @@ Knows nothing about torch: a flow needs only the digest if all of its files are 
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlfilter_core.errors import HeadError
@@ -26,10 +26,17 @@ class HeadFiles:
     Attributes:
         weights: File of the tensors.
         facts: JSON that describes them: `config.json` of a folder, or the sidecar of a file; None if there is none.
+        is_folder: Whether the checkpoint is a folder.
     """
 
     weights: Path
     facts: Path | None
+    is_folder: bool = field(default=False, compare=False)
+
+    @property
+    def place_of_facts(self) -> Path:
+        """File that describes the weights, or would."""
+        return self.weights.with_name(FOLDER_CONFIG if self.is_folder else f"{self.weights.name}{SIDECAR_SUFFIX}")
 
     @property
     def sha256(self) -> str:
@@ -80,7 +87,7 @@ def _in_folder(name: str, folder: Path) -> HeadFiles:
             "with the weights"
         )
     config = folder / FOLDER_CONFIG
-    return HeadFiles(weights, config if config.is_file() else None)
+    return HeadFiles(weights, config if config.is_file() else None, is_folder=True)
 
 
 def _digest(name: str, checkpoint: str) -> str:

@@ -4,66 +4,77 @@ Knows nothing about files.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlfilter_core.compute.linear import ACTIVATIONS as ACTIVATIONS
-from mlfilter_core.compute.linear import activated_linear
 from mlfilter_core.embedding_store.fingerprint import Fingerprint, describe_differences, differences, name_of
 from mlfilter_core.errors import HeadError
+from mlfilter_core.heads.layers import (
+    Function,
+    Layer,
+    first_weight,
+    functions,
+    input_width,
+    linear_widths,
+    output_width,
+)
 
-TASKS = ("regression", "binary", "multiclass")
+ALLOW = "params.allow_mismatched_head: true"
+TASKS = ("regression", "binary", "multiclass", "multilabel")
 
 
 @dataclass(frozen=True)
 class Head:
-    """Linear layers with an activation between them.
+    """Layers that are applied in turn.
 
     Attributes:
         name: The head's name in the job.
-        weights: float32 (n_out, n_in) of each layer.
-        biases: float32 (n_out,) of each layer.
-        activation: One of `ACTIVATIONS`, between the layers.
+        layers: The layers, at least one of them linear.
         encoder: Fingerprint of the encoder it was trained on; empty if the checkpoint does not state it.
-        task: One of `TASKS`. The outputs of a classifier are logits; a single one is that of the second class.
+        task: One of `TASKS`. The outputs of a classifier are logits; a single one is that of the second class, or of
+            the only label.
         labels: Names of a classifier's classes, or of a regression's targets if it has several and names them.
+        assumptions: What the checkpoint does not show and was assumed, in words.
     """
 
     name: str
-    weights: tuple[torch.Tensor, ...]
-    biases: tuple[torch.Tensor, ...]
-    activation: str
+    layers: tuple[Layer, ...]
     encoder: Fingerprint
     task: str = "regression"
     labels: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
     @property
     def dim(self) -> int:
         """Width of the embeddings."""
-        return int(self.weights[0].shape[1])
+        width = input_width(self.layers)
+        assert width is not None, "a head has a linear layer"
+        return width
 
     @property
     def n_outputs(self) -> int:
         """Number of outputs."""
-        return int(self.weights[-1].shape[0])
+        width = output_width(self.layers)
+        assert width is not None, "a head has a linear layer"
+        return width
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of the embeddings, and after each linear layer."""
+        return (self.dim, *linear_widths(self.layers))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Head":
         """Returns the same head on another device, in another dtype."""
-        weights = tuple(weight.to(device, dtype) for weight in self.weights)
-        return replace(self, weights=weights, biases=tuple(bias.to(device, dtype) for bias in self.biases))
+        return replace(self, layers=tuple(layer.to(device, dtype) for layer in self.layers))
 
     @functools.cached_property
-    def layers(self) -> Sequence[Callable[[torch.Tensor], torch.Tensor]]:
+    def functions(self) -> Sequence[Function]:
         """Functions to apply to embeddings, one after the other."""
-        last = len(self.weights) - 1
-        return [
-            activated_linear(weight, bias, self.activation if i < last else None)
-            for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True))
-        ]
+        return functions(self.layers)
 
 
 @torch.inference_mode()
@@ -82,12 +93,12 @@ def score(heads: Sequence[Head], embeddings: NDArray[np.float32]) -> NDArray[np.
     """
     if not len(embeddings):
         return np.empty((0, sum(head.n_outputs for head in heads)), np.float32)
-    inputs = torch.from_numpy(embeddings).to(heads[0].weights[0])
+    inputs = torch.from_numpy(embeddings).to(first_weight(heads[0].layers))
     outputs = []
     for head in heads:
         hidden = inputs
-        for layer in head.layers:
-            hidden = layer(hidden)
+        for function in head.functions:
+            hidden = function(hidden)
         outputs.append(hidden)
     return torch.cat(outputs, dim=1).float().cpu().numpy()
 
@@ -130,7 +141,14 @@ def find_mismatched_heads(heads: list[Head], made_by: Fingerprint, where: str, a
         if head.name in mismatched and not are_allowed:
             raise HeadError(
                 f"head {head.name} was trained on embeddings of {name_of(head.encoder)}, but {where} was made by "
-                f"{name_of(made_by)}; they differ in {mismatched[head.name]}. Use the head that was trained on this "
-                "encoder's embeddings, or set params.allow_mismatched_head: true"
+                f"{name_of(made_by)}; they differ in {mismatched[head.name]}. {_remedy(head.encoder, made_by)}"
             )
     return mismatched
+
+
+def _remedy(trained_on: Fingerprint, made_by: Fingerprint) -> str:
+    """Returns what to do about embeddings of another encoder, or of the same with another pooling."""
+    fields = differences(trained_on, made_by)
+    is_pooled_otherwise = "pooling" in fields and "weights_sha256" not in fields
+    first = f"Embed with params.pooling: {trained_on['pooling']}, or use" if is_pooled_otherwise else "Use"
+    return f"{first} the head that was trained on this encoder's embeddings, or set {ALLOW}"

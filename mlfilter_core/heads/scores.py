@@ -4,6 +4,7 @@ Knows nothing about files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 LABEL_PREFIX = "label_"
 INTEGER_PREFIX = "int_"
+POSITIVE = 0.5  # lowest probability of a label that a document has
 COMBINATIONS: Mapping[str, Callable[..., NDArray[np.float64]]] = {
     **{"mean": np.mean, "median": np.median, "min": np.min, "max": np.max}
 }
@@ -32,6 +34,8 @@ class ScoreColumns:
     - A binary classifier gives `score_<head>`, the probability of its second class, and `label_<head>`, the likelier
       class.
     - A multiclass classifier gives `score_<head>_<class>` for each class, and `label_<head>`, the likeliest class.
+    - A multilabel classifier gives `score_<head>_<label>`, the probability of each label, and `label_<head>`, the list
+      of labels whose probability is at least a half.
     - An ensemble gives `score_<ensemble>`. For agreement, that is the number of its scores that reach their thresholds,
       and `label_<ensemble>` is whether they are enough.
     - A score with an integer scale is followed by `int_score_<name>`: rounded and clipped to the scale, as by
@@ -86,7 +90,7 @@ class ScoreColumns:
             own = _scores(head, part)
             self._add_scores(table, scores, own)
             if head.task != "regression":
-                _add(table, f"{LABEL_PREFIX}{head.name}", _likeliest(head, list(own.values())))
+                _add(table, f"{LABEL_PREFIX}{head.name}", _predicted(head, list(own.values())))
         for name, ensemble in self._ensembles.items():
             absent = [member for member in ensemble.heads if member not in scores]
             if absent:
@@ -132,15 +136,21 @@ def _scores(head: "Head", outputs: NDArray[np.float32]) -> Scores:
         return {head.name: _sigmoid(logits)}
     if head.task == "multiclass":
         outputs = _softmax(outputs)
+    elif head.task == "multilabel":
+        outputs = _sigmoid(outputs)
     elif head.n_outputs == 1:
         return {head.name: outputs[:, 0]}
     labels = head.labels or [str(i) for i in range(head.n_outputs)]
     return {f"{head.name}_{label}": column for label, column in zip(labels, outputs.T, strict=True)}
 
 
-def _likeliest(head: "Head", probabilities: Sequence[NDArray[np.float32]]) -> list[str]:
+def _predicted(head: "Head", probabilities: Sequence[NDArray[np.float32]]) -> list[Any]:
+    """Returns the likeliest class of each row; of a multilabel head, the labels that are likelier than not."""
+    if head.task == "multilabel":
+        rows = zip(*(column >= POSITIVE for column in probabilities), strict=True)
+        return [list(compress(head.labels, row)) for row in rows]
     is_binary = len(probabilities) == 1
-    indices = probabilities[0] >= 0.5 if is_binary else np.argmax(probabilities, axis=0)
+    indices = probabilities[0] >= POSITIVE if is_binary else np.argmax(probabilities, axis=0)
     return [head.labels[i] for i in indices.astype(int).tolist()]
 
 

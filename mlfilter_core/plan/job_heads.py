@@ -50,17 +50,19 @@ def heads_section(heads: Sequence["Head"]) -> Section:
     facts = {
         head.name: {
             "dim": head.dim,
-            "layers": len(head.weights),
+            "layers": len(head.widths) - 1,
             "outputs": head.n_outputs,
             "task": head.task,
             "states_its_encoder": bool(head.encoder),
+            **({"assumed": list(head.assumptions)} if head.assumptions else {}),
         }
         for head in heads
     }
-    return Section("heads", facts, [("heads", ", ".join(map(_described, heads)))])
+    assumed = [("", f"{head.name}: assumed: {'; '.join(head.assumptions)}") for head in heads if head.assumptions]
+    return Section("heads", facts, [("heads", ", ".join(map(_described, heads))), *assumed])
 
 
 def _described(head: "Head") -> str:
     """Returns `education (384-1000-1, regression)`."""
-    widths = "-".join(str(width) for width in (head.dim, *(weight.shape[0] for weight in head.weights)))
+    widths = "-".join(map(str, head.widths))
     return f"{head.name} ({widths}, {head.task}{'' if head.encoder else ', encoder unknown'})"

@@ -90,7 +90,7 @@ def _head_section(name: str, parts: DividedDocuments, findings: Findings) -> Sec
     lines = [(name, words)]
     if left_out:
         lines.append(("", "left out: " + ", ".join(f"{n:,} {reason}" for reason, n in left_out.items())))
-    names = task.names if task.kind == "regression" and task.names else [""] * n_labels
+    names = task.names if task.kind in ("regression", "multilabel") and task.names else [""] * n_labels
     for label, target in zip(names, targets, strict=True):
         lines.append(("", f"{label}: {_in_words(target)}" if label else _in_words(target)))
     facts: dict[str, Any] = {

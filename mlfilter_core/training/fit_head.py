@@ -30,7 +30,7 @@ class TrainingSet:
 
     Attributes:
         rows: Embeddings of the documents.
-        targets: float32 (n, n_outputs) for a regression; otherwise (n, 1), indices of classes.
+        targets: float32 (n, n_outputs) for a regression or several labels; otherwise (n, 1), indices of classes.
         weights: float32 (n,), weight of each document in the loss.
         folds: int8 (n,), fold that leaves the document out, or -1.
     """
@@ -145,8 +145,8 @@ class _Loss:
         targets = self._targets[positions].expand(len(outputs), -1, -1)
         if self._task == "regression":
             return ((outputs - targets) ** 2).mean(dim=2)
-        if self._task == "binary":
-            return functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")[..., 0]
+        if self._task in ("binary", "multilabel"):
+            return functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=2)
         return functional.cross_entropy(outputs.transpose(1, 2), targets[..., 0].long(), reduction="none")
 
 

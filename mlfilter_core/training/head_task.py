@@ -16,9 +16,9 @@ class HeadTask:
     """What a head predicts.
 
     Attributes:
-        kind: `regression`, `binary` or `multiclass`.
+        kind: `regression`, `binary`, `multiclass` or `multilabel`.
         n_outputs: Number of outputs of the head.
-        names: Names of the classes, or of several targets; empty for a regression of one target.
+        names: Names of the classes, of the labels, or of several targets; empty for a regression of one target.
     """
 
     kind: str
@@ -37,9 +37,10 @@ def head_task(recipe: HeadRecipe, labels: NDArray[np.float32]) -> HeadTask:
         TrainingError: The labels do not fit the task, or are all equal.
     """
     n_targets = labels.shape[1]
-    if recipe.task != "regression" and n_targets > 1:
+    if recipe.task in ("binary", "multiclass") and n_targets > 1:
         raise TrainingError(
-            f"task: {recipe.task} takes one label, and there are {n_targets}; set label_key to one of them"
+            f"task: {recipe.task} takes one label, and there are {n_targets}; set label_key to one of them, or task: "
+            "multilabel"
         )
     for i in range(n_targets):
         if np.ptp(labels[:, i]) == 0:
@@ -51,8 +52,10 @@ def head_task(recipe: HeadRecipe, labels: NDArray[np.float32]) -> HeadTask:
         return _multiclass(recipe, values)
     if not set(values.tolist()) <= {0.0, 1.0}:
         raise TrainingError(
-            f"task: binary takes labels 0 and 1; there are {_shown(values)}; set scale: [0, 1], or another task"
+            f"task: {recipe.task} takes labels 0 and 1; there are {_shown(values)}; set scale: [0, 1], or another task"
         )
+    if recipe.task == "multilabel":
+        return HeadTask("multilabel", n_targets, _target_names(recipe, n_targets) or _only_name(recipe))
     return HeadTask("binary", 1, recipe.label_names or ("0", "1"))
 
 
@@ -82,6 +85,12 @@ def _target_names(recipe: HeadRecipe, n_targets: int) -> tuple[str, ...]:
     last_parts = tuple(key.rpartition(".")[2] for key in keys)
     numbers = tuple(map(str, range(n_targets)))
     return recipe.label_names or (last_parts if len(set(last_parts)) == n_targets else numbers)
+
+
+def _only_name(recipe: HeadRecipe) -> tuple[str]:
+    """Returns the name of a single label."""
+    keys = (recipe.label_key,) if isinstance(recipe.label_key, str) else recipe.label_key or ("0",)
+    return ((recipe.label_names or keys)[0].rpartition(".")[2],)
 
 
 def _multiclass(recipe: HeadRecipe, values: NDArray[np.float32]) -> HeadTask:

@@ -1,5 +1,6 @@
 """Metrics of a head on labelled documents."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ def head_metrics(task: HeadTask, outputs: NDArray[np.float32], labels: NDArray[n
 
     Args:
         task: Task of the head.
-        outputs: float32 (n, n_outputs), outputs of the head: the logits of a classifier.
+        outputs: float32 (n, n_outputs), outputs of the head: the logits of a classifier or of its labels.
         labels: float32 (n, n_targets).
 
     Returns:
-        Values by name, `<target>.<name>` with several targets; None for an undefined value, such as a correlation with
-        labels that are all equal.
+        Values by name, `<target>.<name>` with several targets or labels; None for an undefined value, such as a
+        correlation with labels that are all equal.
     """
+    if task.kind == "multilabel":
+        return _of_multilabel(task.names, outputs, labels.astype(int))
     if task.kind != "regression":
         return _of_classifier(outputs, labels[:, 0].astype(int))
     if task.n_outputs == 1:
@@ -65,6 +68,31 @@ def _of_classifier(outputs: NDArray[np.float32], labels: NDArray[np.int_]) -> Me
         metrics["roc_auc"] = roc_auc_score(labels, probabilities[:, 1]) if has_both else None
         metrics["average_precision"] = average_precision_score(labels, probabilities[:, 1]) if has_both else None
     return {name: None if value is None else _number(value) for name, value in metrics.items()}
+
+
+def _of_multilabel(names: Sequence[str], outputs: NDArray[np.float32], labels: NDArray[np.int_]) -> Metrics:
+    """Returns the metrics of each label, and before them the means of these.
+
+    `macro_f1` is the mean F1 of the labels, not of a label and its absence. `exact_match` is the share of documents all
+    of whose labels are right.
+    """
+    from sklearn.metrics import f1_score
+
+    own: dict[str, Metrics] = {}
+    for i, name in enumerate(names):
+        of_label = _of_classifier(outputs[:, i : i + 1], labels[:, i])
+        f1 = f1_score(labels[:, i], outputs[:, i] >= 0, zero_division=0.0)
+        own[name] = {"f1": _number(f1), **{key: value for key, value in of_label.items() if key != "macro_f1"}}
+    metrics: Metrics = {"accuracy": _mean(own, "accuracy"), "macro_f1": _mean(own, "f1")}
+    metrics |= {key: _mean(own, key) for key in ("log_loss", "roc_auc", "average_precision")}
+    metrics["exact_match"] = _number(((outputs >= 0) == labels).all(axis=1).mean())
+    return metrics | {f"{name}.{key}": value for name, values in own.items() for key, value in values.items()}
+
+
+def _mean(metrics: Mapping[str, Metrics], key: str) -> float | None:
+    """Returns the mean of a metric over the labels for which it is defined."""
+    values = [value for own in metrics.values() if (value := own[key]) is not None]
+    return _number(np.mean(values)) if values else None
 
 
 def _number(value: Any) -> float:

@@ -5,7 +5,6 @@ import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.publishing import publish
 from mlfilter_core.heads.head import Head, score
+from mlfilter_core.heads.layers import mlp
 from mlfilter_core.heads.trained_head import TrainedHead, write_head
 from mlfilter_core.training.divided_documents import DividedDocuments, divide_documents
 from mlfilter_core.training.fit_head import FittedHead, TrainingSet, fit_head
@@ -53,9 +53,7 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
     fitted = _fit(request, documents, device)
     head = Head(
         name=request.name,
-        weights=fitted.weights,
-        biases=fitted.biases,
-        activation=request.recipe.activation,
+        layers=mlp(fitted.weights, fitted.biases, request.recipe.activation),
         encoder=found.encoder,
         task=task.kind,
         labels=task.names,
@@ -85,11 +83,14 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
         "validation_loss": fitted.validation_loss,
         "versions": library_versions(),
     }
-    targets = task.names if task.kind == "regression" else ()
+    targets = task.names if task.kind in ("regression", "multilabel") else ()
     write_held_out(output.with_suffix(HELD_OUT_SUFFIX), places, labels, targets)
     with publish(output.with_suffix(FIGURE_SUFFIX)) as temporary:
         draw_training(temporary, request.name, fitted, outputs[:, 0], labels[:, 0])
-    _write(output, head, training)
+    trained = TrainedHead(
+        *(fitted.weights, fitted.biases, request.recipe.activation, head.task, head.labels, head.encoder, training)
+    )
+    _write(output, trained)
     _log.info(
         "%s: %d epochs over %d documents in %.1f s; %s",
         *(request.name, fitted.epochs, report.trained_on, report.seconds, describe_metrics(report.metrics)),
@@ -125,11 +126,8 @@ def _remarks(documents: DividedDocuments) -> tuple[str, ...]:
     )
 
 
-def _write(output: Path, head: Head, training: dict[str, Any]) -> None:
+def _write(output: Path, head: TrainedHead) -> None:
     with publish(output.with_suffix(METRICS_SUFFIX)) as temporary, open_new(temporary) as file:
-        file.write(json.dumps(training, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(head.training, indent=2, ensure_ascii=False).encode() + b"\n")
     with publish(output) as temporary:
-        write_head(
-            temporary,
-            TrainedHead(head.weights, head.biases, head.activation, head.task, head.labels, head.encoder, training),
-        )
+        write_head(temporary, head)

@@ -82,7 +82,7 @@ class TrainReport(ReportDefaults):
         trained_on: Number of documents to train on, including those that folds leave out to find the best epoch.
         held_out: Number of documents held out for evaluation.
         epochs: Epoch that the head is taken from, counted from 1.
-        metrics: Metrics on the held-out documents, by name; `<target>.<name>` with several targets.
+        metrics: Metrics on the held-out documents, by name; `<target>.<name>` with several targets or labels.
         left_out: Number of rows and labels that are not used, by reason.
         remarks: Warnings.
         seconds: Wall time; 0 where skipped.

@@ -189,7 +189,11 @@ class Checkpoint(Target):
 
     modules = (
         "mlfilter_core.heads.checkpoint_formats",
-        "mlfilter_core.heads.linear_layers",
+        "mlfilter_core.heads.checkpoint_tensors",
+        "mlfilter_core.heads.inferred_layers",
+        "mlfilter_core.heads.layer_notation",
+        "mlfilter_core.heads.modules",
+        "mlfilter_core.heads.sequence_classifiers",
         "mlfilter_core.heads.head",
     )
 
@@ -210,10 +214,11 @@ class Checkpoint(Target):
         (self.folder / "classifier").mkdir(exist_ok=True)
         save_file(classifier, self.folder / "classifier" / "model.safetensors")
         facts = [
+            b'{"layers": ["0", "gelu", [["linear"]]], "eps": 0.1}',
             b'{"activation": "tanh", "task": "binary", "labels": ["n", "y"], "encoder": {}, "hidden_dim": 2}',
             b'{"architectures": ["BertForSequenceClassification"], "model_type": "bert", "id2label": {"0": "n"}}',
         ]
-        kinds = b"\0\1\1\2\3\4"
+        kinds = b"\0\1\1\2\3\3\4"
         return [kinds[i : i + 1] + content for i, content in enumerate([*files, *facts])]
 
     def try_input(self, content: bytes) -> None:

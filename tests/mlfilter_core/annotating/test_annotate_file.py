@@ -415,6 +415,33 @@ def test_a_head_of_another_encoder_scores_where_that_is_asked_for_and_the_output
     assert json.loads(request.provenance_file(file).read_text())["mismatched_heads"] == report.mismatched_heads
 
 
+def test_what_is_assumed_of_a_head_is_recorded_and_refuses_no_earlier_file(
+    embed: Embed, make_request: Callable[..., AnnotateRequest], heads: list[Head]
+) -> None:
+    file, request = embed(), make_request()
+    annotate_file(file, request, heads)
+    path = request.provenance_file(file)
+    made = json.loads(path.read_text())
+    assert made["assumed_of_heads"] == {"topics": ["relu between 0 and 2", "nothing after 2"]}
+    del made["assumed_of_heads"]  # as by an earlier version
+    path.write_text(json.dumps(made))
+    assert finished_annotation(file, request) is not None
+
+
+def test_a_head_of_several_labels_writes_lists(
+    embed: Embed, make_request: Callable[..., AnnotateRequest], tmp_path: Path
+) -> None:
+    facts = {"task": "multilabel", "labels": json.dumps(["news", "spam"])}
+    save_file(
+        {"weight": torch.zeros(2, TINY_DIM), "bias": torch.tensor([1.0, -1.0])}, tmp_path / "t.safetensors", facts
+    )
+    file, request = embed(), make_request()
+    annotate_file(file, request, [load_head("topics", tmp_path / "t.safetensors")])
+    line = json.loads(request.output(file).read_text().splitlines()[0])
+    assert line["label_topics"] == ["news"]
+    assert line["score_topics_news"] + line["score_topics_spam"] == pytest.approx(1)
+
+
 def test_a_file_that_is_no_file_of_embeddings_is_an_error(annotate: Annotate, tmp_path: Path) -> None:
     (tmp_path / "x.h5").write_bytes(b"not HDF5")
     with pytest.raises(EmbeddingFileError, match=r"x\.h5 is not an HDF5 file"):

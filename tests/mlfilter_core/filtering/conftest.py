@@ -22,6 +22,7 @@ from mlfilter_core.filtering.make_survey import make_survey
 from mlfilter_core.filtering.survey import NO_GROUP, Survey, SurveyRequest, load_survey
 from mlfilter_core.filtering.thresholds import find_thresholds
 from mlfilter_core.heads.head import Head
+from mlfilter_core.heads.layers import mlp
 from tests.conftest import TINY_DIM
 
 WORDS = ["ba", "be", "bi", "bo", "bu", "ca", "ce", "ci", "co", "cu"]
@@ -81,8 +82,8 @@ def annotate(folder: Path, model: Path) -> None:
         work.run(file)
     weights = torch.randn((2, TINY_DIM), generator=torch.Generator().manual_seed(0))
     heads = [
-        Head("good", (weights[:1],), (torch.zeros(1),), "relu", {}),
-        Head("fun", (weights[1:],), (torch.ones(1),), "relu", {}),
+        Head("good", mlp([weights[:1]], [torch.zeros(1)], "relu"), {}),
+        Head("fun", mlp([weights[1:]], [torch.ones(1)], "relu"), {}),
     ]
     request = AnnotateRequest(folder / "out" / "annotated_data", {"good": "1", "fun": "2"})
     for embeddings in find_files(folder / "out" / "embeddings", "**/*", EMBEDDING_SUFFIXES):

@@ -9,12 +9,13 @@ from mlfilter_core.embedding_store.fingerprint import Fingerprint
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads import head
 from mlfilter_core.heads.head import Head, check_heads_fit, find_mismatched_heads
+from mlfilter_core.heads.layers import mlp
 
 DIM = 6
 
 
 def make_head(name: str, dim: int = DIM, n_targets: int = 1, encoder: Fingerprint | None = None) -> Head:
-    return Head(name, (torch.ones(n_targets, dim),), (torch.zeros(n_targets),), "relu", encoder or {})
+    return Head(name, mlp([torch.ones(n_targets, dim)], [torch.zeros(n_targets)], "relu"), encoder or {})
 
 
 def test_a_head_of_another_width_does_not_fit() -> None:

@@ -9,11 +9,12 @@ from pydantic import ValidationError
 from mlfilter_core.config.annotation import Ensemble, Scoring
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.head import Head
+from mlfilter_core.heads.layers import mlp
 from mlfilter_core.heads.scores import ScoreColumns
 
 
 def head(name: str, n_outputs: int = 1, task: str = "regression", labels: tuple[str, ...] = ()) -> Head:
-    return Head(name, (torch.ones(n_outputs, 3),), (torch.zeros(n_outputs),), "relu", {}, task, labels)
+    return Head(name, mlp([torch.ones(n_outputs, 3)], [torch.zeros(n_outputs)], "relu"), {}, task, labels)
 
 
 def columns(heads: list[Head], outputs: list[list[float]], **asked: Any) -> dict[str, list[Any]]:
@@ -50,6 +51,16 @@ def test_a_classifier_writes_the_probability_of_each_class_and_the_likeliest() -
     assert written["score_kind_shop"] == pytest.approx([0.5, 1 / 3])
     assert written["score_kind_wiki"] == pytest.approx([0.25, 1 / 3])
     assert written["label_kind"] == ["shop", "news"]
+
+
+def test_a_head_of_several_labels_writes_a_probability_for_each_and_the_list_of_those_it_has() -> None:
+    columns = ScoreColumns([head("tags", 3, "multilabel", ("news", "spam", "wiki"))], "score_", {}, {})
+    outputs = [[0, np.log(3), -np.log(3)], [-1, -1, -1], [1, 1, 1]]
+    table = columns.table(np.array(outputs, np.float32))
+    assert tuple(table) == columns.names == ("score_tags_news", "score_tags_spam", "score_tags_wiki", "label_tags")
+    assert [column[0] for column in list(table.values())[:3]] == pytest.approx([0.5, 0.75, 0.25])
+    assert table["label_tags"] == [["news", "spam"], [], ["news", "spam", "wiki"]]
+    assert columns.table(np.empty((0, 3), np.float32))["label_tags"] == []
 
 
 @pytest.mark.parametrize("size", [1e4, 3e38])

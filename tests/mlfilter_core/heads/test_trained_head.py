@@ -28,7 +28,7 @@ def test_a_written_head_is_loaded_as_it_was(tmp_path: Path) -> None:
     made = trained()
     write_head(tmp_path / "x.safetensors", made)
     head = load_head("quality", tmp_path / "x.safetensors")
-    assert (head.activation, head.task, head.labels, head.encoder) == ("gelu", "regression", ("a", "b"), ENCODER)
+    assert (head.assumptions, head.task, head.labels, head.encoder) == ((), "regression", ("a", "b"), ENCODER)
     inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     hidden = torch.nn.functional.gelu(inputs @ made.weights[0].T + made.biases[0])
     expected = hidden @ made.weights[1].T + made.biases[1]

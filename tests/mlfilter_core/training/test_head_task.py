@@ -19,6 +19,10 @@ from tests.mlfilter_core.training.conftest import column
         (HeadRecipe(label_names=("x", "y")), np.eye(2), HeadTask("regression", 2, ("x", "y"))),
         (HeadRecipe(task="binary"), column(0, 1), HeadTask("binary", 1, ("0", "1"))),
         (HeadRecipe(task="binary", label_names=("bad", "good")), column(0, 1), HeadTask("binary", 1, ("bad", "good"))),
+        (HeadRecipe(task="multilabel", label_key=("s.a", "s.b")), np.eye(2), HeadTask("multilabel", 2, ("a", "b"))),
+        (HeadRecipe(task="multilabel", label_names=("x", "y")), np.eye(2), HeadTask("multilabel", 2, ("x", "y"))),
+        (HeadRecipe(task="multilabel", label_key="s.spam"), column(0, 1), HeadTask("multilabel", 1, ("spam",))),
+        (HeadRecipe(task="multilabel"), column(0, 1), HeadTask("multilabel", 1, ("0",))),
         (HeadRecipe(task="multiclass"), column(0, 2, 1), HeadTask("multiclass", 3, ("0", "1", "2"))),
     ],
 )
@@ -34,6 +38,12 @@ def test_a_recipe_and_its_labels_make_a_task(recipe: HeadRecipe, labels: Any, ta
         ({"label_names": ("a", "b")}, column(1, 2), "label_names has 2 names, and there are 1 targets"),
         ({"task": "binary"}, np.eye(2), "task: binary takes one label, and there are 2; set label_key to one of them"),
         ({"task": "binary"}, column(0, 1, 2), r"task: binary takes labels 0 and 1; there are 0, 1, 2; set scale"),
+        (
+            {"task": "multilabel"},
+            np.array([[0, 1], [1, 2]]),
+            r"task: multilabel takes labels 0 and 1; there are 0, 1, 2",
+        ),
+        ({"task": "multilabel", "label_names": ("a",)}, np.eye(2), "label_names has 1 names, and there are 2 targets"),
         ({"task": "multiclass"}, column(0, 1.5), "takes class indices, from 0; there are 0, 1.5"),
         ({"task": "multiclass"}, column(-1, 1), "takes class indices, from 0; there are -1, 1"),
         ({"task": "multiclass"}, column(0, 3), "no document has the label 1; number the classes without gaps"),

@@ -42,3 +42,21 @@ def test_metrics_of_classifiers() -> None:
     metrics = head_metrics(HeadTask("multiclass", 3, ("a", "b", "c")), logits, column(0, 1, 2, 2))
     assert metrics["accuracy"] == 0.75
     assert metrics["macro_f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3, abs=1e-5)
+
+
+def test_metrics_of_several_labels() -> None:
+    """By hand: the first label is right for three of four documents, the second for all."""
+    outputs = np.array([[2, -1], [1, 1], [-1, 3], [1, -2]], np.float32)
+    labels = np.array([[1, 0], [1, 1], [0, 1], [0, 0]], np.float32)
+    metrics = head_metrics(HeadTask("multilabel", 2, ("a", "b")), outputs, labels)
+    assert (metrics["a.accuracy"], metrics["b.accuracy"], metrics["accuracy"]) == (0.75, 1, 0.875)
+    assert (metrics["a.f1"], metrics["b.f1"]) == (0.8, 1)
+    assert metrics["macro_f1"] == 0.9
+    assert (metrics["a.roc_auc"], metrics["b.roc_auc"], metrics["roc_auc"]) == (0.875, 1, 0.9375)
+    assert metrics["exact_match"] == 0.75
+
+
+def test_a_label_that_no_document_has_leaves_the_means_defined() -> None:
+    outputs, labels = np.array([[1, -1], [-1, -1]], np.float32), np.array([[1, 0], [0, 0]], np.float32)
+    metrics = head_metrics(HeadTask("multilabel", 2, ("a", "b")), outputs, labels)
+    assert (metrics["b.roc_auc"], metrics["roc_auc"]) == (None, 1)

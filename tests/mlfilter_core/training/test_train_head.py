@@ -14,6 +14,7 @@ from mlfilter_core.config.training import HeadRecipe
 from mlfilter_core.errors import HeadError, OutputConflictError, TrainingError
 from mlfilter_core.heads.checkpoint_formats import load_head
 from mlfilter_core.heads.head import find_mismatched_heads, score
+from mlfilter_core.notebook import score_embeddings
 from mlfilter_core.training.train_head import train_head
 from mlfilter_core.training.train_request import TrainReport, TrainRequest, describe_metrics, finished_head
 from mlfilter_core.work.progress import Progress, heard_by
@@ -102,6 +103,24 @@ def test_a_trained_classifier_is_loaded_as_one(
     assert train(write_labelled(labels=labels), recipe=recipe).metrics["accuracy"] > 0.8  # type: ignore[operator]
     loaded = load_head("quality", head)
     assert (loaded.task, loaded.labels, loaded.n_outputs) == (task, names, 1 if task == "binary" else 3)
+
+
+def test_a_head_of_several_labels_is_trained_and_loaded_as_one(
+    write_labelled: WriteLabelled, train: Train, head: Path
+) -> None:
+    labels = (embeddings_of(200)[:, :2] > 0).astype(int)
+    recipe = {"task": "multilabel", "label_key": ["tags.news", "tags.spam"]}
+    report = train(write_labelled(labels=labels, label_keys=["tags.news", "tags.spam"]), recipe=recipe)
+    assert report.metrics["news.accuracy"] > 0.8  # type: ignore[operator]
+    assert report.metrics["macro_f1"] > 0.8  # type: ignore[operator]
+    loaded = load_head("quality", head)
+    assert (loaded.task, loaded.labels, loaded.n_outputs) == ("multilabel", ("news", "spam"), 2)
+    held_out = json.loads(head.with_name("quality.held_out.jsonl").read_text().splitlines()[0])
+    assert held_out["label"].keys() == {"news", "spam"}
+    columns = score_embeddings([loaded], embeddings_of(200))
+    found = [[name in row for name in loaded.labels] for row in columns["label_quality"]]
+    assert (np.array(found) == labels).mean() > 0.9
+    assert list(columns) == ["score_quality_news", "score_quality_spam", "label_quality"]
 
 
 def test_a_finished_head_is_found_and_tells_its_report(write_labelled: WriteLabelled, train: Train, head: Path) -> None:

@@ -1,0 +1,151 @@
+"""Sidecars with `layers`, against the forward pass of the module that they describe."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mlfilter_core.errors import HeadError
+from mlfilter_core.heads.checkpoint_formats import load_head
+from tests.mlfilter_core.heads.saved_modules import DIM, L, check, randomised, save
+
+SILU_NORM = ["linear", "silu", "layer_norm", "linear", "sigmoid"]
+
+
+def sequence() -> nn.Module:
+    return randomised(nn.Sequential(L(DIM, 4), nn.SiLU(), nn.LayerNorm(4), nn.Dropout(), L(4, 2), nn.Sigmoid()))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "layers", [SILU_NORM, ["0", "silu", "2", "4", "sigmoid"], ["0", "silu", "2", "linear", "sigmoid"]]
+)
+def test_layers_are_computed_as_they_are_written(tmp_path: Path, layers: list[Any], suffix: str) -> None:
+    head = load_head("x", save(sequence(), tmp_path / f"x{suffix}", {"layers": layers}))
+    check(head, sequence())
+    assert head.assumptions == ()
+
+
+# Modules by the word for them; those with several words have tensors that can be either.
+PIECES: dict[str, Callable[[int], nn.Module]] = {
+    "layer_norm": nn.LayerNorm, "batch_norm": nn.BatchNorm1d, "rms_norm": lambda n: nn.RMSNorm(n, eps=1e-5),
+    "prelu": nn.PReLU, "gelu": lambda n: nn.GELU(), "silu": lambda n: nn.SiLU(), "tanh": lambda n: nn.Tanh(),
+    "elu": lambda n: nn.ELU(), "relu": lambda n: nn.ReLU(), "mish": lambda n: nn.Mish(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_chain_of_layers_can_be_written_by_names(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    width, modules, layers = DIM, [], []
+    for _ in range(rng.randint(2, 5)):
+        for kind in rng.sample(sorted(PIECES), rng.randint(0, 3)):
+            has_weights = kind in ("layer_norm", "batch_norm", "rms_norm", "prelu")
+            layers.append(f"{len(modules)}: {kind}" if has_weights else kind)
+            modules.append(PIECES[kind](width))
+        new = rng.randint(1, 9)
+        layers.append(str(len(modules)))
+        modules.append(L(width, new, bias=rng.random() < 0.5))
+        width = new
+    module = randomised(nn.Sequential(*modules), seed)
+    facts = {"layers": layers}
+    check(load_head("x", save(module, tmp_path / "x.safetensors", facts)), module)
+
+
+def test_safetensors_may_state_the_layers_themselves(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    module = sequence()
+    save_file(dict(module.state_dict()), tmp_path / "x.safetensors", {"layers": json.dumps(SILU_NORM), "eps": "1e-5"})
+    check(load_head("x", tmp_path / "x.safetensors"), module)
+
+
+def test_the_epsilon_of_norms_is_the_one_that_is_stated(tmp_path: Path) -> None:
+    module = randomised(nn.Sequential(nn.LayerNorm(DIM, eps=0.1), nn.BatchNorm1d(DIM, eps=0.1), L(DIM, 1)))
+    check(load_head("x", save(module, tmp_path / "x.pt", {"layers": ["0", "1", "2"], "eps": 0.1})), module)
+    check(load_head("x", save(module, tmp_path / "x.pt", {"eps": 0.1})), module)
+
+
+def test_a_norm_without_weights_leaves_none_in_the_file(tmp_path: Path) -> None:
+    module = randomised(nn.Sequential(nn.LayerNorm(DIM, elementwise_affine=False), L(DIM, 1)))
+    check(load_head("x", save(module, tmp_path / "x.pt", {"layers": ["layer_norm", "1"]})), module)
+
+
+def test_names_may_be_given_in_full(tmp_path: Path) -> None:
+    module = randomised(nn.ModuleDict({"net": nn.ModuleDict({"b": L(DIM, 4), "a": L(4, 1)})}))
+    path = save(module, tmp_path / "x.safetensors", {"layers": ["net.b", "tanh", "net.a"]})
+    inner = module["net"]
+    check(load_head("x", path), nn.Sequential(inner["b"], nn.Tanh(), inner["a"]))
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"layers": ["0", "silu", "2"]}, r"layers leaves out 4 \(linear, 4 to 2\); write every module of the file"),
+        ({"layers": ["0", "0", "2", "4"]}, "layers has '0', which is used twice, or not of that kind"),
+        ({"layers": ["0", "swish", "2", "4"]}, r"'swish', which is neither a module that is left .* nor an activation"),
+        ({"layers": ["0", "fc", "2", "4"]}, "'fc', which is neither a module that is left"),
+        ({"layers": ["4", "0", "2"]}, r"0\.weight takes 8 values, but the layer before it gives 2"),
+        ({"layers": ["0", "4", "2"]}, r"2\.weight takes 4 values, but the layer before it gives 2"),
+        ({"layers": ["0", "2: prelu", "4"]}, r"2 \(layer_norm, 4\) is not a prelu; correct layers"),
+        ({"layers": ["linear", "linear", "linear", "layer_norm"]}, "'linear', which is neither a module that is left"),
+        ({"layers": ["0", 3, "2", "4"]}, "layers has 3, which is neither a text nor a list"),
+        ({"layers": ["0", [["2"], "4"]]}, r"x\.pt: \['2'\] has no linear layer; correct layers"),
+        ({"layers": []}, r"layers has \[\], not a list such as"),
+        ({"layers": "relu"}, "layers is 'relu', not a list such as"),
+        ({"layers": {"0": "relu"}}, "layers is .*, not a list such as"),
+        ({"layers": ["0", "2", "4"], "activation": "relu"}, "both layers and activation are stated; leave out activ"),
+        ({"layers": SILU_NORM, "task": "binary"}, "task binary applies its own sigmoid, and layers ends with sigmoid"),
+        ({"layers": SILU_NORM, "task": "multilabel"}, "task multilabel applies its own sigmoid, and layers ends with"),
+        ({"layers": ["0", "2", "4"], "eps": "small"}, "eps is 'small', not a number between 0 and 1"),
+        ({"layers": ["0", "2", "4"], "eps": -1}, "eps is -1, not a number between 0 and 1"),
+        ({"layers": ["0", "2", "4"], "labels": ["a"]}, "1 different labels, but its last layer gives 2"),
+        ({"layers": ["0", "2", "4"], "labels": ["a", " "]}, "labels has an empty name; name every output"),
+    ],
+)
+def test_a_sidecar_that_contradicts_the_weights_is_refused(tmp_path: Path, facts: dict[str, Any], message: str) -> None:
+    with pytest.raises(HeadError, match=message):
+        load_head("x", save(sequence(), tmp_path / "x.pt", facts))
+
+
+def test_kinds_need_an_order_that_safetensors_forget(tmp_path: Path) -> None:
+    module = nn.ModuleDict({"b": L(DIM, 4), "a": L(4, 1)})
+    path = save(module, tmp_path / "x.safetensors", {"layers": ["linear", "relu", "linear"]})
+    with pytest.raises(HeadError, match=r"does not tell which linear is next in layers; write one of a .* by its name"):
+        load_head("x", path)
+    check(
+        load_head("x", save(module, tmp_path / "x.pt", {"layers": ["linear", "relu", "linear"]})),
+        nn.Sequential(module["b"], nn.ReLU(), module["a"]),
+    )
+
+
+def test_a_vector_that_can_be_several_layers_is_named_with_its_kind(tmp_path: Path) -> None:
+    module = randomised(nn.Sequential(L(DIM, 4), nn.PReLU(4), L(4, 1)))
+    with pytest.raises(HeadError, match=r"write it as '1: prelu' or '1: layer_norm' or '1: rms_norm' in layers"):
+        load_head("x", save(module, tmp_path / "x.pt", {"layers": ["0", "1", "2"]}))
+    for layers in (["0", "1: prelu", "2"], ["0", "prelu", "2"], ["linear", "prelu", "linear"]):
+        check(load_head("x", save(module, tmp_path / "x.pt", {"layers": layers})), module)
+
+
+def test_fields_without_a_meaning_are_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_head("x", save(L(DIM, 1), tmp_path / "x.pt", {"activaton": "gelu"}))
+    assert "x.pt.json has fields without a meaning: activaton; known: layers, activation, " in caplog.text
+
+
+def test_nesting_has_a_limit(tmp_path: Path) -> None:
+    layers: list[Any] = ["0"]
+    for _ in range(50):
+        layers = [[layers]]
+    with pytest.raises(HeadError, match="not a list such as"):
+        load_head("x", save(L(DIM, 1), tmp_path / "x.pt", {"layers": layers}))
+
+
+def test_an_empty_tensor_of_a_norm_is_refused(tmp_path: Path) -> None:
+    torch.save({"0.weight": torch.ones(0), "0.bias": torch.ones(0), "1.weight": torch.ones(1, 3)}, tmp_path / "x.pt")
+    with pytest.raises(HeadError, match=r"0\.weight is empty"):
+        load_head("x", tmp_path / "x.pt")
