@@ -152,8 +152,7 @@ def _hash_files(model: str, folder: Path, revision: str | None) -> ModelFiles:
     adapter = read_settings(folder / ADAPTER_CONFIG)
     if not adapter and not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise EncoderError(f"embedding_model: {folder} contains no config.json; it is not a model folder")
-    weights = _loaded_weights(folder)
-    if not weights:
+    if not _loaded_weights(folder):
         raise EncoderError(f"embedding_model: {folder} contains no weights (*.safetensors, *.bin)")
     texts = sorted({path for pattern in CONFIG_PATTERNS for path in folder.rglob(pattern)})
     tokenizer = [path for path in texts if path.name in TOKENIZER_FILES or "token" in path.name]
@@ -162,7 +161,7 @@ def _hash_files(model: str, folder: Path, revision: str | None) -> ModelFiles:
             f"embedding_model: {folder} contains no tokenizer ({', '.join(TOKENIZER_FILES)}); save it "
             "next to the model with tokenizer.save_pretrained(...)"
         )
-    weights_sha256 = _digest(folder, weights)
+    weights_sha256 = weights_digest(folder)
     if adapter:
         base = resolve_model(base_model(adapter, folder), adapter.get("revision"))
         weights_sha256 = hashlib.sha256(f"{weights_sha256} {base.weights_sha256}".encode()).hexdigest()
@@ -174,6 +173,11 @@ def _hash_files(model: str, folder: Path, revision: str | None) -> ModelFiles:
         tokenizer_sha256=_digest(folder, tokenizer),
         config_sha256=_digest(folder, [path for path in texts if path not in tokenizer]),
     )
+
+
+def weights_digest(folder: Path) -> str:
+    """Returns the digest over names and contents of a folder's weight files."""
+    return _digest(folder, _loaded_weights(folder))
 
 
 def _loaded_weights(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlfilter_core.encoder.model_files import weights_digest
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.checkpoint_tensors import read_some_tensors
 from mlfilter_core.heads.head import Head
@@ -153,7 +154,13 @@ def read_classifier(name: str, path: Path, kind: Classifier, facts: Mapping[str,
     head = Head(name, layers, {})
     task = _task(kind, facts, head.n_outputs)
     model = facts.get("_name_or_path") or path.parent.name
-    encoder = {"model": f"{model} ({STATE_NAMES[pooling]})", "pooling": pooling, "is_normalized": False}
+    # The encoder is in the same folder: embeddings of the model that it was trained from are others.
+    encoder = {
+        "model": f"{model} ({STATE_NAMES[pooling]})",
+        "weights_sha256": weights_digest(path.parent),
+        "pooling": pooling,
+        "is_normalized": False,
+    }
     return Head(name, layers, encoder, task, _labels(facts, head.n_outputs, where))
 
 

@@ -10,10 +10,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig
 
+from mlfilter_core.encoder.model_files import resolve_model
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.checkpoint_formats import load_head
 from mlfilter_core.heads.head import find_mismatched_heads, score
 from mlfilter_core.heads.sequence_classifiers import ACTIVATION_NAMES, CLASSIFIERS
+from tests.conftest import tiny_tokenizer
 
 # Remote code with the layers of another entry of the table: not in transformers.
 REMOTE = {"new": "gte", "xlm-roberta-flash": "xlm-roberta"}
@@ -116,6 +118,22 @@ def test_the_configuration_states_the_pooling(
         head = load_head("edu", tmp_path / value)
         assert (head.encoder["pooling"], head.encoder["is_normalized"]) == (pooling, False)
         np.testing.assert_allclose(score([head], pooled(model, pooling)), logits_of(model), rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_of_another_encoder_than_the_classifiers_own_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "classifier"
+    model = save_classifier(folder, tiny_config("bert", 1))
+    model.base_model.save_pretrained(tmp_path / "base")  # type: ignore[operator, union-attr]
+    for path in (folder, tmp_path / "base"):
+        tiny_tokenizer().save_pretrained(path)
+    head = load_head("edu", folder)
+    own, base = (
+        {"weights_sha256": resolve_model(str(path)).weights_sha256, "pooling": "cls", "is_normalized": False}
+        for path in (folder, tmp_path / "base")
+    )
+    assert find_mismatched_heads([head], own, "x.h5", are_allowed=False) == {}
+    with pytest.raises(HeadError, match="they differ in weights_sha256"):
+        find_mismatched_heads([head], base, "x.h5", are_allowed=False)
 
 
 def test_scores_of_tokens_that_are_averaged_later_are_refused(tmp_path: Path) -> None:
