@@ -145,8 +145,14 @@ def compare(folder: Path, family: Family, lengths: list[int]) -> Iterator[tuple[
         yield f"{name}_cosine_short_sentence_transformers", min(peer[: len(SHORT_TEXTS)])
 
 
-def make_model(folder: Path, family: Family) -> None:
-    """Saves a model with random weights as sentence-transformers does."""
+def make_model(folder: Path, family: Family, model: str | None = None) -> None:
+    """Saves a model with random weights, in `plain` as transformers does.
+
+    Args:
+        folder: Where to.
+        family: Its family.
+        model: Suffix of its class. Without it, the family's encoder is also saved as sentence-transformers does.
+    """
     sizes = {
         "hidden_size": DIM,
         "num_attention_heads": HEADS,
@@ -160,16 +166,18 @@ def make_model(folder: Path, family: Family) -> None:
         **{**sizes, **tokens, "max_position_embeddings": family.positions + own_positions, **family.settings}
     )
     torch.manual_seed(0)
-    model = getattr(transformers, f"{family.architecture}{family.model}")(config).eval()
+    made = getattr(transformers, f"{family.architecture}{model or family.model}")(config).eval()
     with torch.no_grad():
-        for module in model.modules():
+        for module in made.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.weight.normal_(0, 0.5)
             elif isinstance(module, torch.nn.Linear):
                 module.weight.normal_(0, GAIN / module.in_features**0.5)
     plain = folder / "plain"
-    model.save_pretrained(plain)
+    made.save_pretrained(plain)
     byte_tokenizer(family.positions).save_pretrained(plain)
+    if model is not None:
+        return
     modules = [Transformer(str(plain)), Pooling(DIM, family.pooling), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
 

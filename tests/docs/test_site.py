@@ -92,3 +92,14 @@ def test_each_family_that_was_compared_has_a_row(site: Path) -> None:
     for family in families:
         assert f"<td>{family.replace('_', ' ')}</td>" in page
         assert figures[f"{family}_float32_difference"] < 1e-5
+
+
+def test_each_format_of_heads_that_was_compared_has_a_row(site: Path) -> None:
+    page = (site / "reference" / "heads.html").read_text()
+    assert "<!-- head_fidelity" not in page
+    figures = json.loads((REPOSITORY / "benchmarks" / "results" / "head_fidelity.json").read_text())
+    formats = {name: value for name, value in figures.items() if isinstance(value, float)}
+    assert len(formats) >= 10
+    for name, difference in formats.items():
+        assert f"<td>{name.replace('_', ' ')}</td>" in page
+        assert difference < 1e-5
