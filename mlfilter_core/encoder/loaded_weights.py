@@ -41,8 +41,10 @@ class LoadedWeights:
 def recording_weights() -> Iterator[LoadedWeights]:
     """Yields what transformers finds missing or surplus in the models that are loaded meanwhile.
 
-    sentence-transformers loads its model by `from_pretrained`, and keeps only the model of what that returns.
+    sentence-transformers loads its model by `from_pretrained`, and keeps only the model of what that returns. The report
+    that transformers itself logs is left out: it advises to train a pooler that nothing uses.
     """
+    log_of_transformers = logging.getLogger("transformers.modeling_utils")
     own = PreTrainedModel.__dict__["from_pretrained"]
     found = LoadedWeights()
 
@@ -55,10 +57,16 @@ def recording_weights() -> Iterator[LoadedWeights]:
         return (model, info) if wants_info else model
 
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment, method-assign]
+    log_of_transformers.addFilter(_is_no_report)  # with a higher level, transformers 5.23 logs other warnings
     try:
         yield found
     finally:
+        log_of_transformers.removeFilter(_is_no_report)
         PreTrainedModel.from_pretrained = own  # type: ignore[method-assign]
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def check_weights(model: PreTrainedModel, found: LoadedWeights, folder: Path) -> list[str]:

@@ -64,8 +64,12 @@ def test_a_model_with_code_of_its_own_is_not_loaded_as_another(tiny_model: Path,
         tiny(folder)
 
 
-def test_a_missing_pooler_is_fine(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_missing_pooler_is_fine(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     folder = changed(tiny_model, tmp_path / "model", without("pooler"))
+    assert tiny(folder).warnings == ()
+    assert "pooler" not in "".join(capfd.readouterr()) + caplog.text
     np.testing.assert_array_equal(encode(tiny(folder), TEXTS), encode(tiny(tiny_model), TEXTS))
 
 
