@@ -82,8 +82,13 @@ def pack_linear_layers(model: torch.nn.Module) -> None:
     for name, child in model.named_children():
         if type(child) is not torch.nn.Linear:
             pack_linear_layers(child)
-        elif _can_pack(child.weight):
+        elif _can_pack(child.weight) and _is_plain(child):
             setattr(model, name, PackedLinear(child))
+
+
+def _is_plain(layer: torch.nn.Linear) -> bool:
+    """Whether a layer's forward pass is that of its weight: no hook changes it, and nothing computes the weight."""
+    return "weight" in layer._parameters and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _can_pack(weight: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ from mlfilter_core.embedding_store.layout import Provenance
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.wording import DIGEST_CHARACTERS, shown
 
-FIELDS = ("weights_sha256", "tokenizer_sha256", "pooling", "prompt", "max_length", "is_normalized")
+FIELDS = ("weights_sha256", "tokenizer_sha256", "pooling", "prompt", "max_length", "is_normalized", "add_eos")
 NAMES = ("model", "revision")  # for messages; the same encoder may be in another place
 
 Fingerprint = Mapping[str, Any]
@@ -22,7 +22,8 @@ def fingerprint(provenance: Provenance | None) -> Fingerprint:
     """Returns the fingerprint of the encoder of a file of embeddings; empty where another tool wrote the file."""
     if provenance is None:
         return {}
-    said = {**provenance.request, **provenance.encoder}  # facts of the loaded model override the request
+    # Facts of the loaded model override the request. add_eos is stated only where it is true.
+    said = {"add_eos": False, **provenance.request, **provenance.encoder}
     return {name: said[name] for name in (*NAMES, *FIELDS) if name in said}
 
 

@@ -1,12 +1,15 @@
 """LoRA adapters: a folder with changes to the weights of another model, which peft adds and merges."""
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
 from mlfilter_core.errors import EncoderError
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+_log = logging.getLogger(__name__)
 
 
 def base_model(settings: dict[str, Any], folder: Path) -> str:
@@ -31,13 +34,20 @@ def base_model(settings: dict[str, Any], folder: Path) -> str:
 
 
 def merge_adapters(model: Any) -> None:
-    """Adds the adapters of a model to its weights, in place, so that they cost no time. Does nothing without any."""
+    """Adds the adapters of a model to its weights, in place, so that they cost no time. Does nothing without any.
+
+    An adapter that cannot be merged stays as it is, which gives the same embeddings.
+    """
     if not getattr(model, "peft_config", None):
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)  # raises if a sum is not finite
+            try:
+                module.merge(safe_merge=True)
+            except (RuntimeError, ValueError, NotImplementedError) as error:  # such as LoRA with a bias of its own
+                _log.info("%s keeps its adapter beside its weights: %s", name, error)
+                continue
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, module.get_base_layer())

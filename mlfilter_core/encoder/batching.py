@@ -5,6 +5,7 @@ Knows nothing about tensors or models.
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ def plan_batches(
     n_tokens: NDArray[np.int32],
     max_batch_documents: int | None,
     max_batch_tokens: int,
-    only_equal: bool = False,
+    kinds: NDArray[Any] | None = None,
 ) -> list[NDArray[np.intp]]:
     """Groups documents of similar length, the longest first.
 
@@ -33,7 +34,8 @@ def plan_batches(
         max_batch_documents: Most documents in a batch; None sets no limit.
         max_batch_tokens: Most tokens in a batch, padded to its longest document. A longer document
             is a separate batch.
-        only_equal: Whether all documents of a batch must have the same number of tokens.
+        kinds: (n_documents,), a property of each document that depends on its number of tokens; those of a batch share
+            it. None sets no condition.
 
     Returns:
         Row numbers of each batch; each row is in one batch.
@@ -47,8 +49,8 @@ def plan_batches(
         longest = max(int(n_tokens[order[start]]), 1)
         size = min(max(max_batch_tokens // longest, 1), max_batch_documents or len(order))
         batch = order[start : start + size]
-        if only_equal:
-            batch = batch[n_tokens[batch] == n_tokens[batch[0]]]
+        if kinds is not None:
+            batch = batch[kinds[batch] == kinds[batch[0]]]
         batches.append(batch)
         start += len(batch)
     return batches

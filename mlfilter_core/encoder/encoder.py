@@ -173,8 +173,8 @@ class Encoder:
         lengths, padded_length = tokenized.n_tokens, self.forward_pass.padded_length
         if padded_length is not None:
             lengths = np.full_like(lengths, padded_length)
-        only_equal = self.forward_pass.depends_on_padding
-        batches = plan_batches(lengths, max_batch_documents, max_batch_tokens, only_equal)
+        kinds = self.forward_pass.kinds(lengths)
+        batches = plan_batches(lengths, max_batch_documents, max_batch_tokens, kinds)
         while batches:
             rows = batches.pop(0)
             encoded = self.forward_pass.run_if_it_fits([tokenized.input_ids[row] for row in rows])
@@ -189,7 +189,8 @@ class Encoder:
                 max_batch_tokens = len(rows) // 2 * int(lengths[rows].max())
                 self._lower_max_batch_tokens(max_batch_tokens)
                 remaining = np.concatenate([rows, *batches])
-                planned = plan_batches(lengths[remaining], max_batch_documents, max_batch_tokens, only_equal)
+                kinds = self.forward_pass.kinds(lengths[remaining])
+                planned = plan_batches(lengths[remaining], max_batch_documents, max_batch_tokens, kinds)
                 batches = [remaining[batch] for batch in planned]
         return EncodedTexts(embeddings, fits, n_out_of_memory, max_batch_tokens)
 

@@ -56,6 +56,13 @@ class ForwardPass:
         """Dtype of the transformer."""
         return self.model.dtype  # type: ignore[no-any-return]
 
+    def kinds(self, n_tokens: NDArray[np.int32]) -> NDArray[Any] | None:
+        """Returns what the texts of a batch have to share, for `plan_batches`; None if nothing."""
+        if self.depends_on_padding:
+            return n_tokens
+        limit = self.properties.long_positions
+        return None if limit is None else n_tokens > limit
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Returns float32 (n_texts, dim) on the device."""

@@ -112,8 +112,13 @@ def _load_model(
 def _prepare(model: SentenceTransformer, weights: LoadedWeights, folder: Path, settings: EncoderSettings) -> list[str]:
     """Gives a model the job's pooling and tokenizer settings, in place, and merges adapters; returns warnings."""
     transformer = model[0]
+    if getattr(transformer.config, "attention_type", None) == "block_sparse":
+        raise EncoderError(
+            f"embedding_model: {folder} has block_sparse attention, which depends on the other texts of a batch; set "
+            "attention_type: original_full in its config.json"
+        )
+    warnings = check_weights(transformer, weights, folder, settings.trust_remote_code)
     merge_adapters(transformer.model)
-    warnings = check_weights(transformer.model, weights, folder)
     _set_pad_token(transformer.tokenizer)
     if settings.add_eos:
         add_eos(transformer.tokenizer)

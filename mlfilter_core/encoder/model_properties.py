@@ -15,6 +15,7 @@ from mlfilter_core.errors import EncoderError
 POOLING_MODES = {"cls": "cls", "mean": "mean", "max": "max", "last_token": "lasttoken"}
 # A tokenizer without a maximum length states a huge number instead of none.
 NO_MAXIMUM = 1 << 24
+POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
 
 # Settings of a tokenizer's call that have no effect on embeddings here.
 HARMLESS_PROCESSING: dict[str, tuple[Any, ...]] = {
@@ -37,6 +38,8 @@ class ModelProperties:
         is_normalized_again: Whether they are scaled to it once more, after dimensions were dropped.
         prompt: Text before each document.
         padding_position: Position of padding, after which RoBERTa-like models count; None where positions count from 0.
+        long_positions: Number of tokens above which a text has other rotary frequencies, and so has every text that
+            shares its batch; None where frequencies are always the same.
         prompt_features: Features that sentence-transformers adds to the token ids because of the prompt.
     """
 
@@ -47,6 +50,7 @@ class ModelProperties:
     is_normalized_again: bool
     prompt: str
     padding_position: int | None
+    long_positions: int | None
     prompt_features: dict[str, Any]
 
 
@@ -64,10 +68,12 @@ def read_properties(model: SentenceTransformer, settings: EncoderSettings) -> Mo
         max_length=_max_length(model, settings),
         pooling="+".join(_pooling_modes(model)),
         prompt=prompt or "",
-        padding_position=None if table is None else table.padding_idx,
+        padding_position=_padding_position(table),
+        long_positions=_long_positions(model[0].model),
         prompt_features=_prompt_features(model[0], prompt),
     )
     _check_prompt(model[0].tokenizer, properties)
+    _check_rotary_positions(model[0].model, properties)
     return properties
 
 
@@ -77,15 +83,18 @@ def read_shape(model: SentenceTransformer, settings: EncoderSettings) -> dict[st
     Raises:
         EncoderError: The settings ask for more dimensions than the model has.
     """
-    dim, is_normalized = model.get_embedding_dimension(), _is_normalized(model)
-    if settings.embedding_dim is not None and dim < settings.embedding_dim:
-        raise EncoderError(f"params.embedding_dim is {settings.embedding_dim}, but the model gives {dim} dimensions")
-    # The folder's own truncate_dim is sentence-transformers', which does not normalise again.
-    is_cut_by_folder = settings.embedding_dim is None and model.truncate_dim is not None
+    with model.truncate_embeddings(None):
+        whole = model.get_embedding_dimension()
+    if settings.embedding_dim is not None and whole < settings.embedding_dim:
+        raise EncoderError(f"params.embedding_dim is {settings.embedding_dim}, but the model gives {whole} dimensions")
+    dim = settings.embedding_dim or min(model.truncate_dim or whole, whole)
+    is_normalized = _is_normalized(model)
+    # sentence-transformers does not normalise again what a folder's truncate_dim cuts.
+    is_again = is_normalized and settings.embedding_dim is not None
     return {
-        "dim": settings.embedding_dim or dim,
-        "is_normalized": is_normalized and not is_cut_by_folder,
-        "is_normalized_again": is_normalized and settings.embedding_dim is not None,
+        "dim": dim,
+        "is_normalized": is_normalized and (dim == whole or is_again),
+        "is_normalized_again": is_again,
     }
 
 
@@ -99,7 +108,7 @@ def _max_length(model: SentenceTransformer, settings: EncoderSettings) -> int | 
     stated = _processing(model[0]).get("max_length") or model.max_seq_length
     stated = None if stated is None or stated > NO_MAXIMUM else int(stated)
     table = _position_table(model[0].model)
-    n_positions = None if table is None else table.num_embeddings - _n_padding_positions(table)
+    n_positions = None if table is None else _n_positions(model[0].model, table)
     if n_positions is None:
         return settings.max_length or stated
     if settings.max_length is not None and settings.max_length > n_positions:
@@ -128,16 +137,47 @@ def _processing(transformer: Any) -> dict[str, Any]:
     return settings
 
 
-def _position_table(transformer: torch.nn.Module) -> torch.nn.Embedding | None:
-    """Returns the table of absolute positions; None if the model has none."""
+def _position_table(transformer: torch.nn.Module) -> Any:
+    """Returns the table of absolute positions, an Embedding or like one; None if the model has none."""
     for name, module in transformer.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+        weight = getattr(module, "weight", None)
+        if name.endswith(POSITION_TABLES) and isinstance(weight, torch.Tensor) and weight.ndim == 2:
             return module
     return None
 
 
-def _n_padding_positions(table: torch.nn.Embedding) -> int:
-    return 0 if table.padding_idx is None else table.padding_idx + 1
+def _n_positions(transformer: Any, table: Any) -> int:
+    """Returns how many tokens a table has positions for: padding, or rows that the model skips, are left out."""
+    padding = _padding_position(table)
+    n_positions: int = len(table.weight) - (0 if padding is None else padding + 1)
+    stated = getattr(transformer.config.get_text_config(), "max_position_embeddings", None)
+    return min(n_positions, stated) if isinstance(stated, int) and stated > 0 else n_positions
+
+
+def _padding_position(table: Any) -> int | None:
+    return None if table is None else getattr(table, "padding_idx", None)
+
+
+def _rotary_types(transformer: Any) -> dict[str, int]:
+    """Returns the types of rotary positions, and the number of tokens up to which each leaves frequencies alone."""
+    config = transformer.config.get_text_config()
+    stated = getattr(config, "rope_parameters", None) or {}
+    each = [stated] if "rope_type" in stated else [kind for kind in stated.values() if isinstance(kind, dict)]
+    limit = getattr(config, "max_position_embeddings", 0)
+    return {str(kind.get("rope_type")): int(kind.get("original_max_position_embeddings") or limit) for kind in each}
+
+
+def _long_positions(transformer: Any) -> int | None:
+    return _rotary_types(transformer).get("longrope")
+
+
+def _check_rotary_positions(transformer: Any, properties: ModelProperties) -> None:
+    limit = _rotary_types(transformer).get("dynamic")
+    if limit is not None and (properties.max_length is None or properties.max_length > limit):
+        raise EncoderError(
+            f"this model's rotary positions are dynamic: above {limit} tokens, embeddings depend on the texts before; "
+            f"set params.max_length to {limit} or less"
+        )
 
 
 def _pooling_modes(model: SentenceTransformer) -> list[str]:

@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mlfilter_core.compute.devices import is_out_of_memory
 from mlfilter_core.compute.linear import pack_linear_layers
 from mlfilter_core.encoder.attention import UNPADDED, can_attend_unpadded
+from mlfilter_core.encoder.attention_windows import reason_against_windows, recording_windows
 from mlfilter_core.encoder.forward_pass import Batch, ForwardPass
+from mlfilter_core.errors import EncoderError, in_one_line
 
 TRIAL_TOKENS = 512  # tokens of a text in a trial, about those of the median web page
 SHORT = range(1, 6)  # tokens of the texts in which a token from outside weighs most
@@ -28,8 +32,9 @@ class _Trial:
 
     def __init__(self, forward_pass: ForwardPass) -> None:
         self._forward_pass = forward_pass
-        self._texts = _trial_texts(forward_pass)
-        self._expected = torch.cat([forward_pass.run([text]) for text in self._texts])
+        alone = [(text, self._alone(text)) for text in _trial_texts(forward_pass)]
+        self._texts = [text for text, embedding in alone if embedding is not None]
+        self._expected = torch.cat([embedding for _, embedding in alone if embedding is not None])
         least, self._most = ROUNDING[forward_pass.model.dtype]
         own = self._distance()
         self._allowed = max(least, min(2 * own, self._most))
@@ -40,6 +45,21 @@ class _Trial:
                 "which is slower",
                 own,
             )
+
+    def _alone(self, text: NDArray[np.int32]) -> torch.Tensor | None:
+        """Returns the embedding of a text alone; None if the model cannot take a text of a few tokens.
+
+        Raises:
+            EncoderError: It cannot take a longer one.
+        """
+        try:
+            return self._forward_pass.run([text])
+        except Exception as error:  # a model's own code raises anything
+            if is_out_of_memory(error):
+                raise
+            if len(text) in SHORT:
+                return None
+            raise EncoderError(f"the model fails on a text of {len(text)} tokens: {in_one_line(error)}") from error
 
     def reason_against(self, change: Callable[[], None]) -> str | None:
         """Makes a change; returns why it has to be undone, None if the embeddings are the same."""
@@ -104,7 +124,9 @@ def _try_unpadded_attention(forward_pass: ForwardPass, trial: _Trial) -> None:
             transformer.model_forward_params = own_parameters | bounds
         forward_pass.is_unpadded = True
 
-    reason = trial.reason_against(attend_unpadded)
+    with recording_windows() as windows:
+        reason = trial.reason_against(attend_unpadded)
+    reason = reason or reason_against_windows(model, forward_pass.properties.max_length, windows)
     if reason is not None:
         _log.warning("this model cannot take texts without padding (%s); padded batches are slower", reason)
         model.set_attn_implementation(own_attention)

@@ -78,5 +78,6 @@ def _properties(model: SentenceTransformer, settings: EncoderSettings) -> ModelP
         pooling=POOLING,
         prompt=prompt or "",
         padding_position=None,
+        long_positions=None,
         prompt_features={},
     )

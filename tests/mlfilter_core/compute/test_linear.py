@@ -62,3 +62,15 @@ def test_an_activated_layer_is_the_layer_and_the_activation_of_pytorch(
         expected = getattr(torch.nn.functional, activation)(expected)
     tolerance = {"atol": 0.1, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(activated_linear(weight, bias, activation)(inputs), expected, **tolerance)
+
+
+def test_a_layer_with_a_hook_or_a_computed_weight_stays_as_it_is() -> None:
+    """Packing would drop the hook."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+    model[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    torch.nn.utils.parametrizations.weight_norm(model[1])
+    inputs = torch.randn(5, 64)
+    expected = model(inputs)
+    pack_linear_layers(model)
+    torch.testing.assert_close(model(inputs), expected)

@@ -51,6 +51,16 @@ def test_the_weights_of_its_model_are_part_of_the_digest(adapter: Path, tiny_mod
     assert resolve_model(str(adapter)).weights_sha256 != own
 
 
+def test_an_adapter_of_which_a_part_is_not_loaded_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """DoRA's magnitudes."""
+    changed = get_peft_model(tiny_bert(seed=0), LoraConfig(r=4, target_modules=["query"], use_dora=True))
+    changed.peft_config["default"].base_model_name_or_path = str(tiny_model)
+    changed.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(EncoderError, match=r"is an adapter with \d+ tensors that .* does not load, .*magnitude"):
+        tiny(tmp_path)
+
+
 def test_without_peft_the_message_says_what_to_install(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(

@@ -13,8 +13,14 @@ def plan(lengths: list[int], max_documents: int | None, max_tokens: int) -> list
 
 def test_documents_of_one_length_share_a_batch_where_padding_matters() -> None:
     lengths = np.array([3, 2, 3, 3, 2, 1], np.int32)
-    planned = plan_batches(lengths, None, 6, only_equal=True)
+    planned = plan_batches(lengths, None, 6, lengths)
     assert [batch.tolist() for batch in planned] == [[0, 2], [3], [1, 4], [5]]
+
+
+def test_long_and_short_documents_have_batches_of_their_own_where_that_matters() -> None:
+    lengths = np.array([30, 2, 9, 3, 11], np.int32)
+    planned = plan_batches(lengths, None, 1000, lengths > 10)
+    assert [batch.tolist() for batch in planned] == [[0, 4], [2, 3, 1]]
 
 
 def test_documents_of_about_equal_length_share_a_batch_the_longest_first() -> None:

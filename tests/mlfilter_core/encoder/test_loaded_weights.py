@@ -1,13 +1,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
+from transformers import BertConfig, BertForMaskedLM, DeepseekV3Config, DeepseekV3Model, PreTrainedModel
 
 from mlfilter_core.encoder.loaded_weights import recording_weights
 from mlfilter_core.errors import EncoderError
@@ -104,3 +105,37 @@ def test_both_loads_of_a_model_give_the_same(tiny_model: Path) -> None:
     first = encode(tiny(tiny_model), TEXTS)
     torch.manual_seed(2)
     np.testing.assert_allclose(encode(tiny(tiny_model), TEXTS), first, atol=TOLERANCE)
+
+
+def test_a_missing_buffer_is_refused(tmp_path: Path) -> None:
+    """DeepSeek's routing bias is one: transformers leaves it uninitialised."""
+    config = DeepseekV3Config(
+        vocab_size=288, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+        topk_group=1, first_k_dense_replace=1, q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8,
+        v_head_dim=8, max_position_embeddings=128, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    DeepseekV3Model(config).save_pretrained(tmp_path)
+    tiny_tokenizer(model_input_names=["input_ids", "attention_mask"]).save_pretrained(tmp_path)
+    tiny(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (lost,) = (name for name in tensors if name.endswith("e_score_correction_bias"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, tmp_path / "model.safetensors")
+    with pytest.raises(EncoderError, match=f"lacks 1 weights of DeepseekV3Model, among them {lost}"):
+        tiny(tmp_path)
+
+
+def test_models_that_load_at_once_do_not_mix_what_they_lack(tiny_model: Path, tmp_path: Path) -> None:
+    bad = changed(tiny_model, tmp_path / "model", without(QUERY))
+
+    def outcome(folder: Path) -> str:
+        try:
+            tiny(folder)
+        except EncoderError:
+            return "refused"
+        return "loaded"
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(outcome, [tiny_model, bad] * 4))
+    assert found == ["loaded", "refused"] * 4

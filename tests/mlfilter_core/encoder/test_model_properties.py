@@ -5,14 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Dense, Dropout, LayerNorm, Pooling
 from tokenizers import processors
-from transformers import XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    BigBirdConfig,
+    BigBirdModel,
+    LlamaConfig,
+    LlamaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.loading import load_encoder
-from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.encoder.model_files import ModelFiles, resolve_model
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
 from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, tiny_bert, tiny_tokenizer
@@ -196,3 +204,65 @@ def test_the_settings_of_the_tokenizers_call_are_applied_or_refused(save_modules
     file.write_text(json.dumps({**own, "processing_kwargs": {"common": {"add_special_tokens": False}}}))
     with pytest.raises(EncoderError, match=r"processing_kwargs .* sets add_special_tokens: False, which is not"):
         tiny(folder)
+
+
+def rotary(folder: Path, **rope: object) -> Path:
+    """A model with such positions, which change above 64 tokens."""
+    config = LlamaConfig(
+        vocab_size=288, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, initializer_range=0.3,
+        rope_parameters={"rope_theta": 10000.0, "original_max_position_embeddings": 64, **rope}, **TINY,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaModel(config).save_pretrained(folder)
+    tokenizer = tiny_tokenizer(model_max_length=256, model_input_names=["input_ids", "attention_mask"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_long_text_does_not_change_the_rotary_positions_of_short_ones(tmp_path: Path) -> None:
+    folder = rotary(
+        tmp_path, rope_type="longrope", factor=4.0, short_factor=[1.0] * 8, long_factor=[1.5, 2, 4, 8, 8, 8, 8, 8]
+    )
+    texts = ["ba be bi " * 60, "ba be", "bo " * 40, "bu bo " * 90]
+    encoder = load_encoder(resolve_model(str(folder)), EncoderSettings(), "cpu", 4096)
+    assert encoder.tokenize(texts).n_tokens.max() > 64
+    np.testing.assert_allclose(encode(encoder, texts), reference(folder, texts, batch_size=1), atol=TOLERANCE)
+
+
+def test_rotary_positions_that_depend_on_earlier_texts_are_refused_above_their_limit(tmp_path: Path) -> None:
+    folder = rotary(tmp_path, rope_type="dynamic", factor=4.0)
+    with pytest.raises(EncoderError, match=r"dynamic: above 64 tokens, .* set params\.max_length to 64 or less"):
+        tiny(folder)
+    texts = ["ba be bi " * 60, "ba be"]
+    expected = reference(folder, texts, max_length=64, batch_size=1)
+    np.testing.assert_allclose(encode(tiny(folder, max_length=64), texts), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("GPT2", {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}),
+    ("OPT", {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 32, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "max_position_embeddings": 64}),
+])  # fmt: skip
+def test_tables_of_positions_have_several_names(tmp_path: Path, name: str, settings: dict[str, int]) -> None:
+    config = getattr(transformers, f"{name}Config")(vocab_size=288, pad_token_id=0, **settings)
+    getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer(model_max_length=10**30, model_input_names=["input_ids", "attention_mask"])
+    tokenizer.save_pretrained(tmp_path)
+    encoder = tiny(tmp_path)
+    assert encoder.max_length == 64
+    np.testing.assert_allclose(encode(encoder, TEXTS), reference(tmp_path, TEXTS, max_length=64), atol=TOLERANCE)
+    with pytest.raises(EncoderError, match="max_length is 65, but the model has positions for 64"):
+        tiny(tmp_path, max_length=65)
+
+
+def test_a_stated_width_that_cuts_nothing_leaves_unit_vectors(save_modules: Folder) -> None:
+    encoder = tiny(save_modules(Pooling(TINY_DIM), Normalize(), truncate_dim=TINY_DIM))
+    assert (encoder.dim, encoder.is_normalized) == (TINY_DIM, True)
+
+
+def test_attention_that_depends_on_the_batch_is_refused(tmp_path: Path) -> None:
+    config = BigBirdConfig(vocab_size=288, attention_type="block_sparse", max_position_embeddings=128, **TINY)
+    BigBirdModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(EncoderError, match=r"has block_sparse attention, .* set attention_type: original_full"):
+        tiny(tmp_path)

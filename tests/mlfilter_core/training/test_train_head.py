@@ -57,7 +57,8 @@ def test_a_trained_head_predicts_the_labels_of_unseen_documents(
 def test_a_head_carries_the_encoder_of_its_embeddings(write_labelled: WriteLabelled, train: Train, head: Path) -> None:
     train(write_labelled())
     loaded = load_head("quality", head)
-    assert loaded.encoder == {"weights_sha256": "a" * 64, "pooling": "mean", "max_length": 512, "is_normalized": False}
+    stated = {"weights_sha256": "a" * 64, "pooling": "mean", "max_length": 512, "is_normalized": False}
+    assert loaded.encoder == {**stated, "add_eos": False}
     with pytest.raises(HeadError, match=r"trained on embeddings of .*; they differ in pooling \('mean' and 'cls'\)"):
         find_mismatched_heads([loaded], {**loaded.encoder, "pooling": "cls"}, "x.h5", False)
 
