@@ -62,7 +62,8 @@ def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:
         job: The job.
         findings: Receives what would keep its workers from starting.
     """
-    from flows.workers.local import shares_gpus, visible_gpus
+    from flows.workers.local import shares_gpus
+    from flows.workers.worker_count import visible_gpus
 
     if not job.running_on_slurm:
         n_gpus = len(visible_gpus()) if shares_gpus(job.device) else 0

@@ -1,14 +1,30 @@
 """Provides the Prefect API that a run reports to: the configured one, or a separate server during the run."""
 
+import http.client
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+from flows.prefect_api.database import UP_TO_DATE, has_tables, keep_as_template
 from mlfilter_core.errors import MlfilterError
 
 # The first start creates the database: about 10 s on a laptop, several times that on a slow disk.
 STARTUP_TIMEOUT_S = 180
+# Time that a server gets to end by itself. It has nothing left to do: all was flushed before.
+STOP_S = 5
+LOOPBACK = "127.0.0.1"
+# Variables that can set an API, directly or by a profile, and files of the working directory that do if they contain
+# the word (https://docs.prefect.io/v3/concepts/settings-and-profiles).
+API_VARIABLES = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
+SETTINGS_FILES = ((".env", "PREFECT"), ("prefect.toml", ""), ("pyproject.toml", "[tool.prefect"))
+
+
+class ServerError(MlfilterError):
+    """The temporary Prefect server did not start; its process has written why."""
 
 
 class ApiLostError(MlfilterError):
@@ -46,6 +62,23 @@ def report_no_usage() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
+def may_set_api(folder: Path) -> bool:
+    """Returns whether the environment or a file of Prefect's settings may set an API; does not import Prefect.
+
+    Args:
+        folder: Folder of `keep_prefect_home_in`.
+    """
+    home, profiles = os.environ.get("PREFECT_HOME"), folder / "profiles.toml"
+    return (
+        home != str(folder.absolute())
+        or profiles.exists()
+        or any(os.environ.get(name) for name in API_VARIABLES)
+        or any(
+            Path(name).is_file() and word in Path(name).read_text("utf-8", "replace") for name, word in SETTINGS_FILES
+        )
+    )
+
+
 def api_is_configured() -> bool:
     """Returns whether the environment or a Prefect profile sets an API."""
     from prefect.settings import PREFECT_API_URL
@@ -53,8 +86,92 @@ def api_is_configured() -> bool:
     return bool(PREFECT_API_URL.value())
 
 
+class TemporaryServer:
+    """A Prefect server on this machine, in a process that starts while this one goes on."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+        """Starts the process.
+
+        Args:
+            folder: Folder of its database.
+            settings: Prefect's settings beside those of the environment.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._database = folder.absolute() / "prefect.db"
+        self._is_new = not self._database.exists()
+        environment = {
+            **os.environ,
+            **settings,
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._database}",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_ENABLED": "false",
+            **(UP_TO_DATE if has_tables(self._database) else {}),
+        }
+        # The server gets a socket that listens already: requests wait until it accepts them, and the port is free.
+        with socket.create_server((LOOPBACK, 0)) as listening:
+            self._port = listening.getsockname()[1]
+            descriptor = listening.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.prefect_api.serve", str(descriptor)],
+                env=environment,
+                pass_fds=[descriptor],
+            )
+
+    @property
+    def api_url(self) -> str:
+        """Address of the API."""
+        return f"http://{LOOPBACK}:{self._port}/api"
+
+    def wait(self) -> None:
+        """Waits until the API answers.
+
+        Raises:
+            ServerError: The process has ended, or does not answer in time.
+        """
+        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=STARTUP_TIMEOUT_S)
+        with closing(connection):
+            try:
+                connection.request("GET", "/api/health")
+                status = connection.getresponse().status
+            except (OSError, http.client.HTTPException) as error:
+                raise ServerError(f"the temporary Prefect server does not answer ({type(error).__name__})") from error
+        if status != http.HTTPStatus.OK:
+            raise ServerError(f"the temporary Prefect server answers with status {status}")
+        if self._is_new:
+            keep_as_template(self._database)
+
+    def stop(self) -> None:
+        """Ends the process, within seconds."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
 @contextmanager
-def prefect_api(folder: Path) -> Iterator[None]:
+def server_ahead(folder: Path) -> Iterator[TemporaryServer | None]:
+    """Starts a temporary server before Prefect is imported, if a run in the block will certainly need one.
+
+    Gives None if the environment or a Prefect profile may set an API; `prefect_api` finds out. The server of a block
+    that fails is stopped.
+
+    Args:
+        folder: Folder of the database.
+    """
+    if may_set_api(folder):
+        yield None
+        return
+    server = TemporaryServer(folder, {})
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def prefect_api(folder: Path, ahead: TemporaryServer | None = None) -> Iterator[None]:
     """Provides an API to the flows called in the block.
 
     If `PREFECT_API_URL` is set (environment or Prefect profile), that API is used. Otherwise a server is started for
@@ -62,29 +179,24 @@ def prefect_api(folder: Path) -> Iterator[None]:
 
     Args:
         folder: Folder of the database.
+        ahead: Server that has been started; who did so stops it.
     """
     from prefect.logging.handlers import APILogHandler
-    from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_SERVER_ANALYTICS_ENABLED,
-        PREFECT_SERVER_DATABASE_CONNECTION_URL,
-        temporary_settings,
-    )
+    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
     if api_is_configured():
+        if ahead is not None:
+            ahead.stop()
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    database = f"sqlite+aiosqlite:///{folder.absolute()}/prefect.db"
-    with temporary_settings(
-        {PREFECT_SERVER_DATABASE_CONNECTION_URL: database, PREFECT_SERVER_ANALYTICS_ENABLED: False}
-    ):
-        server = SubprocessASGIServer()
-        server.start(STARTUP_TIMEOUT_S)
-        try:
-            with temporary_settings({PREFECT_API_URL: server.api_url}):
+    own = ahead or TemporaryServer(folder, get_current_settings().to_environment_variables(exclude_unset=True))
+    try:
+        own.wait()
+        with temporary_settings({PREFECT_API_URL: own.api_url}):
+            try:
                 yield
-        finally:
-            APILogHandler().flush()  # otherwise the last lines are sent after the server has stopped
-            server.stop()
+            finally:
+                APILogHandler().flush()  # otherwise the last lines are sent after the server has stopped
+    finally:
+        if ahead is None:
+            own.stop()

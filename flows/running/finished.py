@@ -1,28 +1,106 @@
-"""Runs over files that are all finished: they start nothing, not even Prefect."""
+"""What a run finds out before Prefect is imported: that its job cannot run, or that no file is left to do."""
 
+import logging
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from flows.running.report import RunReport, write_rows
+from flows.running.report import RunReport
+from flows.watching.logs import CORE
 from mlfilter_core.config.execution import Job
-from mlfilter_core.errors import MlfilterError
+from mlfilter_core.errors import FileError, MlfilterError
 from mlfilter_core.job_kinds import workload_of
 
 
-def finished_before(job: Job) -> RunReport | None:
-    """Returns the report of a job whose files are all finished; None if a file is left to do or an error to report."""
+@dataclass(frozen=True)
+class ToDo:
+    """What a run has to do.
+
+    Attributes:
+        n_files: Number of files, as far as it was asked for; 0 where it is not known.
+        imports: Modules that its workers need.
+    """
+
+    n_files: int = 0
+    imports: Sequence[str] = ()
+
+
+def finished_before(job: Job, n_asked: int = 1) -> RunReport | ToDo:
+    """Returns the report of a job whose files are all finished or refused; otherwise what is to do.
+
+    Args:
+        job: The job.
+        n_asked: Number of files to do after which no others are looked for.
+
+    Raises:
+        MlfilterError: The job cannot run as it is configured.
+    """
+    with _warnings_held_back() as warnings:
+        found = _finished_before(job, n_asked)
+        if isinstance(found, ToDo):  # the run warns again
+            warnings.clear()
+        return found
+
+
+def finished_later(job: Job) -> RunReport | ToDo:
+    """Returns the same for a job of a pipeline whose files an earlier one makes, and which may not exist yet."""
+    with _warnings_held_back() as warnings:
+        try:
+            return _finished_before(job, 1)
+        except MlfilterError:
+            warnings.clear()
+            return ToDo()
+
+
+def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
     started = time.monotonic()
     try:
         workload = workload_of(job)
-        reports = []
+        reports, failures, n_to_do = [], {}, 0
         # From the end: a run works from the beginning, so files that are left to do are the last.
         for file in reversed(workload.files):
-            report = workload.work.finished(file, read_content=False)
-            if report is None:
-                return None
-            reports.append(report)
-    except (MlfilterError, OSError):  # the run reports it
-        return None
+            try:
+                report = workload.work.finished(file, read_content=False)
+            except FileError as error:
+                failures[file.relative] = str(error)
+                continue
+            if report is not None:
+                reports.append(report)
+                continue
+            n_to_do += 1
+            if n_to_do == n_asked:
+                break
+        if n_to_do:
+            workload.work.check(workload.files)
+            return ToDo(n_to_do, workload.work.IMPORTS)
+    except OSError:  # the run tries again, and reports it
+        return ToDo()
     logs = job.logging_dir / f"{workload.flow}-finished-before"
-    run = RunReport(workload.flow, workload.output_dir, logs, time.monotonic() - started, reports[::-1])
-    write_rows(run)
-    return run
+    seconds = time.monotonic() - started
+    return RunReport(workload.flow, workload.output_dir, logs, seconds, reports[::-1], dict(reversed(failures.items())))
+
+
+@contextmanager
+def _warnings_held_back() -> Iterator[list[logging.LogRecord]]:
+    """Gives the list of what the core logs in the block; what is left in it is logged at the end."""
+    core, held_back = logging.getLogger(CORE), _HeldBack()
+    propagates = core.propagate
+    core.addHandler(held_back)
+    core.propagate = False
+    try:
+        yield held_back.records
+    finally:
+        core.propagate = propagates
+        core.removeHandler(held_back)
+        for record in held_back.records:
+            logging.getLogger(record.name).handle(record)
+
+
+class _HeldBack(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)

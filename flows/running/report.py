@@ -3,8 +3,9 @@
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,6 +183,24 @@ class Page:
     pictures: Mapping[str, str] = field(default_factory=dict)
 
 
+@contextmanager
+def page_modules_loading(logging_dir: Path) -> Iterator[None]:
+    """Imports what `make_page` needs during the block, in which this process mostly waits for workers."""
+
+    def load() -> None:
+        with suppress(Exception):  # `make_page` warns
+            import mlfilter_core.run_report.pictures
+            import mlfilter_core.run_report.write_report  # noqa: F401
+
+    _keep_fonts_in(logging_dir)
+    loading = threading.Thread(target=load, name="page modules")
+    loading.start()
+    try:
+        yield
+    finally:
+        loading.join()
+
+
 def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
     """Writes the report of an output folder. If it cannot be written, a warning says so, and the run continues.
 
@@ -190,7 +209,7 @@ def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
         output_dir: Output folder of the job.
         logging_dir: Folder of the job's logs.
     """
-    os.environ.setdefault(FONTS_VARIABLE, str(logging_dir.absolute() / "matplotlib"))
+    _keep_fonts_in(logging_dir)
     from mlfilter_core.run_report.pictures import pictures_of  # takes a second to import
     from mlfilter_core.run_report.write_report import write_report
 
@@ -203,6 +222,10 @@ def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
             *(output_dir, type(error).__name__, error, output_dir),
         )
         return Page()
+
+
+def _keep_fonts_in(logging_dir: Path) -> None:
+    os.environ.setdefault(FONTS_VARIABLE, str(logging_dir.absolute() / "matplotlib"))
 
 
 def print_report(report: RunReport) -> None:

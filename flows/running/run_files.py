@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from flows.running.report import (
     RunReport,
     failed_row,
     make_page,
+    page_modules_loading,
     publish_report,
     write_rows,
 )
@@ -88,7 +89,8 @@ def _run_files(
     with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
         if to_do:
             work.prepare(files)
-            _do_files(file_task, workload, job, to_do, record, reports, failures)
+            with nullcontext() if workload.is_step else page_modules_loading(job.logging_dir):
+                _do_files(file_task, workload, job, to_do, record, reports, failures)
         ordered = [reports[file.relative] for file in files if file.relative in reports]
         run = RunReport(
             workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures, workload.is_step

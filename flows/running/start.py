@@ -1,9 +1,11 @@
 """Job files to finished runs, with or without a Prefect server at hand."""
 
 import multiprocessing
+import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,10 @@ from flows.prefect_api.server import (
     api_is_configured,
     is_of_api,
     keep_prefect_home_in,
+    may_set_api,
     prefect_api,
     report_no_usage,
+    server_ahead,
 )
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.job_files import load_job
@@ -22,6 +26,7 @@ from mlfilter_core.files.publishing import check_writable
 from mlfilter_core.job_kinds import kind_of_flow, kind_of_job, kinds, load_entry_point
 
 if TYPE_CHECKING:
+    from flows.running.finished import ToDo
     from flows.running.report import RunReport
 
 PIPELINE = "flows.pipeline:pipeline"
@@ -57,7 +62,7 @@ def run_job(job: Job, **options: Any) -> "RunReport":
         options: Further arguments of its flow, such as `dry_run` of a filter.
     """
     kind = kind_of_job(job)
-    return _run(lambda: [load_entry_point(kind.run)(job, **options)], job)[0]
+    return _run(kind.run, lambda flow: [flow(job, **options)], job)[0]
 
 
 def run_pipeline(steps: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> "list[RunReport]":
@@ -83,27 +88,69 @@ def run_pipeline(steps: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> "list[R
         if step in steps:
             path, overrides = steps[step]
             configs[f"{step}_config"] = load_job(path, kind.config, overrides)
-    return _run(lambda: load_entry_point(PIPELINE)(**configs), *configs.values())
+    return _run(PIPELINE, lambda flow: flow(**configs), *configs.values())
 
 
-def _run(run: "Callable[[], list[RunReport]]", *jobs: Job) -> "list[RunReport]":
+def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job) -> "list[RunReport]":
+    """Returns the reports of a flow that is called on jobs; starts nothing if a job is wrong or all is finished.
+
+    A server starts while this process imports Prefect and the flow: it takes as long as they do.
+    """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports the script once more
         raise ConfigError('call this below `if __name__ == "__main__":`; workers import the script that starts them')
-    job = jobs[0]
+    for job in jobs:
+        print(f"{kind_of_job(job).flow}: {job.about}", file=sys.stderr, flush=True)
+    from flows.running.finished import ToDo, finished_before, finished_later
+    from flows.workers.worker_count import most_workers
+
+    job, *later = jobs
     check_writable(job.params.output_dir)
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
+    n_workers = 0 if job.running_on_slurm else most_workers(job.local, job.one_per_core)
+    found = [finished_before(job, max(1, n_workers)), *map(finished_later, later)]
     # Its database is for the processes of one machine: SQLite's log does not work across a network.
     folder = job.logging_dir / "prefect" / socket.gethostname()
     keep_prefect_home_in(folder)
     report_no_usage()
-    if not api_is_configured():
-        from flows.running.finished import finished_before
+    ended: list[RunReport] = []
+    for each in found:
+        if isinstance(each, ToDo) or (ended and ended[-1].failures):
+            break
+        ended.append(each)
+    is_over = len(ended) == len(jobs) or (ended and ended[-1].failures)
+    if is_over and not (may_set_api(folder) and api_is_configured()):
+        return _reported(ended)
+    with server_ahead(folder) as server, _workers_ahead(job, found[0]):
+        flow = load_entry_point(entry_point)
+        with prefect_api(folder, server):
+            return _outliving_api(lambda: call(flow), len(jobs))
 
-        reports = [report for job in jobs if (report := finished_before(job)) is not None]
-        if len(reports) == len(jobs):
-            return reports
-    with prefect_api(folder):
-        return _outliving_api(run, len(jobs))
+
+def _workers_ahead(job: Job, found: "RunReport | ToDo") -> AbstractContextManager[None]:
+    """Starts the workers that the job will ask for, where this is known."""
+    from flows.running.finished import ToDo
+
+    if job.running_on_slurm or kind_of_job(job).rounds or not isinstance(found, ToDo) or not found.n_files:
+        return nullcontext()
+    from flows.workers.local import workers_ahead
+
+    folder = job.logging_dir / f"dask-{socket.gethostname()}-{os.getpid()}"
+    return workers_ahead(found.n_files, job.device, folder, found.imports)
+
+
+def _reported(reports: "list[RunReport]") -> "list[RunReport]":
+    """Writes the reports of runs that had nothing to do, and returns them.
+
+    Raises:
+        FilesFailedError: Some files failed; the others are finished.
+    """
+    from flows.running.report import FilesFailedError, write_rows
+
+    for report in reports:
+        write_rows(report)
+        if report.failures:
+            raise FilesFailedError(report)
+    return reports
 
 
 def _outliving_api(run: "Callable[[], list[RunReport]]", n_jobs: int) -> "list[RunReport]":

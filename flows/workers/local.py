@@ -1,20 +1,29 @@
-"""Dask workers on this machine."""
+"""Dask workers on this machine.
+
+Imports no Prefect, so that workers start while Prefect is imported.
+"""
 
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dask
 from distributed import LocalCluster
 
-from flows.workers.on_worker import GPUS_VARIABLE, PRELOAD
-from flows.workers.task_runner import WorkerTaskRunner
+from flows.workers.on_worker import GPUS_VARIABLE, IMPORTS_VARIABLE, PRELOAD
+from flows.workers.worker_count import most_workers, visible_gpus
 from mlfilter_core.compute.cores import usable_cores
 from mlfilter_core.config.execution import LocalSettings
+
+if TYPE_CHECKING:
+    from flows.workers.task_runner import WorkerTaskRunner
 
 # Numbers of threads in torch, NumPy and the tokenizers.
 THREAD_VARIABLES = (
@@ -36,19 +45,11 @@ SCHEDULER_SETTINGS = {
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 
-def visible_gpus() -> list[str]:
-    """Returns the CUDA devices that this process may use, as in CUDA_VISIBLE_DEVICES; does not load torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
-    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-
-
 @dataclass(frozen=True)
 class LocalWorkers:
     """Workers on this machine, which Dask restarts when they die."""
 
-    runner: WorkerTaskRunner
+    runner: "WorkerTaskRunner"
     n_workers: int
 
     def tend(self, n_tasks: int) -> int:
@@ -72,16 +73,77 @@ def local_workers(
         n_tasks: Number of tasks; no more workers than that are started.
         logs: Folder of the run's logs. Dask's own files go to `dask` in it, which is removed at the end.
     """
+    from flows.workers.task_runner import WorkerTaskRunner
+
+    n_workers = min(most_workers(settings, one_per_core), max(1, n_tasks))
+    started = _take_ahead(n_workers, device) or _start(n_workers, device, logs / "dask")
+    with started.closing, WorkerTaskRunner(logs, cluster=started.cluster.result()) as runner:
+        yield LocalWorkers(runner, n_workers)
+
+
+@contextmanager
+def workers_ahead(n_workers: int, device: str, folder: Path, imports: Sequence[str]) -> Iterator[None]:
+    """Starts workers in the background, for the first `local_workers` in the block that asks for as many.
+
+    Args:
+        n_workers: Number of workers.
+        device: Device of the job.
+        folder: Folder for Dask's own files, which is removed at the end.
+        imports: Modules that the workers import at once.
+    """
+    started = _start(n_workers, device, folder, imports)
+    token = _ahead.set([started])
+    try:
+        yield
+    finally:
+        _ahead.reset(token)
+        started.closing.close()  # does nothing if it was taken
+
+
+@dataclass(frozen=True)
+class _Started:
+    """Workers that start in the background.
+
+    Attributes:
+        n_workers: Number of workers.
+        device: Device of the job.
+        cluster: The workers, or the error with which they did not start.
+        closing: Ends them and removes their files.
+    """
+
+    n_workers: int
+    device: str
+    cluster: "Future[LocalCluster]"
+    closing: ExitStack
+
+
+# At most one entry, which is removed when it is taken.
+_ahead: ContextVar[list[_Started] | None] = ContextVar("workers ahead", default=None)
+
+
+def _take_ahead(n_workers: int, device: str) -> _Started | None:
+    """Returns the workers that were started ahead; ends them if the run needs others."""
+    ahead = _ahead.get()
+    if not ahead:
+        return None
+    started = ahead.pop()
+    if (started.n_workers, started.device) == (n_workers, device):
+        return started
+    started.closing.close()
+    return None
+
+
+def _start(n_workers: int, device: str, folder: Path, imports: Sequence[str] = ()) -> _Started:
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    default = usable_cores() if one_per_core else max(1, len(visible_gpus()))
-    n_workers = min(settings.workers if settings.workers > 0 else default, max(1, n_tasks))
-    folder = logs / "dask"
     environment = worker_environment(usable_cores() // n_workers, folder)
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute() / "torchinductor")
+    environment[IMPORTS_VARIABLE] = ",".join(imports)
     if shares_gpus(device):
         environment[GPUS_VARIABLE] = ",".join(visible_gpus())
-    with (
-        _environment(environment),
+    closing = ExitStack()
+    closing.callback(shutil.rmtree, folder, ignore_errors=True)
+    closing.enter_context(_environment(environment))
+    closing.enter_context(
         dask.config.set(
             {
                 **SCHEDULER_SETTINGS,
@@ -89,27 +151,28 @@ def local_workers(
                 "temporary-directory": str(folder.absolute()),
                 "distributed.scheduler.no-workers-timeout": NO_WORKERS_TIMEOUT,
             }
-        ),
-    ):
-        runner = WorkerTaskRunner(
-            logs,
-            cluster_class=LocalCluster,
-            cluster_kwargs={
-                "n_workers": n_workers,
-                "threads_per_worker": 1,
-                "host": "127.0.0.1",
-                "dashboard_address": "127.0.0.1:0",
-                "local_directory": str(folder),
-                "preload": [PRELOAD],
-                # The core bounds its memory. Dask's limit would pause or kill workers while memory is left.
-                "memory_limit": None,
-            },
         )
-        try:
-            with runner:
-                yield LocalWorkers(runner, n_workers)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    )
+    starter = ThreadPoolExecutor(1, "workers")
+    cluster = starter.submit(
+        LocalCluster,
+        n_workers=n_workers,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        local_directory=str(folder),
+        preload=[PRELOAD],
+        # The core bounds its memory. Dask's limit would pause or kill workers while memory is left.
+        memory_limit=None,
+    )
+    starter.shutdown(wait=False)
+    closing.callback(_close, cluster)
+    return _Started(n_workers, device, cluster, closing)
+
+
+def _close(cluster: "Future[LocalCluster]") -> None:
+    if cluster.exception() is None:
+        cluster.result().close()
 
 
 def worker_environment(n_threads: int, folder: Path) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 import faulthandler
 import functools
+import importlib
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +25,8 @@ Result = TypeVar("Result")
 PRELOAD = __name__
 # Environment variable of the workers: devices as in CUDA_VISIBLE_DEVICES, one for each worker.
 GPUS_VARIABLE = "MLFILTER_GPUS"
+# Environment variable of the workers: modules that they import while nothing else waits for them.
+IMPORTS_VARIABLE = "MLFILTER_IMPORTS"
 # Dask's topic of the events that workers send to the flow, and the kinds of events.
 TOPIC = "mlfilter"
 STARTED = "started"
@@ -35,7 +39,7 @@ N_LAST_LINES = 12
 
 
 def dask_setup(worker: Worker) -> None:
-    """Assigns one of several GPUs to this worker; called by Dask when the worker has started.
+    """Assigns one of several GPUs to this worker, and begins imports; called by Dask when the worker has started.
 
     CUDA reads the variable on first use, which is in the first task.
     """
@@ -44,6 +48,9 @@ def dask_setup(worker: Worker) -> None:
         devices = gpus.split(",")
         n = int(str(worker.name).rpartition("-")[2])  # 3, or job-3 where a job holds several workers
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[n % len(devices)]
+    imports = [name for name in os.environ.get(IMPORTS_VARIABLE, "").split(",") if name]
+    if imports:
+        threading.Thread(target=_import, args=(imports,), name="imports", daemon=True).start()
 
 
 def run_on_worker(
@@ -100,6 +107,12 @@ def last_words(logs: Path, run: str) -> str:
             *said[-N_LAST_LINES // 4 :],
         ]
     )
+
+
+def _import(modules: list[str]) -> None:
+    for module in modules:
+        with suppress(Exception):  # the task that needs it reports why it cannot be imported
+            importlib.import_module(module)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mlfilter_core.annotating.annotate_file import annotate_file, score_columns
 from mlfilter_core.annotating.annotate_report import AnnotateReport
@@ -34,6 +34,8 @@ class AnnotateWork(Work[AnnotateReport]):
         params: Parameters of the job.
         request: Request that they make.
     """
+
+    IMPORTS: ClassVar[Sequence[str]] = ("mlfilter_core.heads.checkpoint_formats",)
 
     params: AnnotationPipelineParameters
     request: AnnotateRequest

@@ -125,3 +125,8 @@ class AnnotationJob(Job):
     @property
     def device(self) -> str:
         return self.params.device
+
+    @property
+    def about(self) -> str:
+        heads = ", ".join(self.params.regression_head_checkpoints)
+        return f"{self.params.embeddings_directory} with {heads}, to {self.params.output_dir}"

@@ -213,3 +213,8 @@ class EmbeddingJob(Job):
     @property
     def device(self) -> str:
         return self.params.device
+
+    @property
+    def about(self) -> str:
+        source = self.params.input_dir / self.params.glob_pattern
+        return f"{source} with {self.params.embedding_model}, to {self.params.output_dir}"

@@ -240,6 +240,11 @@ class Job(Written):
         return "cpu"
 
     @property
+    def about(self) -> str:
+        """What the job is about to do, on one line, after the name of its kind."""
+        return f"to {self.params.output_dir}"
+
+    @property
     def settings_name(self) -> str:
         """Section of the job file that says where the job runs."""
         return "slurm_settings" if self.running_on_slurm else "local_settings"

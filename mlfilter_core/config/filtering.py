@@ -133,3 +133,7 @@ class FilterJob(Job):
     """A run that filters a corpus."""
 
     params: FilterParameters = Field(description="Documents to keep, and output.")
+
+    @property
+    def about(self) -> str:
+        return f"{self.params.annotated_directory}, to {self.params.output_dir}"

@@ -137,3 +137,7 @@ class TrainingJob(Job):
     @property
     def device(self) -> str:
         return self.params.device
+
+    @property
+    def about(self) -> str:
+        return f"{', '.join(self.params.heads)} on {self.params.embeddings_directory}, to {self.params.output_dir}"

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class EmbedWork(Work[EmbedReport]):
         annotation: Annotation of each embedded file; None without.
     """
 
+    IMPORTS: ClassVar[Sequence[str]] = ("mlfilter_core.encoder.loading",)
+
     params: EmbeddingPipelineParameters
     request: EmbedRequest
     annotation: InlineAnnotation | None
@@ -59,6 +61,16 @@ class EmbedWork(Work[EmbedReport]):
     def finished(self, file: TaskFile, read_content: bool) -> EmbedReport | None:
         return self._finished(file, self.annotation, read_content)
 
+    def check(self, files: Sequence[TaskFile]) -> None:
+        """Checks keys and disk space.
+
+        Raises:
+            ConfigError: None of the first documents has a key that the job needs, or the disk is too small.
+        """
+        first = read_first_documents(files, self.params.max_line_bytes)
+        check_wanted_keys(self.params, first.records)
+        self._check_room(files, first)
+
     def prepare(self, files: Sequence[TaskFile]) -> None:
         """Checks keys, disk space and the heads of an inline annotation before the encoder is loaded.
 
@@ -68,9 +80,7 @@ class EmbedWork(Work[EmbedReport]):
             ConfigError: None of the first documents has a key that the job needs, or the disk is too small.
             HeadError: A checkpoint is corrupted, contains code, or was trained on another encoder.
         """
-        first = read_first_documents(files, self.params.max_line_bytes)
-        check_wanted_keys(self.params, first.records)
-        self._check_room(files, first)
+        self.check(files)
         if self.params.trust_remote_code:
             others = ", ".join(code_elsewhere(self.request.model.folder))
             elsewhere = f", and code of {others}, which it refers to" if others else ""

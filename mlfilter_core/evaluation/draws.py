@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.evaluation.scale import Scale
 from mlfilter_core.tallies.tally import Tally
@@ -15,7 +13,7 @@ from mlfilter_core.tallies.tally import Tally
 Aggregation = Literal["mean", "max", "min", "majority"]
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 # Heads write float32. Sums and squares of larger numbers could overflow.
-LARGEST_SCORE = float(np.finfo(np.float32).max)
+LARGEST_SCORE = (2 - 2.0**-23) * 2.0**127  # of float32, without loading NumPy for --help
 N_SHOWN_CHARACTERS = 40
 MISSING = object()  # value of a field that a record lacks; null is another case
 

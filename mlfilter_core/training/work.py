@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mlfilter_core.config.training import TrainingJob, TrainingParameters
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
@@ -22,6 +23,8 @@ class TrainWork(Work[TrainReport]):
         params: Parameters of the job.
         requests: Request of each head, by name.
     """
+
+    IMPORTS: ClassVar[Sequence[str]] = ("mlfilter_core.training.train_head",)
 
     params: TrainingParameters
     requests: Mapping[str, TrainRequest]

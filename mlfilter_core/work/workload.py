@@ -90,7 +90,13 @@ _log = logging.getLogger(__name__)
 
 
 class Work(ABC, Generic[Report_co]):
-    """What a job does with each of its files."""
+    """What a job does with each of its files.
+
+    Attributes:
+        IMPORTS: Modules that take seconds to import and that `make` needs; workers import them while they start.
+    """
+
+    IMPORTS: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def outputs(self, file: TaskFile) -> Sequence[Path]:
@@ -112,6 +118,13 @@ class Work(ABC, Generic[Report_co]):
     @abstractmethod
     def make(self, file: TaskFile) -> Report_co:
         """Makes the outputs of a file that is not finished, and returns its report."""
+
+    def check(self, files: Sequence[TaskFile]) -> None:
+        """Checks the same as `prepare`, as far as seconds and light libraries suffice; called before all else.
+
+        Args:
+            files: All files of the run, including finished ones.
+        """
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
         """Checks, before the first file, for problems that would fail every file; by default for none.

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -84,7 +85,7 @@ def test_over_finished_files_nothing_is_started_and_the_table_is_shown(
     assert f"logs:    {tmp_path}/out/logs/annotate-finished-before\n" in done.stdout
     assert len((tmp_path / "out/logs/embed-finished-before/files.jsonl").read_text().splitlines()) == 3
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
-    assert not imported.intersection({"torch", "transformers", "distributed"})
+    assert not imported.intersection({"torch", "transformers", "distributed", "prefect"})
     assert not list((tmp_path / "out").rglob("prefect.db"))
 
 
@@ -104,6 +105,39 @@ def test_a_wrong_job_is_one_message_and_status_1(embed_job: WriteJob) -> None:
     assert done.stderr.startswith("error: ")
     assert "params.batchsize: unknown field; did you mean batch_size?" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"input_dir": "/none"}, "the folder /none does not exist; fix the path"),
+        ({"glob_pattern": "*.txt"}, 'matches glob_pattern "*.txt"'),
+        ({"text_field": "txt"}, "params.text_field"),
+        ({"embedding_model": "/none/model"}, "embedding_model: the folder /none/model does not exist"),
+        ({"annotate_inline": {"regression_head_checkpoints": {"q": "/none/q.pt"}}}, "/none/q.pt does not exist"),
+    ],
+)
+def test_a_wrong_job_is_refused_before_anything_heavy_is_imported(
+    params: dict[str, Any], message: str, embed_job: WriteJob, corpus: Path, tmp_path: Path
+) -> None:
+    job = embed_job(**params)
+    done = command("-X", "importtime", "flows/embed.py", "--config", job, PREFECT_API_URL="")
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert said[0].startswith("embed: ")
+    assert str(tmp_path / "out") in said[0]
+    assert said[1].startswith("error: ")
+    assert message in "\n".join(said)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert not imported.intersection({"torch", "transformers", "prefect", "distributed"})
+
+
+def test_what_is_done_is_said_before_anything_heavy_is_imported(embed_job: WriteJob, corpus: Path) -> None:
+    done = command("-X", "importtime", "flows/embed.py", "--config", embed_job())
+    before = done.stderr.partition(f"embed: {corpus}")[0]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in before.splitlines()}
+    assert "typer" in imported
+    assert not imported.intersection({*HEAVY, "joblib"})
 
 
 def test_failed_files_are_a_table_of_the_others_and_status_1(embed_job: WriteJob, corpus: Path) -> None:

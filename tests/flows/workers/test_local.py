@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import pytest
 from distributed import Client
 from prefect import task
 
-from flows.workers.local import THREAD_VARIABLES, local_workers, visible_gpus
+from flows.workers.local import THREAD_VARIABLES, local_workers, workers_ahead
 from flows.workers.task_runner import WorkerTaskRunner
+from flows.workers.worker_count import visible_gpus
 from mlfilter_core.compute.cores import usable_cores
 from mlfilter_core.config.execution import LocalSettings
+from tests.conftest import within
 from tests.flows.dask_workers import outcomes
 
 
@@ -61,7 +64,44 @@ def test_workers_divide_the_cores_and_get_a_gpu_each_unless_the_job_names_one(
             (done,) = outcomes(workers, n_torch_threads, ["one"]).values()
             assert done.result == max(1, usable_cores() // 2)
             children = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-            assert len([child for child in children if "prefect.server.api.server:create_app" in child]) == 1
+            assert len([child for child in children if "flows.prefect_api.serve" in child]) == 1
     assert not (tmp_path / "dask").exists()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(("n_workers", "device"), [(1, "cpu"), (2, "cpu"), (1, "auto")])
+def test_workers_that_were_started_ahead_are_taken_if_they_are_those_of_the_run(
+    n_workers: int, device: str, fast_workers: None, tmp_path: Path
+) -> None:
+    ahead = tmp_path / "ahead"
+    with workers_ahead(1, "cpu", ahead, ["html.entities"]):
+        settings = LocalSettings(workers=n_workers)
+        with local_workers(settings, False, device, n_workers, tmp_path / "run") as workers:
+            directories = workers.runner.client.run(lambda dask_worker: dask_worker.local_directory).values()
+            assert len(directories) == n_workers
+            are_taken = (n_workers, device) == (1, "cpu")
+            assert all(Path(each).is_relative_to(ahead) == are_taken for each in directories)
+            assert ahead.exists() == are_taken
+        assert not ahead.exists()
+        assert not {*THREAD_VARIABLES} - {"OMP_NUM_THREADS"} & {*os.environ}
+
+
+def test_workers_ahead_that_no_run_takes_are_ended(fast_workers: None, tmp_path: Path) -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with workers_ahead(1, "cpu", tmp_path / "ahead", []):
+        pass
+    assert not (tmp_path / "ahead").exists()
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    assert not [child for child in left if "worker" in child.name()]
+
+
+def test_workers_import_modules_while_they_start(spawned_workers: None, tmp_path: Path) -> None:
+    def has_imported() -> bool:
+        return "html.entities" in sys.modules and "xml.dom.minidom" in sys.modules
+
+    with (
+        workers_ahead(1, "cpu", tmp_path / "ahead", ["no_such_module", "html.entities", "xml.dom.minidom"]),
+        local_workers(LocalSettings(workers=1), False, "cpu", 1, tmp_path / "run") as workers,
+    ):
+        assert within(30, lambda: all(workers.runner.client.run(has_imported).values()))

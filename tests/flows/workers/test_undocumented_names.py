@@ -17,7 +17,7 @@ USES = [
     ("prefect.futures", "PrefectConcurrentFuture", "task_run_id wrapped_future", "WorkerTaskRunner.submit"),
     ("prefect.logging.handlers", "APILogHandler", "flush flow_run_id task_run_id", "log lines of workers in the UI"),
     ("prefect.logging.handlers", "PrefectConsoleHandler", "console", "live_display: log lines above the display"),
-    ("prefect.server.api.server", "SubprocessASGIServer", "start stop api_url", "a run's own server"),
+    ("prefect.server.api.server", "create_app", "ephemeral final", "a run's own server"),
     ("prefect.settings", "Settings", "to_environment_variables", "never_left_running: API of the guard"),
     ("prefect_dask", "DaskTaskRunner", "client", "WorkerTaskRunner: Dask's client"),
     ("distributed", "Worker", "log_event", "events from workers to the flow"),
