@@ -61,12 +61,11 @@ def load_head(name: str, checkpoint: str | Path) -> Head:
     modules = read_modules(tensors, files.weights.suffix != ".safetensors", where)
     inferred = _layers(modules, facts, files.place_of_facts, where)
     layers = build_layers(list(inferred.notation), modules, read_eps(facts.get("eps", DEFAULT_EPS), where), where)
-    head = Head(name, layers, _trained_on(facts, where), assumptions=inferred.assumptions)
+    assumptions = (*inferred.assumptions, *modules.left_out)
+    head = Head(name, layers, _trained_on(facts, where), assumptions=assumptions)
     _check_widths(facts, head.widths, where)
-    if modules.left_out:
-        _say_once(f"{where}: {', '.join(modules.left_out)} left out: a loss or a metric is no part of a head")
     if head.assumptions:
-        _say_once(f"{where} does not state its layers; assumed: {'; '.join(head.assumptions)}")
+        _say_once(f"{where} does not state all of its layers; assumed: {'; '.join(head.assumptions)}")
     task = _one_of(TASKS, facts.get("task", "regression"), "task", where)
     _check_gives_logits(head, task, where)
     labels = _labels(facts, task, head.n_outputs, inferred.names, where)

@@ -262,5 +262,5 @@ def test_assumptions_are_logged_once_in_a_process(tmp_path: Path, caplog: pytest
     path = save(nn.Sequential(L(DIM, 4), nn.ReLU(), L(4, 1)), tmp_path / "x.pt")
     for _ in range(3):
         load_head("x", path)
-    message = f"head x: {path} does not state its layers; assumed: relu between 0 and 2; nothing after 2"
+    message = f"head x: {path} does not state all of its layers; assumed: relu between 0 and 2; nothing after 2"
     assert caplog.messages == [message]
