@@ -13,8 +13,6 @@ from pathlib import Path
 from mlfilter_core.compute.linear import ACTIVATIONS
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.modules import (
-    BATCH_NORM,
-    LAYER_NORM,
     LINEAR,
     PRELU,
     STANDARDIZE,
@@ -83,8 +81,6 @@ def infer_layers(modules: Modules, activation: str | None, is_plain: bool, place
     inferred = _infer(Modules(others, modules.are_in_order, modules.prefix), activation, refusal)
     for module in scales:
         inferred = _with_standardisation(inferred, module, others, refusal)
-    if any(module.kinds in ((LAYER_NORM,), (BATCH_NORM,)) for module in others):
-        inferred = Inferred(inferred.notation, (*inferred.assumptions, "norms with eps 1e-05"), inferred.names)
     return inferred
 
 

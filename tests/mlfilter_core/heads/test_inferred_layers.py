@@ -27,23 +27,23 @@ SEQUENCES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     ),
     "norm first": (
         lambda: nn.Sequential(nn.LayerNorm(DIM), L(DIM, 4), nn.ReLU(), L(4, 1)),
-        ("relu between 1 and 3", "nothing after 3", "norms with eps 1e-05"),
+        ("relu between 1 and 3", "nothing after 3", "layer_norm with eps 1e-05"),
     ),
     "norm after": (
         lambda: nn.Sequential(L(DIM, 4), nn.LayerNorm(4), nn.ReLU(), nn.Dropout(), L(4, 2)),
-        ("relu between 1 and 4", "nothing after 4", "norms with eps 1e-05"),
+        ("relu between 1 and 4", "nothing after 4", "layer_norm with eps 1e-05"),
     ),
     "batch norm": (
         lambda: nn.Sequential(L(DIM, 4), nn.BatchNorm1d(4), nn.ReLU(), L(4, 2)),
-        ("relu between 1 and 3", "nothing after 3", "norms with eps 1e-05"),
+        ("relu between 1 and 3", "nothing after 3", "batch_norm with eps 1e-05"),
     ),
     "norm behind the activation": (
         lambda: nn.Sequential(L(DIM, 4, bias=False), nn.ReLU(), nn.BatchNorm1d(4), L(4, 2)),
-        ("relu between 0 and 2", "nothing after 3", "norms with eps 1e-05"),
+        ("relu between 0 and 2", "nothing after 3", "batch_norm with eps 1e-05"),
     ),
     "plain batch norm": (
         lambda: nn.Sequential(nn.BatchNorm1d(DIM, affine=False), L(DIM, 1)),
-        ("nothing after 1", "norms with eps 1e-05"),
+        ("nothing after 1", "batch_norm with eps 1e-05"),
     ),
     "prelu": (
         lambda: nn.Sequential(L(DIM, 4), nn.PReLU(), nn.Dropout(), L(4, 1)),
@@ -169,7 +169,7 @@ def test_the_proposed_sidecar_can_be_pasted(tmp_path: Path, name: str) -> None:
     proposal = re.search(r'\{"layers".*?\}', str(caught.value))
     assert proposal
     path.with_name("x.pt.json").write_text(proposal[0])
-    assert load_head("x", path).assumptions == ()
+    assert load_head("x", path).assumptions == (("layer_norm with eps 1e-05",) if name == "two gaps" else ())
 
 
 def test_a_trunk_with_two_heads_is_computed_as_it_is_written(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_an_activation_that_is_stated_stands_in_the_gaps(tmp_path: Path) -> None
     module = randomised(nn.Sequential(L(DIM, 4), nn.LayerNorm(4), nn.SiLU(), L(4, 1)))
     head = load_head("x", save(module, tmp_path / "x.pt", {"activation": "silu"}))
     check(head, module)
-    assert head.assumptions == ("norms with eps 1e-05",)
+    assert head.assumptions == ("layer_norm with eps 1e-05",)
 
 
 def test_assumptions_are_logged_once_in_a_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
