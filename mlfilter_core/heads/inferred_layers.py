@@ -96,7 +96,7 @@ def _infer(modules: Modules, activation: str | None, refusal: "_Refusal") -> Inf
     if all(module.name.isdigit() for module in found):
         has_gaps = any(_gap(before, after) for before, after in pairwise(found))
         if is_all_linear and activation is not None and not has_gaps:
-            return Inferred(_interleaved(_chain(modules, refusal), activation))
+            return Inferred(_interleaved(_chain(modules, refusal), activation), _with_only(activation, found))
         if has_gaps or not modules.prefix:
             return _in_sequence(found, activation, refusal)
         raise refusal.because(
@@ -107,7 +107,8 @@ def _infer(modules: Modules, activation: str | None, refusal: "_Refusal") -> Inf
     if is_all_linear and activation is not None:
         chain = _chain(modules, refusal)
         order = ", ".join(module.name for module in chain)
-        return Inferred(_interleaved(chain, activation), (f"layers in the order {order}",))
+        assumptions = (f"layers in the order {order}", *_with_only(activation, chain))
+        return Inferred(_interleaved(chain, activation), assumptions)
     if len(linear) == 1 and len(found) == 2:
         norm = next(module for module in found if module not in linear)
         if norm.n_out == linear[0].n_in != linear[0].n_out and len(norm.kinds) == 1 and norm.kinds != (PRELU,):
@@ -140,16 +141,19 @@ def _in_sequence(found: Sequence[Module], activation: str | None, refusal: "_Ref
                 )
             if gaps and not has_prelu:
                 notation.insert(gaps[0][0], activation or USUAL)
-                assumptions += [] if activation else [f"{USUAL} {gaps[0][1]}"]
+                assumptions.append(f"only {activation} {gaps[0][1]}" if activation else f"{USUAL} {gaps[0][1]}")
             elif last is not None and not has_prelu:
                 assumptions.append(f"no activation between {last.name} and {module.name}")
             gaps, last, has_prelu = [], module, False
         notation.append(_entry(module))
     if gaps:
         raise refusal.because(f"what stood {gaps[0][1]} can be an activation or a dropout", "Write the layers in order")
-    if activation is None:
-        assumptions += _after_the_last(found[-1])
-    return Inferred(notation, tuple(assumptions))
+    return Inferred(notation, (*assumptions, *_after_the_last(found[-1])))
+
+
+def _with_only(activation: str, chain: Sequence[Module]) -> tuple[str, ...]:
+    """Returns what is assumed about linear layers of which only the activation is stated."""
+    return (f"only {activation} between them", f"nothing after {chain[-1].name}")
 
 
 def _before_the_first(module: Module) -> tuple[str, ...]:

@@ -251,11 +251,26 @@ def test_a_deviation_of_zero_is_refused(tmp_path: Path) -> None:
         load_head("x", save(module, tmp_path / "x.pt"))
 
 
-def test_an_activation_that_is_stated_stands_in_the_gaps(tmp_path: Path) -> None:
-    module = randomised(nn.Sequential(L(DIM, 4), nn.LayerNorm(4), nn.SiLU(), L(4, 1)))
+def test_an_activation_that_is_stated_stands_in_the_gaps_and_all_else_is_assumed(tmp_path: Path) -> None:
+    module = randomised(nn.Sequential(L(DIM, 4), nn.LayerNorm(4), nn.SiLU(), nn.Dropout(), L(4, 3), nn.SiLU(), L(3, 1)))
     head = load_head("x", save(module, tmp_path / "x.pt", {"activation": "silu"}))
     check(head, module)
-    assert head.assumptions == ("layer_norm with eps 1e-05",)
+    assert head.assumptions == (
+        "only silu between 1 and 4",
+        "only silu between 4 and 6",
+        "nothing after 6",
+        "layer_norm with eps 1e-05",
+    )
+
+
+@pytest.mark.parametrize(("names", "said"), [(("fc1", "fc2"), "layers in the order fc1, fc2"), (("0", "1"), None)])
+def test_an_activation_alone_does_not_tell_what_follows_the_last_layer(
+    tmp_path: Path, names: tuple[str, str], said: str | None
+) -> None:
+    module = randomised(nn.ModuleDict(dict(zip(names, (L(DIM, 4), L(4, 1)), strict=True))))
+    head = load_head("x", save(module, tmp_path / "x.pt", {"activation": "silu"}))
+    check(head, nn.Sequential(module[names[0]], nn.SiLU(), module[names[1]]))
+    assert head.assumptions == (*([said] if said else []), "only silu between them", f"nothing after {names[1]}")
 
 
 def test_assumptions_are_logged_once_in_a_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
