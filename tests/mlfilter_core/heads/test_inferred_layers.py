@@ -211,6 +211,46 @@ def test_heads_side_by_side_in_one_file_give_their_outputs_by_name(
     assert head.assumptions[0] == f"{', '.join(chains)} side by side"
 
 
+def mlp() -> nn.Module:
+    return nn.Sequential(L(DIM, 4), nn.ReLU(), L(4, 1))
+
+
+COPY = r"{0} and {1} have the same shapes, and {1} is named like a copy or a weight .* Save the weights of the one"
+
+
+@pytest.mark.parametrize(
+    ("chains", "message"),
+    [
+        ({"model": mlp, "ema_model": mlp}, COPY.format("model", "ema_model")),
+        ({"emaNet": mlp, "net": mlp}, COPY.format("net", "emaNet")),
+        ({"student": mlp, "teacher": mlp}, COPY.format("teacher", "student")),
+        ({"best_head": lambda: L(DIM, 1), "last": lambda: L(DIM, 1)}, COPY.format("last", "best_head")),
+        ({"score": lambda: L(DIM, 1), "weighting": lambda: L(DIM, 1)}, COPY.format("score", "weighting")),
+        (
+            {"0": lambda: L(DIM, 1), "1": lambda: L(DIM, 1)},
+            "0, 1 all take the embedding, and 0 does not name an output",
+        ),
+        ({"edu": lambda: L(DIM, 1), "fc1": lambda: L(DIM, 2)}, "edu, fc1 all take .* and fc1 does not name an output"),
+    ],
+)
+def test_what_can_be_a_copy_a_gate_or_nameless_is_not_a_head_of_its_own(
+    tmp_path: Path, chains: dict[str, Callable[[], nn.Module]], message: str
+) -> None:
+    module = randomised(SideBySide(**{name: make() for name, make in chains.items()}))
+    path = save(module, tmp_path / "x.pt")
+    with pytest.raises(HeadError, match=message) as caught:
+        load_head("x", path)
+    proposal = re.search(r'\{"layers".*?\}', str(caught.value))
+    assert proposal
+    path.with_name("x.pt.json").write_text(proposal[0])
+    check(load_head("x", path), module)
+
+
+def test_targets_with_one_word_in_common_are_heads_and_no_copies(tmp_path: Path) -> None:
+    module = randomised(SideBySide(target_edu=L(DIM, 1), target_toxic=L(DIM, 1)))
+    assert load_head("x", save(module, tmp_path / "x.pt")).labels == ("target_edu", "target_toxic")
+
+
 class Scaled(nn.Module):
     """Standardised embeddings, or outputs on another scale."""
 
