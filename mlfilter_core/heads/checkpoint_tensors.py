@@ -158,6 +158,7 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]
             break
         facts |= _settings(content)
         content = content[wrapper]
+    content = _without_settings(content)
     if not isinstance(content, Mapping):
         raise TypeError(f"it contains a {type(content).__name__}, not a state dict")
     return content, facts
@@ -171,11 +172,33 @@ def _wrapper(content: Any) -> str | None:
     """
     if not isinstance(content, Mapping):
         return None
+    content = _without_settings(content)
     found = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
     holding = [key for key in found if any(isinstance(value, torch.Tensor) for value in content[key].values())]
     if len(holding) > 1 and not holding[0].endswith("state_dict"):
         raise ValueError(f"it contains weights under {' and '.join(holding)}; save those of the head alone")
     return next(iter(holding or found), None)
+
+
+def _without_settings(content: Any) -> Any:
+    """Returns a mapping without those in it that have no tensors, if tensors lie beside them: `"params": {"lr": 1}`."""
+    if not isinstance(content, Mapping) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        return content
+    return {key: value for key, value in content.items() if not isinstance(value, Mapping) or _has_tensors(value)}
+
+
+def _has_tensors(content: Mapping[Any, Any]) -> bool:
+    """Whether a tensor is anywhere in a mapping, which may contain itself."""
+    seen: set[int] = set()
+    left: list[Any] = [content]
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            return True
+        if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, Mapping) else value
+    return False
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,20 @@ def test_weights_are_found_under_the_keys_of_trainers(tmp_path: Path, wrapper: s
     assert read(tmp_path / "x.pt")[0] == list(STATE)
 
 
+@pytest.mark.parametrize("key", ["params", "model", "config"])
+def test_settings_beside_tensors_are_no_weights(tmp_path: Path, key: str) -> None:
+    own: dict[str, Any] = {"lr": 1, "layers": [{"n": 2}]}
+    own["self"] = own
+    torch.save({**STATE, key: own}, tmp_path / "x.pt")
+    assert read(tmp_path / "x.pt")[0] == list(STATE)
+
+
+def test_nested_tensors_beside_tensors_are_not_dropped(tmp_path: Path) -> None:
+    torch.save({**STATE, "other": {"layers": [{"weight": torch.ones(1, 1)}]}}, tmp_path / "x.pt")
+    with pytest.raises(HeadError, match="not a chain of linear layers; it contains other"):
+        load_head("x", tmp_path / "x.pt")
+
+
 def test_weights_under_several_keys_are_refused(tmp_path: Path) -> None:
     torch.save({"model": STATE, "head": STATE}, tmp_path / "x.pt")
     with pytest.raises(HeadError, match="it contains weights under model and head; save those of the head alone"):
