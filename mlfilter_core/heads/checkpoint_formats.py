@@ -58,7 +58,8 @@ def load_head(name: str, checkpoint: str | Path) -> Head:
     _warn_of_unknown_fields(files, facts, where)
     facts = {**stated, **facts}
     _check_format(facts, where)
-    modules = read_modules(tensors, files.weights.suffix != ".safetensors", where)
+    is_saved_in_order = files.weights.suffix not in (".safetensors", ".json")  # an index lists names in any order
+    modules = read_modules(tensors, is_saved_in_order, where)
     inferred = _layers(modules, facts, files.place_of_facts, where)
     eps = read_eps(facts["eps"], where) if "eps" in facts else None
     layers, assumed_eps = build_layers(list(inferred.notation), modules, eps, where)
