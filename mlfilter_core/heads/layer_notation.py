@@ -206,18 +206,19 @@ _ELEMENTWISE = (LayerNorm, RMSNorm, Scale, Activation, PReLU)
 
 def _scale(kind: str, own: Mapping[str, torch.Tensor], eps: float, module: Module, where: str) -> Scale:
     """Returns a layer that scales each value, computed in float64."""
+    center: torch.Tensor | None = None
     if kind == BATCH_NORM:
         factor = own.get("weight", torch.ones(1)) / (own["running_var"] + eps).sqrt()
-        shift = own.get("bias", torch.zeros(1)) - own["running_mean"] * factor
+        shift, center = own.get("bias", torch.zeros(1)), own["running_mean"]
     elif kind == STANDARDIZE:
-        factor, shift = 1 / own["std"], -own["mean"] / own["std"]
+        factor, shift, center = 1 / own["std"], torch.zeros(1), own["mean"]
     else:
         assert kind == UNSTANDARDIZE
         factor, shift = own["std"], own["mean"]
     factor, shift = factor.float(), shift.float()
     if not (factor.isfinite().all() and shift.isfinite().all()):
         raise HeadError(f"{where}: {module} divides by zero; correct its standard deviations")
-    return Scale(factor, shift)
+    return Scale(factor, shift, None if center is None else center.float())
 
 
 def _full_name(module: Module) -> str:

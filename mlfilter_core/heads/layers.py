@@ -72,21 +72,26 @@ class RMSNorm:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """`inputs * factor + shift`: a BatchNorm with its running statistics, or standardisation.
+    """`(inputs - center) * factor + shift`: a BatchNorm with its running statistics, or standardisation.
+
+    The center is not folded into the shift: where it is 1e4 times the deviation, float32 would lose four digits.
 
     Attributes:
         factor: float32 (n,).
         shift: float32 (n,).
+        center: float32 (n,), or None for zero.
     """
 
     factor: torch.Tensor
     shift: torch.Tensor
+    center: torch.Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Scale":
-        return Scale(self.factor.to(device, dtype), self.shift.to(device, dtype))
+        return Scale(self.factor.to(device, dtype), self.shift.to(device, dtype), _to(self.center, device, dtype))
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.shift, inputs, self.factor)
+        centered = inputs if self.center is None else inputs - self.center
+        return torch.addcmul(self.shift, centered, self.factor)
 
 
 @dataclass(frozen=True)

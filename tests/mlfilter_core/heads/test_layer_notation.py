@@ -182,3 +182,18 @@ def test_an_empty_tensor_of_a_norm_is_refused(tmp_path: Path) -> None:
     torch.save({"0.weight": torch.ones(0), "0.bias": torch.ones(0), "1.weight": torch.ones(1, 3)}, tmp_path / "x.pt")
     with pytest.raises(HeadError, match=r"0\.weight is empty"):
         load_head("x", tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("kind", ["standardize", "batch_norm"])
+def test_a_mean_far_from_zero_costs_no_digits(tmp_path: Path, kind: str) -> None:
+    """A mean of 1e4 and a deviation of 1, compared with float64."""
+    weight = torch.linspace(-1, 1, DIM).reshape(1, DIM)
+    mean, std = torch.linspace(-1e4, 1e4, DIM), torch.ones(DIM)
+    names = {"standardize": ("mean", "std"), "batch_norm": ("running_mean", "running_var")}[kind]
+    own = dict(zip((f"norm.{name}" for name in names), (mean, std), strict=True))
+    torch.save({**own, "fc.weight": weight}, tmp_path / "x.pt")
+    (tmp_path / "x.pt.json").write_text(json.dumps({"layers": [kind, "linear"], "eps": 0}))
+    inputs = mean + INPUTS
+    expected = ((inputs.double() - mean.double()) @ weight.double().T).numpy()
+    scores = score([load_head("x", tmp_path / "x.pt")], inputs.numpy())
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
