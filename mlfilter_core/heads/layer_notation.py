@@ -121,13 +121,21 @@ class _Builder:
                 )
             layers.append(layer)
             width = output_width([layer]) or width
-        if not any(isinstance(layer, Linear) or not isinstance(layer, _ELEMENTWISE) for layer in layers):
+        has_linear = any(isinstance(layer, Linear) or not isinstance(layer, _ELEMENTWISE) for layer in layers)
+        # A chain beside others may be a norm alone, whose weights tell its width.
+        if not has_linear and (not depth or output_width(layers) is None):
             raise HeadError(f"{self._where}: {reprlib.repr(notation)} has no linear layer; correct layers")
         return tuple(layers)
 
     def _layer(self, entry: Any, width: int | None, depth: int) -> tuple[Layer, str]:
         if isinstance(entry, list):
-            return side_by_side([self.chain(chain, width, depth + 1) for chain in entry]), "a list of chains"
+            chains = [self.chain(chain, width, depth + 1) for chain in entry]
+            widths = sorted({n_in for chain in chains if (n_in := input_width(chain)) is not None})
+            if len(widths) > 1:
+                raise HeadError(
+                    f"{self._where}: chains side by side take {' and '.join(map(str, widths))} values; correct layers"
+                )
+            return side_by_side(chains), "a list of chains"
         if not isinstance(entry, str):
             raise HeadError(f"{self._where}: layers has {reprlib.repr(entry)}, which is neither a text nor a list")
         with_eps = WITH_EPS.fullmatch(entry)

@@ -3,7 +3,7 @@
 Knows nothing about checkpoints.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -186,12 +186,9 @@ def linear_widths(layers: Sequence[Layer]) -> list[int]:
 
 def first_weight(layers: Sequence[Layer]) -> torch.Tensor:
     """Returns the weight of a linear layer; its device and dtype are those of all layers."""
-    for layer in layers:
-        if isinstance(layer, Linear):
-            return layer.weight
-        if isinstance(layer, Parallel):
-            return first_weight(layer.chains[0])
-    raise AssertionError("a head has a linear layer")
+    weight = next(_weights(layers), None)
+    assert weight is not None, "a head has a linear layer"
+    return weight
 
 
 def functions(layers: Sequence[Layer]) -> list[Function]:
@@ -209,6 +206,15 @@ def functions(layers: Sequence[Layer]) -> list[Function]:
         elif not (isinstance(layer, Activation) and isinstance(before, Linear)):
             applied.append(layer)
     return applied
+
+
+def _weights(layers: Sequence[Layer]) -> Iterator[torch.Tensor]:
+    for layer in layers:
+        if isinstance(layer, Linear):
+            yield layer.weight
+        elif isinstance(layer, Parallel):
+            for chain in layer.chains:
+                yield from _weights(chain)
 
 
 def _concatenated(chains: list[list[Function]]) -> Function:

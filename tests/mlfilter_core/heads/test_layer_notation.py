@@ -126,7 +126,10 @@ def test_names_may_be_given_in_full(tmp_path: Path) -> None:
         ({"layers": ["0", "2: prelu", "4"]}, r"2 \(layer_norm, 4\) is not a prelu; correct layers"),
         ({"layers": ["linear", "linear", "linear", "layer_norm"]}, "'linear', which is neither a module that is left"),
         ({"layers": ["0", 3, "2", "4"]}, "layers has 3, which is neither a text nor a list"),
-        ({"layers": ["0", [["2"], "4"]]}, r"x\.pt: \['2'\] has no linear layer; correct layers"),
+        ({"layers": ["0", [["relu"], ["2"]], "4"]}, r"x\.pt: \['relu'\] has no linear layer; correct layers"),
+        ({"layers": ["2"]}, r"x\.pt: \['2'\] has no linear layer; correct layers"),
+        ({"layers": [[["0"], ["2"], ["4"]]]}, "chains side by side take 4 and 8 values; correct layers"),
+        ({"layers": [[["0"], ["4"]]]}, "chains side by side take 4 and 8 values; correct layers"),
         ({"layers": []}, r"layers has \[\], not a list such as"),
         ({"layers": "relu"}, "layers is 'relu', not a list such as"),
         ({"layers": {"0": "relu"}}, "layers is .*, not a list such as"),
@@ -197,3 +200,16 @@ def test_a_mean_far_from_zero_costs_no_digits(tmp_path: Path, kind: str) -> None
     expected = ((inputs.double() - mean.double()) @ weight.double().T).numpy()
     scores = score([load_head("x", tmp_path / "x.pt")], inputs.numpy())
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_chain_beside_others_may_be_a_norm_alone(tmp_path: Path, is_last: bool) -> None:
+    norm, fc, out = randomised(nn.LayerNorm(DIM)), randomised(L(DIM, 2)), randomised(L(DIM + 2, 1))
+    chains = [["fc", "tanh"], ["norm"]] if is_last else [["norm"], ["fc", "tanh"]]
+    module = nn.ModuleDict({"norm": norm, "fc": fc, "out": out})
+    head = load_head("x", save(module, tmp_path / "x.pt", {"layers": [chains, "out"]}))
+    with torch.inference_mode():
+        parts = [torch.tanh(fc(INPUTS)), norm(INPUTS)]
+        expected = out(torch.cat(parts if is_last else parts[::-1], 1)).numpy()
+    np.testing.assert_allclose(score([head], INPUTS.numpy()), expected, atol=1e-5)
+    assert head.widths == (DIM, DIM + 2, 1)
