@@ -19,7 +19,7 @@ from mlfilter_core.heads.checkpoint_files import HeadFiles, find_head
 from mlfilter_core.heads.checkpoint_tensors import HIDDEN_NAMES, OUTPUT_NAMES, WIDTH_NAMES, read_tensors
 from mlfilter_core.heads.head import TASKS, Head
 from mlfilter_core.heads.inferred_layers import Inferred, infer_layers
-from mlfilter_core.heads.layer_notation import DEFAULT_EPS, build_layers, read_eps
+from mlfilter_core.heads.layer_notation import build_layers, read_eps
 from mlfilter_core.heads.layers import Activation
 from mlfilter_core.heads.modules import Modules, read_modules
 from mlfilter_core.heads.sequence_classifiers import kind_of_classifier, read_classifier
@@ -58,15 +58,16 @@ def load_head(name: str, checkpoint: str | Path) -> Head:
     _warn_of_unknown_fields(files, facts, where)
     facts = {**stated, **facts}
     _check_format(facts, where)
-    modules = read_modules(tensors, files.weights.suffix != ".safetensors", where)
+    is_saved_in_order = files.weights.suffix not in (".safetensors", ".json")  # an index lists names in any order
+    modules = read_modules(tensors, is_saved_in_order, where)
     inferred = _layers(modules, facts, files.place_of_facts, where)
-    layers = build_layers(list(inferred.notation), modules, read_eps(facts.get("eps", DEFAULT_EPS), where), where)
-    head = Head(name, layers, _trained_on(facts, where), assumptions=inferred.assumptions)
+    eps = read_eps(facts["eps"], where) if "eps" in facts else None
+    layers, assumed_eps = build_layers(list(inferred.notation), modules, eps, where)
+    assumptions = (*inferred.assumptions, *assumed_eps, *modules.left_out)
+    head = Head(name, layers, _trained_on(facts, where), assumptions=assumptions)
     _check_widths(facts, head.widths, where)
-    if modules.left_out:
-        _say_once(f"{where}: {', '.join(modules.left_out)} left out: a loss or a metric is no part of a head")
     if head.assumptions:
-        _say_once(f"{where} does not state its layers; assumed: {'; '.join(head.assumptions)}")
+        _say_once(f"{where} does not state all of its layers; assumed: {'; '.join(head.assumptions)}")
     task = _one_of(TASKS, facts.get("task", "regression"), "task", where)
     _check_gives_logits(head, task, where)
     labels = _labels(facts, task, head.n_outputs, inferred.names, where)

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from mlfilter_core.errors import HeadError, in_one_line
+from mlfilter_core.heads.checkpoint_files import INDEX_SUFFIX, read_weight_map
 
 # Keys under which training code stores the weights: PyTorch Lightning, other trainers. The first one counts.
 WRAPPERS = (
@@ -88,12 +89,14 @@ def read_tensors(path: Path, where: str) -> tuple[Mapping[str, torch.Tensor], di
     """Returns the tensors of a file by name, and its facts about them: metadata of safetensors, widths of trainers.
 
     Args:
-        path: The file.
+        path: The file, or an index of several.
         where: The checkpoint, for messages.
 
     Raises:
         HeadError: The file is corrupted, contains code, or is not a state dict.
     """
+    if path.name.endswith(INDEX_SUFFIX):
+        return read_some_tensors(path, [""], where), {}
     try:
         return _read_safetensors(path, None) if path.suffix == ".safetensors" else _read_pickle(path)
     except Exception as error:
@@ -101,18 +104,32 @@ def read_tensors(path: Path, where: str) -> tuple[Mapping[str, torch.Tensor], di
 
 
 def read_some_tensors(path: Path, wanted: Sequence[str], where: str) -> Mapping[str, torch.Tensor]:
-    """Returns those tensors of a file whose names contain one of the given texts; of safetensors, reads no other.
+    """Returns those tensors of a file, or of the shards of an index, whose names contain one of the given texts.
+
+    Reads no other tensor of safetensors, and no other shard.
 
     Raises:
         HeadError: As `read_tensors`.
     """
     try:
+        if path.name.endswith(INDEX_SUFFIX):
+            return _read_shards(path, wanted)
         if path.suffix == ".safetensors":
             return _read_safetensors(path, wanted)[0]
         tensors, _ = _read_pickle(path)
     except Exception as error:
         raise _unreadable(error, where) from error
     return {key: tensor for key, tensor in tensors.items() if _is_wanted(str(key), wanted)}
+
+
+def _read_shards(index: Path, wanted: Sequence[str]) -> dict[str, torch.Tensor]:
+    files = read_weight_map(index)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in dict.fromkeys(file for name, file in files.items() if _is_wanted(name, wanted)):
+        path = index.with_name(file)
+        found = _read_safetensors(path, wanted)[0] if path.suffix == ".safetensors" else _read_pickle(path)[0]
+        tensors |= {name: found[name] for name in found if files.get(name) == file and _is_wanted(str(name), wanted)}
+    return tensors
 
 
 def _unreadable(error: Exception, where: str) -> HeadError:
@@ -158,6 +175,7 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]
             break
         facts |= _settings(content)
         content = content[wrapper]
+    content = _without_settings(content)
     if not isinstance(content, Mapping):
         raise TypeError(f"it contains a {type(content).__name__}, not a state dict")
     return content, facts
@@ -171,11 +189,33 @@ def _wrapper(content: Any) -> str | None:
     """
     if not isinstance(content, Mapping):
         return None
+    content = _without_settings(content)
     found = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
     holding = [key for key in found if any(isinstance(value, torch.Tensor) for value in content[key].values())]
     if len(holding) > 1 and not holding[0].endswith("state_dict"):
         raise ValueError(f"it contains weights under {' and '.join(holding)}; save those of the head alone")
     return next(iter(holding or found), None)
+
+
+def _without_settings(content: Any) -> Any:
+    """Returns a mapping without those in it that have no tensors, if tensors lie beside them: `"params": {"lr": 1}`."""
+    if not isinstance(content, Mapping) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        return content
+    return {key: value for key, value in content.items() if not isinstance(value, Mapping) or _has_tensors(value)}
+
+
+def _has_tensors(content: Mapping[Any, Any]) -> bool:
+    """Whether a tensor is anywhere in a mapping, which may contain itself."""
+    seen: set[int] = set()
+    left: list[Any] = [content]
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            return True
+        if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, Mapping) else value
+    return False
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ What they cannot tell is refused, with the notation to write. What they nearly t
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -13,8 +13,6 @@ from pathlib import Path
 from mlfilter_core.compute.linear import ACTIVATIONS
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.modules import (
-    BATCH_NORM,
-    LAYER_NORM,
     LINEAR,
     PRELU,
     STANDARDIZE,
@@ -33,6 +31,16 @@ NOT_A_CHAIN = {
     *("rnn", "query", "key", "value", "qkv"),
 }
 GATED_TRIPLE = {"w1", "w2", "w3"}  # of Llama's feed-forward layers: w2(silu(w1 x) * w3 x)
+# Words in names of a second set of the same weights, or of weights of a sum: their outputs are no scores of their own.
+COPIES = {
+    *("ema", "avg", "average", "averaged", "swa", "target", "teacher", "student", "best", "train", "shadow"),
+    *("momentum", "online", "weighting", "weightings"),
+}
+# Words in names of modules that say nothing about their outputs.
+NO_LABELS = {
+    *("fc", "lin", "linear", "layer", "layers", "dense", "proj", "projection", "out", "output", "outputs", "mlp"),
+    *("head", "heads", "branch", "branches", "model", "models", "module", "net", "network", "seq", "sequential"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,7 @@ def infer_layers(modules: Modules, activation: str | None, is_plain: bool, place
     if is_plain:
         return Inferred(_interleaved(_chain(modules, refusal), activation or USUAL))
     for module in modules.found:
-        words = set(re.split(r"[^a-z0-9]+|_", module.shown.lower())) & NOT_A_CHAIN
-        if words:
+        if set(re.split(r"[^a-z0-9]+|_", module.shown.lower())) & NOT_A_CHAIN:
             raise refusal.because(
                 f"{module.shown} is named like a part of a gated or residual block, which is not a chain of layers",
                 "If it is a chain, write its layers in order",
@@ -83,8 +90,6 @@ def infer_layers(modules: Modules, activation: str | None, is_plain: bool, place
     inferred = _infer(Modules(others, modules.are_in_order, modules.prefix), activation, refusal)
     for module in scales:
         inferred = _with_standardisation(inferred, module, others, refusal)
-    if any(module.kinds in ((LAYER_NORM,), (BATCH_NORM,)) for module in others):
-        inferred = Inferred(inferred.notation, (*inferred.assumptions, "norms with eps 1e-05"), inferred.names)
     return inferred
 
 
@@ -100,7 +105,7 @@ def _infer(modules: Modules, activation: str | None, refusal: "_Refusal") -> Inf
     if all(module.name.isdigit() for module in found):
         has_gaps = any(_gap(before, after) for before, after in pairwise(found))
         if is_all_linear and activation is not None and not has_gaps:
-            return Inferred(_interleaved(_chain(modules, refusal), activation))
+            return Inferred(_interleaved(_chain(modules, refusal), activation), _with_only(activation, found))
         if has_gaps or not modules.prefix:
             return _in_sequence(found, activation, refusal)
         raise refusal.because(
@@ -111,7 +116,8 @@ def _infer(modules: Modules, activation: str | None, refusal: "_Refusal") -> Inf
     if is_all_linear and activation is not None:
         chain = _chain(modules, refusal)
         order = ", ".join(module.name for module in chain)
-        return Inferred(_interleaved(chain, activation), (f"layers in the order {order}",))
+        assumptions = (f"layers in the order {order}", *_with_only(activation, chain))
+        return Inferred(_interleaved(chain, activation), assumptions)
     if len(linear) == 1 and len(found) == 2:
         norm = next(module for module in found if module not in linear)
         if norm.n_out == linear[0].n_in != linear[0].n_out and len(norm.kinds) == 1 and norm.kinds != (PRELU,):
@@ -144,16 +150,19 @@ def _in_sequence(found: Sequence[Module], activation: str | None, refusal: "_Ref
                 )
             if gaps and not has_prelu:
                 notation.insert(gaps[0][0], activation or USUAL)
-                assumptions += [] if activation else [f"{USUAL} {gaps[0][1]}"]
+                assumptions.append(f"only {activation} {gaps[0][1]}" if activation else f"{USUAL} {gaps[0][1]}")
             elif last is not None and not has_prelu:
                 assumptions.append(f"no activation between {last.name} and {module.name}")
             gaps, last, has_prelu = [], module, False
         notation.append(_entry(module))
     if gaps:
         raise refusal.because(f"what stood {gaps[0][1]} can be an activation or a dropout", "Write the layers in order")
-    if activation is None:
-        assumptions += _after_the_last(found[-1])
-    return Inferred(notation, tuple(assumptions))
+    return Inferred(notation, (*assumptions, *_after_the_last(found[-1])))
+
+
+def _with_only(activation: str, chain: Sequence[Module]) -> tuple[str, ...]:
+    """Returns what is assumed about linear layers of which only the activation is stated."""
+    return (f"only {activation} between them", f"nothing after {chain[-1].name}")
 
 
 def _before_the_first(module: Module) -> tuple[str, ...]:
@@ -196,7 +205,36 @@ def _side_by_side(modules: Modules, activation: str | None, refusal: "_Refusal")
         assumptions += [f"{name}: {said}" for said in inferred.assumptions] if inferred else []
         n_out = [module for module in group if module.kinds == (LINEAR,)][-1].n_out
         names += [name] if n_out == 1 else [f"{name}_{i}" for i in range(n_out)]
+    _check_are_heads(groups, [chains], refusal)
     return Inferred([chains], (f"{', '.join(groups)} side by side", *assumptions), tuple(names))
+
+
+def _check_are_heads(groups: Mapping[str, Sequence[Module]], notation: list[object], refusal: "_Refusal") -> None:
+    """Checks that groups of modules for the same values are heads with names, not copies or gates of one head.
+
+    Raises:
+        HeadError: They can be something else.
+    """
+    for one, other in permutations(groups, 2):
+        shapes = [[tensor.shape for part in groups[name] for tensor in part.tensors.values()] for name in (one, other)]
+        words = (_words(groups[one][0].shown) - _words(groups[other][0].shown)) & COPIES
+        if words and shapes[0] == shapes[1]:
+            raise refusal.because(
+                f"{other} and {one} have the same shapes, and {one} is named like a copy or a weight of another head",
+                "Save the weights of the one that scores, alone. If they stand side by side, write the layers in order",
+                notation,
+            )
+    unlabelled = [name for name in groups if not _words(name) - NO_LABELS]
+    if unlabelled:
+        raise refusal.because(
+            f"{', '.join(groups)} all take the embedding, and {unlabelled[0]} does not name an output",
+            "If they stand side by side, write labels, and the layers in order",
+            notation,
+        )
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
 
 
 def _renamed(notation: Sequence[object], short: Sequence[Module], group: Sequence[Module]) -> list[object]:
@@ -273,11 +311,11 @@ class _Refusal:
     place: Path
     where: str
 
-    def because(self, reason: str, wish: str) -> HeadError:
-        return HeadError(f"{self.where}: {reason}. {self.advice(wish)}")
+    def because(self, reason: str, wish: str, proposal: Sequence[object] = ()) -> HeadError:
+        return HeadError(f"{self.where}: {reason}. {self.advice(wish, proposal)}")
 
-    def advice(self, wish: str) -> str:
-        proposal = self._proposal()
+    def advice(self, wish: str, likeliest: Sequence[object] = ()) -> str:
+        proposal = likeliest or self._proposal()
         example = json.dumps({"layers": proposal}) if proposal else '{"layers": ["fc1", "relu", "fc2"]}'
         return (
             f"{wish} in {self.place}, such as {example}, with the activations of your module ({', '.join(ACTIVATIONS)})"

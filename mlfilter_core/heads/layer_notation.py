@@ -8,9 +8,10 @@ An entry is one of
 - an activation, `gelu`;
 - a list of such lists, for chains that take the same values and whose outputs stand side by side.
 
-Every module is used exactly once.
+A norm may end with its epsilon, `norm eps=1e-6` or `layer_norm eps=1e-12`. Every module is used exactly once.
 """
 
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +47,9 @@ from mlfilter_core.heads.modules import (
 
 Notation = Sequence[Any]
 
-DEFAULT_EPS = 1e-5  # of torch.nn.LayerNorm and torch.nn.BatchNorm1d
+# Epsilons of torch.nn.LayerNorm, BatchNorm1d and RMSNorm that are given none; the last one in float32.
+DEFAULT_EPS = {LAYER_NORM: 1e-5, BATCH_NORM: 1e-5, RMS_NORM: torch.finfo(torch.float32).eps}
+WITH_EPS = re.compile(r"(?P<norm>.+) eps=(?P<eps>.*)")
 MAX_DEPTH = 4  # of lists in lists; arbitrary
 
 
@@ -65,13 +68,15 @@ def read_eps(value: Any, where: str) -> float:
     return eps
 
 
-def build_layers(notation: Notation, modules: Modules, eps: float, where: str) -> tuple[Layer, ...]:
-    """Returns the layers that are written, with the tensors of the modules.
+def build_layers(
+    notation: Notation, modules: Modules, eps: float | None, where: str
+) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    """Returns the layers that are written, with the tensors of the modules, and in words the epsilons that are assumed.
 
     Args:
         notation: The entries, as above.
         modules: Modules of the checkpoint.
-        eps: Added to the variance in each norm.
+        eps: Added to the variance in each norm that states none; None for PyTorch's default.
         where: The checkpoint, for messages.
 
     Raises:
@@ -84,14 +89,15 @@ def build_layers(notation: Notation, modules: Modules, eps: float, where: str) -
             f"{where}: layers leaves out {', '.join(map(str, builder.unused.values()))}; write every module of the "
             "file, in the order in which they are applied"
         )
-    return layers
+    return layers, tuple(f"{kind} with eps {builder.assumed[kind]:.8g}" for kind in sorted(builder.assumed))
 
 
 class _Builder:
     """Turns entries to layers, and keeps account of the modules that are left."""
 
-    def __init__(self, modules: Modules, eps: float, where: str) -> None:
+    def __init__(self, modules: Modules, eps: float | None, where: str) -> None:
         self.unused: dict[str, Module] = {module.name: module for module in modules.found}
+        self.assumed: dict[str, float] = {}  # epsilon by the kind of norm
         self._names = set(self.unused)
         self._full = {_full_name(module): module.name for module in modules.found}
         self._are_in_order = modules.are_in_order
@@ -115,29 +121,40 @@ class _Builder:
                 )
             layers.append(layer)
             width = output_width([layer]) or width
-        if not any(isinstance(layer, Linear) or not isinstance(layer, _ELEMENTWISE) for layer in layers):
+        has_linear = any(isinstance(layer, Linear) or not isinstance(layer, _ELEMENTWISE) for layer in layers)
+        # A chain beside others may be a norm alone, whose weights tell its width.
+        if not has_linear and (not depth or output_width(layers) is None):
             raise HeadError(f"{self._where}: {reprlib.repr(notation)} has no linear layer; correct layers")
         return tuple(layers)
 
     def _layer(self, entry: Any, width: int | None, depth: int) -> tuple[Layer, str]:
         if isinstance(entry, list):
-            return side_by_side([self.chain(chain, width, depth + 1) for chain in entry]), "a list of chains"
+            chains = [self.chain(chain, width, depth + 1) for chain in entry]
+            widths = sorted({n_in for chain in chains if (n_in := input_width(chain)) is not None})
+            if len(widths) > 1:
+                raise HeadError(
+                    f"{self._where}: chains side by side take {' and '.join(map(str, widths))} values; correct layers"
+                )
+            return side_by_side(chains), "a list of chains"
         if not isinstance(entry, str):
             raise HeadError(f"{self._where}: layers has {reprlib.repr(entry)}, which is neither a text nor a list")
-        name, _, kind = entry.partition(": ")
+        with_eps = WITH_EPS.fullmatch(entry)
+        stated = with_eps["norm"] if with_eps else entry
+        eps = read_eps(with_eps["eps"], self._where) if with_eps else None
+        name, _, kind = stated.partition(": ")
         name = self._full.get(name, name)
         if name in self.unused and (not kind or kind in KINDS):
             module = self.unused.pop(name)
-            return self._of(module, kind or self._only_kind(module)), module.shown
+            return self._of(module, kind or self._only_kind(module), eps), module.shown
         if entry in ACTIVATIONS:
             return Activation(entry), entry
-        if entry in KINDS:
-            following = self._next(entry)
+        if stated in KINDS:
+            following = self._next(stated)
             if following is not None:
-                return self._of(following, entry), following.shown
-            if entry == LAYER_NORM:
-                return LayerNorm(None, None, self._eps), entry
-        raise HeadError(f"{self._where}: layers has {entry!r}, which is {self._what_it_is_not(entry, name)}")
+                return self._of(following, stated, eps), following.shown
+            if stated == LAYER_NORM:
+                return LayerNorm(None, None, self._eps_of(LAYER_NORM, eps)), entry
+        raise HeadError(f"{self._where}: layers has {entry!r}, which is {self._what_it_is_not(stated, name)}")
 
     def _next(self, kind: str) -> Module | None:
         fitting = [module for module in self.unused.values() if kind in module.kinds]
@@ -165,21 +182,31 @@ class _Builder:
             f"{', '.join((*ACTIVATIONS, *KINDS))}"
         )
 
-    def _of(self, module: Module, kind: str) -> Layer:
+    def _of(self, module: Module, kind: str, eps: float | None) -> Layer:
         is_vector = module.kinds == (PRELU,) and kind in (LAYER_NORM, RMS_NORM)  # a norm of one value
         if kind not in module.kinds and not is_vector:
             raise HeadError(f"{self._where}: {module} is not a {kind}; correct layers")
+        if eps is not None and kind not in DEFAULT_EPS:
+            raise HeadError(f"{self._where}: {module} has no eps, only norms do; correct layers")
         own: Mapping[str, torch.Tensor] = module.tensors
         if kind == LINEAR:
             weight = own["weight"]
             return Linear(weight, own.get("bias", torch.zeros(len(weight))))
         if kind == LAYER_NORM:
-            return LayerNorm(own["weight"], own.get("bias"), self._eps)
+            return LayerNorm(own["weight"], own.get("bias"), self._eps_of(kind, eps))
         if kind == RMS_NORM:
-            return RMSNorm(own["weight"], self._eps)
+            return RMSNorm(own["weight"], self._eps_of(kind, eps))
         if kind == PRELU:
             return PReLU(own["weight"])
-        return _scale(kind, {part: tensor.double() for part, tensor in own.items()}, self._eps, module, self._where)
+        added = self._eps_of(kind, eps) if kind == BATCH_NORM else 0.0
+        return _scale(kind, {part: tensor.double() for part, tensor in own.items()}, added, module, self._where)
+
+    def _eps_of(self, kind: str, stated: float | None) -> float:
+        """Returns the epsilon of a norm: that of its entry, else that of all norms, else the default, as assumed."""
+        eps = self._eps if stated is None else stated
+        if eps is None:
+            eps = self.assumed[kind] = DEFAULT_EPS[kind]
+        return eps
 
 
 _ELEMENTWISE = (LayerNorm, RMSNorm, Scale, Activation, PReLU)
@@ -187,18 +214,19 @@ _ELEMENTWISE = (LayerNorm, RMSNorm, Scale, Activation, PReLU)
 
 def _scale(kind: str, own: Mapping[str, torch.Tensor], eps: float, module: Module, where: str) -> Scale:
     """Returns a layer that scales each value, computed in float64."""
+    center: torch.Tensor | None = None
     if kind == BATCH_NORM:
         factor = own.get("weight", torch.ones(1)) / (own["running_var"] + eps).sqrt()
-        shift = own.get("bias", torch.zeros(1)) - own["running_mean"] * factor
+        shift, center = own.get("bias", torch.zeros(1)), own["running_mean"]
     elif kind == STANDARDIZE:
-        factor, shift = 1 / own["std"], -own["mean"] / own["std"]
+        factor, shift, center = 1 / own["std"], torch.zeros(1), own["mean"]
     else:
         assert kind == UNSTANDARDIZE
         factor, shift = own["std"], own["mean"]
     factor, shift = factor.float(), shift.float()
     if not (factor.isfinite().all() and shift.isfinite().all()):
         raise HeadError(f"{where}: {module} divides by zero; correct its standard deviations")
-    return Scale(factor, shift)
+    return Scale(factor, shift, None if center is None else center.float())
 
 
 def _full_name(module: Module) -> str:

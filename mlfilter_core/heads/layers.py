@@ -3,7 +3,7 @@
 Knows nothing about checkpoints.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,21 +72,26 @@ class RMSNorm:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """`inputs * factor + shift`: a BatchNorm with its running statistics, or standardisation.
+    """`(inputs - center) * factor + shift`: a BatchNorm with its running statistics, or standardisation.
+
+    The center is not folded into the shift: where it is 1e4 times the deviation, float32 would lose four digits.
 
     Attributes:
         factor: float32 (n,).
         shift: float32 (n,).
+        center: float32 (n,), or None for zero.
     """
 
     factor: torch.Tensor
     shift: torch.Tensor
+    center: torch.Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Scale":
-        return Scale(self.factor.to(device, dtype), self.shift.to(device, dtype))
+        return Scale(self.factor.to(device, dtype), self.shift.to(device, dtype), _to(self.center, device, dtype))
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.shift, inputs, self.factor)
+        centered = inputs if self.center is None else inputs - self.center
+        return torch.addcmul(self.shift, centered, self.factor)
 
 
 @dataclass(frozen=True)
@@ -181,12 +186,9 @@ def linear_widths(layers: Sequence[Layer]) -> list[int]:
 
 def first_weight(layers: Sequence[Layer]) -> torch.Tensor:
     """Returns the weight of a linear layer; its device and dtype are those of all layers."""
-    for layer in layers:
-        if isinstance(layer, Linear):
-            return layer.weight
-        if isinstance(layer, Parallel):
-            return first_weight(layer.chains[0])
-    raise AssertionError("a head has a linear layer")
+    weight = next(_weights(layers), None)
+    assert weight is not None, "a head has a linear layer"
+    return weight
 
 
 def functions(layers: Sequence[Layer]) -> list[Function]:
@@ -204,6 +206,15 @@ def functions(layers: Sequence[Layer]) -> list[Function]:
         elif not (isinstance(layer, Activation) and isinstance(before, Linear)):
             applied.append(layer)
     return applied
+
+
+def _weights(layers: Sequence[Layer]) -> Iterator[torch.Tensor]:
+    for layer in layers:
+        if isinstance(layer, Linear):
+            yield layer.weight
+        elif isinstance(layer, Parallel):
+            for chain in layer.chains:
+                yield from _weights(chain)
 
 
 def _concatenated(chains: list[list[Function]]) -> Function:

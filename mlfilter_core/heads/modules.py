@@ -24,10 +24,15 @@ WRAPPER_NAMES = {
     *("regressor", "regression_head", "classification_head", "score_head", "scorer", "estimator"),
 }
 # Losses and metrics that a LightningModule keeps: criterion.pos_weight, val_metric.sum, train_acc.correct.
-NOT_OF_THE_HEAD = re.compile(
-    r"criterion|criteria|loss(es|_fn|_func|_function|_weights?)?|\w+_loss|(\w+_)?metrics?|pos_weight|class_weights?|"
-    r"(train|training|val|valid|validation|test|best)_\w+|num_batches_tracked"
-)
+LOSS = re.compile(r"(\w+_)?criteri(on|a)|loss(es|_fn|_func|_function|_weights?)?|\w+_loss|pos_weight|class_weights?")
+METRIC = re.compile(r"(\w+_)?metrics?|(train|training|val|valid|validation|test|best)_\w+")
+MEASURES = {"metric", "metrics", "loss", "error", "acc", "accuracy", "mae", "mse", "rmse", "f1", "auc", "auroc"}
+# What a head computes with, although its name begins like that of a metric: train_mean, val_temperature, test_norm.
+COMPUTED_WITH = ("mean", "std", "sigma", "scale", "temperature", "norm", "bn", "bias", "shift", "offset", "center",
+                 "whiten", "prior", "logit")  # fmt: skip
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+UNSAID_COUNTER = "num_batches_tracked"  # of BatchNorm
+COUNTERS = (UNSAID_COUNTER, "n_averaged")  # the latter of torch.optim.swa_utils.AveragedModel
 MEANS = ("mean", "mean_", "mu", "means")
 DEVIATIONS = ("std", "std_", "scale_", "sigma", "stds", "stddev", "deviation")
 
@@ -69,7 +74,7 @@ class Modules:
         found: The modules.
         are_in_order: Whether the order is that of their numbers, or of their definition.
         prefix: Parts of names that all tensors share, without those of wrappers.
-        left_out: Tensors of losses and metrics, which are no part of a head.
+        left_out: What is no part of a head, in words: tensors of losses and metrics, counters.
     """
 
     found: tuple[Module, ...]
@@ -114,8 +119,7 @@ def read_modules(tensors: Mapping[str, torch.Tensor], is_saved_in_order: bool, w
     is_numbered = len({re.sub(r"\d+", "", module.name) for module in found}) <= 1
     if is_numbered:
         found.sort(key=lambda module: natural(module.name))
-    said = tuple(key for key in left_out if not key.endswith("num_batches_tracked"))
-    return Modules(tuple(found), is_saved_in_order or is_numbered, prefix, said)
+    return Modules(tuple(found), is_saved_in_order or is_numbered, prefix, _in_words(left_out))
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -125,18 +129,47 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def _not_of_the_head(named: Mapping[str, torch.Tensor]) -> list[str]:
-    """Returns the tensors of losses and metrics; what has a linear layer is neither, whatever it is called."""
+    """Returns the tensors of losses and metrics, and counters.
+
+    What has a linear layer is neither a loss nor a metric, whatever it is called.
+    """
     linear = [key for key, tensor in named.items() if key.endswith("weight") and getattr(tensor, "ndim", 0) == 2]
     left_out = []
     for key in named:
         parts = key.split(".")
-        i = next((i for i, part in enumerate(parts) if NOT_OF_THE_HEAD.fullmatch(part.lower())), None)
-        if i is None:
-            continue
-        place = ".".join(parts[: i + 1])
-        if not any(other == place or other.startswith(f"{place}.") for other in linear):
+        i = next((i for i, part in enumerate(parts) if LOSS.fullmatch(part.lower()) or _is_metric(key, i, named)), None)
+        place = ".".join(parts[: i + 1]) if i is not None else ""
+        is_linear = any(other == place or other.startswith(f"{place}.") for other in linear)
+        if parts[-1] in COUNTERS or (place and not is_linear):
             left_out.append(key)
     return left_out
+
+
+def _is_metric(key: str, i: int, named: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the i-th part of a name is a metric: named like one, and nothing that a head computes with."""
+    parts = key.lower().split(".")
+    if not METRIC.fullmatch(parts[i]):
+        return False
+    if set(parts[i].split("_")) & MEASURES:
+        return True
+    if any(word in parts[i] for word in COMPUTED_WITH):
+        return False
+    last = parts[-1]
+    if i < len(parts) - 1 and last in (*MEANS, *DEVIATIONS, "scale", "temperature"):
+        return False
+    module = key.rpartition(".")[0]
+    vectors = [named.get(f"{module}.{part}") for part in ("weight", "running_mean")]
+    return not (last in NORM_PARTS and any(getattr(vector, "ndim", 0) == 1 for vector in vectors))
+
+
+def _in_words(left_out: Collection[str]) -> tuple[str, ...]:
+    counters = [key for key in left_out if key.rpartition(".")[2] in COUNTERS]
+    others = [key for key in left_out if key not in counters]
+    said = [key for key in counters if not key.endswith(UNSAID_COUNTER)]
+    return (
+        *([f"left out as loss or metric: {', '.join(others)}"] if others else []),
+        *([f"left out as counter: {', '.join(said)}"] if said else []),
+    )
 
 
 def _shared_parts(keys: Collection[str]) -> tuple[int, str]:

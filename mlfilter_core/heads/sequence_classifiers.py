@@ -14,7 +14,7 @@ from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.checkpoint_tensors import read_some_tensors
 from mlfilter_core.heads.head import Head
 from mlfilter_core.heads.layer_notation import DEFAULT_EPS, build_layers, read_eps
-from mlfilter_core.heads.modules import read_modules
+from mlfilter_core.heads.modules import LAYER_NORM, read_modules
 
 CLS, MEAN, LAST = "cls", "mean", "last_token"
 STATE_NAMES = {CLS: "CLS state", MEAN: "mean of the states", LAST: "last state"}
@@ -149,8 +149,8 @@ def read_classifier(name: str, path: Path, kind: Classifier, facts: Mapping[str,
                 for part in ("weight", "bias")
                 if (key := f"{module}.{part}") in tensors
             }
-    eps = read_eps(facts.get(kind.eps, DEFAULT_EPS), where)
-    layers = build_layers(notation, read_modules(own, True, where), eps, where)
+    eps = read_eps(facts.get(kind.eps, DEFAULT_EPS[LAYER_NORM]), where)
+    layers, _ = build_layers(notation, read_modules(own, True, where), eps, where)
     head = Head(name, layers, {})
     task = _task(kind, facts, head.n_outputs)
     model = facts.get("_name_or_path") or path.parent.name

@@ -1,4 +1,6 @@
+import fnmatch
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,70 @@ def test_the_digest_is_that_of_the_weights_where_there_is_nothing_else(tmp_path:
     one = head_digests({"x": str(tmp_path / "x.pt")})["x"]
     (tmp_path / "x.pt.json").write_text('{"activation": "gelu"}')
     assert len({plain, one, head_digests({"x": str(tmp_path / "x.pt")})["x"]}) == 3
+
+
+def shard(folder: Path, names: list[str], weights: str = "model.safetensors") -> None:
+    """Writes files, and the index that names them."""
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    weight_map = {f"{i}.weight": name for i, name in enumerate(names)}
+    (folder / f"{weights}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+
+
+def test_a_folder_may_hold_its_weights_in_shards(tmp_path: Path) -> None:
+    shard(tmp_path, SHARDS)
+    found = find_head("edu", tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    assert found == HeadFiles(index, None, shards=tuple(tmp_path / name for name in SHARDS))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    assert find_head("edu", tmp_path).weights == index, "as in transformers"
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_the_digest_covers_every_shard(tmp_path: Path, name: str) -> None:
+    shard(tmp_path, SHARDS)
+    paths = tmp_path, tmp_path / "model.safetensors.index.json"
+    before = [find_head("edu", path).sha256 for path in paths]
+    (tmp_path / name).write_bytes(b"other weights")
+    after = [find_head("edu", path).sha256 for path in paths]
+    assert not set(before) & set(after)
+
+
+def test_a_repository_on_the_hub_may_be_in_shards(hub: Path) -> None:
+    (hub / "model.safetensors").unlink()
+    shard(hub, SHARDS)
+    assert find_head("edu", "Jackal-AI/JQL-Edu-Heads").shards == tuple(hub / name for name in SHARDS)
+
+
+def test_the_index_and_the_shards_are_downloaded(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patterns: list[str] = []
+
+    def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        patterns.extend(allow_patterns)
+        return str(hub)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    find_head("edu", "org/decoder")
+    wanted = ["config.json", "model.safetensors", "model.safetensors.index.json", SHARDS[0],
+              "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"]  # fmt: skip
+    assert all(any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in wanted)
+    assert not any(fnmatch.fnmatch("consolidated.safetensors", pattern) for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", r"cannot be read \(it has no weight_map\); fetch it again"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "it names '../x.safetensors', which is no file of weights"),
+        ('{"weight_map": {"a": 1}}', "it names '1', which is no file of weights in its folder"),
+        ('{"weight_map": {"a": "x.bin"}}', r"x\.bin is missing, which model\.safetensors\.index\.json names; fetch"),
+    ],
+)
+def test_a_broken_index_is_refused(tmp_path: Path, index: str, message: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(HeadError, match=rf"head edu: .*{message}"):
+        find_head("edu", tmp_path)

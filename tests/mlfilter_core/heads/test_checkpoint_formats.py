@@ -271,7 +271,11 @@ def test_layers_without_numbers_follow_one_another_as_they_are_defined(tmp_path:
     (tmp_path / "x.pt.json").write_text('{"activation": "relu"}')
     head = load_head("x", path)
     np.testing.assert_allclose(score([head], EMBEDDINGS), forward(module), atol=1e-6)
-    assert head.assumptions == ("layers in the order input_proj, hidden, classifier",)
+    assert head.assumptions == (
+        "layers in the order input_proj, hidden, classifier",
+        "only relu between them",
+        "nothing after classifier",
+    )
 
 
 def test_safetensors_forget_that_order_so_the_shapes_must_tell_it(tmp_path: Path) -> None:

@@ -27,23 +27,23 @@ SEQUENCES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     ),
     "norm first": (
         lambda: nn.Sequential(nn.LayerNorm(DIM), L(DIM, 4), nn.ReLU(), L(4, 1)),
-        ("relu between 1 and 3", "nothing after 3", "norms with eps 1e-05"),
+        ("relu between 1 and 3", "nothing after 3", "layer_norm with eps 1e-05"),
     ),
     "norm after": (
         lambda: nn.Sequential(L(DIM, 4), nn.LayerNorm(4), nn.ReLU(), nn.Dropout(), L(4, 2)),
-        ("relu between 1 and 4", "nothing after 4", "norms with eps 1e-05"),
+        ("relu between 1 and 4", "nothing after 4", "layer_norm with eps 1e-05"),
     ),
     "batch norm": (
         lambda: nn.Sequential(L(DIM, 4), nn.BatchNorm1d(4), nn.ReLU(), L(4, 2)),
-        ("relu between 1 and 3", "nothing after 3", "norms with eps 1e-05"),
+        ("relu between 1 and 3", "nothing after 3", "batch_norm with eps 1e-05"),
     ),
     "norm behind the activation": (
         lambda: nn.Sequential(L(DIM, 4, bias=False), nn.ReLU(), nn.BatchNorm1d(4), L(4, 2)),
-        ("relu between 0 and 2", "nothing after 3", "norms with eps 1e-05"),
+        ("relu between 0 and 2", "nothing after 3", "batch_norm with eps 1e-05"),
     ),
     "plain batch norm": (
         lambda: nn.Sequential(nn.BatchNorm1d(DIM, affine=False), L(DIM, 1)),
-        ("nothing after 1", "norms with eps 1e-05"),
+        ("nothing after 1", "batch_norm with eps 1e-05"),
     ),
     "prelu": (
         lambda: nn.Sequential(L(DIM, 4), nn.PReLU(), nn.Dropout(), L(4, 1)),
@@ -169,7 +169,7 @@ def test_the_proposed_sidecar_can_be_pasted(tmp_path: Path, name: str) -> None:
     proposal = re.search(r'\{"layers".*?\}', str(caught.value))
     assert proposal
     path.with_name("x.pt.json").write_text(proposal[0])
-    assert load_head("x", path).assumptions == ()
+    assert load_head("x", path).assumptions == (("layer_norm with eps 1e-05",) if name == "two gaps" else ())
 
 
 def test_a_trunk_with_two_heads_is_computed_as_it_is_written(tmp_path: Path) -> None:
@@ -209,6 +209,46 @@ def test_heads_side_by_side_in_one_file_give_their_outputs_by_name(
     check(head, module)
     assert head.labels == labels
     assert head.assumptions[0] == f"{', '.join(chains)} side by side"
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(L(DIM, 4), nn.ReLU(), L(4, 1))
+
+
+COPY = r"{0} and {1} have the same shapes, and {1} is named like a copy or a weight .* Save the weights of the one"
+
+
+@pytest.mark.parametrize(
+    ("chains", "message"),
+    [
+        ({"model": mlp, "ema_model": mlp}, COPY.format("model", "ema_model")),
+        ({"emaNet": mlp, "net": mlp}, COPY.format("net", "emaNet")),
+        ({"student": mlp, "teacher": mlp}, COPY.format("teacher", "student")),
+        ({"best_head": lambda: L(DIM, 1), "last": lambda: L(DIM, 1)}, COPY.format("last", "best_head")),
+        ({"score": lambda: L(DIM, 1), "weighting": lambda: L(DIM, 1)}, COPY.format("score", "weighting")),
+        (
+            {"0": lambda: L(DIM, 1), "1": lambda: L(DIM, 1)},
+            "0, 1 all take the embedding, and 0 does not name an output",
+        ),
+        ({"edu": lambda: L(DIM, 1), "fc1": lambda: L(DIM, 2)}, "edu, fc1 all take .* and fc1 does not name an output"),
+    ],
+)
+def test_what_can_be_a_copy_a_gate_or_nameless_is_not_a_head_of_its_own(
+    tmp_path: Path, chains: dict[str, Callable[[], nn.Module]], message: str
+) -> None:
+    module = randomised(SideBySide(**{name: make() for name, make in chains.items()}))
+    path = save(module, tmp_path / "x.pt")
+    with pytest.raises(HeadError, match=message) as caught:
+        load_head("x", path)
+    proposal = re.search(r'\{"layers".*?\}', str(caught.value))
+    assert proposal
+    path.with_name("x.pt.json").write_text(proposal[0])
+    check(load_head("x", path), module)
+
+
+def test_targets_with_one_word_in_common_are_heads_and_no_copies(tmp_path: Path) -> None:
+    module = randomised(SideBySide(target_edu=L(DIM, 1), target_toxic=L(DIM, 1)))
+    assert load_head("x", save(module, tmp_path / "x.pt")).labels == ("target_edu", "target_toxic")
 
 
 class Scaled(nn.Module):
@@ -251,16 +291,31 @@ def test_a_deviation_of_zero_is_refused(tmp_path: Path) -> None:
         load_head("x", save(module, tmp_path / "x.pt"))
 
 
-def test_an_activation_that_is_stated_stands_in_the_gaps(tmp_path: Path) -> None:
-    module = randomised(nn.Sequential(L(DIM, 4), nn.LayerNorm(4), nn.SiLU(), L(4, 1)))
+def test_an_activation_that_is_stated_stands_in_the_gaps_and_all_else_is_assumed(tmp_path: Path) -> None:
+    module = randomised(nn.Sequential(L(DIM, 4), nn.LayerNorm(4), nn.SiLU(), nn.Dropout(), L(4, 3), nn.SiLU(), L(3, 1)))
     head = load_head("x", save(module, tmp_path / "x.pt", {"activation": "silu"}))
     check(head, module)
-    assert head.assumptions == ("norms with eps 1e-05",)
+    assert head.assumptions == (
+        "only silu between 1 and 4",
+        "only silu between 4 and 6",
+        "nothing after 6",
+        "layer_norm with eps 1e-05",
+    )
+
+
+@pytest.mark.parametrize(("names", "said"), [(("fc1", "fc2"), "layers in the order fc1, fc2"), (("0", "1"), None)])
+def test_an_activation_alone_does_not_tell_what_follows_the_last_layer(
+    tmp_path: Path, names: tuple[str, str], said: str | None
+) -> None:
+    module = randomised(nn.ModuleDict(dict(zip(names, (L(DIM, 4), L(4, 1)), strict=True))))
+    head = load_head("x", save(module, tmp_path / "x.pt", {"activation": "silu"}))
+    check(head, nn.Sequential(module[names[0]], nn.SiLU(), module[names[1]]))
+    assert head.assumptions == (*([said] if said else []), "only silu between them", f"nothing after {names[1]}")
 
 
 def test_assumptions_are_logged_once_in_a_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = save(nn.Sequential(L(DIM, 4), nn.ReLU(), L(4, 1)), tmp_path / "x.pt")
     for _ in range(3):
         load_head("x", path)
-    message = f"head x: {path} does not state its layers; assumed: relu between 0 and 2; nothing after 2"
+    message = f"head x: {path} does not state all of its layers; assumed: relu between 0 and 2; nothing after 2"
     assert caplog.messages == [message]

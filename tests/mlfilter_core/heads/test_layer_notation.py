@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.checkpoint_formats import load_head
-from tests.mlfilter_core.heads.saved_modules import DIM, L, check, randomised, save
+from mlfilter_core.heads.head import score
+from tests.mlfilter_core.heads.saved_modules import DIM, INPUTS, L, check, randomised, save
 
 SILU_NORM = ["linear", "silu", "layer_norm", "linear", "sigmoid"]
 
@@ -28,12 +30,12 @@ def sequence() -> nn.Module:
 def test_layers_are_computed_as_they_are_written(tmp_path: Path, layers: list[Any], suffix: str) -> None:
     head = load_head("x", save(sequence(), tmp_path / f"x{suffix}", {"layers": layers}))
     check(head, sequence())
-    assert head.assumptions == ()
+    assert head.assumptions == ("layer_norm with eps 1e-05",)
 
 
 # Modules by the word for them; those with several words have tensors that can be either.
 PIECES: dict[str, Callable[[int], nn.Module]] = {
-    "layer_norm": nn.LayerNorm, "batch_norm": nn.BatchNorm1d, "rms_norm": lambda n: nn.RMSNorm(n, eps=1e-5),
+    "layer_norm": nn.LayerNorm, "batch_norm": nn.BatchNorm1d, "rms_norm": nn.RMSNorm,
     "prelu": nn.PReLU, "gelu": lambda n: nn.GELU(), "silu": lambda n: nn.SiLU(), "tanh": lambda n: nn.Tanh(),
     "elu": lambda n: nn.ELU(), "relu": lambda n: nn.ReLU(), "mish": lambda n: nn.Mish(),
 }  # fmt: skip
@@ -68,7 +70,36 @@ def test_safetensors_may_state_the_layers_themselves(tmp_path: Path) -> None:
 def test_the_epsilon_of_norms_is_the_one_that_is_stated(tmp_path: Path) -> None:
     module = randomised(nn.Sequential(nn.LayerNorm(DIM, eps=0.1), nn.BatchNorm1d(DIM, eps=0.1), L(DIM, 1)))
     check(load_head("x", save(module, tmp_path / "x.pt", {"layers": ["0", "1", "2"], "eps": 0.1})), module)
-    check(load_head("x", save(module, tmp_path / "x.pt", {"eps": 0.1})), module)
+    head = load_head("x", save(module, tmp_path / "x.pt", {"eps": 0.1}))
+    check(head, module)
+    assert head.assumptions == ("nothing after 2",)
+
+
+def test_a_norm_may_state_its_own_epsilon(tmp_path: Path) -> None:
+    norms = nn.LayerNorm(DIM, eps=0.1), nn.BatchNorm1d(DIM, eps=0.2), nn.RMSNorm(DIM, eps=0.3)
+    module = randomised(nn.Sequential(*norms, nn.LayerNorm(DIM, 0.4, elementwise_affine=False), L(DIM, 1)))
+    layers = ["0 eps=0.1", "batch_norm eps=2e-1", "2: rms_norm eps=0.3", "layer_norm eps=0.4", "4"]
+    head = load_head("x", save(module, tmp_path / "x.pt", {"layers": layers}))
+    check(head, module)
+    assert head.assumptions == ()
+    head = load_head("x", save(module, tmp_path / "x.pt", {"layers": ["0", *layers[1:]], "eps": 0.1}))
+    check(head, module)
+    assert head.assumptions == ()
+
+
+def test_an_epsilon_that_is_not_stated_is_the_default_of_its_module_and_said(tmp_path: Path) -> None:
+    """Small inputs, whose variance is near the epsilons."""
+    module = randomised(nn.Sequential(nn.RMSNorm(DIM), L(DIM, 4), nn.BatchNorm1d(4), nn.LayerNorm(4), L(4, 1)))
+    layers = ["0: rms_norm", "1", "2", "3", "4"]
+    head = load_head("x", save(module, tmp_path / "x.pt", {"layers": layers}))
+    inputs = INPUTS * 1e-3
+    with torch.inference_mode():
+        np.testing.assert_allclose(score([head], inputs.numpy()), module(inputs).numpy(), rtol=1e-4, atol=1e-5)
+    assert head.assumptions == (
+        "batch_norm with eps 1e-05",
+        "layer_norm with eps 1e-05",
+        "rms_norm with eps 1.1920929e-07",
+    )
 
 
 def test_a_norm_without_weights_leaves_none_in_the_file(tmp_path: Path) -> None:
@@ -95,7 +126,10 @@ def test_names_may_be_given_in_full(tmp_path: Path) -> None:
         ({"layers": ["0", "2: prelu", "4"]}, r"2 \(layer_norm, 4\) is not a prelu; correct layers"),
         ({"layers": ["linear", "linear", "linear", "layer_norm"]}, "'linear', which is neither a module that is left"),
         ({"layers": ["0", 3, "2", "4"]}, "layers has 3, which is neither a text nor a list"),
-        ({"layers": ["0", [["2"], "4"]]}, r"x\.pt: \['2'\] has no linear layer; correct layers"),
+        ({"layers": ["0", [["relu"], ["2"]], "4"]}, r"x\.pt: \['relu'\] has no linear layer; correct layers"),
+        ({"layers": ["2"]}, r"x\.pt: \['2'\] has no linear layer; correct layers"),
+        ({"layers": [[["0"], ["2"], ["4"]]]}, "chains side by side take 4 and 8 values; correct layers"),
+        ({"layers": [[["0"], ["4"]]]}, "chains side by side take 4 and 8 values; correct layers"),
         ({"layers": []}, r"layers has \[\], not a list such as"),
         ({"layers": "relu"}, "layers is 'relu', not a list such as"),
         ({"layers": {"0": "relu"}}, "layers is .*, not a list such as"),
@@ -104,6 +138,8 @@ def test_names_may_be_given_in_full(tmp_path: Path) -> None:
         ({"layers": SILU_NORM, "task": "multilabel"}, "task multilabel applies its own sigmoid, and layers ends with"),
         ({"layers": ["0", "2", "4"], "eps": "small"}, "eps is 'small', not a number between 0 and 1"),
         ({"layers": ["0", "2", "4"], "eps": -1}, "eps is -1, not a number between 0 and 1"),
+        ({"layers": ["0", "2 eps=x", "4"]}, "eps is 'x', not a number between 0 and 1"),
+        ({"layers": ["0", "2", "4 eps=1e-5"]}, r"4 \(linear, 4 to 2\) has no eps, only norms do; correct layers"),
         ({"layers": ["0", "2", "4"], "labels": ["a"]}, "1 different labels, but its last layer gives 2"),
         ({"layers": ["0", "2", "4"], "labels": ["a", " "]}, "labels has an empty name; name every output"),
     ],
@@ -149,3 +185,31 @@ def test_an_empty_tensor_of_a_norm_is_refused(tmp_path: Path) -> None:
     torch.save({"0.weight": torch.ones(0), "0.bias": torch.ones(0), "1.weight": torch.ones(1, 3)}, tmp_path / "x.pt")
     with pytest.raises(HeadError, match=r"0\.weight is empty"):
         load_head("x", tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("kind", ["standardize", "batch_norm"])
+def test_a_mean_far_from_zero_costs_no_digits(tmp_path: Path, kind: str) -> None:
+    """A mean of 1e4 and a deviation of 1, compared with float64."""
+    weight = torch.linspace(-1, 1, DIM).reshape(1, DIM)
+    mean, std = torch.linspace(-1e4, 1e4, DIM), torch.ones(DIM)
+    names = {"standardize": ("mean", "std"), "batch_norm": ("running_mean", "running_var")}[kind]
+    own = dict(zip((f"norm.{name}" for name in names), (mean, std), strict=True))
+    torch.save({**own, "fc.weight": weight}, tmp_path / "x.pt")
+    (tmp_path / "x.pt.json").write_text(json.dumps({"layers": [kind, "linear"], "eps": 0}))
+    inputs = mean + INPUTS
+    expected = ((inputs.double() - mean.double()) @ weight.double().T).numpy()
+    scores = score([load_head("x", tmp_path / "x.pt")], inputs.numpy())
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_chain_beside_others_may_be_a_norm_alone(tmp_path: Path, is_last: bool) -> None:
+    norm, fc, out = randomised(nn.LayerNorm(DIM)), randomised(L(DIM, 2)), randomised(L(DIM + 2, 1))
+    chains = [["fc", "tanh"], ["norm"]] if is_last else [["norm"], ["fc", "tanh"]]
+    module = nn.ModuleDict({"norm": norm, "fc": fc, "out": out})
+    head = load_head("x", save(module, tmp_path / "x.pt", {"layers": [chains, "out"]}))
+    with torch.inference_mode():
+        parts = [torch.tanh(fc(INPUTS)), norm(INPUTS)]
+        expected = out(torch.cat(parts if is_last else parts[::-1], 1)).numpy()
+    np.testing.assert_allclose(score([head], INPUTS.numpy()), expected, atol=1e-5)
+    assert head.widths == (DIM, DIM + 2, 1)

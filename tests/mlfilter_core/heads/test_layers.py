@@ -75,6 +75,7 @@ def test_norms_scales_and_slopes_are_those_of_torch() -> None:
     torch.testing.assert_close(applied(LayerNorm(None, None, 1e-3)), nn.LayerNorm(6, 1e-3, False)(INPUTS))
     torch.testing.assert_close(applied(RMSNorm(weight, 1e-3)), rms(INPUTS).detach())
     torch.testing.assert_close(applied(Scale(weight, bias)), INPUTS * weight + bias)
+    torch.testing.assert_close(applied(Scale(weight, bias, bias / 2)), (INPUTS - bias / 2) * weight + bias)
     for slopes in (weight, weight[:1]):
         torch.testing.assert_close(applied(PReLU(slopes)), torch.where(INPUTS > 0, INPUTS, INPUTS * slopes))
 
@@ -109,7 +110,7 @@ def test_the_widths_of_layers_are_those_of_their_weights() -> None:
 def test_layers_change_their_dtype_with_all_their_tensors(dtype: torch.dtype) -> None:
     weight = torch.ones(6)
     chains = side_by_side([(linear(6, 1), Activation("relu")), (linear(6, 2),)])
-    layers: list[Layer] = [LayerNorm(weight, weight, 1e-5), RMSNorm(weight, 1e-5), Scale(weight, weight)]
+    layers: list[Layer] = [LayerNorm(weight, weight, 1e-5), RMSNorm(weight, 1e-5), Scale(weight, weight, weight)]
     layers += [PReLU(weight), Activation("mish"), chains]
     changed = [layer.to(torch.device("cpu"), dtype) for layer in layers]
     outputs = applied(*changed, inputs=INPUTS.to(dtype))

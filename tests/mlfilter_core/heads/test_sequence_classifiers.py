@@ -83,6 +83,40 @@ def logits_of(model: nn.Module) -> Any:
         return model(**TOKENS).logits.numpy()
 
 
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_a_classifier_in_shards_is_read_from_those_that_hold_its_layers(
+    tmp_path: Path, model_type: str, weights: str
+) -> None:
+    """The shard of the encoder cannot be read as tensors: it is not opened."""
+    model = save_classifier(tmp_path, tiny_config(model_type, 2))
+    (tmp_path / "model.safetensors").unlink()
+    state = model.state_dict()
+    wanted = ("score", "classifier", "pooler.dense.weight")
+    groups = [[key for key in state if any(key.endswith((word, f"{word}.weight", f"{word}.bias")) for word in wanted)],
+              [key for key in state if key.endswith("pooler.dense.bias")]]  # fmt: skip
+    groups = [group for group in groups if group]
+    stem, _, suffix = weights.partition(".")
+    weight_map = dict.fromkeys(state, f"{stem}-00009-of-00009.{suffix}")
+    (tmp_path / f"{stem}-00009-of-00009.{suffix}").write_bytes(b"not tensors")
+    for i, group in enumerate(groups):
+        name = f"{stem}-0000{i}-of-00009.{suffix}"
+        own = {key: state[key].contiguous() for key in group}
+        save_file(own, tmp_path / name) if suffix == "safetensors" else torch.save(own, tmp_path / name)
+        weight_map |= dict.fromkeys(group, name)
+    (tmp_path / f"{weights}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    head = load_head("edu", tmp_path)
+    np.testing.assert_allclose(score([head], pooled(model, head.encoder["pooling"])), logits_of(model), atol=1e-4)
+
+
+def test_shards_as_transformers_writes_them_are_read(tmp_path: Path) -> None:
+    model = save_classifier(tmp_path / "whole", tiny_config("llama", 1))
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="1KB")  # type: ignore[operator]
+    assert (tmp_path / "sharded" / "model.safetensors.index.json").is_file()
+    head = load_head("edu", tmp_path / "sharded")
+    np.testing.assert_allclose(score([head], pooled(model, "last_token")), logits_of(model), atol=1e-4)
+
+
 @pytest.mark.parametrize("n_labels", [1, 3])
 @pytest.mark.parametrize("model_type", sorted(set(CLASSIFIERS) - UNTRIED - set(REMOTE)))
 def test_the_layers_of_a_sequence_classifier_score_its_pooled_states(
