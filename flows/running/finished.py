@@ -44,7 +44,7 @@ def finished_before(job: Job, n_asked: int = 1) -> RunReport | ToDo:
 
 
 def finished_later(job: Job) -> RunReport | ToDo:
-    """Returns the same for a job of a pipeline whose files an earlier one makes, and which may not exist yet."""
+    """Returns the same for a job whose files an earlier step or round makes, and which may not exist yet."""
     with _warnings_held_back() as warnings:
         try:
             return _finished_before(job, 1)

@@ -107,7 +107,9 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
     check_writable(job.params.output_dir)
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
     n_workers = 0 if job.running_on_slurm else most_workers(job.local, job.one_per_core)
-    found = [finished_before(job, max(1, n_workers)), *map(finished_later, later)]
+    # The rounds before a run make what its files are compared with.
+    first = finished_later(job) if kind_of_job(job).rounds else finished_before(job, max(1, n_workers))
+    found = [first, *map(finished_later, later)]
     # Its database is for the processes of one machine: SQLite's log does not work across a network.
     folder = job.logging_dir / "prefect" / socket.gethostname()
     keep_prefect_home_in(folder)
@@ -120,7 +122,7 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
     is_over = len(ended) == len(jobs) or (ended and ended[-1].failures)
     if is_over and not (may_set_api(folder) and api_is_configured()):
         return _reported(ended)
-    with server_ahead(folder) as server, _workers_ahead(job, found[0]):
+    with server_ahead(folder) as server, _workers_ahead(job, first):
         flow = load_entry_point(entry_point)
         with prefect_api(folder, server):
             return _outliving_api(lambda: call(flow), len(jobs))

@@ -15,6 +15,10 @@ NAMES: list[tuple[Any, str, str, str]] = [
     (torch.ops.mkldnn, "torch.ops.mkldnn._is_mkldnn_bf16_supported", "packed weights", "compute/onednn.py"),
     (torch.ops.mkldnn, "torch.ops.mkldnn._linear_pointwise", "packed weights", "compute/onednn.py"),
     (torch.ops.mkldnn, "torch.ops.mkldnn._reorder_linear_weight", "packed weights", "compute/onednn.py"),
+    *(
+        (torch.nn.Linear(1, 1), f"torch.nn.Module.{name}", "packed weights", "compute/linear.py")
+        for name in ("_parameters", "_forward_hooks", "_forward_pre_hooks")
+    ),
     (torch, "torch._dynamo", "torch_compile", "encoder/optimizations.py"),
     (torch._dynamo.config, "torch._dynamo.config.suppress_errors", "torch_compile", "encoder/optimizations.py"),
     (
