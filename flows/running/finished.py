@@ -47,10 +47,13 @@ def finished_later(job: Job) -> RunReport | ToDo:
     """Returns the same for a job whose files an earlier step or round makes, and which may not exist yet."""
     with _warnings_held_back() as warnings:
         try:
-            return _finished_before(job, 1)
+            found = _finished_before(job, 1)
         except MlfilterError:
+            found = ToDo()
+        if isinstance(found, ToDo) or found.failures:  # the run finds out, and warns, once its inputs are there
             warnings.clear()
             return ToDo()
+        return found
 
 
 def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:

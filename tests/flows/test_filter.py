@@ -14,7 +14,7 @@ from flows.commands.app import build_app
 from flows.embed import embed
 from flows.filter import filter
 from flows.pipeline import pipeline
-from flows.running.finished import finished_before
+from flows.running.finished import ToDo, finished_later
 from flows.running.report import FilesFailedError
 from flows.running.start import run_job_file
 from mlfilter_core.config.filtering import FilterJob
@@ -74,7 +74,7 @@ def test_the_best_documents_are_kept_whole_and_a_rerun_does_nothing(
     assert "mlp: percentile 60 of 21 documents, which is" in str(summary.data)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "filtered").rglob("*.*") if path.is_file()}
     assert [row.status for row in filter(filter_job()).reports] == ["skipped"] * 3
-    before = finished_before(load_job(filter_job(), FilterJob))
+    before = finished_later(load_job(filter_job(), FilterJob))
     assert before is not None
     assert before.totals()["kept"] == 9
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -105,7 +105,7 @@ def test_other_scores_over_a_folder_that_was_filtered_before_are_surveyed_anew(
 ) -> None:
     run_job_file("filter", filter_job())
     keep = {"scores": {"linear": {"percentile": 50}}}
-    assert finished_before(load_job(filter_job(keep=keep), FilterJob)) is None
+    assert isinstance(finished_later(load_job(filter_job(keep=keep), FilterJob)), ToDo)
     scores = sorted(row["score_linear"] for row in records(tmp_path / "out" / "annotated_data"))
     n_kept = sum(score >= scores[10] for score in scores)
     assert run_job_file("filter", filter_job(keep=keep, overwrite=True)).totals()["kept"] == n_kept
@@ -113,7 +113,7 @@ def test_other_scores_over_a_folder_that_was_filtered_before_are_surveyed_anew(
     (first, *_) = (tmp_path / "out" / "annotated_data").glob("*/*.jsonl")
     first.touch()
     job = load_job(filter_job(keep=keep), FilterJob)
-    assert finished_before(job) is None
+    assert isinstance(finished_later(job), ToDo)
     left = tmp_path / "out" / "filtered" / "b" / "z.jsonl"
     left.write_text("{}\n")
     assert run_job_file("filter", filter_job(keep=keep)).totals()["kept"] == n_kept

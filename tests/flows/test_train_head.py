@@ -14,7 +14,7 @@ from flows.annotate import annotate
 from flows.embed import embed
 from flows.pipeline import pipeline
 from flows.running.finished import finished_before
-from flows.running.report import FilesFailedError
+from flows.running.report import FilesFailedError, RunReport
 from flows.train_head import train_head
 from mlfilter_core.compute.devices import pick_device
 from mlfilter_core.config.job_files import load_job
@@ -83,7 +83,7 @@ def test_a_head_that_cannot_be_trained_does_not_stop_the_others(
     assert (tmp_path / "out" / "heads" / "quality.safetensors").exists()
     report = train_head(train_job(quality={}))
     assert [row.status for row in report.reports] == ["skipped"]
-    assert finished_before(load_job(train_job(quality={}), TrainingJob)) is not None
+    assert isinstance(finished_before(load_job(train_job(quality={}), TrainingJob)), RunReport)
 
 
 def test_the_whole_way_from_texts_to_scores(
