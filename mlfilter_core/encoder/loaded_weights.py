@@ -50,8 +50,6 @@ def recording_weights() -> Iterator[LoadedWeights]:
     """
     log_of_transformers = logging.getLogger("transformers.modeling_utils")
     found = LoadedWeights()
-    _loading.acquire()  # of one model at a time: the class is changed for all threads
-    own = PreTrainedModel.__dict__["from_pretrained"]
 
     def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
         wants_info = kwargs.pop("output_loading_info", False)
@@ -61,14 +59,15 @@ def recording_weights() -> Iterator[LoadedWeights]:
         found.surplus |= set(info["unexpected_keys"])
         return (model, info) if wants_info else model
 
-    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment, method-assign]
-    log_of_transformers.addFilter(_is_no_report)  # with a higher level, transformers 5.23 logs other warnings
-    try:
-        yield found
-    finally:
-        log_of_transformers.removeFilter(_is_no_report)
-        _loading.release()
-        PreTrainedModel.from_pretrained = own  # type: ignore[method-assign]
+    with _loading:  # one model at a time: the class is changed for all threads
+        own = PreTrainedModel.__dict__["from_pretrained"]
+        PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment, method-assign]
+        log_of_transformers.addFilter(_is_no_report)  # with a higher level, transformers 5.23 logs other warnings
+        try:
+            yield found
+        finally:
+            log_of_transformers.removeFilter(_is_no_report)
+            PreTrainedModel.from_pretrained = own  # type: ignore[method-assign]
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
@@ -121,6 +120,8 @@ def _used(transformer: Transformer, names: set[str]) -> set[str]:
     state = transformer.model.state_dict()
     missing = {name: state[name] for name in names if name in state and not name.endswith(WITHOUT_EFFECT)}
     used = {name for name, tensor in missing.items() if ".experts." in name or not tensor.is_floating_point()}
+    if used == missing.keys():
+        return used
     n_tokens = min(TRIAL_TOKENS, transformer.model.config.get_text_config().vocab_size)
     input_ids = torch.arange(n_tokens, device=transformer.model.device)[None]
 
@@ -130,11 +131,13 @@ def _used(transformer: Transformer, names: set[str]) -> set[str]:
         return tokens
 
     try:
+        before = embeddings()
         for name in sorted(missing.keys() - used):
-            before = embeddings()
             missing[name].normal_()
-            if not torch.equal(embeddings(), before):
+            after = embeddings()
+            if not torch.equal(after, before):
                 used.add(name)
+            before = after
     except Exception:  # a model's own code raises anything
         _log.debug("which weights are used is unknown", exc_info=True)
         return set(missing)
