@@ -169,12 +169,17 @@ class Encoder:
         embeddings = torch.zeros((len(tokenized.input_ids), self.dim), device=self.device)
         fits = np.ones(len(embeddings), np.bool_)
         n_out_of_memory = 0
-        max_batch_tokens = max_batch_tokens or self.max_batch_tokens
+        limit = max_batch_tokens or self.max_batch_tokens
         lengths, padded_length = tokenized.n_tokens, self.forward_pass.padded_length
         if padded_length is not None:
             lengths = np.full_like(lengths, padded_length)
         kinds = self.forward_pass.kinds(lengths)
-        batches = plan_batches(lengths, max_batch_documents, max_batch_tokens, kinds)
+
+        def planned(some: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+            own = None if kinds is None else kinds[some]
+            return [some[batch] for batch in plan_batches(lengths[some], max_batch_documents, limit, own)]
+
+        batches = planned(np.arange(len(lengths)))
         while batches:
             rows = batches.pop(0)
             encoded = self.forward_pass.run_if_it_fits([tokenized.input_ids[row] for row in rows])
@@ -186,13 +191,10 @@ class Encoder:
                 fits[rows] = False
             else:
                 n_out_of_memory += 1
-                max_batch_tokens = len(rows) // 2 * int(lengths[rows].max())
-                self._lower_max_batch_tokens(max_batch_tokens)
-                remaining = np.concatenate([rows, *batches])
-                kinds = self.forward_pass.kinds(lengths[remaining])
-                planned = plan_batches(lengths[remaining], max_batch_documents, max_batch_tokens, kinds)
-                batches = [remaining[batch] for batch in planned]
-        return EncodedTexts(embeddings, fits, n_out_of_memory, max_batch_tokens)
+                limit = len(rows) // 2 * int(lengths[rows].max())
+                self._lower_max_batch_tokens(limit)
+                batches = planned(np.concatenate([rows, *batches]))
+        return EncodedTexts(embeddings, fits, n_out_of_memory, limit)
 
     def _lower_max_batch_tokens(self, max_batch_tokens: int) -> None:
         self.max_batch_tokens, self.why_max_batch_tokens = max_batch_tokens, "halved, since memory ran out"

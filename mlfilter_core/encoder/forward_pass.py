@@ -104,18 +104,18 @@ class ForwardPass:
         ends = np.cumsum(lengths)
         starts = ends - lengths
         numbers = np.repeat(np.arange(len(batch)), lengths)
-        input_ids = torch.from_numpy(np.concatenate(batch).astype(np.int64)[None])
+        input_ids = np.concatenate(batch).astype(np.int64)
         bounds = torch.from_numpy(np.append(starts, ends[-1]).astype(np.int32))
         return {
-            **self._token_features(input_ids),
-            "position_ids": torch.from_numpy(self._positions(np.concatenate(batch), starts, lengths)[None]),
+            **self._token_features(torch.from_numpy(input_ids[None])),
+            "position_ids": torch.from_numpy(self._positions(input_ids, starts, lengths)[None]),
             "seq_idx": torch.from_numpy(numbers.astype(np.int32)[None]),
             **{"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds},
             **{"max_length_q": int(lengths.max()), "max_length_k": int(lengths.max())},
         }
 
     def _positions(
-        self, input_ids: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+        self, input_ids: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Returns the position of each token in its text, (n_tokens,).
 

@@ -3,7 +3,6 @@
 sentence-transformers loads the models, their pooling, dense layers, normalization and prompts.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.end_token import add_eos, missing_eos
 from mlfilter_core.encoder.forward_pass import ForwardPass
 from mlfilter_core.encoder.loaded_weights import LoadedWeights, check_weights, recording_weights
-from mlfilter_core.encoder.model_files import ModelFiles, has_own_code, read_settings
+from mlfilter_core.encoder.model_files import ModelFiles, has_own_code, read_settings, saved_modules
 from mlfilter_core.encoder.model_properties import POOLING_MODES, read_properties
 from mlfilter_core.encoder.optimizations import TRIAL_TOKENS, optimize
 from mlfilter_core.encoder.settings import EncoderSettings
@@ -87,7 +86,7 @@ def _load_model(
     folder: Path, device: torch.device, settings: EncoderSettings
 ) -> tuple[SentenceTransformer, LoadedWeights]:
     """Returns the model for inference, in the job's dtype and width, and what its files lack."""
-    modules = _saved_modules(folder)
+    modules = saved_modules(folder)
     _check_modules(modules, folder)
     if not settings.trust_remote_code:
         _check_activations(folder)
@@ -129,16 +128,7 @@ def _prepare(model: SentenceTransformer, weights: LoadedWeights, folder: Path, s
     return warnings
 
 
-def _saved_modules(folder: Path) -> list[dict[str, str]]:
-    """Returns the `name`, `path` and `type` of each module of a sentence-transformers folder; none for another one."""
-    try:
-        saved = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [entry for entry in saved if isinstance(entry, dict)] if isinstance(saved, list) else []
-
-
-def _check_modules(modules: list[dict[str, str]], folder: Path) -> None:
+def _check_modules(modules: list[dict[str, Any]], folder: Path) -> None:
     for entry in modules:
         package, _, kind = str(entry.get("type")).rpartition(".")
         if package.startswith("sentence_transformers") and kind not in SUPPORTED_MODULES:
@@ -173,7 +163,7 @@ def _reason(error: Exception, folder: Path, settings: EncoderSettings) -> str:
 
 
 def _load_in_float32(
-    model: SentenceTransformer, modules: list[dict[str, str]], folder: Path, settings: EncoderSettings
+    model: SentenceTransformer, modules: list[dict[str, Any]], folder: Path, settings: EncoderSettings
 ) -> None:
     """Loads what follows the transformer once more: sentence-transformers gives it the transformer's dtype."""
     folders = {entry["name"]: entry["path"] for entry in modules}

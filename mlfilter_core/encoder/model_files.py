@@ -99,11 +99,14 @@ def has_own_code(folder: Path) -> bool:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Returns the settings in one of a model's JSON files; none if it is missing or broken, which loading reports."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    settings = _read_json(path)
     return settings if isinstance(settings, dict) else {}
+
+
+def saved_modules(folder: Path) -> list[dict[str, Any]]:
+    """Returns the `name`, `path` and `type` of each module of a sentence-transformers folder; none for another one."""
+    saved = _read_json(folder / "modules.json")
+    return [entry for entry in saved if isinstance(entry, dict)] if isinstance(saved, list) else []
 
 
 def stated_dim(folder: Path) -> int | None:
@@ -111,17 +114,21 @@ def stated_dim(folder: Path) -> int | None:
 
     It is the width of the last layer, unless a dense layer follows.
     """
-    try:
-        modules = folder / "modules.json"
-        if modules.is_file() and "Dense" in modules.read_text(encoding="utf-8"):
-            return None
-    except (OSError, ValueError):
+    if any("Dense" in str(entry) for entry in saved_modules(folder)):
         return None
     widths = [
         read_settings(folder / file).get(name)
         for file, name in (("config_sentence_transformers.json", "truncate_dim"), ("config.json", "hidden_size"))
     ]
     return next((width for width in widths if isinstance(width, int) and width > 0), None)
+
+
+def _read_json(path: Path) -> Any:
+    """Returns the content of a JSON file; None if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _package_folder(model: str) -> Path:

@@ -61,24 +61,23 @@ def read_properties(model: SentenceTransformer, settings: EncoderSettings) -> Mo
         EncoderError: The settings ask for more tokens than the model has positions for, or for more dimensions than it
             has; the prompt leaves no room for a document; or the tokenizer gives token types.
     """
-    prompt = model.prompts.get(model.default_prompt_name) if settings.prompt is None else settings.prompt
-    table = _position_table(model[0].model)
+    shared = read_shared_properties(model, settings)
+    table, rotary = _position_table(model[0].model), _rotary_types(model[0].model)
     properties = ModelProperties(
-        **read_shape(model, settings),
-        max_length=_max_length(model, settings),
+        **shared,
+        max_length=_max_length(model, settings, table),
         pooling="+".join(_pooling_modes(model)),
-        prompt=prompt or "",
         padding_position=_padding_position(table),
-        long_positions=_long_positions(model[0].model),
-        prompt_features=_prompt_features(model[0], prompt),
+        long_positions=rotary.get("longrope"),
+        prompt_features=_prompt_features(model[0], shared["prompt"]),
     )
-    _check_prompt(model[0].tokenizer, properties)
-    _check_rotary_positions(model[0].model, properties)
+    check_prompt(model[0].tokenizer, properties)
+    _check_rotary_positions(rotary, properties)
     return properties
 
 
-def read_shape(model: SentenceTransformer, settings: EncoderSettings) -> dict[str, Any]:
-    """Returns `dim`, `is_normalized` and `is_normalized_again` of `ModelProperties`.
+def read_shared_properties(model: SentenceTransformer, settings: EncoderSettings) -> dict[str, Any]:
+    """Returns `dim`, `is_normalized`, `is_normalized_again` and `prompt` of `ModelProperties`, of any kind of model.
 
     Raises:
         EncoderError: The settings ask for more dimensions than the model has.
@@ -89,12 +88,14 @@ def read_shape(model: SentenceTransformer, settings: EncoderSettings) -> dict[st
         raise EncoderError(f"params.embedding_dim is {settings.embedding_dim}, but the model gives {whole} dimensions")
     dim = settings.embedding_dim or min(model.truncate_dim or whole, whole)
     is_normalized = _is_normalized(model)
+    prompt = model.prompts.get(model.default_prompt_name) if settings.prompt is None else settings.prompt
     # sentence-transformers does not normalise again what a folder's truncate_dim cuts.
     is_again = is_normalized and settings.embedding_dim is not None
     return {
         "dim": dim,
         "is_normalized": is_normalized and (dim == whole or is_again),
         "is_normalized_again": is_again,
+        "prompt": prompt or "",
     }
 
 
@@ -104,10 +105,9 @@ def _is_normalized(model: SentenceTransformer) -> bool:
     return isinstance(last, Normalize)
 
 
-def _max_length(model: SentenceTransformer, settings: EncoderSettings) -> int | None:
+def _max_length(model: SentenceTransformer, settings: EncoderSettings, table: Any) -> int | None:
     stated = _processing(model[0]).get("max_length") or model.max_seq_length
     stated = None if stated is None or stated > NO_MAXIMUM else int(stated)
-    table = _position_table(model[0].model)
     n_positions = None if table is None else _n_positions(model[0].model, table)
     if n_positions is None:
         return settings.max_length or stated
@@ -167,12 +167,8 @@ def _rotary_types(transformer: Any) -> dict[str, int]:
     return {str(kind.get("rope_type")): int(kind.get("original_max_position_embeddings") or limit) for kind in each}
 
 
-def _long_positions(transformer: Any) -> int | None:
-    return _rotary_types(transformer).get("longrope")
-
-
-def _check_rotary_positions(transformer: Any, properties: ModelProperties) -> None:
-    limit = _rotary_types(transformer).get("dynamic")
+def _check_rotary_positions(rotary: dict[str, int], properties: ModelProperties) -> None:
+    limit = rotary.get("dynamic")
     if limit is not None and (properties.max_length is None or properties.max_length > limit):
         raise EncoderError(
             f"this model's rotary positions are dynamic: above {limit} tokens, embeddings depend on the texts before; "
@@ -190,7 +186,7 @@ def _pooling_modes(model: SentenceTransformer) -> list[str]:
     return modes
 
 
-def _prompt_features(transformer: Any, prompt: str | None) -> dict[str, Any]:
+def _prompt_features(transformer: Any, prompt: str) -> dict[str, Any]:
     """Runs sentence-transformers' own preprocessing once, to find the features that it adds to the token ids."""
     features = transformer.preprocess(["a"], prompt=prompt or None)
     if features.get("token_type_ids", torch.zeros(1)).any():
@@ -198,7 +194,12 @@ def _prompt_features(transformer: Any, prompt: str | None) -> dict[str, Any]:
     return {"prompt_length": features["prompt_length"]} if "prompt_length" in features else {}
 
 
-def _check_prompt(tokenizer: Any, properties: ModelProperties) -> None:
+def check_prompt(tokenizer: Any, properties: ModelProperties) -> None:
+    """Checks that the prompt leaves room for a document.
+
+    Raises:
+        EncoderError: It has as many tokens as a document may have, or more.
+    """
     prompt, max_length = properties.prompt, properties.max_length
     n_tokens = len(tokenizer(prompt)["input_ids"])
     if prompt and max_length is not None and n_tokens >= max_length:

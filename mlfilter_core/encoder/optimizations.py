@@ -101,11 +101,12 @@ def optimize(forward_pass: ForwardPass, pad_to_max_length: bool, torch_compile: 
         pad_to_max_length: Whether texts have to be padded.
         torch_compile: Whether to try torch.compile.
     """
-    trial = _Trial(forward_pass)
-    if not pad_to_max_length:
-        _try_unpadded_attention(forward_pass, trial)
-    if torch_compile:
-        _try_to_compile(forward_pass, trial)
+    if torch_compile or not pad_to_max_length:
+        trial = _Trial(forward_pass)
+        if not pad_to_max_length:
+            _try_unpadded_attention(forward_pass, trial)
+        if torch_compile:
+            _try_to_compile(forward_pass, trial)
     if not forward_pass.is_compiled:  # torch.compile cannot trace packed weights
         for module in forward_pass.modules:
             pack_linear_layers(module)

@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import PreTrainedTokenizerFast
 
 from mlfilter_core.encoder.forward_pass import Batch, ForwardPass
-from mlfilter_core.encoder.model_properties import ModelProperties, read_shape
+from mlfilter_core.encoder.model_properties import ModelProperties, read_shared_properties
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.errors import EncoderError
 
@@ -71,12 +71,10 @@ def static_tokenizer(model: SentenceTransformer) -> PreTrainedTokenizerFast:
 
 def _properties(model: SentenceTransformer, settings: EncoderSettings) -> ModelProperties:
     truncation = model[0].tokenizer.truncation or {}
-    prompt = model.prompts.get(model.default_prompt_name) if settings.prompt is None else settings.prompt
     return ModelProperties(
-        **read_shape(model, settings),
+        **read_shared_properties(model, settings),
         max_length=settings.max_length or truncation.get("max_length"),
         pooling=POOLING,
-        prompt=prompt or "",
         padding_position=None,
         long_positions=None,
         prompt_features={},

@@ -16,6 +16,7 @@ from mlfilter_core.errors import HeadError
 from mlfilter_core.heads.layers import (
     Function,
     Layer,
+    apply,
     first_weight,
     functions,
     input_width,
@@ -94,13 +95,7 @@ def score(heads: Sequence[Head], embeddings: NDArray[np.float32]) -> NDArray[np.
     if not len(embeddings):
         return np.empty((0, sum(head.n_outputs for head in heads)), np.float32)
     inputs = torch.from_numpy(embeddings).to(first_weight(heads[0].layers))
-    outputs = []
-    for head in heads:
-        hidden = inputs
-        for function in head.functions:
-            hidden = function(hidden)
-        outputs.append(hidden)
-    return torch.cat(outputs, dim=1).float().cpu().numpy()
+    return torch.cat([apply(head.functions, inputs) for head in heads], dim=1).float().cpu().numpy()
 
 
 def check_heads_fit(heads: list[Head], dim: int, where: str) -> None:

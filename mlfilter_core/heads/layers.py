@@ -208,6 +208,13 @@ def functions(layers: Sequence[Layer]) -> list[Function]:
     return applied
 
 
+def apply(applied: Sequence[Function], inputs: torch.Tensor) -> torch.Tensor:
+    """Returns what functions give that are applied one after the other."""
+    for function in applied:
+        inputs = function(inputs)
+    return inputs
+
+
 def _weights(layers: Sequence[Layer]) -> Iterator[torch.Tensor]:
     for layer in layers:
         if isinstance(layer, Linear):
@@ -218,16 +225,7 @@ def _weights(layers: Sequence[Layer]) -> Iterator[torch.Tensor]:
 
 
 def _concatenated(chains: list[list[Function]]) -> Function:
-    def apply(inputs: torch.Tensor) -> torch.Tensor:
-        outputs = []
-        for chain in chains:
-            hidden = inputs
-            for function in chain:
-                hidden = function(hidden)
-            outputs.append(hidden)
-        return torch.cat(outputs, dim=-1)
-
-    return apply
+    return lambda inputs: torch.cat([apply(chain, inputs) for chain in chains], dim=-1)
 
 
 def _n_in(layer: Layer) -> int | None:
