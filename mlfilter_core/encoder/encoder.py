@@ -86,6 +86,7 @@ class Encoder:
         max_batch_tokens: Most tokens in one forward pass, padding included; less once memory ran out.
         why_max_batch_tokens: Reason for that number.
         warnings: What may be wrong with the model's files.
+        special_tokens: The tokenizer's special tokens, as text.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Encoder:
         self.prompt = properties.prompt
         self.max_batch_tokens, self.why_max_batch_tokens = max_batch_tokens, why_max_batch_tokens
         self.warnings = tuple(warnings)
+        self.special_tokens: tuple[str, ...] = tuple(tokenizer.all_special_tokens)
         self._truncating = TruncatingTokenizer(tokenizer, self.max_length)
 
     def __str__(self) -> str:

@@ -21,7 +21,7 @@ from mlfilter_core.encoder.end_token import add_eos, missing_eos
 from mlfilter_core.encoder.forward_pass import ForwardPass
 from mlfilter_core.encoder.loaded_weights import LoadedWeights, check_weights, recording_weights
 from mlfilter_core.encoder.model_files import ModelFiles, has_own_code, read_settings, saved_modules
-from mlfilter_core.encoder.model_properties import POOLING_MODES, read_properties
+from mlfilter_core.encoder.model_properties import POOLING_MODES, check_prompt, read_properties
 from mlfilter_core.encoder.optimizations import TRIAL_TOKENS, optimize
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.encoder.static_embedding import StaticForwardPass, is_static, static_tokenizer
@@ -63,6 +63,7 @@ def load_encoder(
     if is_static(model):
         forward_pass: ForwardPass = StaticForwardPass(model, settings, chosen)
         tokenizer, warnings = static_tokenizer(model), []
+        check_prompt(tokenizer, forward_pass.properties)
     else:
         warnings = _prepare(model, weights, files.folder, settings)
         forward_pass = ForwardPass(model, read_properties(model, settings), chosen, settings.pad_to_max_length)

@@ -127,6 +127,8 @@ def compare_with_sentence_transformers(sample: CorpusSample, loaded: LoadedEncod
         return "params.add_eos ends texts with another token"
     from sentence_transformers import SentenceTransformer
 
+    from mlfilter_core.encoder.static_embedding import is_static
+
     theirs = SentenceTransformer(
         str(request.model.folder),
         device=str(encoder.device),
@@ -134,9 +136,11 @@ def compare_with_sentence_transformers(sample: CorpusSample, loaded: LoadedEncod
         truncate_dim=request.encoder.embedding_dim,
         model_kwargs={"dtype": encoder.forward_pass.dtype},
     )
-    if encoder.max_length is not None:
+    if encoder.max_length is not None and is_static(theirs):
+        theirs.tokenizer.enable_truncation(encoder.max_length)
+    elif encoder.max_length is not None:
         theirs.max_seq_length = encoder.max_length
-    special = " and ".join(theirs.tokenizer.all_special_tokens)
+    special = " and ".join(encoder.special_tokens)
     texts += [*SHORTEST_TEXTS, f"Tokens such as {special} have a meaning of their own."]
     encoded = theirs.encode(
         texts, prompt=encoder.prompt or None, batch_size=1, show_progress_bar=False, convert_to_tensor=True

@@ -73,6 +73,12 @@ def test_prompt_and_width_are_applied(static: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
+def test_a_prompt_that_leaves_no_room_for_the_text_is_refused(static: Path) -> None:
+    with pytest.raises(EncoderError, match=r"the prompt alone has 3 tokens, and max_length is 3: every document"):
+        tiny(static, prompt="ba be bi", max_length=3)
+    tiny(static, prompt="ba be bi", max_length=4)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

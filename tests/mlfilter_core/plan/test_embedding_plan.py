@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import SlurmSettings
@@ -25,7 +27,7 @@ from mlfilter_core.plan import encoder_trial, resources
 from mlfilter_core.plan.embedding_plan import plan_embedding
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers
-from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, WriteLines
+from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, WriteLines, tiny_tokenizer
 
 REPOSITORY = Path(__file__).parents[3]
 WEB_PAGES = REPOSITORY / "shared" / "data" / "fineweb_edu_1000.jsonl"
@@ -152,6 +154,18 @@ def test_a_model_of_sentence_transformers_is_compared_with_it(
     compared = facts_of(plan(embedding_model=minilm.model), "encoder")["sentence_transformers"]
     assert compared["texts"] == 8 + 4  # of the corpus, and short and special ones
     assert compared["lowest_cosine"] > 0.9999
+
+
+@pytest.mark.parametrize("max_length", [None, 3])
+def test_static_embeddings_are_compared_as_well(
+    plan: PlanJob, write_lines: WriteLines, tmp_path: Path, max_length: int | None
+) -> None:
+    static = StaticEmbedding(tiny_tokenizer(), embedding_dim=8)
+    SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "static"), create_model_card=False)
+    write_lines("in/a.jsonl", records(9))
+    compared = facts_of(plan(embedding_model=str(tmp_path / "static"), max_length=max_length), "encoder")
+    assert compared["sentence_transformers"]["texts"] > 4
+    assert compared["sentence_transformers"]["lowest_cosine"] > 0.9999
 
 
 def test_a_plain_folder_is_not_compared_and_the_plan_says_so(plan: PlanJob, write_lines: WriteLines) -> None:
