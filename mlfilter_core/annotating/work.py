@@ -18,6 +18,7 @@ from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.heads.checkpoint_files import head_digests
+from mlfilter_core.heads.chunk_scores import ChunkCombination
 from mlfilter_core.work.workload import Work, Workload
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def annotate_request(params: Scoring, output_dir: Path, group: str, source_dir: 
         allow_mismatched_head=params.allow_mismatched_head,
         ensembles=params.ensembles,
         integer_scales=params.integer_scales,
+        combine=ChunkCombination(params.score_combine, params.score_top_k),
     )
 
 

@@ -58,7 +58,7 @@ class Scoring(Written):
     output_keys: tuple[str, ...] = Field(
         ("document_id",),
         description="Fields to write beside the scores: names in the HDF5 file, otherwise keys of the source document. "
-        '"*" is the whole source document.',
+        '"*" is the whole source document; <score>_chunks is the list of the scores of a document\'s chunks.',
     )
     score_prefix: str = Field("score_", description="Prefix of a head's name in the output.")
     ensembles: dict[str, Ensemble] = Field(
@@ -69,6 +69,12 @@ class Scoring(Written):
         description="Range of a score as whole numbers, as in {education: [0, 5]}: int_score_education is the score, "
         "rounded and clipped to the range.",
     )
+    score_combine: Literal["mean", "max", "top_k_mean", "first"] = Field(
+        "mean",
+        description="How the scores of a document's chunks become its score, where the embedding job divided documents "
+        "into chunks. top_k_mean: the mean of the score_top_k highest.",
+    )
+    score_top_k: int = Field(3, ge=1, description="Number of scores of score_combine: top_k_mean.")
     batch_size: int = Field(2048, ge=1, description="Embeddings per forward pass of the heads.")
     device: str = Field("cpu", description="Device of the heads: cpu, cuda, mps or auto.")
     model_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the heads.")

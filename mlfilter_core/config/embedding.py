@@ -16,6 +16,21 @@ DEFAULT_EMBEDDING_DIR = "embeddings"
 UNKEPT_DIR = ".embeddings"
 
 
+class ChunkSettings(Written):
+    """The division of long documents into chunks, each with its own embedding."""
+
+    tokens: int | None = Field(
+        None,
+        ge=3,
+        description="Most tokens of a chunk, special tokens and prompt included. Unset: max_length, or the model's "
+        "maximum.",
+    )
+    overlap: int = Field(0, ge=0, description="Tokens that two neighbouring chunks share.")
+    most: int = Field(
+        32, ge=1, description="Most chunks of a document. The tokens after them are cut, as by max_length."
+    )
+
+
 class EmbeddingPipelineParameters(Written):
     """The parameters of an embedding job."""
 
@@ -67,6 +82,9 @@ class EmbeddingPipelineParameters(Written):
     )
     max_length: int | None = Field(
         None, ge=3, description="Most tokens of a document; longer documents are truncated. Unset: the model's maximum."
+    )
+    chunks: ChunkSettings | None = Field(
+        None, description="Divide longer documents into chunks with an embedding each, instead of truncating them."
     )
     padding: bool | Literal["longest", "max_length"] = Field(
         True, description="true or longest: pad to the longest document of a batch. max_length: pad to max_length."
@@ -151,6 +169,16 @@ class EmbeddingPipelineParameters(Written):
         if twice is not None:
             raise ValueError(f'"{twice}" would be stored twice (/ becomes _ in the file); list it once')
         return value
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> "EmbeddingPipelineParameters":
+        tokens = None if self.chunks is None else self.chunks.tokens
+        if None not in (tokens, self.max_length) and tokens != self.max_length:
+            raise ValueError(
+                f"max_length is {self.max_length} and chunks.tokens {tokens}, and both are the most tokens of a chunk; "
+                "remove max_length"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_text(self) -> "EmbeddingPipelineParameters":

@@ -25,7 +25,7 @@ from mlfilter_core.files.new_file import naming
 from mlfilter_core.files.publishing import COMMITTED_SUFFIX, fsync
 from mlfilter_core.work.same_request import differing_fields
 
-MAGIC = b"mlfilter committed 1\n"
+MAGIC = b"mlfilter committed 2\n"
 # The head of a record: length of its facts (JSON), length of its arrays, and a digest of both.
 PREFIX = struct.Struct("<QQ16s")
 MAX_FACTS_BYTES = 1 << 28  # arbitrary: a hundred times the facts of a window of dropped documents
@@ -38,8 +38,9 @@ class Rows:
     """The encoder's results for the documents of a window.
 
     Attributes:
-        embeddings: float32 or float16 (n, dim), as they are handed to the writer.
-        n_tokens: int32 (n,), encoded tokens.
+        embeddings: float32 or float16 (sum of n_chunks, dim), as they are handed to the writer.
+        n_tokens: int32 (n,), encoded tokens; those in two chunks are counted once.
+        n_chunks: int32 (n,), embeddings of each document, which follow one another.
         is_cut: bool (n,), whether the document was truncated.
         out_of_memory: Number of batches that did not fit in memory and were divided.
         max_batch_tokens: Most tokens in one forward pass, after this window.
@@ -47,6 +48,7 @@ class Rows:
 
     embeddings: NDArray[Any]
     n_tokens: NDArray[np.int32]
+    n_chunks: NDArray[np.int32]
     is_cut: NDArray[np.bool_]
     out_of_memory: int
     max_batch_tokens: int
@@ -127,7 +129,8 @@ class CommittedRows:
             "out_of_memory": rows.out_of_memory,
             "max_batch_tokens": rows.max_batch_tokens,
         }
-        self._write(facts, rows.embeddings.tobytes() + rows.n_tokens.tobytes() + rows.is_cut.tobytes())
+        columns = (rows.n_tokens, rows.n_chunks, rows.is_cut, rows.embeddings)
+        self._write(facts, b"".join(column.tobytes() for column in columns))
         self._n_uncommitted += len(window.documents)
         if self._n_uncommitted >= self._commit_documents:
             with naming(self._path):
@@ -178,11 +181,11 @@ class CommittedRows:
                 record = record[self._file.write(record) :]
 
     def _rows(self, facts: Mapping[str, Any], arrays: bytes, n: int) -> Rows:
-        n_embeddings = n * self._dim * self._dtype.itemsize
         return Rows(
-            embeddings=np.frombuffer(arrays, self._dtype, n * self._dim).reshape(n, self._dim),
-            n_tokens=np.frombuffer(arrays, np.int32, n, n_embeddings),
-            is_cut=np.frombuffer(arrays, np.bool_, n, n_embeddings + 4 * n),
+            n_tokens=np.frombuffer(arrays, np.int32, n),
+            n_chunks=np.frombuffer(arrays, np.int32, n, 4 * n),
+            is_cut=np.frombuffer(arrays, np.bool_, n, 8 * n),
+            embeddings=np.frombuffer(arrays, self._dtype, offset=9 * n).reshape(-1, self._dim),
             out_of_memory=facts["out_of_memory"],
             max_batch_tokens=facts["max_batch_tokens"],
         )

@@ -15,7 +15,7 @@ class EmbedCounts:
     """Counts over the windows of a file.
 
     Attributes:
-        documents: Rows written.
+        documents: Documents written.
         new_tokens: Tokens encoded by this run.
         out_of_memory: Number of batches that did not fit in memory and were divided.
         max_batch_tokens: Most tokens in one forward pass, as of the last window.
@@ -31,6 +31,7 @@ class EmbedCounts:
         self._blank = 0
         self._truncated = 0
         self._tokens = 0
+        self._chunks = 0
         # Hashes of eight bytes, instead of ids, limit the memory for a large file.
         self._id_hashes: list[NDArray[np.int64]] = []
 
@@ -51,11 +52,12 @@ class EmbedCounts:
         self._blank += window.n_blank
         self._truncated += int(rows.is_cut.sum())
         self._tokens += n_tokens
+        self._chunks += len(rows.embeddings)
         ids = (hash(document.id) for document in window.documents)
         self._id_hashes.append(np.fromiter(ids, np.int64, len(window.documents)))
 
-    def summary(self, n_lines: int, rejects: RejectsFile) -> dict[str, Any]:
-        """Returns the counts of a whole file, as in its provenance and its report."""
+    def summary(self, n_lines: int, rejects: RejectsFile, are_chunked: bool) -> dict[str, Any]:
+        """Returns the counts of a whole file, as in its provenance and its report; of chunks only where they exist."""
         assert n_lines == self.documents + rejects.n_rejected + self._blank, "a line is unaccounted for"
         hashes = np.concatenate(self._id_hashes) if self._id_hashes else np.zeros(0, np.int64)
         return {
@@ -66,6 +68,7 @@ class EmbedCounts:
             "truncated": self._truncated,
             "duplicate_ids": len(hashes) - len(np.unique(hashes)),
             "tokens": self._tokens,
+            **({"chunks": self._chunks} if are_chunked else {}),
             "out_of_memory": self.out_of_memory,
             "rejected_by_reason": dict(sorted(rejects.by_reason.items())),
         }

@@ -59,7 +59,7 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
             waited = embedding.run(scratch=output.parent)
             status = version.check(reader)
             _check_rejected_fraction(source, reader.n_lines, rejected, request.max_rejected_fraction)
-            counts = embedding.counts.summary(reader.n_lines, rejected)
+            counts = embedding.counts.summary(reader.n_lines, rejected, request.encoder.chunks is not None)
             writer.finish(
                 Provenance(
                     source={

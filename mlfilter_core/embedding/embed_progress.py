@@ -22,7 +22,7 @@ class EmbedProgress:
         self._encoder = encoder
         self._teller = ProgressTeller()
         self._read_documents = 0
-        self._documents = 0
+        self._documents = 0.0
         self._tokens = 0
         self._rejected = 0
         self._committed = 0
@@ -32,8 +32,8 @@ class EmbedProgress:
         """Records that documents were read."""
         self._read_documents += n_documents
 
-    def encoded(self, n_documents: int, n_tokens: int) -> None:
-        """Records that documents were encoded, by this run or an earlier one."""
+    def encoded(self, n_documents: float, n_tokens: int) -> None:
+        """Records that documents, or parts of documents, were encoded, by this run or an earlier one."""
         self._documents += n_documents
         self._tokens += n_tokens
         self._tell()
@@ -52,11 +52,11 @@ class EmbedProgress:
         self._teller.tell(
             Progress(
                 file=self._file,
-                documents=self._documents,
+                documents=round(self._documents),
                 tokens=self._tokens,
                 rejected=self._rejected,
                 committed=self._committed,
-                share=share_read * self._documents / max(1, self._read_documents),
+                share=min(1.0, share_read * self._documents / max(1, self._read_documents)),
                 waited=self._stages.waited(),
                 max_batch_tokens=self._encoder.max_batch_tokens,
                 out_of_memory=self._out_of_memory,

@@ -23,6 +23,7 @@ class EmbedReport(ReportDefaults):
         truncated: Number of documents truncated to the encoder's maximum length.
         duplicate_ids: Number of documents with the id of an earlier document of the file.
         tokens: Number of encoded tokens, with special tokens.
+        chunks: Number of embeddings, where long documents are divided into chunks; otherwise 0.
         out_of_memory: Number of batches that did not fit in memory and were divided.
         resumed: Number of documents taken from an interrupted run.
         rejected_by_reason: Number of rejected lines by reason.
@@ -53,6 +54,7 @@ class EmbedReport(ReportDefaults):
     truncated: int
     duplicate_ids: int
     tokens: int
+    chunks: int = 0
     out_of_memory: int = 0
     rejected_by_reason: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
@@ -67,6 +69,10 @@ class EmbedReport(ReportDefaults):
         """Returns remarks on the speed of a run."""
         embedded = [report for report in reports if report.waited]
         remarks = [f"encoder: {encoder}" for encoder in sorted({report.encoder for report in embedded})]
+        n_chunks = sum(report.chunks for report in embedded)
+        if n_chunks:
+            n_documents = sum(report.documents for report in embedded)
+            remarks.append(f"{plural(n_documents, 'document')} have {plural(n_chunks, 'chunk')}")
         n_resumed = sum(report.resumed for report in embedded)
         if n_resumed:
             remarks.append(f"{plural(n_resumed, 'document')} had been encoded by a run that was interrupted")

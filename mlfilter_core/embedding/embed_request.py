@@ -80,6 +80,7 @@ class EmbedRequest:
             label_dtype=self.schema.label_dtype,
             index_keys=self.schema.index_keys,
             slice_rows=self.writer_batch_size,
+            has_chunks=self.encoder.chunks is not None,
         )
 
 

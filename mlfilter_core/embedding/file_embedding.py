@@ -91,7 +91,8 @@ class FileEmbedding:
 
     def _tokenize(self, windows: Iterator[Window]) -> Iterator[_TokenizedWindow]:
         encoder = self._encoder
-        too_long = f"more than params.max_length, {encoder.max_length} tokens, and truncation is off"
+        limit = "params.chunks allows" if encoder.settings.chunks else "params.max_length"
+        too_long = f"more than {limit}, {encoder.max_text_length} tokens, and truncation is off"
         for window in windows:
             rows = self._files.committed.take(window)
             self._progress.read(len(window.documents))
@@ -115,22 +116,28 @@ class FileEmbedding:
                 self._progress.encoded(len(tokens.n_tokens), int(tokens.n_tokens.sum()))
                 yield window, tokens, False
                 continue
-            texts = self._encoder.encode(tokens, self._request.batch_size, max_batch_tokens, self._progress.encoded)
+            on_batch = functools.partial(self._count_batch, tokens)
+            texts = self._encoder.encode(tokens, self._request.batch_size, max_batch_tokens, on_batch)
             max_batch_tokens = texts.max_batch_tokens
             begun.append((window, tokens, texts))
             if len(begun) > n_ahead:
                 yield self._encoded(*begun.popleft())
         yield from (self._encoded(*window) for window in begun)
 
+    def _count_batch(self, tokens: "TokenizedTexts", n_chunks: int, n_tokens: int) -> None:
+        self._progress.encoded(n_chunks * len(tokens.n_chunks) / len(tokens.input_ids), n_tokens)
+
     def _encoded(self, window: Window, tokens: "TokenizedTexts", texts: "EncodedTexts") -> _EncodedWindow:
         embeddings = texts.embeddings()
         if not texts.fits.all():
             detail = f"the memory of {self._encoder.device} does not suffice for this document alone"
-            tokens = _drop(window, tokens, ~texts.fits, "out_of_memory", detail)
-            embeddings = embeddings[texts.fits]
+            fits = np.logical_and.reduceat(texts.fits, np.cumsum(tokens.n_chunks) - tokens.n_chunks)
+            embeddings = embeddings[np.repeat(fits, tokens.n_chunks)]
+            tokens = _drop(window, tokens, ~fits, "out_of_memory", detail)
         with np.errstate(over="ignore"):  # `_check_finite` reports it, with its place
             stored = embeddings.astype(self._request.rows_dtype, copy=False)
-        return window, Rows(stored, tokens.n_tokens, tokens.is_cut, texts.n_out_of_memory, texts.max_batch_tokens), True
+        columns = (tokens.n_tokens, tokens.n_chunks, tokens.is_cut)
+        return window, Rows(stored, *columns, texts.n_out_of_memory, texts.max_batch_tokens), True
 
     def _write(self, encoded: Iterator[_EncodedWindow]) -> None:
         counts, rejects = self.counts, self._files.rejects
@@ -140,7 +147,7 @@ class FileEmbedding:
                 self._files.committed.add(window, rows)
             self._reject(window.rejected)
             if window.documents:
-                self._files.writer.append(window.documents, rows.embeddings, rows.n_tokens)
+                self._files.writer.append(window.documents, rows.embeddings, rows.n_tokens, rows.n_chunks)
             counts.add(window, rows, is_new)
             # The last window is not committed: the output appears next.
             self._progress.wrote(0 if window.is_last else counts.documents, rejects.n_rejected, counts.out_of_memory)
@@ -148,7 +155,8 @@ class FileEmbedding:
     def _check_finite(self, window: Window, rows: Rows) -> None:
         finite = np.isfinite(rows.embeddings).all(axis=1)
         if not finite.all():
-            document = window.documents[int(np.argmin(finite))]
+            row = np.searchsorted(np.cumsum(rows.n_chunks), int(np.argmin(finite)), side="right")
+            document = window.documents[int(row)]
             raise SourceError(
                 f"{self._source.path}:{document.line}: the embedding of document {document.id} is not finite in "
                 f"{self._request.encoder.model_dtype} stored as {self._request.embedding_dtype}; use model_dtype "

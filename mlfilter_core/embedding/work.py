@@ -24,7 +24,7 @@ from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import EmbedRequest, finished_embedding
 from mlfilter_core.embedding.wanted_keys import check_wanted_keys
 from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolve_model, stated_dim
-from mlfilter_core.encoder.settings import EncoderSettings
+from mlfilter_core.encoder.settings import Chunks, EncoderSettings
 from mlfilter_core.files.disk_space import check_room_for
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
@@ -171,7 +171,7 @@ def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> Emb
     return EmbedRequest(
         model=model,
         encoder=EncoderSettings(
-            max_length=params.max_length,
+            max_length=params.max_length if params.chunks is None else params.chunks.tokens or params.max_length,
             truncate=params.truncation not in (False, "do_not_truncate"),
             pad_to_max_length=params.padding == "max_length",
             pooling=params.pooling,
@@ -180,6 +180,7 @@ def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> Emb
             trust_remote_code=params.trust_remote_code,
             embedding_dim=params.embedding_dim,
             add_eos=params.add_eos,
+            chunks=None if params.chunks is None else Chunks(params.chunks.overlap, params.chunks.most),
         ),
         schema=params.schema_of_documents(),
         group=params.hdf5_dataset_name,

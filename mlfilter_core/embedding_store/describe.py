@@ -19,7 +19,8 @@ def describe(path: Path, group: str) -> str:
         lines = [
             f"{path}",
             f"group       {group}: {', '.join(sorted(file.names()))}",
-            f"embeddings  {file.n_rows:,} x {file.dim}, all finite",
+            f"embeddings  {file.n_chunks:,} x {file.dim}, all finite"
+            + (f", of {file.n_rows:,} documents" if file.has_chunks else ""),
         ]
         if file.provenance is None:
             lines.append("provenance  none: made by another tool")

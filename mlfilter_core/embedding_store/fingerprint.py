@@ -4,7 +4,7 @@ A fingerprint is a mapping of `FIELDS`. A file may lack some of them; only field
 precision of the forward pass is not part of it, because heads do not depend on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from mlfilter_core.wording import DIGEST_CHARACTERS, shown
 
 FIELDS = ("weights_sha256", "tokenizer_sha256", "pooling", "prompt", "max_length", "is_normalized", "add_eos")
 NAMES = ("model", "revision")  # for messages; the same encoder may be in another place
+# Division of documents, where there is one. A head scores any chunks; the files of one job must have the same.
+CHUNKS = "chunks"
 
 Fingerprint = Mapping[str, Any]
 
@@ -24,7 +26,7 @@ def fingerprint(provenance: Provenance | None) -> Fingerprint:
         return {}
     # Facts of the loaded model override the request. add_eos is stated only where it is true.
     said = {"add_eos": False, **provenance.request, **provenance.encoder}
-    return {name: said[name] for name in (*NAMES, *FIELDS) if name in said}
+    return {name: said[name] for name in (*NAMES, *FIELDS, CHUNKS) if name in said}
 
 
 def differences(one: Fingerprint, other: Fingerprint) -> list[str]:
@@ -34,7 +36,7 @@ def differences(one: Fingerprint, other: Fingerprint) -> list[str]:
 
 def describe_differences(one: Fingerprint, other: Fingerprint) -> str:
     """Returns the differing fields with both values: `max_length (512 and 256), prompt ('' and 'query: ')`."""
-    return ", ".join(f"{name} ({shown(one[name])} and {shown(other[name])})" for name in differences(one, other))
+    return _described(differences(one, other), one, other)
 
 
 def name_of(encoder: Fingerprint) -> str:
@@ -62,9 +64,16 @@ class OneEncoder:
         """
         if not self.fingerprint:
             self._first, self.fingerprint = path, made_by
-        if differences(self.fingerprint, made_by):
+        differing = differences(self.fingerprint, made_by)
+        if made_by and self.fingerprint.get(CHUNKS) != made_by.get(CHUNKS):
+            differing.append(CHUNKS)
+        if differing:
             raise ConfigError(
                 f"{self._first} and {path} were made by different encoders, {name_of(self.fingerprint)} and "
-                f"{name_of(made_by)}: they differ in {describe_differences(self.fingerprint, made_by)}. Their scores "
+                f"{name_of(made_by)}: they differ in {_described(differing, self.fingerprint, made_by)}. Their scores "
                 "would not be comparable; set params.glob_pattern to the files of one encoder"
             )
+
+
+def _described(fields: Sequence[str], one: Fingerprint, other: Fingerprint) -> str:
+    return ", ".join(f"{name} ({shown(one.get(name))} and {shown(other.get(name))})" for name in fields)

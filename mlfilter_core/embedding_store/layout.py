@@ -11,6 +11,7 @@ EMBEDDING_SUFFIXES = (".h5", ".hdf5")
 FORMAT_VERSION = 1
 EMBEDDINGS = "embeddings"
 EMBEDDING_SCALE = "embedding_scale"  # only where embeddings are int8
+FIRST_CHUNK = "first_chunk"  # only where documents have several embeddings
 DOCUMENT_ID = "document_id"
 LABELS = "labels"
 INDEX = "index"
@@ -32,7 +33,7 @@ class Provenance:
         source: `path` relative to `folder`, `bytes`, `mtime_ns`, `sha256` of the source file.
         request: Settings that change the content: encoder, keys, dtypes.
         encoder: Properties of the loaded encoder: dim, pooling, prompt, max_length, is_normalized.
-        counts: `lines`, `documents`, `rejected`, `blank`, `truncated`, `duplicate_ids`, `tokens`.
+        counts: `lines`, `documents`, `rejected`, `blank`, `truncated`, `duplicate_ids`, `tokens`, perhaps `chunks`.
         versions: Versions of the libraries that wrote the file.
         statistics: `document_tokens`, the histogram of tokens per document; empty in older files.
     """

@@ -1,5 +1,6 @@
 """A file of embeddings of this or another tool, read and checked."""
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from mlfilter_core.embedding_store.layout import (
     CHUNK_ROWS,
     EMBEDDING_SCALE,
     EMBEDDINGS,
+    FIRST_CHUNK,
     FORMAT_VERSION,
     INDEX,
     OPTIONAL_PROVENANCE,
@@ -51,6 +53,8 @@ class EmbeddingFile:
     Attributes:
         path: The file.
         n_rows: Number of documents.
+        n_chunks: Number of embeddings; more than documents where long ones are divided into chunks.
+        has_chunks: Whether documents may have several embeddings.
         dim: Width of an embedding.
         provenance: Provenance; None where another tool wrote the file.
     """
@@ -77,11 +81,16 @@ class EmbeddingFile:
                         f"{EMBEDDING_SCALE}"
                     )
                 self._check_is_written(self._dataset(EMBEDDINGS))
-                self.n_rows, self.dim = map(int, embeddings.shape)
+                self.n_chunks, self.dim = map(int, embeddings.shape)
+                self.has_chunks = FIRST_CHUNK in self._names
+                self.n_rows = self._n_documents() if self.has_chunks else self.n_chunks
                 self.provenance = self._read_provenance()
                 for name in self._names:
-                    if len(self._group[name]) != self.n_rows:
-                        raise self._error(f"{name} has {len(self._group[name])} rows, embeddings {self.n_rows}")
+                    is_of_chunks = name in (EMBEDDINGS, EMBEDDING_SCALE)
+                    like = FIRST_CHUNK if self.has_chunks and not is_of_chunks else EMBEDDINGS
+                    n, expected = len(self._group[name]), len(self._group[like])
+                    if n != expected:
+                        raise self._error(f"{name} has {n} rows, {like} {expected}")
         except BaseException:
             self._file.close()
             raise
@@ -108,20 +117,45 @@ class EmbeddingFile:
 
     def find(self, key: str) -> str | None:
         """Returns the name of the dataset of a key: the key itself, or its entry in the index; None for neither."""
-        own = set(self._names) - {EMBEDDINGS, EMBEDDING_SCALE}
+        own = set(self._names) - {EMBEDDINGS, EMBEDDING_SCALE, FIRST_CHUNK}
         return next((name for name in (key, f"{INDEX}/{key.replace('/', '_')}") if name in own), None)
 
     def slices(self, n_rows: int) -> Iterator[slice]:
-        """Yields slices of `n_rows` rows in order."""
-        for start in range(0, self.n_rows, n_rows):
-            yield slice(start, min(start + n_rows, self.n_rows))
+        """Yields slices of documents in order, with at most `n_rows` embeddings, or with one document."""
+        start = 0
+        while start < self.n_rows:
+            stop = min(start + n_rows, self.n_rows)
+            if self.has_chunks:
+                ends = self._chunk_bounds[start + 1 : stop + 1] - self._chunk_bounds[start]
+                stop = start + max(1, int(np.searchsorted(ends, n_rows, side="right")))
+            yield slice(start, stop)
+            start = stop
 
     def embeddings(self, rows: slice) -> NDArray[np.float32]:
-        """Returns float32 (n, dim), whatever the precision in the file."""
-        stored = self.array(EMBEDDINGS, rows)
+        """Returns float32 (n, dim), whatever the precision in the file: the embeddings of a slice of documents.
+
+        Where the file has chunks, a document has one or several; `chunk_starts` says which.
+        """
+        if self.has_chunks:
+            start, stop, _ = rows.indices(self.n_rows)
+            bounds = self._chunk_bounds
+            rows = slice(int(bounds[start]), int(bounds[max(start, stop)]))
+        stored = self._values(EMBEDDINGS, rows)
         if self._is_int8:
-            return dequantize(stored, self.array(EMBEDDING_SCALE, rows))
+            return dequantize(stored, self._values(EMBEDDING_SCALE, rows))
         return stored.astype(np.float32, copy=False)
+
+    def chunk_starts(self, rows: slice) -> NDArray[np.int64]:
+        """Returns int64 (n_documents,), the place of each document's first embedding in `embeddings(rows)`.
+
+        Raises:
+            EmbeddingFileError: The file states impossible places.
+        """
+        start, stop, _ = rows.indices(self.n_rows)
+        if not self.has_chunks:
+            return np.arange(stop - start, dtype=np.int64)
+        starts: NDArray[np.int64] = self._chunk_bounds[start:stop] - self._chunk_bounds[start]
+        return starts
 
     def column(self, name: str, rows: slice) -> list[str] | NDArray[Any]:
         """Returns a dataset's values: strings as a list, others as an array in the precision of the file.
@@ -144,8 +178,7 @@ class EmbeddingFile:
         """
         if name not in self._names:
             raise self._error(f"no dataset {name}, which only files of the embedding pipeline have")
-        with self._reading(self._place(name, rows)):
-            return np.asarray(self._dataset(name)[rows])
+        return self._values(name, rows)
 
     def check_content(self) -> None:
         """Reads and checks every embedding.
@@ -162,8 +195,22 @@ class EmbeddingFile:
             lengths = np.linalg.norm(self.embeddings(rows), axis=1)
             wrong = ~np.isfinite(lengths) | (normalized & (np.abs(lengths - 1) > UNIT_LENGTH_TOLERANCE))
             if wrong.any():
-                row = int(np.argmax(wrong))
-                raise self._error(f"the embedding of row {rows.start + row} has length {lengths[row]}; embed it again")
+                place = int(np.argmax(wrong))
+                row = rows.start + int(np.searchsorted(self.chunk_starts(rows), place, side="right")) - 1
+                raise self._error(f"the embedding of row {row} has length {lengths[place]}; embed it again")
+
+    @functools.cached_property
+    def _chunk_bounds(self) -> NDArray[np.int64]:
+        """Where the embeddings of each document begin, int64 (n_rows + 1,), ending with their number."""
+        starts = self._values(FIRST_CHUNK, slice(0, self.n_rows))
+        bounds = np.append(starts.astype(np.int64), self.n_chunks)
+        if bounds[0] != 0 or (np.diff(bounds) < 1).any():
+            raise self._error(f"{FIRST_CHUNK} does not give each document its own embeddings; embed its source again")
+        return bounds
+
+    def _values(self, name: str, rows: slice) -> NDArray[Any]:
+        with self._reading(self._place(name, rows)):
+            return np.asarray(self._dataset(name)[rows])
 
     def _find_group(self, group: str) -> h5py.Group:
         """Returns the group, following only hard links, which cannot lead out of the file."""
@@ -193,6 +240,15 @@ class EmbeddingFile:
                     f"the rows of {name} are in other files, which are not read; copy them into this file"
                 )
         return [name for name, dataset in datasets.items() if dataset.shape]  # a scalar describes the file, not a row
+
+    def _n_documents(self) -> int:
+        first = self._group[FIRST_CHUNK]
+        if first.ndim != 1 or first.dtype.kind not in "iu" or len(first) > self.n_chunks:
+            raise self._error(
+                f"{FIRST_CHUNK} is {first.dtype} {first.shape}, not a whole number for each document, and documents "
+                f"have {self.n_chunks} embeddings; embed its source again"
+            )
+        return len(first)
 
     def _has_scale(self) -> bool:
         if EMBEDDING_SCALE not in self._names:
@@ -267,7 +323,7 @@ class EmbeddingFile:
             raise self._error(f"its provenance is incomplete ({in_one_line(error)}); embed its source again") from error
 
     def _place(self, name: str, rows: slice) -> str:
-        start, stop, _ = rows.indices(self.n_rows)
+        start, stop, _ = rows.indices(len(self._group[name]))
         return f"{name} in rows {start} to {stop - 1}"
 
     @contextmanager

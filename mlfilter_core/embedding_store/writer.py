@@ -17,6 +17,7 @@ from mlfilter_core.embedding_store.layout import (
     DOCUMENT_ID,
     EMBEDDING_SCALE,
     EMBEDDINGS,
+    FIRST_CHUNK,
     FORMAT_VERSION,
     INDEX,
     LABELS,
@@ -50,6 +51,7 @@ class EmbeddingWriter:
         label_dtype: str,
         index_keys: Sequence[str],
         slice_rows: int,
+        has_chunks: bool = False,
     ) -> None:
         """Creates the file.
 
@@ -61,7 +63,8 @@ class EmbeddingWriter:
             label_shape: Shape of a document's labels: () gives (n,), (k,) gives (n, k), None writes no labels.
             label_dtype: NumPy name of the labels' dtype.
             index_keys: Keys of each document's `index`.
-            slice_rows: Rows per write.
+            slice_rows: Documents per write.
+            has_chunks: Whether documents have several embeddings, one for each chunk.
         """
         self._disk = CarefulDisk(path)
         self._file = h5py.File(self._disk, "w", locking=False)
@@ -73,7 +76,9 @@ class EmbeddingWriter:
         self._label_dtype = np.dtype(label_dtype)
         self._index_names = [f"{INDEX}/{key.replace('/', '_')}" for key in index_keys]
         self._slice_rows = slice_rows
+        self._has_chunks = has_chunks
         self._n_rows = 0
+        self._n_chunks = 0
 
     def __enter__(self) -> "EmbeddingWriter":
         return self
@@ -87,20 +92,28 @@ class EmbeddingWriter:
             self._disk.check()
 
     def append(
-        self, documents: Sequence[Document], embeddings: NDArray[np.float32], n_tokens: NDArray[np.int32]
+        self,
+        documents: Sequence[Document],
+        embeddings: NDArray[np.float32],
+        n_tokens: NDArray[np.int32],
+        n_chunks: NDArray[np.int32] | None = None,
     ) -> None:
-        """Adds rows.
+        """Adds documents.
 
         Args:
-            documents: Documents of the rows.
-            embeddings: float32 (n_documents, dim), finite.
+            documents: Documents.
+            embeddings: float32 (n_documents or sum of n_chunks, dim), finite, in the order of the documents.
             n_tokens: int32 (n_documents,).
+            n_chunks: int32 (n_documents,), embeddings of each; None where each has one.
         """
         if self._n_rows == 0 and documents:
             self._create_datasets(len(documents))
+        n_chunks = np.ones(len(documents), np.int32) if n_chunks is None else n_chunks
+        ends = np.cumsum(n_chunks, dtype=np.int64)
         for start in range(0, len(documents), self._slice_rows):
             rows = slice(start, start + self._slice_rows)
-            self._append_slice(documents[rows], embeddings[rows], n_tokens[rows])
+            of_rows = slice(int(ends[start] - n_chunks[start]), int(ends[rows][-1]))
+            self._append_slice(documents[rows], embeddings[of_rows], n_tokens[rows], n_chunks[rows])
 
     def finish(self, provenance: Provenance) -> None:
         """Writes the provenance; after it the file is valid."""
@@ -122,6 +135,8 @@ class EmbeddingWriter:
             self._create(name, _UTF8, (), rows)
         if self._is_int8:
             self._create(EMBEDDING_SCALE, np.dtype(np.float32), (), rows)
+        if self._has_chunks:
+            self._create(FIRST_CHUNK, np.dtype(np.int64), (), rows)
         self._create(SOURCE_LINE, np.dtype(np.int64), (), rows)
         self._create(SOURCE_OFFSET, np.dtype(np.int64), (), rows)
         self._create(N_TOKENS, np.dtype(np.int32), (), rows)
@@ -136,7 +151,11 @@ class EmbeddingWriter:
         self._group.create_dataset(name, shape, dtype, maxshape=maxshape, chunks=chunks, fletcher32=has_checksums)
 
     def _append_slice(
-        self, documents: Sequence[Document], embeddings: NDArray[np.float32], n_tokens: NDArray[np.int32]
+        self,
+        documents: Sequence[Document],
+        embeddings: NDArray[np.float32],
+        n_tokens: NDArray[np.int32],
+        n_chunks: NDArray[np.int32],
     ) -> None:
         columns: dict[str, Any] = {
             DOCUMENT_ID: [document.id for document in documents],
@@ -145,19 +164,26 @@ class EmbeddingWriter:
             N_TOKENS: n_tokens,
             TEXT_HASH: np.array([hash_text(document.text) for document in documents], np.uint64),
         }
+        of_chunks: dict[str, Any] = {}
         if self._is_int8:
-            columns[EMBEDDINGS], columns[EMBEDDING_SCALE] = quantize(embeddings)
+            of_chunks[EMBEDDINGS], of_chunks[EMBEDDING_SCALE] = quantize(embeddings)
         else:
-            columns[EMBEDDINGS] = embeddings.astype(self._embedding_dtype, copy=False)
+            of_chunks[EMBEDDINGS] = embeddings.astype(self._embedding_dtype, copy=False)
+        if self._has_chunks:
+            columns[FIRST_CHUNK] = self._n_chunks + np.cumsum(n_chunks, dtype=np.int64) - n_chunks
         for i, name in enumerate(self._index_names):
             columns[name] = [document.index[i] for document in documents]
         if self._label_shape is not None:
             labels = np.array([document.labels for document in documents], self._label_dtype)
             columns[LABELS] = labels.reshape(len(documents), *self._label_shape)
-        end = self._n_rows + len(documents)
+        self._n_rows = self._extend(columns, self._n_rows, len(documents))
+        self._n_chunks = self._extend(of_chunks, self._n_chunks, len(embeddings))
+        self._disk.check()
+
+    def _extend(self, columns: dict[str, Any], start: int, n: int) -> int:
+        """Writes n more rows of some datasets, which have `start` rows; returns the new number."""
         for name, values in columns.items():
             dataset = self._group[name]
-            dataset.resize(end, axis=0)
-            dataset[self._n_rows : end] = values
-        self._disk.check()
-        self._n_rows = end
+            dataset.resize(start + n, axis=0)
+            dataset[start : start + n] = values
+        return start + n

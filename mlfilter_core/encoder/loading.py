@@ -77,8 +77,8 @@ def load_encoder(
     for warning in warnings:
         _log.warning(warning)
     _log.info(
-        "encoder %s: %d dimensions, %s pooling, at most %s tokens, %s",
-        *(files.model, encoder.dim, encoder.pooling, encoder.max_length, encoder),
+        "encoder %s: %d dimensions, %s pooling, %s, %s",
+        *(files.model, encoder.dim, encoder.pooling, encoder.lengths(), encoder),
     )
     return encoder
 

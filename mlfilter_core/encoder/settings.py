@@ -8,11 +8,24 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """The division of long documents into chunks of `max_length` tokens, each with its own embedding.
+
+    Attributes:
+        overlap: Tokens of a document that two neighbouring chunks share.
+        most: Most chunks of a document; the tokens after them are cut, or the document is rejected.
+    """
+
+    overlap: int = 0
+    most: int = 32
+
+
+@dataclass(frozen=True)
 class EncoderSettings:
     """Settings that change the embeddings of a given model.
 
     Attributes:
-        max_length: Most tokens of a document, special tokens and prompt included; None takes the
+        max_length: Most tokens of a document, or of a chunk, special tokens and prompt included; None takes the
             model's own maximum.
         truncate: Whether longer documents are cut; otherwise they are rejected.
         pad_to_max_length: Whether every batch is padded to `max_length` instead of its longest document.
@@ -23,6 +36,7 @@ class EncoderSettings:
         embedding_dim: First dimensions to keep (Matryoshka), of unit length again where the model normalises; None
             keeps what the model's folder says.
         add_eos: Whether to end each text with the tokenizer's end token, where the tokenizer itself does not.
+        chunks: Division of documents above `max_length`; None cuts or rejects them.
     """
 
     max_length: int | None = None
@@ -34,8 +48,9 @@ class EncoderSettings:
     trust_remote_code: bool = False
     embedding_dim: int | None = None
     add_eos: bool = False
+    chunks: Chunks | None = None
 
     def provenance(self) -> dict[str, Any]:
         """Returns the settings, recorded in every file of embeddings."""
-        later = {"embedding_dim": self.embedding_dim, "add_eos": self.add_eos}  # earlier files lack them
+        later = ("embedding_dim", "add_eos", "chunks")  # earlier files lack them
         return {name: value for name, value in asdict(self).items() if name not in later or value}

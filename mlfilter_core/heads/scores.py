@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.errors import HeadError
+from mlfilter_core.heads.chunk_scores import CHUNKS_SUFFIX, DEFAULT, ChunkCombination, by_document
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
@@ -38,6 +39,8 @@ class ScoreColumns:
       of labels whose probability is at least a half.
     - An ensemble gives `score_<ensemble>`. For agreement, that is the number of its scores that reach their thresholds,
       and `label_<ensemble>` is whether they are enough.
+    - Where documents are divided into chunks, a head's score is combined from those of its chunks, and the rest is
+      made from that. `score_<head>_chunks` is the list of the latter, where it is asked for.
     - A score with an integer scale is followed by `int_score_<name>`: rounded and clipped to the scale, as by
       FineWeb-Edu's classifier.
 
@@ -52,6 +55,8 @@ class ScoreColumns:
         prefix: str,
         ensembles: Mapping[str, Ensemble],
         integer_scales: Mapping[str, tuple[int, int]],
+        combine: ChunkCombination = DEFAULT,
+        asked: Sequence[str] = (),
     ) -> None:
         """Determines the names of the columns.
 
@@ -60,6 +65,8 @@ class ScoreColumns:
             prefix: Text before the name of a score.
             ensembles: Ensembles by name, computed in this order; each may use those before it.
             integer_scales: Lowest and highest whole number of a score, by its name without prefix.
+            combine: How the scores of chunks become the score of a document.
+            asked: Output keys; those that are a head's score with `_chunks` after it give its lists.
 
         Raises:
             HeadError: Two columns would have the same name, or an ensemble or scale names an unknown score.
@@ -68,6 +75,8 @@ class ScoreColumns:
         self._prefix = prefix
         self._ensembles = ensembles
         self._integer_scales = integer_scales
+        self._combine = combine
+        self._asked = asked
         self.n_outputs = sum(head.n_outputs for head in heads)
         table = self.table(np.empty((0, self.n_outputs), np.float32))
         self.names = tuple(table)
@@ -75,20 +84,27 @@ class ScoreColumns:
         if absent:
             raise HeadError(f"integer_scales names {absent[0]}, which is not a score; known: {self._known(table)}")
 
-    def table(self, outputs: NDArray[np.float32]) -> dict[str, Values]:
+    def table(self, outputs: NDArray[np.float32], starts: NDArray[np.int64] | None = None) -> dict[str, Values]:
         """Returns the values of each column.
 
         Args:
             outputs: float32 (n, n_outputs), finite.
+            starts: int64 (n_documents,), place of the first of each document's chunks; None where each has one.
         """
+        starts = np.arange(len(outputs)) if starts is None else starts
         table: dict[str, Values] = {}
         scores: Scores = {}
         start = 0
         for head in self._heads:
             part = outputs[:, start : start + head.n_outputs]
             start += head.n_outputs
-            own = _scores(head, part)
+            of_chunks = _scores(head, part)
+            own = {name: self._combine.combine(values, starts) for name, values in of_chunks.items()}
             self._add_scores(table, scores, own)
+            for name, values in of_chunks.items():
+                column = f"{self._prefix}{name}{CHUNKS_SUFFIX}"
+                if column in self._asked:
+                    _add(table, column, by_document(values, starts))
             if head.task != "regression":
                 _add(table, f"{LABEL_PREFIX}{head.name}", _predicted(head, list(own.values())))
         for name, ensemble in self._ensembles.items():

@@ -111,7 +111,12 @@ def _annotate_first(file: TaskFile, written: Path, request: AnnotateRequest, hea
         for rows in embeddings.slices(request.batch_size):
             outputs = score(heads, embeddings.embeddings(rows))
             check_finite(outputs, heads, embeddings, rows)
-            write_rows(sink, scored(values.records(rows), columns.table(outputs)), file.path, rows)
+            write_rows(
+                sink,
+                scored(values.records(rows), columns.table(outputs, embeddings.chunk_starts(rows))),
+                file.path,
+                rows,
+            )
             n_done = rows.stop
             if n_done >= MAX_ROWS or time.monotonic() > deadline:
                 break

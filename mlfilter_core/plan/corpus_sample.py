@@ -30,6 +30,7 @@ class Piece:
         n_blank: Number of blank lines.
         n_tokens: Tokens of all documents; 0 before `tokenized`.
         n_truncated: Documents that the encoder truncates.
+        n_chunks: Embeddings of all documents.
     """
 
     block: Block
@@ -39,6 +40,7 @@ class Piece:
     n_blank: int
     n_tokens: int = 0
     n_truncated: int = 0
+    n_chunks: int = 0
 
     @property
     def n_lines(self) -> int:
@@ -67,6 +69,7 @@ class Piece:
             rejections=rejections,
             n_tokens=int(tokens.n_tokens[kept].sum()),
             n_truncated=int(tokens.is_cut[kept].sum()),
+            n_chunks=int(tokens.n_chunks[kept].sum()),
         )
 
 

@@ -36,7 +36,7 @@ def output_section(
     total = documents.times(file_bytes * n_files / documents.value)
     # The rows committed so far of the files in progress lie beside them.
     in_progress = sample.share_of_largest(workers.n)
-    committed = in_progress * documents.value * _row_bytes(loaded)
+    committed = in_progress * documents.value * _embedding_bytes(loaded) * _chunks_per_document(sample)
     needed = total if params.keep_embeddings else total.times(in_progress)
     needed = Estimate(needed.value + committed, needed.low, needed.high + committed)
     files_each = 1 + 2 * (params.annotate_inline is not None) + bool(sample.reasons)
@@ -102,19 +102,27 @@ def embedding_speed(
 def _embedding_file_bytes(sample: CorpusSample, documents_per_file: float, loaded: LoadedEncoder) -> float:
     """Returns the size of a file with this number of documents, by writing one."""
     dim, request = loaded.encoder.dim, loaded.request
-    n = max(1, min(round(documents_per_file), MAX_WRITTEN_DOCUMENTS, MAX_WRITTEN_BYTES // _row_bytes(loaded)))
+    chunks = _chunks_per_document(sample)
+    most = int(MAX_WRITTEN_BYTES / (_embedding_bytes(loaded) * chunks))
+    n = max(1, min(round(documents_per_file), MAX_WRITTEN_DOCUMENTS, most))
     with tempfile.TemporaryDirectory(prefix="mlfilter-plan-") as folder:
         path = Path(folder) / "sample.h5"
         with request.open_writer(path, dim) as writer:
             rows = list(islice(cycle(sample.documents), n))
-            writer.append(rows, np.zeros((n, dim), request.rows_dtype), np.zeros(n, np.int32))
+            n_chunks = np.diff(np.floor(np.arange(n + 1) * chunks)).astype(np.int32)
+            embeddings = np.zeros((int(n_chunks.sum()), dim), request.rows_dtype)
+            writer.append(rows, embeddings, np.zeros(n, np.int32), n_chunks)
             writer.finish(Provenance({}, request.provenance(), {}, {}, library_versions()))
         written = path.stat().st_size
     # Even a file of one row has all that does not grow with the rows.
     return written * max(1.0, documents_per_file / n)
 
 
-def _row_bytes(loaded: LoadedEncoder) -> int:
+def _chunks_per_document(sample: CorpusSample) -> float:
+    return sum(piece.n_chunks for piece in sample.pieces) / len(sample.documents)
+
+
+def _embedding_bytes(loaded: LoadedEncoder) -> int:
     return loaded.encoder.dim * np.dtype(loaded.request.embedding_dtype).itemsize
 
 

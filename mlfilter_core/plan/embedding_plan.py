@@ -103,7 +103,7 @@ def _encoder_section(sample: CorpusSample, loaded: LoadedEncoder, findings: Find
         ("encoder", f"{model.model}, weights {weights}; loads in {rough_duration(loaded.load_s)}"),
         (
             "",
-            f"{encoder.dim} dimensions, {encoder.pooling} pooling, at most {encoder.max_length} tokens, "
+            f"{encoder.dim} dimensions, {encoder.pooling} pooling, {encoder.lengths()}, "
             f"{made['compute_dtype']} on {encoder.device}, {made['attention']} attention",
         ),
         ("parity", words),

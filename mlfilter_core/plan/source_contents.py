@@ -88,7 +88,10 @@ def documents_section(sample: CorpusSample, encoder: "Encoder | None") -> Sectio
         mean = tokens.value / documents.value if documents.value else 0
         share = rough_share(truncated.value, documents.value)
         lines.append(("tokens", f"{tokens.words()}; {mean:,.0f} per document"))
-        lines.append(("truncated", f"{share} of the documents, to {encoder.max_length} tokens"))
+        lines.append(("truncated", f"{share} of the documents, to {encoder.max_text_length} tokens"))
+        if encoder.settings.chunks is not None:
+            chunks = sum(piece.n_chunks for piece in sample.pieces)
+            lines.append(("chunks", f"{chunks / max(1, len(sample.documents)):.1f} per document"))
     why = ", ".join(f"{n:,} {reason}" for reason, n in sample.reasons.most_common())
     rejected = f"{rough_share(sample.reasons.total(), n_lines)} of the sampled lines"
     lines.append(("rejected", f"{rejected}: {why}" if why else rejected))

@@ -89,6 +89,12 @@ class _Found:
     encoder: OneEncoder = field(default_factory=OneEncoder)
 
     def add(self, number: int, file: EmbeddingFile) -> None:
+        if file.has_chunks:
+            raise TrainingError(
+                f"{file.path} contains several embeddings of a document, and its labels are of documents; embed the "
+                "labelled documents without params.chunks, with max_length set to the tokens of a chunk: a head that "
+                "is trained on them scores chunks"
+            )
         self.encoder.check(file.path, fingerprint(file.provenance))
         if self.dim and self.dim != file.dim:
             raise ConfigError(

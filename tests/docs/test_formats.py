@@ -91,7 +91,8 @@ def test_embeddings_have_the_datasets_and_their_types(outputs: Path) -> None:
     with h5py.File(outputs / "embeddings" / f"{NAME}.h5") as file:
         group = file["train"]
         names = {*group, *(f"index/{key}" for key in group["index"])} - {"index"}
-        assert {name.replace("index/language", "index/<key>") for name in names} | {"embedding_scale"} == table.keys()
+        named = {name.replace("index/language", "index/<key>") for name in names}
+        assert named | {"embedding_scale", "first_chunk"} == table.keys()
         for name in names - {"labels", "index/language", "document_id"}:
             assert f"{group[name].dtype}" in table[name]
             assert group[name].fletcher32

@@ -158,7 +158,9 @@ def test_a_graph_that_cannot_be_compiled_later_is_computed_as_it_is(
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compile_the_first))
     encoder = load_encoder(resolve_model(str(tiny_model)), EncoderSettings(), "cpu", 512, torch_compile=True)
     assert encoder.forward_pass.is_compiled
-    one_token = TokenizedTexts([np.array([7], np.int32)], np.ones(1, np.int32), np.zeros(1, np.bool_))
+    one_token = TokenizedTexts(
+        [np.array([7], np.int32)], np.ones(1, np.int32), np.zeros(1, np.bool_), np.ones(1, np.int32)
+    )
     embeddings = encoder.encode(one_token).embeddings()
     assert len(graphs) > 1
     np.testing.assert_allclose(embeddings, tiny_encoder.encode(one_token).embeddings(), atol=TOLERANCE)

@@ -109,6 +109,24 @@ def test_the_predicted_size_is_that_of_the_files_that_a_run_writes(
     assert facts_of(made, "outputs")["bytes"]["value"] == pytest.approx(written, rel=0.05)
 
 
+def test_documents_in_chunks_are_estimated_with_all_their_embeddings(
+    plan: PlanJob, write_lines: WriteLines, tmp_path: Path, tiny_model: Path
+) -> None:
+    write_lines("in/a.jsonl", [{"text": "x " * (1 + 7 * i % 30)} for i in range(300)])
+    settings = {"chunks": {"tokens": 8, "overlap": 2, "most": 4}}
+    made = plan(**settings)
+    assert made.problems == []
+    job = {"input_dir": tmp_path / "in", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
+    work = embed_work(EmbeddingJob(params={**job, "text_field": "text", "max_batch_tokens": 512, **settings}).params)
+    report = work.run(TaskFile("a.jsonl", "a", tmp_path / "in"))
+    assert facts_of(made, "documents")["tokens"]["value"] == report.tokens
+    written = (tmp_path / "out/embeddings/a.h5").stat().st_size
+    assert facts_of(made, "outputs")["file_bytes"] == pytest.approx(written, rel=0.05)
+    lines = [text for section in made.sections for _, text in section.lines]
+    assert f"{report.chunks / report.documents:.1f} per document" in lines
+    assert any("at most 4 chunks of 8 tokens, 2 of them shared" in line for line in lines)
+
+
 def test_of_a_large_corpus_a_sample_is_read_and_the_interval_holds_the_truth(
     plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch, tiny_encoder: Encoder
 ) -> None:
