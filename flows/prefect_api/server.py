@@ -115,6 +115,8 @@ class TemporaryServer:
                 [sys.executable, "-m", "flows.prefect_api.serve", str(descriptor)],
                 env=environment,
                 pass_fds=[descriptor],
+                stdin=subprocess.PIPE,  # ends with this process, however it ends
+                start_new_session=True,  # Ctrl-C on a terminal is for this process, which still needs the server
             )
 
     @property
@@ -147,7 +149,8 @@ class TemporaryServer:
             self._process.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+        with self._process:  # closes the pipe
+            pass
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from flows.running.report import (
     publish_report,
     write_rows,
 )
+from flows.running.stopping import instead_of_prefect
 from flows.watching.dashboard_link import link_dashboard
 from flows.watching.logs import logging_to
 from flows.watching.metrics import check_port
@@ -60,7 +61,7 @@ def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job)
     check_job(job)
     remove_leftovers(job.params.output_dir)
     logs = job.logging_dir / f"{flow_run.get_flow_name()}-{flow_run.get_name()}"
-    with logging_to(logs, "flow", APILogHandler()):
+    with instead_of_prefect(), logging_to(logs, "flow", APILogHandler()):
         return _run_files(_file_task(verb), workload_of(job), job, logs, started)
 
 

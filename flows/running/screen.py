@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flows.running.stopping import Stopped, stopped_by_signals
 from mlfilter_core.errors import MlfilterError
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ def console() -> "Console":
 
 @contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Turns an expected error of the block into its message and exit status 1."""
+    """Turns an expected error of the block into its message and exit status 1, and Ctrl-C into a line and 130."""
     try:
-        yield
+        with stopped_by_signals("stopped"):
+            yield
+    except Stopped as stopped:
+        raise typer.Exit(stopped.status) from None
     except BrokenPipeError:  # as in `| head`: the reader closed the pipe, and typer ends silently
         raise
     except (MlfilterError, OSError) as error:

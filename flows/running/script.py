@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.running.start import run_job_file, run_pipeline
+from flows.running.stopping import Stopped, stopped_by_signals
 from mlfilter_core.config.job_files import parse_overrides
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.job_kinds import JobKind, kind_of_flow, kinds, load_entry_point
@@ -26,6 +27,8 @@ STYLE: dict[str, Any] = {
     # Commands and options are accepted with underscores, as ML-Filter has them, and with hyphens.
     "context_settings": {"token_normalize_func": lambda name: name.replace("_", "-")},
 }
+
+STOPPING = "stopping: finished files stay, and the same command continues"
 
 ConfigPath = Annotated[
     Path,
@@ -126,7 +129,10 @@ def hide_script_from_workers() -> None:
 def run_and_print(run: Callable[[], list["RunReport"]]) -> None:
     """Runs jobs and prints their tables; an expected error ends in its message and exit status 1."""
     try:
-        reports, failure = run(), None
+        with stopped_by_signals(STOPPING):
+            reports, failure = run(), None
+    except Stopped as stopped:
+        raise typer.Exit(stopped.status) from None
     except MlfilterError as error:
         report = getattr(error, "report", None)
         reports, failure = [report] if report is not None else [], error

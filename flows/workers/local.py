@@ -6,11 +6,13 @@ Imports no Prefect, so that workers start while Prefect is imported.
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +80,11 @@ def local_workers(
     n_workers = min(most_workers(settings, one_per_core), max(1, n_tasks))
     started = _take_ahead(n_workers, device) or _start(n_workers, device, logs / "dask")
     with started.closing, WorkerTaskRunner(logs, cluster=started.cluster.result()) as runner:
-        yield LocalWorkers(runner, n_workers)
+        try:
+            yield LocalWorkers(runner, n_workers)
+        except KeyboardInterrupt:
+            _kill(started.cluster.result())
+            raise
 
 
 @contextmanager
@@ -153,7 +159,10 @@ def _start(n_workers: int, device: str, folder: Path, imports: Sequence[str] = (
             }
         )
     )
-    starter = ThreadPoolExecutor(1, "workers")
+    # Ctrl-C on a terminal reaches all processes of the command; the run itself ends its workers. A blocked signal stays
+    # blocked in threads and processes that are started from here. The start of multiprocessing's tracker unblocks it.
+    resource_tracker.ensure_running()
+    starter = ThreadPoolExecutor(1, "workers", signal.pthread_sigmask, (signal.SIG_BLOCK, {signal.SIGINT}))
     cluster = starter.submit(
         LocalCluster,
         n_workers=n_workers,
@@ -168,6 +177,14 @@ def _start(n_workers: int, device: str, folder: Path, imports: Sequence[str] = (
     starter.shutdown(wait=False)
     closing.callback(_close, cluster)
     return _Started(n_workers, device, cluster, closing)
+
+
+def _kill(cluster: LocalCluster) -> None:
+    """Kills the workers: Dask would wait half a minute for the end of their tasks, which resume from checkpoints."""
+    for nanny in cluster.workers.values():
+        nanny.auto_restart = False
+        with suppress(ProcessLookupError, TypeError):  # it has ended, or not begun
+            os.kill(nanny.pid, signal.SIGKILL)
 
 
 def _close(cluster: "Future[LocalCluster]") -> None:

@@ -87,7 +87,7 @@ class RunLog:
         """Records the end of the run."""
         self._write_end({"seconds": seconds, "failed": n_failed})
 
-    def end_by(self, error: Exception) -> None:
+    def end_by(self, error: BaseException) -> None:
         """Records the error that ended the run."""
         seconds = time.time() - self._facts["started"]
         self._write_end({"seconds": seconds, "failed": 0, "error": writable(f"{type(error).__name__}: {error}")})
@@ -132,7 +132,7 @@ def run_log(folder: Path, flow: str, output_dir: Path, job: Job, n_files: int, n
         log.begin(job, claimed)
         try:
             yield log
-        except Exception as error:
+        except BaseException as error:  # also when somebody stops the run
             log.end_by(error)
             raise
 
