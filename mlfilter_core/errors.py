@@ -50,6 +50,19 @@ class OutputConflictError(FileError):
     """An existing output was made from another source or by another request."""
 
 
+class OtherRequestError(OutputConflictError):
+    """An existing output was made with other settings than those of the job."""
+
+
+class OtherSettingsError(JobError):
+    """Finished outputs of a job were made with other settings; new ones beside them would not be comparable."""
+
+    def __init__(self, n_others: int, n_files: int, first: OtherRequestError) -> None:
+        super().__init__(
+            f"{n_others} of {n_files} files are finished with other settings, and nothing was done. {first}"
+        )
+
+
 def in_one_line(error: BaseException) -> str:
     """Returns the message of another library's error in one line, cut to 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flows.running.report import RunReport
 from flows.watching.logs import CORE
 from mlfilter_core.config.execution import Job
-from mlfilter_core.errors import FileError, MlfilterError
+from mlfilter_core.errors import FileError, MlfilterError, OtherRequestError, OtherSettingsError
 from mlfilter_core.job_kinds import workload_of
 
 
@@ -61,10 +61,14 @@ def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
     try:
         workload = workload_of(job)
         reports, failures, n_to_do = [], {}, 0
+        others: list[OtherRequestError] = []
         # From the end: a run works from the beginning, so files that are left to do are the last.
         for file in reversed(workload.files):
             try:
                 report = workload.work.finished(file, read_content=False)
+            except OtherRequestError as error:
+                others.append(error)
+                continue
             except FileError as error:
                 failures[file.relative] = str(error)
                 continue
@@ -74,6 +78,8 @@ def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
             n_to_do += 1
             if n_to_do == n_asked:
                 break
+        if others:
+            raise OtherSettingsError(len(others), len(workload.files), others[-1])
         if n_to_do:
             workload.work.check(workload.files)
             return ToDo(n_to_do, workload.work.IMPORTS)

@@ -35,7 +35,7 @@ from flows.watching.watching import watching
 from flows.workers.local import local_workers
 from flows.workers.task_runner import WorkerLostError
 from mlfilter_core.config.execution import Job
-from mlfilter_core.errors import FileError, JobError, MlfilterError
+from mlfilter_core.errors import FileError, JobError, MlfilterError, OtherRequestError, OtherSettingsError
 from mlfilter_core.files.claims import why_locks_are_local
 from mlfilter_core.files.publishing import check_writable, remove_leftovers
 from mlfilter_core.files.task_files import TaskFile
@@ -54,7 +54,8 @@ def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job)
         job: The job.
 
     Raises:
-        JobError: The job cannot run as it is configured, or a task met an error that would occur for every file.
+        JobError: The job cannot run as it is configured, finished files have other settings, or a task met an error
+            that would occur for every file.
         FilesFailedError: Some files failed; the others are finished.
     """
     started = time.monotonic()
@@ -74,9 +75,13 @@ def _run_files(
     reports: dict[str, Report] = {}
     failures: dict[str, str] = {}
     to_do: list[TaskFile] = []
+    others: list[OtherRequestError] = []
     for file in files:
         try:
             report = work.finished(file, read_content=False)
+        except OtherRequestError as error:
+            others.append(error)
+            continue
         except FileError as error:
             failures[file.relative] = str(error)
             continue
@@ -86,6 +91,8 @@ def _run_files(
             to_do.append(file)
         else:
             reports[file.relative] = report
+    if others:
+        raise OtherSettingsError(len(others), len(files), others[0])
     log.info("%d files: %d finished before, %d to do, %d refused", len(files), len(reports), len(to_do), len(failures))
     with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
         if to_do:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.errors import OutputConflictError
+from mlfilter_core.errors import OtherRequestError
 from mlfilter_core.wording import shown
 
 
@@ -39,11 +39,13 @@ def check_same_request(
         field: Job field that can name another folder for the output, for the message.
 
     Raises:
-        OutputConflictError: Another request made it; names each field that differs, with both values.
+        OtherRequestError: Another request made it; names each field that differs, with both values.
     """
     differing = differing_fields(made, asked, ignored)
     if differing:
-        raise OutputConflictError(f"{output} was made by another request: {differing}; {replace_or_move(field)}")
+        raise OtherRequestError(
+            f"{output} was made by another request: {differing}; {replace_or_move(field)}, or keep its settings"
+        )
 
 
 def differing_fields(made: Mapping[str, Any], asked: Mapping[str, Any], ignored: Collection[str] = ()) -> str:

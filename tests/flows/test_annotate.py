@@ -11,7 +11,7 @@ from flows.embed import embed
 from flows.pipeline import pipeline
 from flows.running.report import FilesFailedError, print_report
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.errors import ConfigError, HeadError
+from mlfilter_core.errors import ConfigError, HeadError, OtherSettingsError
 from tests.conftest import TINY_DIM
 from tests.flows.conftest import WriteJob, write_embeddings
 
@@ -92,7 +92,8 @@ def test_a_rerun_skips_finished_files_and_notices_other_heads(
     assert [row.status for row in annotate(annotate_job()).reports] == ["skipped"]
     only_one = {"linear": heads["linear"]}
     with pytest.raises(
-        FilesFailedError, match=r"a.jsonl was made by another request: heads[.]mlp: \w{12} in the file, None asked for"
+        OtherSettingsError,
+        match=r"a.jsonl was made by another request: heads[.]mlp: \w{12} in the file, None asked for",
     ):
         annotate(annotate_job(regression_head_checkpoints=only_one))
     report = annotate(annotate_job(regression_head_checkpoints=only_one, overwrite=True))

@@ -24,7 +24,7 @@ from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.work import EmbedWork, embed_work, embedding_workload
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder
-from mlfilter_core.errors import ConfigError, EncoderError, HeadError
+from mlfilter_core.errors import ConfigError, EncoderError, HeadError, OtherSettingsError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.run_report.collect import collect
 from mlfilter_core.work.run_log import RunLog
@@ -139,12 +139,18 @@ def test_a_rerun_over_a_finished_tree_starts_no_worker(embed_job: WriteJob, monk
     assert again.totals()["tokens"] == first.totals()["tokens"] > 0
 
 
-def test_another_request_over_finished_files_is_an_error_unless_overwrite(embed_job: WriteJob) -> None:
+def test_another_request_over_finished_files_is_an_error_unless_overwrite(
+    embed_job: WriteJob, corpus: Path, tmp_path: Path
+) -> None:
     embed(embed_job())
-    with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)max_length: None in the file, 16 asked for"):
+    (corpus / "a/new.jsonl").write_text('{"text": "not yet embedded"}\n')
+    with pytest.raises(
+        OtherSettingsError, match=r"3 of 4 files are finished with other (?s:.*)max_length: None in the file, 16 "
+    ):
         embed(embed_job(max_length=16))
+    assert not (tmp_path / "out/embeddings/a/new.h5").exists()  # of another encoder than the others
     report = embed(embed_job(max_length=16, overwrite=True))
-    assert [row.status for row in report.reports] == ["embedded"] * 3
+    assert [row.status for row in report.reports] == ["embedded"] * 4
 
 
 def test_an_error_that_every_file_would_meet_stops_the_run(embed_job: WriteJob, tmp_path: Path) -> None:
@@ -318,9 +324,11 @@ def test_scores_of_another_request_or_source_are_in_the_way(
     inline = {"regression_head_checkpoints": heads}
     embed(embed_job(annotate_inline=inline, keep_embeddings=keeps))
     fewer = {"regression_head_checkpoints": {"mlp": heads["mlp"]}}
-    with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)by another request: heads[.]"):
+    with pytest.raises(OtherSettingsError, match=r"3 of 3 files are (?s:.*)by another request: heads[.]"):
         embed(embed_job(annotate_inline=fewer, keep_embeddings=keeps))
-    with pytest.raises(FilesFailedError, match=r"3 of 3 files failed(?s:.*)max_length: None in the file, 16 asked for"):
+    with pytest.raises(
+        OtherSettingsError, match=r"3 of 3 files are finished with other (?s:.*)max_length: None in the file, 16 "
+    ):
         embed(embed_job(annotate_inline=inline, keep_embeddings=keeps, max_length=16))
     (corpus / "b" / "y.jsonl").write_text('{"text": "changed"}\n')
     with pytest.raises(FilesFailedError, match=r"1 of 3 files failed(?s:.*)was made from another version of"):

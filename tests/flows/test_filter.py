@@ -19,7 +19,7 @@ from flows.running.report import FilesFailedError
 from flows.running.start import run_job_file
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.job_files import load_job
-from mlfilter_core.errors import ConfigError
+from mlfilter_core.errors import ConfigError, OtherSettingsError
 from tests.flows.conftest import WriteJob
 
 WriteFilterJob = Callable[..., Path]
@@ -93,7 +93,7 @@ def test_other_limits_are_refused_over_finished_files_unless_overwritten(
 ) -> None:
     filter(filter_job())
     keep = {"scores": {"mlp": {"percentile": 0}}}
-    with pytest.raises(FilesFailedError, match=r"x.jsonl was made by another request: keep.mlp.percentile: "):
+    with pytest.raises(OtherSettingsError, match=r"x.jsonl was made by another request: keep.mlp.percentile: "):
         filter(filter_job(keep=keep))
     assert len(records(tmp_path / "out" / "filtered")) == 9
     filter(filter_job(keep=keep, overwrite=True))

@@ -35,6 +35,6 @@ def test_an_output_of_another_request_is_refused_with_what_to_do() -> None:
         check_same_request(Path("x.h5"), {"n": 1, "model": "a"}, {"n": 2, "model": "b"}, ignored=["model"], field="dir")
     assert str(refused.value) == (
         "x.h5 was made by another request: n: 1 in the file, 2 asked for; use another dir, or set "
-        "params.overwrite: true to replace it"
+        "params.overwrite: true to replace it, or keep its settings"
     )
     check_same_request(Path("x.h5"), {"n": 1, "model": "a"}, {"n": 1, "model": "b"}, ignored=["model"])
