@@ -17,7 +17,6 @@ from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
-from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.heads.head import Head
 from mlfilter_core.heads.layers import mlp
@@ -61,7 +60,7 @@ def make_outputs(
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
         path.write_bytes(b"".join(line + b"\n" for line in lines))
-    request = EmbedRequest(model, EncoderSettings(), DocumentSchema(("text",)))
+    request = EmbedRequest(model, encoder.settings, DocumentSchema(("text",)))
     embedded, annotated = [], []
     scoring = AnnotateRequest(output_dir / "annotated_data", {one.name: one.name for one in heads})
     for i, source in enumerate(find_files(corpus, "**/*.jsonl", SOURCE_SUFFIXES)):

@@ -14,6 +14,8 @@ from mlfilter_core.corpus.windows import DEFAULT_COMMIT_DOCUMENTS
 
 DEFAULT_EMBEDDING_DIR = "embeddings"
 UNKEPT_DIR = ".embeddings"
+# Arbitrary: 512 million tokens in chunks of 512. Tokenizers cannot count as far as YAML.
+MAX_CHUNKS = 1_000_000
 
 
 class ChunkSettings(Written):
@@ -27,7 +29,10 @@ class ChunkSettings(Written):
     )
     overlap: int = Field(0, ge=0, description="Tokens that two neighbouring chunks share.")
     most: int = Field(
-        32, ge=1, description="Most chunks of a document. The tokens after them are cut, as by max_length."
+        32,
+        ge=1,
+        le=MAX_CHUNKS,
+        description="Most chunks of a document. The tokens after them are cut, as by max_length.",
     )
 
 

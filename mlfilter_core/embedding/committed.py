@@ -154,6 +154,8 @@ class CommittedRows:
         if read is not None:
             differing = differing_fields(read[0], self._made_by)
             _log.info("%s is discarded: it was made by another request: %s", self._path, differing)
+        else:
+            _log.info("%s is discarded: another release wrote it, or it is broken", self._path)
         self.remove()
         return False
 

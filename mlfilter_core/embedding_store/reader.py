@@ -204,7 +204,8 @@ class EmbeddingFile:
         """Where the embeddings of each document begin, int64 (n_rows + 1,), ending with their number."""
         starts = self._values(FIRST_CHUNK, slice(0, self.n_rows))
         bounds = np.append(starts.astype(np.int64), self.n_chunks)
-        if bounds[0] != 0 or (np.diff(bounds) < 1).any():
+        # Numbers above 2**63 - 1 became negative.
+        if bounds[0] != 0 or (bounds < 0).any() or (np.diff(bounds) < 1).any():
             raise self._error(f"{FIRST_CHUNK} does not give each document its own embeddings; embed its source again")
         return bounds
 
@@ -243,7 +244,8 @@ class EmbeddingFile:
 
     def _n_documents(self) -> int:
         first = self._group[FIRST_CHUNK]
-        if first.ndim != 1 or first.dtype.kind not in "iu" or len(first) > self.n_chunks:
+        is_of_whole_numbers = first.ndim == 1 and first.dtype.kind in "iu"
+        if not is_of_whole_numbers or not min(1, self.n_chunks) <= len(first) <= self.n_chunks:
             raise self._error(
                 f"{FIRST_CHUNK} is {first.dtype} {first.shape}, not a whole number for each document, and documents "
                 f"have {self.n_chunks} embeddings; embed its source again"

@@ -41,17 +41,19 @@ class ChunkDivision:
             raise EncoderError("params.chunks: the model has no maximum length; set tokens, such as {tokens: 512}")
         empty, one, prompted, *begun = tokenize(["", BEGINNINGS[0], prompt, *(prompt + text for text in BEGINNINGS)])
         self._n_after = len(empty) - _n_common(empty, one)
+        self._prompted = prompted
         self._n_before = min(len(prompted) - self._n_after, *(_n_common(prompted, ids) for ids in begun))
-        self._room = chunk_length - self._n_before - self._n_after
-        if self._room <= chunks.overlap:
+        n_around = self._n_before + self._n_after
+        step = chunk_length - n_around - chunks.overlap
+        if step <= 0:
             raise EncoderError(
-                f"params.chunks: of {chunk_length} tokens, {chunk_length - self._room} are special tokens and prompt, "
-                f"and {chunks.overlap} overlap; raise tokens to {chunk_length - self._room + chunks.overlap + 1} or "
+                f"params.chunks: of {chunk_length} tokens, {n_around} are special tokens and prompt, "
+                f"and {chunks.overlap} overlap; raise tokens to {n_around + chunks.overlap + 1} or "
                 "more, or lower overlap"
             )
-        self._step = self._room - chunks.overlap
+        self._overlap = chunks.overlap
         self.chunk_length = chunk_length
-        self.text_length = chunk_length + (chunks.most - 1) * self._step
+        self.text_length = chunk_length + (chunks.most - 1) * step
 
     def divide(self, ids: NDArray[np.int32]) -> list[NDArray[np.int32]]:
         """Returns the chunks of one text, one at least, in their order.
@@ -61,10 +63,13 @@ class ChunkDivision:
         """
         if len(ids) <= self.chunk_length:
             return [ids]
-        before, after = ids[: self._n_before], ids[len(ids) - self._n_after :]
-        rest = ids[self._n_before : len(ids) - self._n_after]
-        starts = range(0, len(rest) - self._room + self._step, self._step)
-        return [np.concatenate([before, rest[start : start + self._room], after]) for start in starts]
+        # A text may be joined with the prompt where none of `BEGINNINGS` is: "//" after "query:" gives "://".
+        n_before = min(self._n_before, _n_common(self._prompted, ids))
+        before, after = ids[:n_before], ids[len(ids) - self._n_after :]
+        rest = ids[n_before : len(ids) - self._n_after]
+        room = self.chunk_length - n_before - self._n_after
+        starts = range(0, len(rest) - self._overlap, room - self._overlap)
+        return [np.concatenate([before, rest[start : start + room], after]) for start in starts]
 
 
 def _n_common(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:

@@ -154,6 +154,7 @@ class Encoder:
             "is_compiled": self.forward_pass.is_compiled,
             "max_batch_tokens": self.max_batch_tokens,
             "why_max_batch_tokens": self.why_max_batch_tokens,
+            **({} if self._division is None else {"max_text_length": self.max_text_length}),
         }
 
     def gpu_memory_bytes(self) -> int:

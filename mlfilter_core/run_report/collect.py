@@ -56,7 +56,7 @@ def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = Non
         encoder=encoder,
         heads=outputs.heads.made_by if outputs.heads else {},
         document_tokens=outputs.document_tokens,
-        max_length=encoder.get("max_length"),
+        max_length=encoder.get("max_text_length", encoder.get("max_length")),
         rejects=rejects_by_reason(output_dir, outputs.rejected_by_reason, outputs.rejects_files),
         scores=outputs.heads.scores if outputs.heads else None,
         runs=runs,

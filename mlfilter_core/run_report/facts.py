@@ -270,7 +270,7 @@ class OutputFacts:
         encoder: Request and properties of the encoder of most files.
         heads: Digest of each head's checkpoint, of most files.
         document_tokens: Histogram of the documents' lengths after truncation.
-        max_length: Tokens at which documents are truncated; None where it is unknown.
+        max_length: Tokens at which documents are truncated, in all their chunks; None where it is unknown.
         rejects: Rejected lines by reason, the most frequent first.
         scores: Statistics of the scores; None where no annotated file has them.
         runs: Runs, the latest first.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlfilter_core.embedding_store.fingerprint import FIELDS
+from mlfilter_core.embedding_store.fingerprint import CHUNKS, FIELDS
 from mlfilter_core.run_report.facts import Totals
 from mlfilter_core.tallies.histogram import Histogram
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
@@ -119,7 +119,7 @@ class OutputTotals:
             self._n_without_tokens += 1
         else:
             self.document_tokens += output.document_tokens
-        key = json.dumps({name: output.encoder.get(name) for name in FIELDS}, sort_keys=True)
+        key = json.dumps({name: output.encoder.get(name) for name in (*FIELDS, CHUNKS)}, sort_keys=True)
         self._encoders.setdefault(key, Variant(output.encoder)).n_files += 1
 
     def _add_scores(self, heads: Mapping[str, str], scores: ScoreStatistics | None) -> None:

@@ -31,7 +31,7 @@ MAX_ENCODERS = 3  # settings of the encoder that differ between workers
 FEW_SCORES = 2  # up to this number of scores, plots have full size
 ENCODER_FIELDS = (
     *("model", "revision", "weights_sha256", "tokenizer_sha256", "dim", "pooling", "is_normalized", "prompt"),
-    *("max_length", "model_dtype", "embedding_dtype", "attention", "is_compiled", "device"),
+    *("max_length", "chunks", "model_dtype", "embedding_dtype", "attention", "is_compiled", "device"),
 )
 DIGEST_CHARACTERS = 16
 # Columns of the table of files: fields of `FileFacts`, and whether they are numbers.
@@ -103,6 +103,8 @@ def _is_round(flow: str, flows: Sequence[str]) -> bool:
 
 
 def _fact(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{part} {n}" for part, n in sorted(value.items()))
     return _digest(value) if name.endswith("sha256") else str(value)
 
 

@@ -13,6 +13,7 @@ from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.output_values import WHOLE_DOCUMENT
 from mlfilter_core.errors import AnnotationError, SourceError
+from mlfilter_core.heads.chunk_scores import CHUNKS_SUFFIX
 from mlfilter_core.heads.scores import LABEL_PREFIX
 from mlfilter_core.verification.discrepancies import Findings
 
@@ -36,7 +37,8 @@ def check_annotated_lines(
         The number of lines.
     """
     keys: list[str] = made["request"]["output_keys"]
-    columns = [column for column in made["columns"] if not column.startswith(LABEL_PREFIX)]
+    lists = [column for column in made["columns"] if _is_of_chunks(column, made)]
+    columns = [column for column in made["columns"] if not column.startswith(LABEL_PREFIX) and column not in lists]
     labels = [column for column in made["columns"] if column.startswith(LABEL_PREFIX)]
     expected_keys = [key for key in keys if key != WHOLE_DOCUMENT]
     has_ids = ids is not None and has_stored_ids(keys)
@@ -50,6 +52,8 @@ def check_annotated_lines(
             score = record.get(column)
             if type(score) is not float or not isfinite(score):
                 _check_score(record, column, line.number, findings)
+        for column in lists:
+            _check_scores_of_chunks(record, column, line.number, findings)
         for key in (*expected_keys, *labels):
             if key not in record:
                 findings.add(key, f'line {line.number} has no "{key}"')
@@ -89,6 +93,20 @@ def _check_score(record: dict[str, Any], column: str, number: int, findings: Fin
         findings.add(column, f"line {number} has no {column}")
     elif isinstance(score, bool) or not isinstance(score, int):
         findings.add(column, f"line {number}: {column} is {_json(score)}, not a finite number")
+
+
+def _is_of_chunks(column: str, made: Mapping[str, Any]) -> bool:
+    """Returns whether a column has lists: a head may have a name that ends like one."""
+    name = column.removesuffix(CHUNKS_SUFFIX)
+    return name != column and column in made["request"]["output_keys"] and name in made["columns"]
+
+
+def _check_scores_of_chunks(record: dict[str, Any], column: str, number: int, findings: Findings) -> None:
+    scores = record.get(column)
+    if column not in record:
+        findings.add(column, f"line {number} has no {column}")
+    elif not isinstance(scores, list) or not scores or not all(type(score) is float for score in scores):
+        findings.add(column, f"line {number}: {column} is {_json(scores)}, not a list of finite numbers")
 
 
 def _check_id(record: dict[str, Any], document_id: bytes, number: int, findings: Findings) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.embedding.committed import MAGIC
 from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import EmbedRequest
@@ -195,6 +196,17 @@ def test_what_another_request_committed_is_discarded_with_a_word(
     interrupt(source, request_, tiny_encoder, 20)
     assert embed(source, dataclasses.replace(request_, **change), tiny_encoder).resumed == 0
     assert f"{committed(source)} is discarded: it was made by another request: {named}" in caplog.text
+
+
+def test_what_an_earlier_release_committed_is_discarded_with_a_word(
+    source: Path, request_: EmbedRequest, tiny_encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = committed(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(MAGIC.replace(b"2", b"1"))
+    assert embed(source, request_, tiny_encoder).resumed == 0
+    assert f"{path} is discarded: another release wrote it, or it is broken" in caplog.text
 
 
 def test_another_precision_of_the_model_is_another_request(

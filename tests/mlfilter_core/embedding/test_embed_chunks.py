@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mlfilter_core.heads.chunk_scores import ChunkCombination
 from mlfilter_core.heads.head import Head, score
 from mlfilter_core.notebook import embed_texts
 from mlfilter_core.training.labelled_rows import find_labelled_rows
+from mlfilter_core.verification.annotated_files import check_annotations
 from mlfilter_core.verification.embedding_files import check_embeddings
 from mlfilter_core.verification.output_kinds import RelatedFiles, VerifyRequest
 from mlfilter_core.work.progress import Progress, heard_by
@@ -286,6 +288,27 @@ def test_an_untouched_file_is_right(source: Path, embed: Embed) -> None:
     assert verified(source) == ()
 
 
+def verified_annotation(source: Path) -> Sequence[str]:
+    request = VerifyRequest(folder(source))
+    return check_annotations("annotated_data/x.jsonl", request, RelatedFiles(("embeddings/x.h5",))).problems
+
+
+def test_lists_of_scores_are_right(source: Path, embed: Embed, heads: list[Head]) -> None:
+    embed()
+    scored(source, heads, output_keys=("document_id", "score_quality_chunks"))
+    assert verified_annotation(source) == ()
+
+
+@pytest.mark.parametrize("value", [b"[]", b"null", b"1.0", b"[1.0,null]", b'["1"]'])
+def test_lists_that_are_not_of_scores_are_named(source: Path, embed: Embed, heads: list[Head], value: bytes) -> None:
+    embed()
+    scored(source, heads, output_keys=("document_id", "score_quality_chunks"))
+    path = folder(source) / "annotated_data/x.jsonl"
+    path.write_bytes(re.sub(rb'(?<="score_quality_chunks":)\[[^]]*\]', value, path.read_bytes(), count=1))
+    problem = f"line 1: score_quality_chunks is {value.decode()}, not a list of finite numbers"
+    assert problem in " ".join(verified_annotation(source))
+
+
 @pytest.mark.parametrize(
     ("places", "problem"),
     [
@@ -294,17 +317,22 @@ def test_an_untouched_file_is_right(source: Path, embed: Embed) -> None:
         ([1, 2, 3, 4, 8, 12, 15, 19, 20, 22], "first_chunk does not give each document its own embeddings"),
         ([0, 1, 2, 4, 8, 12, 15, 19, 20, 25], "first_chunk does not give each document its own embeddings"),
         ([0, 1, 2, 4, 8, 12, 15, 19, 20, 10**12], "first_chunk does not give each document its own embeddings"),
+        (
+            np.array([*(i << 61 for i in range(8)), 8, 9], np.uint64),
+            "first_chunk does not give each document its own embeddings",
+        ),
+        (np.array([], np.int64), "not a whole number for each document, and documents have 25 embeddings"),
         (list(range(26)), "not a whole number for each document, and documents have 25 embeddings"),
         ([float(i) for i in range(10)], "first_chunk is float64 (10,), not a whole number for each document"),
         (None, "document_id has 10 rows, embeddings 25"),
     ],
 )
-def test_impossible_chunks_are_named(source: Path, embed: Embed, places: list[float] | None, problem: str) -> None:
+def test_impossible_chunks_are_named(source: Path, embed: Embed, places: Any, problem: str) -> None:
     embed()
     with h5py.File(output(source), "a") as file:
         del file["train/first_chunk"]
         if places is not None:
-            file["train/first_chunk"] = np.array(places)
+            file["train/first_chunk"] = np.asarray(places)
     assert problem in " ".join(verified(source))
     with pytest.raises(EmbeddingFileError), EmbeddingFile(output(source), "train") as opened:
         opened.embeddings(slice(0, opened.n_rows))

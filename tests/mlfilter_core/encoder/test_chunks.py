@@ -1,9 +1,12 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from mlfilter_core.encoder.chunks import ChunkDivision
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import Chunks
@@ -69,6 +72,27 @@ def test_a_prompt_that_is_joined_with_the_text_leaves_its_whole_tokens_before_ea
     (chunks,) = chunks_of(encoder, ["na x x x x x x x x"])
     start = AutoTokenizer.from_pretrained(tiny_model)("be.", add_special_tokens=False)["input_ids"]
     assert {tuple(chunk[1 : 1 + len(start)]) for chunk in chunks} == {tuple(start)}
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_a_text_that_is_joined_with_the_prompt_as_no_tried_one_is_does_not_stand_before_its_other_chunks(
+    overlap: int,
+) -> None:
+    # The ids of "query:" are 1, 2, 3, those of a text are its characters, and "://" is one token.
+    def tokenize(texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        joined = [text.replace("query:", "\1\2\3").replace("\3//", "\4") for text in texts]
+        return [np.array([*map(ord, text), 9], np.int32) for text in joined]
+
+    division = ChunkDivision(tokenize, 6, Chunks(overlap, most=4), "query:")
+    (ids,) = tokenize(["query://abcdefgh"])
+    chunks = [bytes(chunk.tolist()) for chunk in division.divide(ids)]
+    assert (
+        chunks
+        == [
+            [b"\1\2\4ab\t", b"\1\2cde\t", b"\1\2fgh\t"],
+            [b"\1\2\4ab\t", b"\1\2bcd\t", b"\1\2def\t", b"\1\2fgh\t"],
+        ][overlap]
+    )
 
 
 def test_an_end_token_ends_each_chunk(tiny_model: Path, tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.encoder.loading import load_encoder
+from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.encoder.settings import Chunks, EncoderSettings
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.run_report.collect import collect
 from mlfilter_core.run_report.page import render
@@ -16,7 +19,7 @@ from mlfilter_core.run_report.pictures import pictures_of
 from mlfilter_core.work.run_log import ROWS, RUN
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
 from tests.mlfilter_core.toy_kind import register_toys
-from tests.output_folders import STARTED, documents, head, write_run
+from tests.output_folders import STARTED, documents, head, make_outputs, write_run
 
 FILES = {
     "a/x.jsonl": [*documents("x", 9), b"not json", b""],
@@ -162,6 +165,25 @@ def test_files_of_two_encoders_are_said_to_be(write_outputs: WriteOutputs) -> No
     assert any("made by 2 encoders or settings" in notice for notice in facts.notices)
     assert facts.max_length == 64  # the value of most files
     assert facts.totals.lines == 30
+
+
+def test_documents_in_chunks_are_truncated_after_the_last_chunk(tmp_path: Path, tiny_files: ModelFiles) -> None:
+    encoder = load_encoder(tiny_files, EncoderSettings(max_length=8, chunks=Chunks(most=4)), "cpu", 512)
+    output_dir = make_outputs(tmp_path, tiny_files, encoder, {"a.jsonl": [{"text": "x " * n} for n in (5, 20, 20, 90)]})
+    facts = collect(output_dir)
+    assert facts.max_length == 2 + 4 * 6
+    page = render(facts)
+    assert "Median 22 tokens, 90 % of the documents have at most\n      26." in page
+    assert "truncated at 26 tokens (25.0%)" in page
+    assert "most 4, overlap 0" in page
+
+
+def test_files_with_other_chunks_are_said_to_be_of_other_settings(write_outputs: WriteOutputs) -> None:
+    output_dir = write_outputs(FILES)
+    with h5py.File(output_dir / "embeddings/b/z.h5", "a") as file:
+        made = json.loads(file["train"].attrs["request"])
+        file["train"].attrs["request"] = json.dumps({**made, "chunks": {"most": 4, "overlap": 0}})
+    assert collect(output_dir).notices[0].startswith("the embeddings were made by 2 encoders or settings")
 
 
 def test_scores_of_two_sets_of_heads_are_not_mixed(write_outputs: WriteOutputs) -> None:
