@@ -35,6 +35,12 @@ class ChunkSettings(Written):
         description="Most chunks of a document. The tokens after them are cut, as by max_length.",
     )
 
+    @model_validator(mode="after")
+    def _has_new_tokens(self) -> "ChunkSettings":
+        if self.tokens is not None and self.overlap >= self.tokens:
+            raise ValueError(f"overlap is {self.overlap}, and tokens {self.tokens}: a chunk would have no new token")
+        return self
+
 
 class EmbeddingPipelineParameters(Written):
     """The parameters of an embedding job."""

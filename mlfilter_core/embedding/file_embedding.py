@@ -125,7 +125,10 @@ class FileEmbedding:
         yield from (self._encoded(*window) for window in begun)
 
     def _count_batch(self, tokens: "TokenizedTexts", n_chunks: int, n_tokens: int) -> None:
-        self._progress.encoded(n_chunks * len(tokens.n_chunks) / len(tokens.input_ids), n_tokens)
+        # Documents, and tokens that are in two chunks once, as in the report of the file.
+        share = n_chunks / len(tokens.input_ids)
+        n_tokens = n_tokens if len(tokens.input_ids) == len(tokens.n_tokens) else round(share * tokens.n_tokens.sum())
+        self._progress.encoded(share * len(tokens.n_tokens), n_tokens)
 
     def _encoded(self, window: Window, tokens: "TokenizedTexts", texts: "EncodedTexts") -> _EncodedWindow:
         embeddings = texts.embeddings()

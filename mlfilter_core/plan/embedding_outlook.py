@@ -22,6 +22,7 @@ from mlfilter_core.wording import plural, rate, rough_duration, size
 
 MAX_WRITTEN_DOCUMENTS = 4096  # a larger file grows in proportion
 MAX_WRITTEN_BYTES = 256 << 20
+FLOAT32_BYTES = 4
 WAITING_SHARE = 0.9  # share of the time of a run above which its largest file gets a warning
 
 
@@ -66,7 +67,11 @@ def embedding_speed(
 ) -> tuple[Section, str]:
     """Returns how long the job takes, and the `slurm_settings` that suit it, as YAML."""
     worker_s = sample.total(lambda piece: piece.n_tokens).times(1 / trial.tokens_per_s)
-    memory = embedding_memory(trial.peak_bytes, loaded.request.max_line_bytes)
+    chunks = 0.0
+    if loaded.request.encoder.chunks is not None:
+        n_bytes = sum(len(line) for piece in sample.pieces for line in piece.lines)
+        chunks = sum(piece.n_chunks for piece in sample.pieces) * loaded.encoder.dim * FLOAT32_BYTES / max(1, n_bytes)
+    memory = embedding_memory(trial.peak_bytes, loaded.request.max_line_bytes, chunks)
     work = Work(worker_s, sample.share_of_largest(1), sample.n_files, memory, loaded.load_s)
     device = str(loaded.encoder.device)
     measured = {

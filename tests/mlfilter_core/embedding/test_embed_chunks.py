@@ -177,9 +177,10 @@ def test_progress_counts_documents(embed: Embed, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("mlfilter_core.work.progress.TELL_S", 0)
     heard: list[Progress] = []
     with heard_by(heard.append):
-        embed(batch_size=1)
+        report = embed(batch_size=1)
     assert max(progress.documents for progress in heard) == 10
     assert heard[-1].share == 1
+    assert heard[-1].tokens == pytest.approx(report.tokens, abs=len(heard))  # rounded in each batch
 
 
 def test_other_chunks_are_another_request(source: Path, embed: Embed, request_: EmbedRequest) -> None:
