@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -87,7 +88,11 @@ def api_is_configured() -> bool:
 
 
 class TemporaryServer:
-    """A Prefect server on this machine, in a process that starts while this one goes on."""
+    """A Prefect server on this machine, in a process that starts while this one goes on.
+
+    Attributes:
+        password: User and password, which its clients need: other users of the machine can reach the port.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         """Starts the process.
@@ -99,10 +104,12 @@ class TemporaryServer:
         folder.mkdir(parents=True, exist_ok=True)
         self._database = folder.absolute() / "prefect.db"
         self._is_new = not self._database.exists()
+        self.password = f"mlfilter:{secrets.token_urlsafe()}"
         environment = {
             **os.environ,
             **settings,
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._database}",
+            "PREFECT_SERVER_API_AUTH_STRING": self.password,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_ENABLED": "false",
             **(UP_TO_DATE if has_tables(self._database) else {}),
@@ -185,7 +192,7 @@ def prefect_api(folder: Path, ahead: TemporaryServer | None = None) -> Iterator[
         ahead: Server that has been started; who did so stops it.
     """
     from prefect.logging.handlers import APILogHandler
-    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_current_settings, temporary_settings
 
     if api_is_configured():
         if ahead is not None:
@@ -195,7 +202,7 @@ def prefect_api(folder: Path, ahead: TemporaryServer | None = None) -> Iterator[
     own = ahead or TemporaryServer(folder, get_current_settings().to_environment_variables(exclude_unset=True))
     try:
         own.wait()
-        with temporary_settings({PREFECT_API_URL: own.api_url}):
+        with temporary_settings({PREFECT_API_URL: own.api_url, PREFECT_API_AUTH_STRING: own.password}):
             try:
                 yield
             finally:

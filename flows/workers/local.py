@@ -168,6 +168,7 @@ def _start(n_workers: int, device: str, folder: Path, imports: Sequence[str] = (
         n_workers=n_workers,
         threads_per_worker=1,
         host="127.0.0.1",
+        security=True,  # keys of this run alone: other users of the machine can reach the ports
         dashboard_address="127.0.0.1:0",
         local_directory=str(folder),
         preload=[PRELOAD],

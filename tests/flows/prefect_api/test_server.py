@@ -1,7 +1,9 @@
 import os
 import sys
+from base64 import b64encode
 from pathlib import Path
 
+import httpx
 import pytest
 
 from flows.prefect_api.server import ServerError, TemporaryServer, may_set_api
@@ -13,6 +15,18 @@ def test_a_server_that_cannot_start_is_an_error_at_once(tmp_path: Path, monkeypa
     with pytest.raises(ServerError, match="the temporary Prefect server does not answer"):
         server.wait()
     server.stop()
+
+
+def test_a_server_answers_only_those_who_know_its_password(tmp_path: Path) -> None:
+    server = TemporaryServer(tmp_path, {"PREFECT_SERVER_API_AUTH_STRING": "of:somebody"})
+    try:
+        server.wait()
+        for password, status in ((None, 401), ("of:somebody", 401), (server.password, 200)):
+            header = {} if password is None else {"Authorization": f"Basic {b64encode(password.encode()).decode()}"}
+            asked = httpx.post(f"{server.api_url}/flow_runs/filter", json={}, headers=header)
+            assert asked.status_code == status, password
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import sys
 from collections.abc import Callable
@@ -6,7 +7,8 @@ from typing import Any
 
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, Security
+from distributed.comm import connect
 from prefect import task
 
 from flows.workers.local import THREAD_VARIABLES, local_workers, workers_ahead
@@ -105,3 +107,31 @@ def test_workers_import_modules_while_they_start(spawned_workers: None, tmp_path
         local_workers(LocalSettings(workers=1), False, "cpu", 1, tmp_path / "run") as workers,
     ):
         assert within(30, lambda: all(workers.runner.client.run(has_imported).values()))
+
+
+@pytest.mark.parametrize("has_other_keys", [False, True])
+def test_only_processes_with_the_keys_of_the_run_reach_its_scheduler_workers_and_nannies(
+    has_other_keys: bool, tmp_path: Path, spawned_workers: None
+) -> None:
+    """Other users of a login node can reach the ports, and would have their code run here."""
+    security = Security.temporary() if has_other_keys else Security()
+    with local_workers(LocalSettings(workers=1), False, "cpu", 1, tmp_path) as workers:
+        (worker,) = workers.runner.client.scheduler_info()["workers"].items()
+        addresses = [workers.runner.client.scheduler.address, worker[0], worker[1]["nanny"]]
+        assert all(address.startswith("tls://") for address in addresses)
+        for address in addresses:
+            asyncio.run(_greet(address, workers.runner.client.security))
+        for address in addresses:
+            for protocol in ("tls", "tcp"):
+                strange = f"{protocol}://{address.partition('://')[2]}"
+                with pytest.raises((OSError, TypeError, RuntimeError)):
+                    asyncio.run(_greet(strange, security))
+
+
+async def _greet(address: str, security: Security) -> None:
+    comm = await connect(address, timeout=1, **security.get_connection_args("client"))
+    try:
+        await comm.write({"op": "identity", "reply": True})
+        await asyncio.wait_for(comm.read(), 1)
+    finally:
+        comm.abort()
