@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.prefect_api.proxies import reach_this_machine_directly
 from flows.prefect_api.server import (
     ApiLostError,
     api_is_configured,
@@ -100,6 +101,7 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
         raise ConfigError('call this below `if __name__ == "__main__":`; workers import the script that starts them')
     for job in jobs:
         print(f"{kind_of_job(job).flow}: {job.about}", file=sys.stderr, flush=True)
+    reach_this_machine_directly()
     from flows.running.finished import ToDo, finished_before, finished_later
     from flows.workers.worker_count import most_workers
 
