@@ -4,6 +4,7 @@ Imports nothing heavy, so that `--help` answers at once. A flow is imported once
 """
 
 import inspect
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ def run_script(flow: str) -> None:
     The script's process is `__main__`, and so is its copy of the flow. The flow that runs is the one that workers can
     import, `flows.<name>`.
     """
+    print_any_text()
     hide_script_from_workers()
     script = typer.Typer(**STYLE)
     script.command()(command_of(flow))
@@ -124,6 +126,13 @@ def hide_script_from_workers() -> None:
     nothing, and importing them loads Prefect: two seconds for each worker.
     """
     del sys.modules["__main__"].__file__
+
+
+def print_any_text() -> None:
+    """Lets a terminal or pipe of any encoding take names and texts: what it lacks is escaped, as in `\\u0411`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run_and_print(run: Callable[[], list["RunReport"]]) -> None:
