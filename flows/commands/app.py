@@ -10,7 +10,7 @@ import typer
 
 from flows.commands.reports import reports
 from flows.commands.results import results
-from flows.running.script import STYLE, ConfigPath, Overrides, command_of, print_any_text, run_and_print
+from flows.running.script import STYLE, ConfigPath, Overrides, command_of, fit_any_machine, run_and_print
 from mlfilter_core.config.job_files import parse_overrides
 from mlfilter_core.job_kinds import kinds, load_any_job
 from mlfilter_core.versions import library_versions
@@ -41,7 +41,7 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of `ml_filter`."""
-    print_any_text()
+    fit_any_machine()
     build_app()()
 
 

@@ -5,6 +5,7 @@ Imports nothing heavy, so that `--help` answers at once. A flow is imported once
 
 import inspect
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ def run_script(flow: str) -> None:
     The script's process is `__main__`, and so is its copy of the flow. The flow that runs is the one that workers can
     import, `flows.<name>`.
     """
-    print_any_text()
+    fit_any_machine()
     hide_script_from_workers()
     script = typer.Typer(**STYLE)
     script.command()(command_of(flow))
@@ -128,8 +129,16 @@ def hide_script_from_workers() -> None:
     del sys.modules["__main__"].__file__
 
 
-def print_any_text() -> None:
-    """Lets a terminal or pipe of any encoding take names and texts: what it lacks is escaped, as in `\\u0411`."""
+def fit_any_machine() -> None:
+    """Lets a command run where the terminal lacks characters, and where the user has no home.
+
+    What a terminal or pipe cannot take is escaped, as in `\\u0411`. Users without an entry in the system's list, as in
+    containers, get the home that Docker gives them; Prefect and others ask for one when they are imported.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dask
+import psutil
 from dask_jobqueue import SLURMCluster
 from prefect import get_run_logger
 
@@ -46,6 +47,13 @@ def slurm_workers(
         raise ConfigError(
             f"slurm_settings.logging_dir: {logs} contains a space, which dask-jobqueue cannot write to a job's script"
         )
+    own_interface = settings.scheduler_interface or settings.interface
+    present = psutil.net_if_addrs()
+    if own_interface is not None and own_interface not in present:
+        raise ConfigError(
+            f"slurm_settings: this machine has no interface {own_interface}; it has {', '.join(present)}. Set "
+            "scheduler_interface to the one by which the nodes reach this machine; see ip address"
+        )
     job = slurm_job(settings, one_per_core, device, logs)
     Path(job.options["output"]).parent.mkdir(parents=True, exist_ok=True)
     folder = (logs / "dask").absolute()
@@ -70,7 +78,7 @@ def slurm_workers(
                     "security": security_of(folder) if settings.security else None,
                     "guard": guard,
                     "id_position": settings.job_id_position,
-                    "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
+                    "scheduler_options": {"dashboard_address": "127.0.0.1:0", "interface": own_interface},
                 },
             )
             with runner:

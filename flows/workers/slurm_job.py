@@ -25,6 +25,8 @@ LIFETIME_VARIABLE = "MLFILTER_LIFETIME_S"
 # The system kills a job that uses too much memory, with all its workers. Dask kills only the one worker, shortly
 # before. Its other measures concern data that stays in memory, and none does.
 MEMORY_SETTINGS = {f"DASK_DISTRIBUTED__WORKER__MEMORY__{name}": "False" for name in ("TARGET", "SPILL", "PAUSE")}
+# Options whose values are used here, even if they are left out of the job's script.
+NEEDED = {"time", "cpus-per-task", "output", "job-name"}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)B?", re.IGNORECASE)
 KIBIBYTES = {"K": 1, "": 1 << 10, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}
 
@@ -54,6 +56,7 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
         logs: Folder of the run's logs.
     """
     options = sbatch_options(settings, logs)
+    left_out = settings.left_out_options()
     n_cores, n_gpus = int(options["cpus-per-task"]), _n_gpus(options)
     n_workers = n_gpus if n_gpus and device != "cpu" else n_cores if one_per_core else 1
     prologue = _prologue(settings, options, max(1, n_cores // n_workers), logs)
@@ -77,7 +80,7 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
             "interface": settings.interface,
             "death_timeout": DEATH_TIMEOUT_S,
             "job_directives_skip": ["#SBATCH"],  # dask-jobqueue's own, which cover few options
-            "job_extra_directives": _written(options),
+            "job_extra_directives": _written({name: options[name] for name in options if name not in left_out}),
             "job_script_prologue": prologue,
             "worker_extra_args": [
                 *("--preload", PRELOAD),
@@ -90,19 +93,20 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
 
 
 def sbatch_options(settings: SlurmSettings, logs: Path) -> dict[str, str]:
-    """Returns the options of sbatch by long name; those in `sbatch_args` override the fields."""
+    """Returns the options of sbatch by long name; those in `sbatch_args` override the fields or leave them out."""
     folder = settings.slurm_logs_folder or logs / "jobs"
     options = {
         "job-name": settings.job_name,
         "ntasks": "1",
         "cpus-per-task": str(settings.cpus_per_task),
-        "mem-per-cpu": f"{math.ceil(settings.mem_per_cpu_gb * 1024)}M",
         "time": settings.time,
         "output": settings.output or str(folder.absolute() / "%x-%j.log"),
         "open-mode": "append",  # otherwise a requeued job overwrites its log
         "requeue" if settings.requeue else "no-requeue": "",
     }
+    memory_gb = settings.mem_per_cpu_gb
     optional = {
+        "mem-per-cpu": None if memory_gb is None else f"{math.ceil(memory_gb * 1024)}M",
         "partition": settings.partition,
         "gpus-per-task": settings.gpus_per_task,
         "qos": settings.qos,
@@ -117,8 +121,9 @@ def sbatch_options(settings: SlurmSettings, logs: Path) -> dict[str, str]:
         options["dependency"] = f"{kind}:{settings.depends_job_id}"
     own = settings.sbatch_options()
     if own.keys() & {"mem", "mem-per-gpu"}:
-        del options["mem-per-cpu"]
-    return {**options, **own}
+        options.pop("mem-per-cpu", None)
+    unasked = settings.left_out_options() - NEEDED
+    return {**{name: value for name, value in options.items() if name not in unasked}, **own}
 
 
 def lifetime_s(time: str) -> tuple[int, int]:

@@ -81,7 +81,9 @@ class SlurmSettings(Written):
     )
     partition: str | None = Field(None, description="--partition. Unset: the cluster's default.")
     cpus_per_task: int = Field(4, ge=1, description="Cores of a job: --cpus-per-task.")
-    mem_per_cpu_gb: float = Field(8, gt=0, description="Memory per core, in GB: --mem-per-cpu.")
+    mem_per_cpu_gb: float | None = Field(
+        8, gt=0, description="Memory per core, in GB: --mem-per-cpu. null: no such option, for sites that refuse it."
+    )
     gpus_per_task: int | None = Field(
         None, ge=0, description="GPUs of a job, one worker each: --gpus-per-task. sbatch_args can set them, too."
     )
@@ -90,8 +92,8 @@ class SlurmSettings(Written):
     account: str | None = Field(None, description="Account to charge: --account.")
     sbatch_args: dict[str, SbatchValue] = Field(
         default_factory=dict,
-        description="More options of sbatch, in snake_case or dash-case, as in {gres: gpu:4}; true for a flag. They "
-        "override the fields.",
+        description="More options of sbatch, in snake_case or dash-case, as in {gres: gpu:4}; true for a flag, "
+        "false to leave the option of a field out. They override the fields.",
     )
     srun_args: dict[str, SbatchValue] = Field(
         default_factory=dict, description="Options of srun. Set: start workers through srun."
@@ -120,7 +122,10 @@ class SlurmSettings(Written):
     job_id_position: int = Field(-1, description="Position of the job's id among the words that sbatch prints.")
     randomize_start_duration: int = Field(0, ge=0, description="Most seconds of a random delay at a job's start.")
     interface: str | None = Field(
-        None, description="Network interface of the flow's machine and the nodes, such as ib0."
+        None, description="Network interface of the nodes, and of the flow's machine, such as ib0."
+    )
+    scheduler_interface: str | None = Field(
+        None, description="Network interface of the flow's machine, where it differs from that of the nodes."
     )
     security: bool = Field(
         True,
@@ -176,14 +181,22 @@ class SlurmSettings(Written):
         """Returns `sbatch_args` by their long names; the value of a flag is empty."""
         return _options(self.sbatch_args)
 
+    def left_out_options(self) -> set[str]:
+        """Returns the long names of the options that `sbatch_args` leaves out."""
+        return {SHORT_OPTIONS.get(name, _dashed(name)) for name, value in self.sbatch_args.items() if value is False}
+
     def srun_options(self) -> dict[str, str]:
         """Returns `srun_args` by their long names; the value of a flag is empty."""
         return _options(self.srun_args)
 
 
 def _options(written: dict[str, SbatchValue]) -> dict[str, str]:
-    named = {SHORT_OPTIONS.get(name, name.replace("_", "-")): value for name, value in written.items()}
+    named = {SHORT_OPTIONS.get(name, _dashed(name)): value for name, value in written.items()}
     return {name: "" if value is True else str(value) for name, value in named.items() if value is not False}
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 class Parameters(Protocol):

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from flows.workers.on_worker import GPUS_VARIABLE
-from flows.workers.slurm import job_script
+from flows.workers.slurm import job_script, slurm_workers
 from flows.workers.slurm_job import LIFETIME_VARIABLE, lifetime_s, slurm_job
 from flows.workers.slurm_workers import job_of
 from mlfilter_core.config.execution import SlurmSettings
+from mlfilter_core.errors import ConfigError
 
 # The text for each field in the job's script. Fields without such a text are below.
 IN_SCRIPT: list[tuple[dict[str, Any], str]] = [
@@ -46,6 +47,7 @@ IN_SCRIPT: list[tuple[dict[str, Any], str]] = [
     ({"depends_job_id": "17", "run_on_dependency_fail": True}, "#SBATCH --dependency=afterany:17\n"),
     ({"randomize_start_duration": 30}, "\nsleep $((RANDOM % 31))\n"),
     ({"interface": "ib0"}, " --interface ib0"),
+    ({"interface": "ib0", "scheduler_interface": "eth1"}, " --interface ib0"),
     ({"security": True}, " --protocol tls://"),
 ]
 # Fields for the number of jobs: test_slurm.py. Fields that must keep their default: test_job_files.py.
@@ -121,6 +123,33 @@ def test_a_job_holds_a_worker_for_each_gpu_else_one_or_one_for_each_core(
 def test_memory_that_is_left_to_slurm_is_not_limited_by_dask() -> None:
     assert " --memory-limit 0 " in script(sbatch_args={"mem": 0})
     assert " --memory-limit 0 " in script(sbatch_args={"mem_per_gpu": "90G"})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mem_per_cpu_gb": None}, {"sbatch_args": {"mem_per_cpu": False}}, {"sbatch_args": {"mem-per-cpu": False}}],
+)
+def test_a_site_that_refuses_options_of_memory_gets_none(settings: dict[str, Any]) -> None:
+    written = script(**settings)
+    assert "#SBATCH --mem" not in written
+    assert " --memory-limit 0 " in written
+    assert "#SBATCH --cpus-per-task=4\n" in written
+
+
+def test_options_that_are_left_out_still_decide_what_is_made_from_them() -> None:
+    written = script(cpus_per_task=6, gpus_per_task=2, sbatch_args={"c": False, "time": False, "gpus_per_task": False})
+    for option in ("cpus-per-task", "time", "gpus-per-task"):
+        assert f"--{option}" not in written
+    assert "export OMP_NUM_THREADS=6\n" in written
+    assert "--nworkers" not in written
+
+
+def test_an_interface_that_the_flow_s_machine_has_not_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    for settings in ({"interface": "ib99"}, {"interface": "lo", "scheduler_interface": "ib99"}):
+        workers = slurm_workers(SlurmSettings(**settings), False, "cpu", 1, tmp_path)
+        with pytest.raises(ConfigError, match=r"no interface ib99; it has .*lo.*\. Set scheduler_interface"), workers:
+            pass
 
 
 @pytest.mark.parametrize(
