@@ -45,13 +45,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny_bert(seed: int, max_position_embeddings: int = TINY_MAX_LENGTH) -> BertModel:
+def tiny_bert(
+    seed: int, max_position_embeddings: int = TINY_MAX_LENGTH, n_layers: int = 2, intermediate_size: int = 64
+) -> BertModel:
     config = BertConfig(
         vocab_size=len(tiny_vocabulary()),
         hidden_size=TINY_DIM,
-        num_hidden_layers=2,
+        num_hidden_layers=n_layers,
         num_attention_heads=2,
-        intermediate_size=64,
+        intermediate_size=intermediate_size,
         max_position_embeddings=max_position_embeddings,
         initializer_range=0.3,  # with the usual 0.02 all texts would get nearly the same embedding
     )
