@@ -32,8 +32,23 @@ NOBODY = 65534
 TINY_DIM = 32
 TINY_MAX_LENGTH = 64
 
+# Files that take a minute or more, the longest first. pytest-xdist hands out files in the order of collection: one that
+# started late would leave the other processes idle.
+LONG_FILES = (
+    *("flows/workers/test_slurm.py", "faults/test_flow_faults.py", "flows/test_deployments.py"),
+    *("faults/test_prefect_faults.py", "ui/test_prefect_ui.py", "flows/commands/test_app.py", "faults/test_kills.py"),
+    *("flows/test_embed.py", "flows/commands/test_plan.py", "test_demo.py", "test_benchmarks.py"),
+    *("flows/test_filter.py", "mlfilter_core/encoder/test_encoder.py", "mlfilter_core/encoder/test_long_texts.py"),
+)
+
 WriteLines = Callable[[str, Iterable[Any]], Path]
 T = TypeVar("T")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves long files to the front."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
