@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub: no test reaches the network
-# Before any import of torch. Waiting threads spin, which slows other processes on the same cores.
+# Before any import of torch. Waiting threads spin, which slows other processes on the same cores. In workers, which
+# are given the number of cores for each variable that is not set, MKL's determines torch's number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import pytest
 import torch
