@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub: no test reaches the network
-# Before any import of torch. Waiting threads spin, which slows other processes on the same cores.
+# Before any import of torch. Waiting threads spin, which slows other processes on the same cores. In workers, which
+# are given the number of cores for each variable that is not set, MKL's determines torch's number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -32,8 +34,23 @@ NOBODY = 65534
 TINY_DIM = 32
 TINY_MAX_LENGTH = 64
 
+# Files that take a minute or more, the longest first. pytest-xdist hands out files in the order of collection: one that
+# started late would leave the other processes idle.
+LONG_FILES = (
+    *("flows/workers/test_slurm.py", "faults/test_flow_faults.py", "flows/test_deployments.py"),
+    *("faults/test_prefect_faults.py", "ui/test_prefect_ui.py", "flows/commands/test_app.py", "faults/test_kills.py"),
+    *("flows/test_embed.py", "flows/commands/test_plan.py", "test_demo.py", "test_benchmarks.py"),
+    *("flows/test_filter.py", "mlfilter_core/encoder/test_encoder.py", "mlfilter_core/encoder/test_long_texts.py"),
+)
+
 WriteLines = Callable[[str, Iterable[Any]], Path]
 T = TypeVar("T")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves long files to the front."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -45,13 +62,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny_bert(seed: int, max_position_embeddings: int = TINY_MAX_LENGTH) -> BertModel:
+def tiny_bert(
+    seed: int, max_position_embeddings: int = TINY_MAX_LENGTH, n_layers: int = 2, intermediate_size: int = 64
+) -> BertModel:
     config = BertConfig(
         vocab_size=len(tiny_vocabulary()),
         hidden_size=TINY_DIM,
-        num_hidden_layers=2,
+        num_hidden_layers=n_layers,
         num_attention_heads=2,
-        intermediate_size=64,
+        intermediate_size=intermediate_size,
         max_position_embeddings=max_position_embeddings,
         initializer_range=0.3,  # with the usual 0.02 all texts would get nearly the same embedding
     )

@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from tests.conftest import LONG_FILES
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -19,3 +21,7 @@ def test_no_test_module_imports_another() -> None:
     found = [str(path) for path in REPOSITORY.glob("tests/**/*.py") if importing.search(path.read_text())]
     allowed = ["tests/mlfilter_core/embedding/test_committed.py"]  # in the script of a process that kills itself
     assert [str(Path(name).relative_to(REPOSITORY)) for name in found] == allowed
+
+
+def test_the_long_files_that_start_first_exist() -> None:
+    assert [name for name in LONG_FILES if not (REPOSITORY / "tests" / name).exists()] == []

