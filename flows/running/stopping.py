@@ -39,7 +39,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stopped_by_signals(message: str) -> Iterator[None]:
-    """Makes signals raise `Stopped` in the block; call it in the main thread.
+    """Makes signals raise `Stopped` in the block; does nothing outside the main thread, which alone gets them.
 
     Args:
         message: Line that is printed at once.
@@ -47,6 +47,9 @@ def stopped_by_signals(message: str) -> Iterator[None]:
     Raises:
         Stopped: A signal arrived in the block, whatever was raised because of it.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     handler = _Handler(message)
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     _active.append(handler)
