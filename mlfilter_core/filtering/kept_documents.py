@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mlfilter_core.corpus.records import Record
 from mlfilter_core.embedding_store.layout import SOURCE_OFFSET
-from mlfilter_core.embedding_store.source_documents import SourceDocuments
+from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
 from mlfilter_core.errors import AnnotationError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import embeddings_of, lines_of, provenance_of, record_of, score_field
@@ -42,7 +42,7 @@ def document_lines(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bo
             return
         offsets = embeddings.array(SOURCE_OFFSET, ALL)[wanted]
         provenance = provenance_of(file)
-        with SourceDocuments(embeddings, request.source_dir, ["the whole document"]) as source:
+        with SourceDocuments(embeddings, request.source_dir, [WHOLE_DOCUMENT]) as source:
             for document, line in zip(source.documents(offsets), annotated, strict=True):
                 record = record_of(line, file.path)
                 fields = provenance["columns"] if provenance else _score_fields(file, request, record)

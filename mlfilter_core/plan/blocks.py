@@ -5,19 +5,16 @@ Each stretch is drawn with the same probability, so that long lines and large fi
 file can be read only from its beginning: some files are drawn, and the beginning of each stands for the whole file.
 """
 
-import gzip
 import random
 import stat
-import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import IO, Any
+from typing import IO
 
-from mlfilter_core.corpus.lines import GZIP_MAGIC, SKIPPABLE_FRAME, ZSTD_MAGIC
+from mlfilter_core.corpus.compression import HEAD_BYTES, BrokenStreamError, PromptReader, compression_of
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.files.zstd import zstd
 from mlfilter_core.plan.findings import Findings
 
 # All of these are arbitrary: together, the blocks are read and tokenized in seconds.
@@ -115,7 +112,7 @@ def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findi
                 findings.add_problem(f"{file.path} is a folder, a pipe or a device; give a file")
                 continue
             with open(file.path, "rb", buffering=0) as opened:
-                is_plain = _decompressor(opened.read(4)) is None
+                is_plain = compression_of(opened.read(HEAD_BYTES)) is None
             (plain if is_plain else compressed)[file] = status.st_size
     blocks, n_blocks = _draw_plain(plain, max_line_bytes, chosen, findings)
     return BlockSample(
@@ -153,20 +150,13 @@ def _draw_prefixes(
     for file in chosen.sample(list(sizes), min(MAX_PREFIXES, len(sizes))):
         try:
             prefixes.append(_read_prefix(file, sizes[file], max_line_bytes))
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+        except BrokenStreamError as error:
             findings.add_problem(
                 f"{file.path}: the compressed stream is broken ({error}); download or compress the file again"
             )
         except OSError as error:
             findings.add_problem(f"{file.path} cannot be read ({error.strerror})")
     return prefixes
-
-
-def _decompressor(magic: bytes) -> Callable[..., Any] | None:
-    """Returns what decompresses an open file with these first bytes, None for a plain file."""
-    if magic.startswith(GZIP_MAGIC):
-        return gzip.open
-    return zstd.open if magic.startswith(ZSTD_MAGIC) or SKIPPABLE_FRAME.match(magic) else None
 
 
 def _read_block(file: TaskFile, start: int, n_bytes: int, max_line_bytes: int) -> Block:
@@ -223,14 +213,15 @@ def _decompress_prefix(file: TaskFile) -> tuple[bytes, int, bool]:
     """Returns the first bytes decompressed, how many bytes on disk gave them, and whether they are all of the file."""
     content = bytearray()
     with open(file.path, "rb") as opened:
-        decompress = _decompressor(opened.read(4))
-        assert decompress is not None, "draw_blocks has read the same bytes"
+        compression = compression_of(opened.read(HEAD_BYTES))
+        assert compression is not None, "draw_blocks has read the same bytes"
         opened.seek(0)
         sips = _Sips(opened)
-        with decompress(sips) as stream:
+        with PromptReader(compression.open(sips)) as stream:
+            # A smaller one than the output of one read would leave the rest in the decompressor.
+            buffer = memoryview(bytearray(MAX_DECOMPRESSED_BYTES))
             while len(content) < MAX_DECOMPRESSED_BYTES and (sips.n_bytes < PREFIX_BYTES or b"\n" not in content):
-                # A lower limit than the output of one read would leave the rest in the decompressor.
-                piece = stream.read1(MAX_DECOMPRESSED_BYTES)
+                piece = buffer[: stream.readinto(buffer)]
                 if not piece:
                     return bytes(content), sips.n_bytes, True
                 content += piece
