@@ -60,6 +60,7 @@ class PromptReader(io.RawIOBase):
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
         self._stream = stream
+        self._error: Exception | None = None
 
     def readable(self) -> bool:
         return True
@@ -71,8 +72,11 @@ class PromptReader(io.RawIOBase):
             BrokenStreamError: The stream is broken.
         """
         try:
+            if self._error is not None:  # a decompressor may take what follows an error for the end
+                raise self._error
             return self._stream.readinto1(buffer)
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError, BrokenStreamError) as error:
+            self._error = error
             raise BrokenStreamError(str(error)) from error
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import orjson
 
 from mlfilter_core.corpus.lines import Line
 
-DEFAULT_ID_KEYS = ("document_id", "doc_id", "id", "uuid")
+DEFAULT_ID_KEYS = ("document_id", "doc_id", "id", "uuid", "warc_record_id")
 DEFAULT_LABEL_KEYS = ("label", "score", "scores.score")
 UTF8_BOM = b"\xef\xbb\xbf"
 

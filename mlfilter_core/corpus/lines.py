@@ -11,7 +11,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from mlfilter_core.corpus.compression import HEAD_BYTES, BrokenStreamError, PromptReader, compression_of
 from mlfilter_core.errors import SourceError
@@ -103,6 +102,16 @@ class SourceReader:
         """Digest of the bytes read so far, as `sha256sum` prints it; of the whole file once `lines` is exhausted."""
         return self._raw.digest.hexdigest()
 
+    def head(self, n_bytes: int) -> bytes:
+        """Returns the first decompressed bytes, this many where there are as many; what precedes a broken place.
+
+        To be called before `lines`, which reads them again.
+        """
+        try:
+            return self._stream.peek(n_bytes)[:n_bytes]
+        except BrokenStreamError:  # reading reports it, with its place
+            return b""
+
     def lines(self, max_line_bytes: int) -> Iterator[Line | OverlongLine]:
         """Yields every line in order; the last one needs no line feed.
 
@@ -180,7 +189,9 @@ class _HashingReader(io.RawIOBase):
         super().close()
 
 
-def _decompressed(raw: _HashingReader) -> IO[bytes]:
-    on_disk = io.BufferedReader(raw, READ_BYTES)
+def _decompressed(raw: _HashingReader) -> io.BufferedReader:
     compression = compression_of(raw.head)
-    return on_disk if compression is None else io.BufferedReader(PromptReader(compression.open(on_disk)), READ_BYTES)
+    stream: io.RawIOBase = (
+        raw if compression is None else PromptReader(compression.open(io.BufferedReader(raw, READ_BYTES)))
+    )
+    return io.BufferedReader(stream, READ_BYTES)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mlfilter_core.corpus.compression import HEAD_BYTES
-from mlfilter_core.corpus.documents import RecordKeys
+from mlfilter_core.corpus import foreign_formats
+from mlfilter_core.corpus.compression import COMPRESSIONS, HEAD_BYTES
+from mlfilter_core.corpus.documents import UTF8_BOM, RecordKeys
+from mlfilter_core.corpus.foreign_formats import describe_unknown, foreign_format
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader, open_regular_file
+from mlfilter_core.errors import SourceError
 
 
 class Source(Protocol):
@@ -69,8 +72,49 @@ class Format:
     open: Callable[[Path, RecordKeys | None], Source]
 
 
-# The first that fits is taken.
-FORMATS = (Format("JSON lines", lambda head: True, lambda path, keys: SourceReader(path)),)
+def _open_lines(path: Path, keys: RecordKeys | None) -> Source:
+    """Opens JSON lines, or what may be: a file of any other content would be rejected line by line."""
+    reader = SourceReader(path)
+    if (foreign := foreign_format(reader.head(foreign_formats.HEAD_BYTES))) is not None:
+        reader.__exit__()
+        raise SourceError(f"{path} is {foreign.name}, which is not read; {foreign.fix}. {what_is_read()}")
+    return reader
+
+
+LINES = Format("JSON lines", lambda head: True, _open_lines)
+FORMATS = (  # the first that fits is taken
+    LINES,
+)
+
+
+def format_of(head: bytes) -> Format:
+    """Returns the format of a file with these first `HEAD_BYTES`."""
+    return next(each for each in FORMATS if each.is_in(head))
+
+
+def unread_content(path: Path) -> str | None:
+    """Returns what a file is instead of a source, for messages; None for a source, and for what cannot be read at all.
+
+    Stricter than `open_source`: the first line must begin as a record.
+    """
+    try:
+        with open_regular_file(path) as file:
+            head = file.read(HEAD_BYTES)
+        if format_of(head) is not LINES:
+            return None
+        with SourceReader(path) as reader:
+            head = reader.head(foreign_formats.HEAD_BYTES)
+    except (SourceError, OSError):  # its task reports it
+        return None
+    begins_as_record = head.removeprefix(UTF8_BOM).lstrip().startswith(b"{")
+    return None if foreign_format(head) is None and (begins_as_record or not head.strip()) else describe_unknown(head)
+
+
+def what_is_read() -> str:
+    """Returns the formats that are read, as a sentence."""
+    compressed = ", ".join(each.name for each in COMPRESSIONS)
+    names = " and ".join(each.name for each in FORMATS)
+    return f"Sources are {names}; JSON lines may be compressed ({compressed})"
 
 
 def open_source(path: Path, keys: RecordKeys | None = None) -> Source:
@@ -86,4 +130,4 @@ def open_source(path: Path, keys: RecordKeys | None = None) -> Source:
     """
     with open_regular_file(path) as file:
         head = file.read(HEAD_BYTES)
-    return next(each for each in FORMATS if each.is_in(head)).open(path, keys)
+    return format_of(head).open(path, keys)
