@@ -19,7 +19,7 @@ UNKEPT_DIR = ".embeddings"
 class EmbeddingPipelineParameters(Written):
     """The parameters of an embedding job."""
 
-    input_dir: Path = Field(description="Folder of the source files: JSON lines, plain or compressed.")
+    input_dir: Path = Field(description="Folder of the source files: JSON lines, plain or compressed, or Parquet.")
     glob_pattern: str = Field(
         "**/*.jsonl*",
         min_length=1,

@@ -16,6 +16,7 @@ OTHER_LINES = (".json", ".ndjson")
 SOURCE_SUFFIXES = (
     *JSONL_SUFFIXES,
     *(f"{name}{suffix}" for name in OTHER_LINES for suffix in _COMPRESSED),
+    ".parquet",
 )
 
 

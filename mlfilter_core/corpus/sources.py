@@ -13,6 +13,7 @@ from mlfilter_core.corpus.compression import COMPRESSIONS, HEAD_BYTES
 from mlfilter_core.corpus.documents import UTF8_BOM, RecordKeys
 from mlfilter_core.corpus.foreign_formats import describe_unknown, foreign_format
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader, open_regular_file
+from mlfilter_core.corpus.parquet_source import ENCRYPTED_MAGIC, MAGIC, ParquetSource
 from mlfilter_core.errors import SourceError
 
 
@@ -83,6 +84,7 @@ def _open_lines(path: Path, keys: RecordKeys | None) -> Source:
 
 LINES = Format("JSON lines", lambda head: True, _open_lines)
 FORMATS = (  # the first that fits is taken
+    Format("Parquet", lambda head: head.startswith((MAGIC, ENCRYPTED_MAGIC)), ParquetSource),
     LINES,
 )
 

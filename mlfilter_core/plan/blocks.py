@@ -2,7 +2,8 @@
 
 The plain files together are divided into stretches of `BLOCK_BYTES`. A block is the lines that begin in one stretch.
 Each stretch is drawn with the same probability, so that long lines and large files have their due weight. A compressed
-file can be read only from its beginning: some files are drawn, and the beginning of each stands for the whole file.
+file can be read only from its beginning: some files are drawn, and the beginning of each stands for the whole file. So
+do the first rows of a file in another format than JSON lines, of which each stands for the same share of the bytes.
 """
 
 import random
@@ -14,6 +15,9 @@ from itertools import accumulate
 from typing import IO
 
 from mlfilter_core.corpus.compression import HEAD_BYTES, BrokenStreamError, PromptReader, compression_of
+from mlfilter_core.corpus.lines import OverlongLine
+from mlfilter_core.corpus.sources import LINES, format_of, open_source
+from mlfilter_core.errors import SourceError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan.findings import Findings
 
@@ -22,6 +26,7 @@ BLOCK_BYTES = 32 << 10  # some ten web pages
 MAX_BLOCKS = 200
 MAX_PREFIXES = 24
 PREFIX_BYTES = 128 << 10  # compressed
+ROWS_BYTES = 512 << 10  # of rows as JSON
 MAX_DECOMPRESSED_BYTES = 64 << 20  # for a beginning without a line feed, or a decompression bomb
 SIP_BYTES = 4 << 10  # decompressors read ahead: larger reads would hide which bytes gave which lines
 READ_BYTES = 64 << 10
@@ -112,7 +117,8 @@ def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findi
                 findings.add_problem(f"{file.path} is a folder, a pipe or a device; give a file")
                 continue
             with open(file.path, "rb", buffering=0) as opened:
-                is_plain = compression_of(opened.read(HEAD_BYTES)) is None
+                head = opened.read(HEAD_BYTES)
+            is_plain = format_of(head) is LINES and compression_of(head) is None
             (plain if is_plain else compressed)[file] = status.st_size
     blocks, n_blocks = _draw_plain(plain, max_line_bytes, chosen, findings)
     return BlockSample(
@@ -154,6 +160,8 @@ def _draw_prefixes(
             findings.add_problem(
                 f"{file.path}: the compressed stream is broken ({error}); download or compress the file again"
             )
+        except SourceError as error:
+            findings.add_problem(str(error))
         except OSError as error:
             findings.add_problem(f"{file.path} cannot be read ({error.strerror})")
     return prefixes
@@ -187,7 +195,9 @@ def _skip_line(opened: IO[bytes], end: int) -> None:
 
 
 def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
-    content, n_read, is_whole = _decompress_prefix(file)
+    with open(file.path, "rb", buffering=0) as opened:
+        is_lines = format_of(opened.read(HEAD_BYTES)) is LINES
+    content, n_read, is_whole = _decompress_prefix(file) if is_lines else _read_rows(file, max_line_bytes)
     if is_whole:
         n_read = n_bytes
     lines = content.split(b"\n")
@@ -207,6 +217,19 @@ def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
         cut = [line[: max_line_bytes + 1] for line in own]
         blocks.append(Block(file, n_read * own_bytes / n_unpacked, cut, own_bytes))
     return Prefix(n_bytes, blocks, is_whole)
+
+
+def _read_rows(file: TaskFile, max_line_bytes: int) -> tuple[bytes, int, bool]:
+    """Returns the first rows as lines, how many bytes on disk they stand for, and whether they are all of the file."""
+    content, n_bytes = bytearray(), 0
+    with open_source(file.path) as source:
+        for row in source.lines(max_line_bytes):
+            if len(content) >= ROWS_BYTES:
+                return bytes(content), n_bytes, False
+            content += b"".join(row.pieces)[: max_line_bytes + 1] if isinstance(row, OverlongLine) else row.content
+            content += b"\n"
+            n_bytes = source.n_bytes
+    return bytes(content), file.path.stat().st_size, True
 
 
 def _decompress_prefix(file: TaskFile) -> tuple[bytes, int, bool]:

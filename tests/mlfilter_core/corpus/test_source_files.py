@@ -19,7 +19,7 @@ def test_each_name_that_is_documented_is_found(tmp_path: Path) -> None:
     suffixes = [
         f"{name}{end}" for name in (".jsonl", ".json", ".ndjson") for end in ("", ".gz", ".zst", ".zstd", ".bz2", ".xz")
     ]
-    assert sorted(SOURCE_SUFFIXES) == sorted(suffixes)
+    assert sorted(SOURCE_SUFFIXES) == sorted([*suffixes, ".parquet"])
     for i, suffix in enumerate(SOURCE_SUFFIXES):
         (tmp_path / f"{i}{suffix}").touch()
     assert found(tmp_path, "**/*") == {f"{i}{suffix}": f"{i}" for i, suffix in enumerate(SOURCE_SUFFIXES)}
@@ -62,8 +62,8 @@ def test_content_that_is_not_read_is_left_out_with_a_warning(tmp_path: Path, cap
 
 def test_two_formats_of_one_output_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json.gz").touch()
-    (tmp_path / "x.jsonl").touch()
-    with pytest.raises(ConfigError, match=r"x\.json\.gz and x\.jsonl in .* would both be written to x;"):
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(ConfigError, match=r"x\.json\.gz and x\.parquet in .* would both be written to x;"):
         found(tmp_path, "*")
 
 

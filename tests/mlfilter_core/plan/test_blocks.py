@@ -3,6 +3,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlfilter_core.files.task_files import TaskFile
@@ -94,3 +97,28 @@ def test_each_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     assert len(findings.problems) == 2
     assert any("gone.jsonl cannot be read (No such file" in problem for problem in findings.problems)
     assert any("cut.jsonl.gz: the compressed stream is broken" in problem for problem in findings.problems)
+
+
+def test_the_first_rows_of_a_parquet_file_stand_for_all(tmp_path: Path) -> None:
+    noise = random.Random(0)
+    texts = [noise.randbytes(300).hex() for _ in range(3000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=700)
+    pq.write_table(pa.table({"text": texts[:9], "n": range(9)}), tmp_path / "b.parquet", row_group_size=2)
+    files = [TaskFile(f"{name}.parquet", name, tmp_path) for name in "ab"]
+    large, small = sorted(draw(files).prefixes, key=lambda prefix: -prefix.n_bytes)
+    assert small.is_whole
+    rows = [orjson.loads(line) for block in small.blocks for line in block.lines]
+    assert rows == [{"text": text, "n": n} for n, text in enumerate(texts[:9])]
+    assert sum(block.n_bytes for block in small.blocks) == pytest.approx(small.n_bytes)
+    n_read = sum(len(block.lines) for block in large.blocks)
+    assert not large.is_whole
+    assert sum(block.n_bytes for block in large.blocks) / large.n_bytes == pytest.approx(n_read / 3000, rel=0.01)
+
+
+def test_a_parquet_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+    (file,) = corpus_of(tmp_path, {"a.parquet": b"PAR1 and no more"})
+    findings = Findings()
+    draw_blocks([file], MAX_LINE_BYTES, 0, findings)
+    assert [problem.partition("a.parquet ")[2][:40] for problem in findings.problems] == [
+        "is a Parquet file that is cut short: it "
+    ]

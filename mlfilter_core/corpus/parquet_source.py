@@ -1,0 +1,263 @@
+"""A Parquet file as numbered rows, each a line of JSON with the wanted columns.
+
+Memory holds some rows of one row group, whatever the size of the file. Knows nothing about documents.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from mlfilter_core.corpus import lines as limits
+from mlfilter_core.corpus.arrow_values import UnreadTypeError, json_values
+from mlfilter_core.corpus.documents import RecordKeys
+from mlfilter_core.corpus.lines import MAX_EXPANSION, READ_BYTES, Line, OverlongLine, open_regular_file
+from mlfilter_core.errors import SourceError, in_one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+# The position of a row: its row group times this, plus its row in the group, both from 0.
+ROWS_PER_GROUP = 1 << 32
+# Rows that are converted at a time: few where they are large. Arbitrary: more rows are not faster.
+BATCH_ROWS, BATCH_BYTES = 256, 8 << 20
+N_SHOWN_COLUMNS = 20
+DAMAGED = "download or write the file again (nothing was written for it)"
+
+
+class ParquetSource:
+    """Reads one Parquet file once, from the first row to the last. Use it as a context manager.
+
+    Attributes:
+        path: The file.
+        n_lines: Rows read so far.
+        keys: Names of its columns.
+        is_columnar: True: a row has the wanted columns alone.
+    """
+
+    is_columnar: bool = True
+
+    def __init__(self, path: Path, keys: RecordKeys | None) -> None:
+        """Opens the file, and reads its footer.
+
+        Args:
+            path: The file.
+            keys: Keys to read, which may be dotted paths into structs; None for all columns.
+
+        Raises:
+            SourceError: The file is missing, not readable, damaged or encrypted, has no column for a required key, or
+                two columns of a wanted name.
+        """
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        self.path = path
+        self.n_lines = 0
+        self._sha256 = ""
+        self._file = open_regular_file(path)
+        self._size = os.fstat(self._file.fileno()).st_size
+        try:
+            self._check_magic()
+            with self._naming_errors("its footer"):
+                self._opened = parquet.ParquetFile(
+                    pa.OSFile(str(path)),
+                    pre_buffer=False,  # it would hold whole row groups
+                    buffer_size=READ_BYTES,
+                    page_checksum_verification=True,
+                    coerce_int96_timestamp_unit="us",  # years beyond 2262 would overflow nanoseconds
+                )
+                self._metadata = self._opened.metadata
+                self._schema = self._opened.schema_arrow
+            self.keys: Sequence[str] = tuple(self._schema.names)
+            self._columns = self._wanted_columns(keys)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "ParquetSource":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._opened.close(force=True)
+        self._file.close()
+
+    @property
+    def n_bytes(self) -> int:
+        """The share of the file's bytes that is the share of its rows; all once `lines` is exhausted."""
+        return self._size * self.n_lines // max(1, self._metadata.num_rows) if not self._sha256 else self._size
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the whole file, as `sha256sum` prints it, once `lines` is exhausted."""
+        return self._sha256
+
+    @property
+    def schema(self) -> "pa.Schema":
+        """Names and types of all columns."""
+        return self._schema
+
+    def lines(self, max_line_bytes: int) -> Iterator[Line | OverlongLine]:
+        """Yields every row in order, as JSON; its offset is its row group times `ROWS_PER_GROUP`, plus its row there.
+
+        Then reads the bytes of the file once more, for its digest.
+
+        Raises:
+            SourceError: A page is damaged or encrypted, the footer does not tell the truth, or the rows unpack to more
+                than `MAX_EXPANSION` times the file's size.
+        """
+        n_unpacked, most = 0, max(limits.FREE_BYTES, MAX_EXPANSION * self._size)
+        for group in range(self._metadata.num_row_groups):
+            n_before = self.n_lines
+            for content in self._rows(group):
+                offset = group * ROWS_PER_GROUP + self.n_lines - n_before
+                self.n_lines += 1
+                n_unpacked += len(content)
+                if n_unpacked > most:
+                    raise SourceError(
+                        f"{self.path}:{self.n_lines}: the columns unpack to more than {most} bytes, {MAX_EXPANSION} "
+                        "times the file's size, as web text never does; if its content is sound, write it as JSON lines"
+                    )
+                if len(content) <= max_line_bytes:
+                    yield Line(self.n_lines, offset, content)
+                else:
+                    yield OverlongLine(self.n_lines, offset, _pieces(content))
+            self._check_group(group, self.n_lines - n_before)
+        self._check_count(self.n_lines, self._metadata.num_rows, "the file")
+        self._file.seek(0)
+        digest = hashlib.file_digest(self._file, "sha256")
+        if self._file.tell() == self._size:  # otherwise `n_bytes` shows that the file changed
+            self._sha256 = digest.hexdigest()
+
+    def _check_magic(self) -> None:
+        head = self._file.read(len(MAGIC))
+        if head == ENCRYPTED_MAGIC:
+            raise SourceError(f"{self.path} is an encrypted Parquet file, which is not read; give it decrypted")
+        self._file.seek(max(0, self._size - len(MAGIC)))
+        if self._file.read() != MAGIC or self._size < 3 * len(MAGIC):
+            raise SourceError(f"{self.path} is a Parquet file that is cut short: it has no footer; {DAMAGED}")
+
+    def _wanted_columns(self, keys: RecordKeys | None) -> list[str] | None:
+        """Returns the columns to read, as paths; None for all.
+
+        Raises:
+            SourceError: A required key has none, or a name is there twice.
+        """
+        columns = None
+        if keys is not None:
+            found = {key: _column_of(self._schema, key) for key in (*keys.required, *keys.optional)}
+            missing = [key for key in keys.required if found[key] is None]
+            if missing:
+                shown = ", ".join(self.keys[:N_SHOWN_COLUMNS]) + (", ..." if len(self.keys) > N_SHOWN_COLUMNS else "")
+                raise SourceError(
+                    f'{self.path} has no column "{missing[0]}"; it has: {shown or "none"}; correct the key, or leave '
+                    "the file out of glob_pattern"
+                )
+            columns = list(dict.fromkeys(column for column in found.values() if column is not None))
+        roots = None if columns is None else set(columns) | {of.split(".")[0] for of in columns}
+        self._check_unique([field for field in self._schema if roots is None or field.name in roots], "")
+        return columns
+
+    def _check_unique(self, fields: Sequence["pa.Field"], prefix: str) -> None:
+        import pyarrow as pa
+
+        names = [field.name for field in fields]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SourceError(f'{self.path} has {names.count(twice)} columns "{prefix}{twice}"; rename all but one')
+        for field in fields:
+            kind = field.type
+            while hasattr(kind, "value_type") and pa.types.is_nested(kind):
+                kind = kind.value_type
+            if pa.types.is_struct(kind):
+                self._check_unique(list(kind), f"{prefix}{field.name}.")
+
+    def _rows(self, group: int) -> Iterator[bytes]:
+        # Of all columns: to ask for the size of an encrypted one aborts the process.
+        n_rows, n_bytes = self._metadata.row_group(group).num_rows, self._metadata.row_group(group).total_byte_size
+        if self._columns == []:
+            yield from (b"{}" for _ in range(n_rows))
+            return
+        batch_rows = min(BATCH_ROWS, max(1, BATCH_BYTES * n_rows // max(1, n_bytes)))
+        with self._naming_errors(f"row group {group}"):
+            batches = self._opened.iter_batches(
+                batch_rows, row_groups=[group], columns=self._columns, use_threads=False
+            )
+        while True:
+            with self._naming_errors(f"row group {group}, after row {self.n_lines} of the file"):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                columns = [json_values(column) for column in batch.columns]
+            names = batch.schema.names
+            for values in zip(*columns, strict=True):
+                yield _json(dict(zip(names, values, strict=True)))
+
+    def _check_group(self, group: int, n_rows: int) -> None:
+        """Checks that a row group was read to the end: only as many rows are read as its footer states."""
+        metadata, schema = self._metadata.row_group(group), self._metadata.schema
+        self._check_count(n_rows, metadata.num_rows, f"row group {group}")
+        for i in range(len(schema)):
+            path = schema.column(i).path
+            is_read = self._columns is None or any(f"{path}.".startswith(f"{of}.") for of in self._columns)
+            # Asked only once the column was read: to ask an encrypted one aborts the process.
+            if is_read and schema.column(i).max_repetition_level == 0:
+                self._check_count(metadata.column(i).num_values, n_rows, f'row group {group}, column "{path}",')
+
+    def _check_count(self, found: int, stated: int, what: str) -> None:
+        if found != stated:
+            raise SourceError(f"{self.path}: {what} has {found} rows, and its footer states {stated}; {DAMAGED}")
+
+    @contextmanager
+    def _naming_errors(self, place: str) -> Iterator[None]:
+        """Raises errors of the content as `SourceError`; those of the disk, which have a number, as they are."""
+        import pyarrow as pa
+
+        try:
+            yield
+        except UnreadTypeError as error:
+            raise SourceError(f"{self.path} has a column of the type {error}, which is not read") from error
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            if "encrypt" in str(error) or "decrypt" in str(error):
+                raise SourceError(f"{self.path}: {place}: a column is encrypted; give the file decrypted") from error
+            raise SourceError(f"{self.path}: {place} cannot be read ({in_one_line(error)}); {DAMAGED}") from error
+
+
+def _column_of(schema: "pa.Schema", key: str) -> str | None:
+    """Returns the path of the column with the values of a key, which may lead into structs and a map."""
+    import pyarrow as pa
+
+    if key in schema.names:
+        return key
+    root, *parts = key.split(".")
+    if schema.names.count(root) != 1:
+        return root if root in schema.names and parts else None
+    path, kind = root, schema.field(root).type
+    for part in parts:
+        if pa.types.is_map(kind):
+            return path
+        if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
+            return None
+        path, kind = f"{path}.{part}", kind.field(part).type
+    return path
+
+
+def _json(record: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(record)
+    except orjson.JSONEncodeError:  # a string that is not UTF-8, whose bytes stay as they are; or very deep nesting
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+
+def _pieces(content: bytes) -> Iterator[bytes]:
+    stream = io.BytesIO(content)
+    while piece := stream.read(READ_BYTES):
+        yield piece
