@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from mlfilter_core.corpus import lines as limits
 from mlfilter_core.corpus.arrow_values import UnreadTypeError, json_values
@@ -130,6 +132,35 @@ class ParquetSource:
                     yield OverlongLine(self.n_lines, offset, _pieces(content))
             self._check_group(group, self.n_lines - n_before)
         self._check_count(self.n_lines, self._metadata.num_rows, "the file")
+        self._read_digest()
+
+    def rows_at(self, positions: NDArray[np.int64]) -> Iterator["pa.RecordBatch"]:
+        """Yields the wanted columns of some rows as they are, in order; then reads the file once more for its digest.
+
+        Instead of `lines`. Row groups without any of the rows are passed over.
+
+        Args:
+            positions: int64 (n,), ascending offsets of rows, as `lines` gives them.
+
+        Raises:
+            SourceError: As for `lines`; or there is no row at a position.
+        """
+        groups, rows = np.divmod(positions, ROWS_PER_GROUP)
+        for group in np.unique(groups).tolist():
+            wanted = rows[groups == group]
+            n_rows = self._metadata.row_group(group).num_rows if group < self._metadata.num_row_groups else 0
+            if wanted[-1] >= n_rows:
+                raise SourceError(f"{self.path} has no row {wanted[-1]} in its row group {group}; it changed")
+            start = 0
+            for batch in self._batches(group):
+                inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
+                start += batch.num_rows
+                if len(inside):
+                    yield batch.take(inside)
+            self._check_group(group, start)
+        self._read_digest()
+
+    def _read_digest(self) -> None:
         self._file.seek(0)
         digest = hashlib.file_digest(self._file, "sha256")
         if self._file.tell() == self._size:  # otherwise `n_bytes` shows that the file changed
@@ -178,12 +209,9 @@ class ParquetSource:
             if pa.types.is_struct(kind):
                 self._check_unique(list(kind), f"{prefix}{field.name}.")
 
-    def _rows(self, group: int) -> Iterator[bytes]:
+    def _batches(self, group: int) -> Iterator["pa.RecordBatch"]:
         # Of all columns: to ask for the size of an encrypted one aborts the process.
         n_rows, n_bytes = self._metadata.row_group(group).num_rows, self._metadata.row_group(group).total_byte_size
-        if self._columns == []:
-            yield from (b"{}" for _ in range(n_rows))
-            return
         batch_rows = min(BATCH_ROWS, max(1, BATCH_BYTES * n_rows // max(1, n_bytes)))
         with self._naming_errors(f"row group {group}"):
             batches = self._opened.iter_batches(
@@ -192,8 +220,16 @@ class ParquetSource:
         while True:
             with self._naming_errors(f"row group {group}, after row {self.n_lines} of the file"):
                 batch = next(batches, None)
-                if batch is None:
-                    return
+            if batch is None:
+                return
+            yield batch
+
+    def _rows(self, group: int) -> Iterator[bytes]:
+        if self._columns == []:
+            yield from (b"{}" for _ in range(self._metadata.row_group(group).num_rows))
+            return
+        for batch in self._batches(group):
+            with self._naming_errors(f"row group {group}, after row {self.n_lines} of the file"):
                 columns = [json_values(column) for column in batch.columns]
             names = batch.schema.names
             for values in zip(*columns, strict=True):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mlfilter_core.corpus.documents import BadRecordError, RecordKeys, parse_record
 from mlfilter_core.corpus.lines import Line
-from mlfilter_core.corpus.sources import open_source
+from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, SourceError
 
@@ -68,6 +68,11 @@ class SourceDocuments:
         self._reader.__exit__()
 
     @property
+    def source(self) -> Source:
+        """The open source."""
+        return self._reader
+
+    @property
     def keys(self) -> Sequence[str] | None:
         """Keys of the documents; None where the source does not state them."""
         return self._reader.keys
@@ -86,8 +91,9 @@ class SourceDocuments:
         Raises:
             SourceError: It changed.
         """
-        for _ in self._lines:  # the digest is of the whole file
-            pass
+        if not (self._reader.is_columnar and self._reader.sha256):  # the digest is of the whole file
+            for _ in self._lines:
+                pass
         if self._reader.sha256 != self._recorded["sha256"]:
             raise self._changed()
 
