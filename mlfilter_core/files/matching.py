@@ -15,7 +15,7 @@ from mlfilter_core.errors import ConfigError
 ANY_FOLDERS = "**"
 # Reasons why a match is left out, as the end of the sentence "3 of those that match ...".
 HIDDEN = "are hidden, as their names begin with a dot"
-IN_A_CYCLE = "are links to a folder that they lie in"
+IN_A_CYCLE = "lead by a link to a folder that they lie in"
 TWICE = "are links to folders whose files match under another name"
 NO_FILE = "are pipes, sockets or devices"
 
@@ -112,7 +112,7 @@ class _Search:
             elif not is_folder:
                 if is_match:
                     self._add_file(entry, relative, own, link)
-            elif entry.is_symlink() and _identity(entry.stat()) in (*above, own):
+            elif (link or entry.is_symlink()) and _identity(entry.stat()) in (*above, own):
                 self._leave_out(IN_A_CYCLE, relative)
             else:
                 first_link = link or (relative if entry.is_symlink() else "")

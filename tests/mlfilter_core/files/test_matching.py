@@ -73,6 +73,14 @@ def test_cycles_are_found_and_counted(tree: Path) -> None:
     assert matches.left_out[IN_A_CYCLE] == ["a/b/up", "self"]
 
 
+def test_a_link_to_a_folder_above_all_is_searched_once(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "beside.jsonl").touch()
+    (tree / "up").symlink_to(tmp_path)
+    matches = match_files(tree, "**/*.jsonl")
+    assert matches.files == ["a/b/z.jsonl", "a/y.jsonl", "up/beside.jsonl", "x.jsonl"]
+    assert matches.left_out[IN_A_CYCLE] == ["up/tree"]
+
+
 def test_a_file_that_is_found_under_two_names_counts_once(tree: Path, tmp_path: Path) -> None:
     """Its documents would be embedded twice."""
     (tree / "latest").symlink_to(tree / "a")
