@@ -145,6 +145,8 @@ class ParquetSource:
         Raises:
             SourceError: As for `lines`; or there is no row at a position.
         """
+        import pyarrow as pa
+
         groups, rows = np.divmod(positions, ROWS_PER_GROUP)
         for group in np.unique(groups).tolist():
             wanted = rows[groups == group]
@@ -156,7 +158,8 @@ class ParquetSource:
                 inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
                 start += batch.num_rows
                 if len(inside):
-                    yield batch.take(inside)
+                    columns = [_taken(column, inside) for column in batch.columns]
+                    yield pa.RecordBatch.from_arrays(columns, schema=batch.schema)
             self._check_group(group, start)
         self._read_digest()
 
@@ -284,6 +287,15 @@ def _column_of(schema: "pa.Schema", key: str) -> str | None:
             return None
         path, kind = f"{path}.{part}", kind.field(part).type
     return path
+
+
+def _taken(column: "pa.Array", rows: NDArray[np.int64]) -> "pa.Array":
+    import pyarrow as pa
+
+    try:
+        return column.take(rows)
+    except pa.ArrowNotImplementedError:  # views, https://github.com/apache/arrow/issues/43010
+        return pa.array([column[row].as_py() for row in rows.tolist()], column.type)
 
 
 def _json(record: dict[str, Any]) -> bytes:

@@ -72,8 +72,11 @@ def test_extension_types_are_read_as_what_they_store() -> None:
     assert json_values(pa.ExtensionArray.from_storage(pa.json_(), text)) == ['{"a": 1}']
 
 
-def test_bytes_that_are_no_utf8_in_a_string_stay_as_they_are() -> None:
-    wrong = pa.Array.from_buffers(pa.string(), 2, pa.array([b"caf\xe9", b"ok"]).buffers())
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_bytes_that_are_no_utf8_in_a_string_stay_as_they_are(kind: pa.DataType) -> None:
+    stored = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    buffers = pa.array([b"caf\xe9", b"ok"], stored[kind]).buffers()
+    wrong = pa.Array.from_buffers(kind, 2, buffers)
     first, second = json_values(wrong)
     assert (first.encode("utf-8", "surrogateescape"), second) == (b"caf\xe9", "ok")
 

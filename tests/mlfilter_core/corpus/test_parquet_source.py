@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -304,3 +305,32 @@ def test_the_file_is_closed(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         ParquetSource(path, RecordKeys(("nowhere",)))
     assert str(path) not in set(opened())
+
+
+def test_a_plain_column_beside_an_encrypted_one_is_read(tmp_path: Path) -> None:
+    """To ask for facts of the encrypted one would abort the process."""
+    settings = encryption.EncryptionConfiguration(footer_key="f", column_keys={"c": ["text"]}, plaintext_footer=True)
+    properties = encryption.CryptoFactory(Keys).file_encryption_properties(encryption.KmsConnectionConfig(), settings)
+    schema = pa.schema({"id": pa.string(), "text": pa.string()})
+    with pq.ParquetWriter(tmp_path / "x", schema, encryption_properties=properties) as writer:
+        writer.write_table(pa.table({"id": ["a"], "text": ["b"]}))
+    assert read(tmp_path / "x", RecordKeys(("id",))) == [{"id": "a"}]
+
+
+def test_rows_are_found_at_their_positions_as_they_are(tmp_path: Path) -> None:
+    views = pa.array([f"text {i}" for i in range(N)], pa.string_view())
+    table = pa.table({"text": views, "kind": pa.array(["a", "b"] * 12 + ["c"]).dictionary_encode(), "n": range(N)})
+    pq.write_table(table, tmp_path / "x", row_group_size=10)
+    wanted = [0, 1, 9, 20, 24]
+    positions = np.array([i // 10 * ROWS_PER_GROUP + i % 10 for i in wanted])
+    with ParquetSource(tmp_path / "x", None) as source:
+        rows = pa.Table.from_batches(list(source.rows_at(positions)), source.schema)
+        assert source.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    assert rows.schema.types == table.schema.types
+    assert rows.to_pylist() == [table.to_pylist()[i] for i in wanted]
+
+
+@pytest.mark.parametrize("position", [10, 3 * ROWS_PER_GROUP, 9 * ROWS_PER_GROUP])
+def test_a_position_without_a_row_is_an_error(tmp_path: Path, position: int) -> None:
+    with ParquetSource(write(tmp_path / "x"), None) as source, pytest.raises(SourceError, match=r"has no row \d+ in"):
+        list(source.rows_at(np.array([0, position])))
