@@ -20,6 +20,7 @@ from mlfilter_core.corpus import lines as limits
 from mlfilter_core.corpus.arrow_values import UnreadTypeError, json_values
 from mlfilter_core.corpus.documents import RecordKeys
 from mlfilter_core.corpus.lines import MAX_EXPANSION, READ_BYTES, Line, OverlongLine, open_regular_file
+from mlfilter_core.corpus.parquet_columns import wanted_columns
 from mlfilter_core.errors import SourceError, in_one_line
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 ROWS_PER_GROUP = 1 << 32
 # Rows that are converted at a time: few where they are large. Arbitrary: more rows are not faster.
 BATCH_ROWS, BATCH_BYTES = 256, 8 << 20
-N_SHOWN_COLUMNS = 20
 DAMAGED = "download or write the file again (nothing was written for it)"
 
 
@@ -78,7 +78,7 @@ class ParquetSource:
                 self._metadata = self._opened.metadata
                 self._schema = self._opened.schema_arrow
             self.keys: Sequence[str] = tuple(self._schema.names)
-            self._columns = self._wanted_columns(keys)
+            self._columns = wanted_columns(path, self._schema, keys)
         except BaseException:
             self._file.close()
             raise
@@ -177,41 +177,6 @@ class ParquetSource:
         if self._file.read() != MAGIC or self._size < 3 * len(MAGIC):
             raise SourceError(f"{self.path} is a Parquet file that is cut short: it has no footer; {DAMAGED}")
 
-    def _wanted_columns(self, keys: RecordKeys | None) -> list[str] | None:
-        """Returns the columns to read, as paths; None for all.
-
-        Raises:
-            SourceError: A required key has none, or a name is there twice.
-        """
-        columns = None
-        if keys is not None:
-            found = {key: _column_of(self._schema, key) for key in (*keys.required, *keys.optional)}
-            missing = [key for key in keys.required if found[key] is None]
-            if missing:
-                shown = ", ".join(self.keys[:N_SHOWN_COLUMNS]) + (", ..." if len(self.keys) > N_SHOWN_COLUMNS else "")
-                raise SourceError(
-                    f'{self.path} has no column "{missing[0]}"; it has: {shown or "none"}; correct the key, or leave '
-                    "the file out of glob_pattern"
-                )
-            columns = list(dict.fromkeys(column for column in found.values() if column is not None))
-        roots = None if columns is None else set(columns) | {of.split(".")[0] for of in columns}
-        self._check_unique([field for field in self._schema if roots is None or field.name in roots], "")
-        return columns
-
-    def _check_unique(self, fields: Sequence["pa.Field"], prefix: str) -> None:
-        import pyarrow as pa
-
-        names = [field.name for field in fields]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise SourceError(f'{self.path} has {names.count(twice)} columns "{prefix}{twice}"; rename all but one')
-        for field in fields:
-            kind = field.type
-            while hasattr(kind, "value_type") and pa.types.is_nested(kind):
-                kind = kind.value_type
-            if pa.types.is_struct(kind):
-                self._check_unique(list(kind), f"{prefix}{field.name}.")
-
     def _batches(self, group: int) -> Iterator["pa.RecordBatch"]:
         # Of all columns: to ask for the size of an encrypted one aborts the process.
         n_rows, n_bytes = self._metadata.row_group(group).num_rows, self._metadata.row_group(group).total_byte_size
@@ -268,25 +233,6 @@ class ParquetSource:
             if "encrypt" in str(error) or "decrypt" in str(error):
                 raise SourceError(f"{self.path}: {place}: a column is encrypted; give the file decrypted") from error
             raise SourceError(f"{self.path}: {place} cannot be read ({in_one_line(error)}); {DAMAGED}") from error
-
-
-def _column_of(schema: "pa.Schema", key: str) -> str | None:
-    """Returns the path of the column with the values of a key, which may lead into structs and a map."""
-    import pyarrow as pa
-
-    if key in schema.names:
-        return key
-    root, *parts = key.split(".")
-    if schema.names.count(root) != 1:
-        return root if root in schema.names and parts else None
-    path, kind = root, schema.field(root).type
-    for part in parts:
-        if pa.types.is_map(kind):
-            return path
-        if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
-            return None
-        path, kind = f"{path}.{part}", kind.field(part).type
-    return path
 
 
 def _taken(column: "pa.Array", rows: NDArray[np.int64]) -> "pa.Array":
