@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import IO
 
 from mlfilter_core.corpus.compression import HEAD_BYTES, BrokenStreamError, PromptReader, compression_of
+from mlfilter_core.corpus.documents import RecordKeys
 from mlfilter_core.corpus.lines import OverlongLine
 from mlfilter_core.corpus.sources import LINES, format_of, open_source
 from mlfilter_core.errors import SourceError
@@ -98,7 +99,9 @@ class BlockSample:
         return len(self.blocks) == self.n_blocks and all_prefixes
 
 
-def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findings: Findings) -> BlockSample:
+def draw_blocks(
+    files: Sequence[TaskFile], max_line_bytes: int, seed: int, findings: Findings, keys: RecordKeys | None = None
+) -> BlockSample:
     """Draws a sample of the lines of some files; the same seed draws the same lines.
 
     Args:
@@ -106,6 +109,8 @@ def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findi
         max_line_bytes: Limit above which a line is cut.
         seed: Seed of the draw.
         findings: Receives the files that cannot be read.
+        keys: Keys to read of a file in columns that cannot be read as a whole, such as one with an encrypted column
+            that the job leaves out.
     """
     chosen = random.Random(seed)
     plain: dict[TaskFile, int] = {}
@@ -125,7 +130,7 @@ def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findi
         blocks=blocks,
         n_blocks=n_blocks,
         plain_bytes=sum(plain.values()),
-        prefixes=_draw_prefixes(compressed, max_line_bytes, chosen, findings),
+        prefixes=_draw_prefixes(compressed, max_line_bytes, chosen, findings, keys),
         n_compressed=len(compressed),
         compressed_bytes=sum(compressed.values()),
         bytes_by_file={file.relative: size for file, size in (plain | compressed).items()},
@@ -150,12 +155,16 @@ def _draw_plain(
 
 
 def _draw_prefixes(
-    sizes: Mapping[TaskFile, int], max_line_bytes: int, chosen: random.Random, findings: Findings
+    sizes: Mapping[TaskFile, int],
+    max_line_bytes: int,
+    chosen: random.Random,
+    findings: Findings,
+    keys: RecordKeys | None,
 ) -> list[Prefix]:
     prefixes = []
     for file in chosen.sample(list(sizes), min(MAX_PREFIXES, len(sizes))):
         try:
-            prefixes.append(_read_prefix(file, sizes[file], max_line_bytes))
+            prefixes.append(_read_prefix(file, sizes[file], max_line_bytes, keys))
         except BrokenStreamError as error:
             findings.add_problem(
                 f"{file.path}: the compressed stream is broken ({error}); download or compress the file again"
@@ -194,10 +203,18 @@ def _skip_line(opened: IO[bytes], end: int) -> None:
             return
 
 
-def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
+def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int, keys: RecordKeys | None) -> Prefix:
     with open(file.path, "rb", buffering=0) as opened:
         is_lines = format_of(opened.read(HEAD_BYTES)) is LINES
-    content, n_read, is_whole = _decompress_prefix(file) if is_lines else _read_rows(file, max_line_bytes)
+    if is_lines:
+        content, n_read, is_whole = _decompress_prefix(file)
+    else:
+        try:
+            content, n_read, is_whole = _read_rows(file, max_line_bytes, None)
+        except SourceError:
+            if keys is None:
+                raise
+            content, n_read, is_whole = _read_rows(file, max_line_bytes, keys)
     if is_whole:
         n_read = n_bytes
     lines = content.split(b"\n")
@@ -219,10 +236,10 @@ def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
     return Prefix(n_bytes, blocks, is_whole)
 
 
-def _read_rows(file: TaskFile, max_line_bytes: int) -> tuple[bytes, int, bool]:
+def _read_rows(file: TaskFile, max_line_bytes: int, keys: RecordKeys | None) -> tuple[bytes, int, bool]:
     """Returns the first rows as lines, how many bytes on disk they stand for, and whether they are all of the file."""
     content, n_bytes = bytearray(), 0
-    with open_source(file.path) as source:
+    with open_source(file.path, keys) as source:
         for row in source.lines(max_line_bytes):
             if len(content) >= ROWS_BYTES:
                 return bytes(content), n_bytes, False

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mlfilter_core.corpus.documents import RecordKeys
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.files.zstd import zstd
 from mlfilter_core.plan import blocks as blocks_module
@@ -113,6 +114,17 @@ def test_the_first_rows_of_a_parquet_file_stand_for_all(tmp_path: Path) -> None:
     n_read = sum(len(block.lines) for block in large.blocks)
     assert not large.is_whole
     assert sum(block.n_bytes for block in large.blocks) / large.n_bytes == pytest.approx(n_read / 3000, rel=0.01)
+
+
+def test_columns_that_a_job_leaves_out_need_not_be_readable(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "n", "n"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    files = [TaskFile("a.parquet", "a", tmp_path)]
+    findings = Findings()
+    draw_blocks(files, MAX_LINE_BYTES, 0, findings)
+    assert len(findings.problems) == 1
+    (block,) = draw_blocks(files, MAX_LINE_BYTES, 0, Findings(), RecordKeys(("text",))).all_blocks
+    assert block.lines == [b'{"text":"a"}']
 
 
 def test_a_parquet_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
