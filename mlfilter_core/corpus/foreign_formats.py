@@ -30,6 +30,7 @@ _UNPACK = "unpack it"
 FOREIGN_FORMATS = (
     ForeignFormat("a ZIP archive", re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"), _UNPACK),
     ForeignFormat("a tar archive", re.compile(rb".{257}ustar(\x00|  \x00)", re.DOTALL), _UNPACK),
+    ForeignFormat("Parquet that was compressed as a whole", re.compile(rb"PAR[1E]"), "decompress it"),
     ForeignFormat("a 7z archive", re.compile(rb"7z\xbc\xaf\x27\x1c"), _UNPACK),
     ForeignFormat("compressed with LZ4", re.compile(rb"\x04\x22\x4d\x18"), "decompress it: lz4 -d"),
     ForeignFormat("compressed with Snappy", re.compile(rb"\xff\x06\x00\x00sNaPpY"), "decompress it"),

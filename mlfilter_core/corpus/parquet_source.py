@@ -26,6 +26,7 @@ from mlfilter_core.errors import SourceError, in_one_line
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PARQUET_SUFFIX = ".parquet"
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 # The position of a row: its row group times this, plus its row in the group, both from 0.
 ROWS_PER_GROUP = 1 << 32

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from mlfilter_core.corpus.compression import COMPRESSIONS
+from mlfilter_core.corpus.parquet_source import PARQUET_SUFFIX
 from mlfilter_core.corpus.sources import unread_content
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.task_files import TaskFile, find_files
@@ -16,7 +17,7 @@ OTHER_LINES = (".json", ".ndjson")
 SOURCE_SUFFIXES = (
     *JSONL_SUFFIXES,
     *(f"{name}{suffix}" for name in OTHER_LINES for suffix in _COMPRESSED),
-    ".parquet",
+    PARQUET_SUFFIX,
 )
 
 

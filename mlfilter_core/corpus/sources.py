@@ -13,7 +13,7 @@ from mlfilter_core.corpus.compression import COMPRESSIONS, HEAD_BYTES
 from mlfilter_core.corpus.documents import UTF8_BOM, RecordKeys
 from mlfilter_core.corpus.foreign_formats import describe_unknown, foreign_format
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader, open_regular_file
-from mlfilter_core.corpus.parquet_source import ENCRYPTED_MAGIC, MAGIC, ParquetSource
+from mlfilter_core.corpus.parquet_source import ENCRYPTED_MAGIC, MAGIC, PARQUET_SUFFIX, ParquetSource
 from mlfilter_core.errors import SourceError
 
 
@@ -76,10 +76,20 @@ class Format:
 def _open_lines(path: Path, keys: RecordKeys | None) -> Source:
     """Opens JSON lines, or what may be: a file of any other content would be rejected line by line."""
     reader = SourceReader(path)
-    if (foreign := foreign_format(reader.head(foreign_formats.HEAD_BYTES))) is not None:
+    try:
+        head = reader.head(foreign_formats.HEAD_BYTES)
+        if (foreign := foreign_format(head)) is not None:
+            raise SourceError(f"{path} is {foreign.name}, which is not read; {foreign.fix}. {what_is_read()}")
+        if path.name.endswith(PARQUET_SUFFIX) and not _begins_as_record(head):
+            raise SourceError(f"{path} does not begin as a Parquet file ({head[:4]!r}); download or write it again")
+    except BaseException:
         reader.__exit__()
-        raise SourceError(f"{path} is {foreign.name}, which is not read; {foreign.fix}. {what_is_read()}")
+        raise
     return reader
+
+
+def _begins_as_record(head: bytes) -> bool:
+    return head.removeprefix(UTF8_BOM).lstrip().startswith(b"{")
 
 
 LINES = Format("JSON lines", lambda head: True, _open_lines)
@@ -108,8 +118,8 @@ def unread_content(path: Path) -> str | None:
             head = reader.head(foreign_formats.HEAD_BYTES)
     except (SourceError, OSError):  # its task reports it
         return None
-    begins_as_record = head.removeprefix(UTF8_BOM).lstrip().startswith(b"{")
-    return None if foreign_format(head) is None and (begins_as_record or not head.strip()) else describe_unknown(head)
+    is_source = foreign_format(head) is None and (_begins_as_record(head) or not head.strip())
+    return None if is_source else describe_unknown(head)
 
 
 def what_is_read() -> str:

@@ -87,6 +87,20 @@ def test_content_that_is_not_read_is_named_with_what_is_read(tmp_path: Path, con
             open_source(tmp_path / "x.jsonl")
 
 
+@pytest.mark.parametrize("content", [b"", b"\n", b"\0" * 100, b"error"])
+def test_a_parquet_file_that_does_not_begin_as_one_is_not_taken_for_lines(tmp_path: Path, content: bytes) -> None:
+    """An empty file would be a corpus without documents."""
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(SourceError, match=r"x\.parquet does not begin as a Parquet file .*; download"):
+        open_source(tmp_path / "x.parquet")
+
+
+def test_parquet_that_was_compressed_again_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet.gz").write_bytes(gzip.compress(b"PAR1" + b"\0" * 100))
+    with pytest.raises(SourceError, match=r"is Parquet that was compressed as a whole, .*; decompress it"):
+        open_source(tmp_path / "x.parquet.gz")
+
+
 def test_a_tar_archive_is_recognised(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.add(__file__, "x.jsonl")
