@@ -1,8 +1,10 @@
 """Shared fixtures: a tiny real encoder, the real MiniLM, files of JSON lines."""
 
+import bz2
 import gzip
 import itertools
 import json
+import lzma
 import os
 import shutil
 import string
@@ -30,6 +32,7 @@ from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.zstd import zstd
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
+EVERY_COMPRESSION = {**COMPRESS, ".bz2": bz2.compress, ".xz": lzma.compress}
 NOBODY = 65534
 TINY_DIM = 32
 TINY_MAX_LENGTH = 64

@@ -45,11 +45,12 @@ class ChunkSettings(Written):
 class EmbeddingPipelineParameters(Written):
     """The parameters of an embedding job."""
 
-    input_dir: Path = Field(description="Folder of the source JSONL files.")
+    input_dir: Path = Field(description="Folder of the source files: JSON lines, plain or compressed, or Parquet.")
     glob_pattern: str = Field(
         "**/*.jsonl*",
         min_length=1,
-        description="Pattern of .jsonl, .jsonl.gz or .jsonl.zst files below input_dir; ** is any number of folders.",
+        description="Pattern of source files below input_dir; ** is any number of folders. Names with other suffixes "
+        "are read where it spells them out: *.txt.gz, part-*.",
     )
     text_field: str | None = Field(
         None,
@@ -61,7 +62,9 @@ class EmbeddingPipelineParameters(Written):
         "or nothing with text_field.",
     )
     id_key: str | None = Field(
-        None, description="Key of the document's id. Unset: document_id, doc_id, id or uuid, otherwise file:line."
+        None,
+        description="Key of the document's id. Unset: document_id, doc_id, id, uuid or warc_record_id, "
+        "otherwise file:line.",
     )
     save_labels: bool = Field(False, description="Store labels beside the embeddings.")
     label_key: str | tuple[str, ...] | None = Field(

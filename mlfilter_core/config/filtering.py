@@ -91,9 +91,7 @@ class FilterParameters(Written):
     """The parameters of a filter job."""
 
     annotated_directory: Path = Field(description="Folder of the annotated files, searched recursively.")
-    glob_pattern: str = Field(
-        "**/*", min_length=1, description="Pattern of .jsonl, .jsonl.gz or .jsonl.zst files below it."
-    )
+    glob_pattern: str = Field("**/*", min_length=1, description="Pattern of .jsonl files below it, compressed or not.")
     keep: Selection = Field(description="Documents to keep: the fields of a selection.")
     embeddings_directory: Path | None = Field(
         None,

@@ -27,7 +27,8 @@ class HeadRecipe(Written):
         "first that a line has.",
     )
     id_key: str | None = Field(
-        None, description="Key of the document's id in labels_path. Unset: document_id, doc_id, id or uuid."
+        None,
+        description="Key of the document's id in labels_path. Unset: document_id, doc_id, id, uuid or warc_record_id.",
     )
     task: Literal["regression", "binary", "multiclass", "multilabel"] = Field(
         "regression",

@@ -14,9 +14,22 @@ import orjson
 
 from mlfilter_core.corpus.lines import Line
 
-DEFAULT_ID_KEYS = ("document_id", "doc_id", "id", "uuid")
+DEFAULT_ID_KEYS = ("document_id", "doc_id", "id", "uuid", "warc_record_id")
 DEFAULT_LABEL_KEYS = ("label", "score", "scores.score")
 UTF8_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class RecordKeys:
+    """The keys to read of each record; a format in columns leaves the others unread.
+
+    Attributes:
+        required: Keys that each record must have.
+        optional: Keys that a record may have.
+    """
+
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,20 @@ class DocumentSchema:
         if self.label_keys is None or isinstance(self.label_keys, str):
             return ()
         return (len(self.label_keys),) if self.label_keys else None
+
+    @property
+    def keys(self) -> RecordKeys:
+        """The keys that a document is made from."""
+        required, optional = [*self.text_keys, *self.index_keys], list[str]()
+        if self.id_key is None:
+            optional += DEFAULT_ID_KEYS
+        else:
+            required.append(self.id_key)
+        if self.label_keys is None:
+            optional += DEFAULT_LABEL_KEYS
+        else:
+            required += (self.label_keys,) if isinstance(self.label_keys, str) else self.label_keys
+        return RecordKeys(tuple(dict.fromkeys(required)), tuple(dict.fromkeys(optional)))
 
 
 @dataclass(frozen=True, slots=True)

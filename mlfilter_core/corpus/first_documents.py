@@ -6,7 +6,8 @@ from itertools import islice
 from typing import Any
 
 from mlfilter_core.corpus.documents import BadRecordError, parse_record
-from mlfilter_core.corpus.lines import Line, SourceReader
+from mlfilter_core.corpus.lines import Line
+from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.task_files import TaskFile
 
@@ -41,7 +42,7 @@ def read_first_documents(files: Sequence[TaskFile], max_line_bytes: int) -> Firs
     for i in range(n_files):
         own_bytes = 0
         try:
-            with SourceReader(files[i * len(files) // n_files].path) as reader:
+            with open_source(files[i * len(files) // n_files].path) as reader:
                 for line in islice(reader.lines(max_line_bytes), N_LINES):
                     if isinstance(line, Line) and (record := _record(line.content)) is not None:
                         records.append(record)

@@ -4,23 +4,17 @@ Knows nothing about JSON. A line ends with a line feed and nothing else, so that
 with `sed -n 7p` and offsets with `tail -c +N`.
 """
 
-import gzip
 import hashlib
 import io
-import re
+import os
 import stat
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
+from mlfilter_core.corpus.compression import HEAD_BYTES, BrokenStreamError, PromptReader, compression_of
 from mlfilter_core.errors import SourceError
-from mlfilter_core.files.zstd import zstd
 
-GZIP_MAGIC = b"\x1f\x8b"
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-SKIPPABLE_FRAME = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # files of pzstd begin with one
 READ_BYTES = 1 << 20  # arbitrary: large enough that system calls do not show in a profile
 # A longer line is rejected. Arbitrary: a thousand times a long web page, and still small in memory.
 DEFAULT_MAX_LINE_BYTES = 64 << 20
@@ -70,7 +64,12 @@ class SourceReader:
     Attributes:
         path: The file.
         n_lines: Lines read so far.
+        keys: None: the keys of a line are known when it is read.
+        is_columnar: False: a line has all its keys, whichever are wanted.
     """
+
+    keys: Sequence[str] | None = None
+    is_columnar: bool = False
 
     def __init__(self, path: Path) -> None:
         """Opens the file.
@@ -81,15 +80,10 @@ class SourceReader:
         self.path = path
         self.n_lines = 0
         self._offset = 0
-        try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode) and not path.is_dir():  # a pipe or a device may have no end
-                raise SourceError(f"{path} is a pipe or a device; give a regular file")
-            self._raw = _HashingReader(open(path, "rb", buffering=0))
-        except LASTING_ERRORS as error:
-            raise SourceError(f"{path} cannot be read ({error.strerror}); fix its path or its permissions") from error
+        file = open_regular_file(path)
+        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * os.fstat(file.fileno()).st_size)  # decompressed
+        self._raw = _HashingReader(file)
         self._stream = _decompressed(self._raw)
-        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * status.st_size)  # decompressed bytes of the source
 
     def __enter__(self) -> "SourceReader":
         return self
@@ -107,6 +101,16 @@ class SourceReader:
     def sha256(self) -> str:
         """Digest of the bytes read so far, as `sha256sum` prints it; of the whole file once `lines` is exhausted."""
         return self._raw.digest.hexdigest()
+
+    def head(self, n_bytes: int) -> bytes:
+        """Returns the first decompressed bytes, this many where there are as many; what precedes a broken place.
+
+        To be called before `lines`, which reads them again.
+        """
+        try:
+            return self._stream.peek(n_bytes)[:n_bytes]
+        except BrokenStreamError:  # reading reports it, with its place
+            return b""
 
     def lines(self, max_line_bytes: int) -> Iterator[Line | OverlongLine]:
         """Yields every line in order; the last one needs no line feed.
@@ -140,11 +144,25 @@ class SourceReader:
             )
         try:
             return self._stream.readline(size)
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+        except BrokenStreamError as error:
             raise SourceError(
                 f"{self.path}:{self.n_lines + 1}: the compressed stream breaks off here ({error}); "
                 "fetch or compress the file again (nothing was written for it)"
             ) from error
+
+
+def open_regular_file(path: Path) -> io.FileIO:
+    """Opens a file for reading, without a buffer.
+
+    Raises:
+        SourceError: It is missing, not readable, or not a regular file.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # a pipe or a device may have no end
+            raise SourceError(f"{path} is a pipe or a device; give a regular file")
+        return open(path, "rb", buffering=0)
+    except LASTING_ERRORS as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror}); fix its path or its permissions") from error
 
 
 class _HashingReader(io.RawIOBase):
@@ -154,7 +172,7 @@ class _HashingReader(io.RawIOBase):
         self._file = file
         self.digest = hashlib.sha256()
         self.n_bytes = 0
-        self.head = self._file.read(4)
+        self.head = self._file.read(HEAD_BYTES)
         self._file.seek(0)
 
     def readable(self) -> bool:
@@ -171,27 +189,9 @@ class _HashingReader(io.RawIOBase):
         super().close()
 
 
-class _PromptReader(io.RawIOBase):
-    """Returns the bytes decompressed so far: all lines before a broken place are read before the error."""
-
-    def __init__(self, stream: io.BufferedIOBase) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        return self._stream.readinto1(buffer)
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
-def _decompressed(raw: _HashingReader) -> IO[bytes]:
-    on_disk = io.BufferedReader(raw, READ_BYTES)
-    if raw.head.startswith(GZIP_MAGIC):
-        return io.BufferedReader(_PromptReader(gzip.GzipFile(fileobj=on_disk)), READ_BYTES)
-    if raw.head.startswith(ZSTD_MAGIC) or SKIPPABLE_FRAME.match(raw.head):
-        return io.BufferedReader(_PromptReader(zstd.ZstdFile(on_disk)), READ_BYTES)
-    return on_disk
+def _decompressed(raw: _HashingReader) -> io.BufferedReader:
+    compression = compression_of(raw.head)
+    stream: io.RawIOBase = (
+        raw if compression is None else PromptReader(compression.open(io.BufferedReader(raw, READ_BYTES)))
+    )
+    return io.BufferedReader(stream, READ_BYTES)

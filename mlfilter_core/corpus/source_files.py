@@ -2,15 +2,42 @@
 
 import os
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from mlfilter_core.corpus.compression import COMPRESSIONS
+from mlfilter_core.corpus.parquet_source import PARQUET_SUFFIX
+from mlfilter_core.corpus.sources import unread_content
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.files.task_files import TaskFile, find_files
 
-SOURCE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
+_COMPRESSED = ("", *(suffix for each in COMPRESSIONS for suffix in each.suffixes))
+# Suffixes of the files that jobs write and read: annotated files, labels, scores.
+JSONL_SUFFIXES = tuple(f".jsonl{suffix}" for suffix in _COMPRESSED)
+OTHER_LINES = (".json", ".ndjson")
+SOURCE_SUFFIXES = (
+    *JSONL_SUFFIXES,
+    *(f"{name}{suffix}" for name in OTHER_LINES for suffix in _COMPRESSED),
+    PARQUET_SUFFIX,
+)
+
+
+def find_sources(folder: Path, pattern: str) -> list[TaskFile]:
+    """Returns the source files of a job, sorted by path.
+
+    Args:
+        folder: Folder of the corpus.
+        pattern: Glob as for `find_files`. A pattern that spells names out, such as `*.txt.gz` or `part-*`, also finds
+            files without one of `SOURCE_SUFFIXES` whose content is a source's.
+
+    Raises:
+        ConfigError: As `find_files`.
+    """
+    content = unread_content if _spells_names_out(pattern) else None
+    return find_files(folder, pattern, SOURCE_SUFFIXES, content, tells_hidden_folders=True)
 
 
 def find_jsonl(folder: Path, *stems: str) -> list[Path]:
-    """Returns the files below a folder whose names without `SOURCE_SUFFIXES` match a pattern, sorted by path.
+    """Returns the files below a folder whose names without `JSONL_SUFFIXES` match a pattern, sorted by path.
 
     Hidden files and folders are left out, as runs keep their own files there.
 
@@ -24,7 +51,7 @@ def find_jsonl(folder: Path, *stems: str) -> list[Path]:
     found = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(parent) / name for name in names if name.endswith(SOURCE_SUFFIXES) and not name.startswith(".")]
+        paths = [Path(parent) / name for name in names if name.endswith(JSONL_SUFFIXES) and not name.startswith(".")]
         found += [path for path in paths if any(fnmatchcase(stem_of(path), pattern) for pattern in stems)]
     for path in found:
         try:
@@ -39,3 +66,9 @@ def stem_of(path: Path) -> str:
     """Returns a file's name without `SOURCE_SUFFIXES`: `x` for `a/x.jsonl.gz`."""
     suffix = next((suffix for suffix in SOURCE_SUFFIXES if path.name.endswith(suffix)), path.suffix)
     return path.name.removesuffix(suffix)
+
+
+def _spells_names_out(pattern: str) -> bool:
+    """Returns whether a pattern says more of names than a suffix of sources: `part-*`, not `*` or `*.jsonl*`."""
+    name = PurePosixPath(pattern).name.strip("*")
+    return bool(name.strip(".")) and not name.endswith(SOURCE_SUFFIXES)

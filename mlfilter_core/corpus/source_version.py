@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mlfilter_core.corpus.lines import SourceReader
+from mlfilter_core.corpus.sources import Source
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.identity import file_sha256
 
@@ -18,7 +18,7 @@ class SourceVersion:
         except OSError:  # the reader's error says more
             self._before = None
 
-    def check(self, reader: SourceReader) -> os.stat_result:
+    def check(self, reader: Source) -> os.stat_result:
         """Returns the status of the file, once its reader has read it to the end.
 
         Raises:
@@ -33,7 +33,7 @@ class SourceVersion:
             raise SourceError(f"{self._path} changed while it was read; run again when it is complete")
         return after
 
-    def _is_same(self, after: os.stat_result, reader: SourceReader) -> bool:
+    def _is_same(self, after: os.stat_result, reader: Source) -> bool:
         before = self._before
         if before is None or not reader.n_bytes == before.st_size == after.st_size:
             return False

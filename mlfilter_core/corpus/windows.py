@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import IO
 
 from mlfilter_core.corpus.documents import Document, DocumentSchema, Rejection, parse_document
-from mlfilter_core.corpus.lines import OverlongLine, SourceReader
+from mlfilter_core.corpus.lines import OverlongLine
+from mlfilter_core.corpus.sources import Source
 from mlfilter_core.files.new_file import naming
 from mlfilter_core.files.task_files import TaskFile
 
@@ -66,7 +67,7 @@ class Window:
 
 
 def read_windows(
-    reader: SourceReader,
+    reader: Source,
     source: TaskFile,
     schema: DocumentSchema,
     max_line_bytes: int,

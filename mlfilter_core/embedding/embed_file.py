@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlfilter_core.corpus.lines import SourceReader
 from mlfilter_core.corpus.rejects import RejectsFile
 from mlfilter_core.corpus.source_version import SourceVersion
+from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
 from mlfilter_core.embedding.committed import CommittedRows
 from mlfilter_core.embedding.embed_report import EmbedReport
@@ -49,7 +49,7 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
     made_by = _committed_by(request, encoder)
     # In this order the rejects appear first: a finished output always has them beside it.
     with (
-        SourceReader(source.path) as reader,
+        open_source(source.path, request.schema.keys) as reader,
         publish(output) as temporary,
         RejectsFile(rejects) as rejected,
         CommittedRows(output, made_by, encoder.dim, request.rows_dtype, request.commit_documents) as committed,

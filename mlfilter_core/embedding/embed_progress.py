@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from mlfilter_core.work.progress import Progress, ProgressTeller
 
 if TYPE_CHECKING:
-    from mlfilter_core.corpus.lines import SourceReader
+    from mlfilter_core.corpus.sources import Source
     from mlfilter_core.embedding.stages import Stages
     from mlfilter_core.encoder.encoder import Encoder
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class EmbedProgress:
     """Counts what the stages have done, and reports it to the listener."""
 
-    def __init__(self, file: str, n_bytes: int, reader: "SourceReader", stages: "Stages", encoder: "Encoder") -> None:
+    def __init__(self, file: str, n_bytes: int, reader: "Source", stages: "Stages", encoder: "Encoder") -> None:
         """Takes the name and size of the file, and the objects to report on."""
         self._file = file
         self._n_bytes = max(1, n_bytes)

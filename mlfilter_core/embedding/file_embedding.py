@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfilter_core.corpus.documents import Rejection
-from mlfilter_core.corpus.lines import READ_BYTES, SourceReader
+from mlfilter_core.corpus.lines import READ_BYTES
 from mlfilter_core.corpus.rejects import RejectsFile
+from mlfilter_core.corpus.sources import Source
 from mlfilter_core.corpus.windows import Window, read_windows
 from mlfilter_core.embedding.committed import CommittedRows, Rows
 from mlfilter_core.embedding.embed_counts import EmbedCounts
@@ -42,7 +43,7 @@ class OpenFiles:
         committed: Checkpoint.
     """
 
-    reader: SourceReader
+    reader: Source
     writer: EmbeddingWriter
     rejects: RejectsFile
     committed: CommittedRows

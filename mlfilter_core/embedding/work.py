@@ -13,7 +13,7 @@ from mlfilter_core.annotating.annotate_file import score_columns
 from mlfilter_core.annotating.work import annotate_request, heads_of_process, load_heads
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus.first_documents import FirstDocuments, read_first_documents
-from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.corpus.source_files import find_sources
 from mlfilter_core.embedding.annotate_inline import (
     InlineAnnotation,
     annotate_embedded,
@@ -27,7 +27,7 @@ from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolv
 from mlfilter_core.encoder.settings import Chunks, EncoderSettings
 from mlfilter_core.files.disk_space import check_room_for
 from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import TaskFile, find_files, shard
+from mlfilter_core.files.task_files import TaskFile, shard
 from mlfilter_core.work.workload import Work, Workload
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
         EncoderError, HeadError: As `embed_work`.
     """
     params = job.params
-    files = find_files(params.input_dir, params.glob_pattern, SOURCE_SUFFIXES)
+    files = find_sources(params.input_dir, params.glob_pattern)
     return Workload("embed", shard(files, job.local.ranks, job.local.tasks), embed_work(params), params.results_dir)
 
 

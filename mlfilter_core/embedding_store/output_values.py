@@ -13,10 +13,9 @@ import numpy as np
 from mlfilter_core.corpus.documents import find_value
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, SOURCE_OFFSET
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.embedding_store.source_documents import SourceDocuments
+from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
 from mlfilter_core.errors import AnnotationError, ConfigError, FileError
 
-WHOLE_DOCUMENT = "*"
 # Rows in memory at a time: texts may be stored, and some are a thousand times longer than most.
 READ_ROWS = 256
 N_CHECKED_FILES = 4  # before a run; a wrong key shows in the first files
@@ -96,7 +95,7 @@ class OutputValues:
                 )
 
     def known_keys(self) -> list[str]:
-        """Returns the names in the HDF5 file, and the keys of the last document that lacked an output key."""
+        """Returns the names in the HDF5 file, and the keys of the source or of a document that lacked an output key."""
         return [*self._file.names(), *self._document_keys]
 
     def _stored(self, place: str, rows: slice) -> Any:
@@ -124,7 +123,7 @@ class OutputValues:
         try:
             return find_value(document, key)
         except KeyError:
-            self._document_keys = list(document)
+            self._document_keys = list((self._source and self._source.keys) or document)
             self.missing_values[key] = self.missing_values.get(key, 0) + 1
             return None
 

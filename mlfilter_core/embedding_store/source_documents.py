@@ -1,16 +1,20 @@
-"""The source documents of a file of embeddings, joined to its rows by byte offset."""
+"""The source documents of a file of embeddings, joined to its rows by their position."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfilter_core.corpus.documents import BadRecordError, parse_record
-from mlfilter_core.corpus.lines import Line, SourceReader
+from mlfilter_core.corpus.documents import BadRecordError, RecordKeys, parse_record
+from mlfilter_core.corpus.lines import Line
+from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, SourceError
+
+WHOLE_DOCUMENT = "*"  # in place of a key
 
 
 class SourceDocuments:
@@ -25,7 +29,7 @@ class SourceDocuments:
         Args:
             file: The file of embeddings, which names its source.
             source_dir: The corpus folder; None takes the folder that the file names.
-            keys: Keys to read from the documents, for messages.
+            keys: Keys to read from the documents; `WHOLE_DOCUMENT` for all.
 
         Raises:
             AnnotationError: The file does not name its source.
@@ -53,8 +57,9 @@ class SourceDocuments:
             ) from None
         if n_bytes != self._recorded["bytes"]:
             raise self._changed()
-        self._reader = SourceReader(self.path)
-        self._lines = self._reader.lines(self._max_line_bytes)
+        self._reader = open_source(self.path, None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys)))
+        # Rows may be longer with these keys than with those of the embedding, which the limit was for.
+        self._lines = self._reader.lines(sys.maxsize if self._reader.is_columnar else self._max_line_bytes)
 
     def __enter__(self) -> "SourceDocuments":
         return self
@@ -62,8 +67,18 @@ class SourceDocuments:
     def __exit__(self, *exc_info: object) -> None:
         self._reader.__exit__()
 
+    @property
+    def source(self) -> Source:
+        """The open source."""
+        return self._reader
+
+    @property
+    def keys(self) -> Sequence[str] | None:
+        """Keys of the documents; None where the source does not state them."""
+        return self._reader.keys
+
     def documents(self, offsets: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-        """Yields the records at ascending byte offsets, which follow those of the previous call.
+        """Yields the records at ascending offsets, which follow those of the previous call.
 
         Raises:
             SourceError: There is no record at an offset, as the source changed.
@@ -76,8 +91,9 @@ class SourceDocuments:
         Raises:
             SourceError: It changed.
         """
-        for _ in self._lines:  # the digest is of the whole file
-            pass
+        if not (self._reader.is_columnar and self._reader.sha256):  # the digest is of the whole file
+            for _ in self._lines:
+                pass
         if self._reader.sha256 != self._recorded["sha256"]:
             raise self._changed()
 

@@ -4,13 +4,14 @@ Knows nothing about what the files contain.
 """
 
 import logging
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.files.matching import HIDDEN, match_files
 
+N_SHOWN_NAMES = 3
 LONGEST_OUTPUT_SUFFIX = ".jsonl.zst.json"
 MAX_NAME_BYTES = 255  # of Linux's file systems
 
@@ -40,46 +41,58 @@ class TaskFile:
         return folder / f"{self.stem}{suffix}"
 
 
-def find_files(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[TaskFile]:
-    """Returns the files below `folder` that match, sorted by path.
+def find_files(
+    folder: Path,
+    pattern: str,
+    suffixes: tuple[str, ...],
+    unread_content: Callable[[Path], str | None] | None = None,
+    tells_hidden_folders: bool = False,
+) -> list[TaskFile]:
+    """Returns the files below `folder` that match, sorted by path. Links to folders are followed.
+
+    What matches and is left out is counted in a warning, with the reason.
 
     Args:
-        folder: Folder to search; links to folders below it are not followed.
+        folder: Folder to search.
         pattern: Glob relative to `folder`; `**` stands for any number of folders.
-        suffixes: Suffixes of the files. Other matches are left out with a warning, hidden files and files in hidden
-            folders without one.
+        suffixes: Suffixes of the files.
+        unread_content: Returns what a file with another suffix is instead of a file of the job, None if it is one; its
+            output then has its whole name. Without this function, all such files are left out.
+        tells_hidden_folders: Whether to warn of hidden folders; runs keep some beside their outputs.
 
     Raises:
         ConfigError: The folder or one below it is missing or unreadable, the pattern leaves it, nothing
             matches, two files would share an output name, or a name cannot be used for outputs.
     """
     _check_folder(folder)
-    if "**" in pattern:
-        _check_folders_below(folder)
     if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
         raise ConfigError(f'glob_pattern "{pattern}" leaves {folder}; give a pattern below that folder')
     try:
-        # A broken link is kept: its task fails and reports it.
-        found = (path for path in folder.glob(pattern) if path.is_file() or (path.is_symlink() and not path.exists()))
-        matches = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+        matches = match_files(folder, pattern)
     except ValueError as error:
         raise ConfigError(f'glob_pattern "{pattern}": {error}') from error
-    files = sorted(
-        TaskFile(relative, relative.removesuffix(suffix), folder.absolute())
-        for path in matches
-        if (relative := path.relative_to(folder).as_posix()) and (suffix := _suffix(relative, suffixes))
-    )
-    n_others = len(matches) - len(files)
-    if n_others:
-        _log.warning(
-            "%s: %d files that match %s are left out: their names do not end with %s",
-            *(folder, n_others, pattern, " or ".join(suffixes)),
-        )
+    files: list[TaskFile] = []
+    others: list[str] = []
+    left_out = {reason: list(names) for reason, names in matches.left_out.items()}
+    for relative in matches.files:
+        suffix = _suffix(relative, suffixes)
+        if suffix is None and unread_content is None:
+            others.append(relative)
+        elif suffix is None and unread_content is not None and (content := unread_content(folder / relative)):
+            left_out.setdefault(f"are {content}", []).append(relative)
+        else:
+            files.append(TaskFile(relative, relative.removesuffix(suffix or ""), folder.absolute()))
+    hidden = left_out.pop(HIDDEN, [])
+    told = (*suffixes, "/") if tells_hidden_folders else suffixes
+    left_out[HIDDEN] = [name for name in hidden if name.endswith(told)]
+    left_out[f"have names that do not end with {' or '.join(suffixes)}"] = others
+    _tell(folder, pattern, left_out)
     if not files:
         raise ConfigError(
             f'no file below {folder} matches glob_pattern "{pattern}" and ends with '
             f'{" or ".join(suffixes)}; "**/*" matches files in every folder below it'
         )
+    files.sort()
     _check_names(files)
     _check_output_names(files)
     return files
@@ -102,17 +115,11 @@ def _check_folder(folder: Path) -> None:
         raise ConfigError(f"the folder {folder} is not readable; check its permissions") from None
 
 
-def _check_folders_below(folder: Path) -> None:
-    """Refuses unreadable folders, which Path.glob skips silently."""
-
-    def refuse(error: OSError) -> None:
-        raise ConfigError(
-            f"the folder {error.filename} is not readable ({error.strerror}); check its permissions, or narrow "
-            "glob_pattern"
-        ) from error
-
-    for _ in os.walk(folder, onerror=refuse):
-        pass
+def _tell(folder: Path, pattern: str, left_out: Mapping[str, Sequence[str]]) -> None:
+    for reason, names in left_out.items():
+        if names:
+            shown = ", ".join(names[:N_SHOWN_NAMES]) + (", ..." if len(names) > N_SHOWN_NAMES else "")
+            _log.warning("%s: of what matches %s, %d %s, and left out: %s", folder, pattern, len(names), reason, shown)
 
 
 def _suffix(name: str, suffixes: tuple[str, ...]) -> str | None:

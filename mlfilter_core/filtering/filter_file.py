@@ -27,6 +27,7 @@ from mlfilter_core.filtering.filter_request import FilterRequest
 from mlfilter_core.filtering.kept_counts import KeptCounts
 from mlfilter_core.filtering.kept_documents import document_lines
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
+from mlfilter_core.filtering.parquet_rows import write_source_rows
 from mlfilter_core.filtering.survey import Survey, check_unchanged, load_survey
 from mlfilter_core.filtering.thresholds import describe_rank
 from mlfilter_core.wording import share
@@ -218,6 +219,9 @@ def _write(
         with compressed(output, request.compression) as sink:
             sink.writelines(document_lines(file, request, wanted))
         return
+    float_fields = {field for name in request.survey.scores for field in (name, f"{SCORE_PREFIX}{name}")}
+    if write_source_rows(output, file, request, wanted, float_fields):
+        return
     shown = wanted.copy()
     shown[:1] |= not wanted.any()  # a file without rows gets the columns of its first document
     # The types of the columns are only known after the last document. A file without a name leaves nothing behind.
@@ -229,8 +233,7 @@ def _write(
             return (_document(line, file) for line in spool)
 
         kinds = kinds_of(records())
-        fields = [field for name in request.survey.scores for field in (name, f"{SCORE_PREFIX}{name}")]
-        kinds |= dict.fromkeys((field for field in fields if field in kinds), "float")  # 3 in one file, 2.5 in the next
+        kinds |= dict.fromkeys(float_fields & kinds.keys(), "float")  # 3 in one file, 2.5 in the next
         try:
             write_parquet(output, records() if wanted.any() else [], kinds)
         except orjson.JSONEncodeError as error:

@@ -1,20 +1,67 @@
 """The documents that a filter run writes: annotated lines as they are, or source documents with their scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mlfilter_core.corpus.lines import Line
 from mlfilter_core.corpus.records import Record
 from mlfilter_core.embedding_store.layout import SOURCE_OFFSET
-from mlfilter_core.embedding_store.source_documents import SourceDocuments
+from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
 from mlfilter_core.errors import AnnotationError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import embeddings_of, lines_of, provenance_of, record_of, score_field
 from mlfilter_core.filtering.filter_request import FilterRequest
 
 ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class KeptDocuments:
+    """The wanted documents of an annotated file, where source documents are written.
+
+    Attributes:
+        source: Their source.
+        offsets: int64 (n,), their positions in it.
+        scores: Yields the line of each in the annotated file, and the fields of its scores.
+    """
+
+    source: SourceDocuments
+    offsets: NDArray[np.int64]
+    scores: Callable[[], Iterator[tuple[int, Record]]]
+
+
+@contextmanager
+def source_documents(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> Iterator[KeptDocuments]:
+    """Opens the source of an annotated file; `check_unchanged` of the source is to be called after the last document.
+
+    Args:
+        file: The annotated file of n documents.
+        request: A request with a folder of embeddings.
+        wanted: bool (n,), with one wanted document at least.
+
+    Raises:
+        AnnotationError: The embeddings do not belong to the file; a line is broken, as `scores` reads it.
+        SourceError: The source is missing, or has another size than when it was embedded.
+    """
+    assert request.survey.embeddings is not None
+    with embeddings_of(file, request.survey.embeddings, request.survey.group) as embeddings:
+        if embeddings.n_rows != len(wanted):
+            raise AnnotationError(f"{embeddings.path} was changed since {file.path} was surveyed; annotate again")
+        provenance = provenance_of(file)
+
+        def scores() -> Iterator[tuple[int, Record]]:
+            for line in _wanted_lines(file, wanted):
+                record = record_of(line, file.path)
+                fields = provenance["columns"] if provenance else _score_fields(file, request, record)
+                yield line.number, {name: record.get(name) for name in fields}
+
+        with SourceDocuments(embeddings, request.source_dir, [WHOLE_DOCUMENT]) as source:
+            yield KeptDocuments(source, embeddings.array(SOURCE_OFFSET, ALL)[wanted], scores)
 
 
 def document_lines(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bool_]) -> Iterator[bytes]:
@@ -30,39 +77,40 @@ def document_lines(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bo
             of a score's name.
         SourceError: The source is missing, or changed since it was embedded.
     """
-    annotated = (line for line, is_wanted in zip(lines_of(file.path), wanted, strict=True) if is_wanted)
-    folder = request.survey.embeddings
-    if folder is None:
-        yield from (line.content + b"\n" for line in annotated)
+    if request.survey.embeddings is None:
+        yield from (line.content + b"\n" for line in _wanted_lines(file, wanted))
         return
-    with embeddings_of(file, folder, request.survey.group) as embeddings:
-        if embeddings.n_rows != len(wanted):
-            raise AnnotationError(f"{embeddings.path} was changed since {file.path} was surveyed; annotate again")
-        if not wanted.any():
-            return
-        offsets = embeddings.array(SOURCE_OFFSET, ALL)[wanted]
-        provenance = provenance_of(file)
-        with SourceDocuments(embeddings, request.source_dir, ["the whole document"]) as source:
-            for document, line in zip(source.documents(offsets), annotated, strict=True):
-                record = record_of(line, file.path)
-                fields = provenance["columns"] if provenance else _score_fields(file, request, record)
-                yield _encoded(_with_scores(document, record, fields, file), line.number, file)
-            source.check_unchanged()
+    if not wanted.any():
+        return
+    with source_documents(file, request, wanted) as kept:
+        documents = kept.source.documents(kept.offsets)
+        for document, (line, scores) in zip(documents, kept.scores(), strict=True):
+            check_no_clash(document, scores, file)
+            yield _encoded({**document, **scores}, line, file)
+        kept.source.check_unchanged()
+
+
+def check_no_clash(keys: Container[str], scores: Record, file: TaskFile) -> None:
+    """Checks that no key of a source document is the name of a score.
+
+    Raises:
+        AnnotationError: One is.
+    """
+    clash = [name for name in scores if name in keys]
+    if clash:
+        raise AnnotationError(
+            f'{file.path}: the source documents already have a key "{clash[0]}"; annotate with another score_prefix'
+        )
+
+
+def _wanted_lines(file: TaskFile, wanted: NDArray[np.bool_]) -> Iterator[Line]:
+    return (line for line, is_wanted in zip(lines_of(file.path), wanted, strict=True) if is_wanted)
 
 
 def _score_fields(file: TaskFile, request: FilterRequest, record: Record) -> Sequence[str]:
     """Returns the fields of the selected scores; without provenance, other computed fields are unknown."""
     fields = (score_field(name, record, file.path) for name in request.survey.scores)
     return [field for field in fields if field is not None]
-
-
-def _with_scores(document: Record, record: Record, fields: Sequence[str], file: TaskFile) -> Record:
-    clash = [name for name in fields if name in document]
-    if clash:
-        raise AnnotationError(
-            f'{file.path}: the source documents already have a key "{clash[0]}"; annotate with another score_prefix'
-        )
-    return {**document, **{name: record.get(name) for name in fields}}
 
 
 def _encoded(record: Record, line: int, file: TaskFile) -> bytes:

@@ -1,4 +1,4 @@
-"""JSON records to a Parquet file."""
+"""JSON records, or rows of another Parquet file with further columns, to a Parquet file."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -17,6 +17,40 @@ INT64 = range(-(2**63), 2**63)
 EXACT_IN_FLOATS = range(-(2**53), 2**53 + 1)
 
 
+def write_rows(
+    target: Path | IO[bytes],
+    batches: Iterable["pa.RecordBatch"],
+    schema: "pa.Schema",
+    added: Iterable[Record],
+    kinds: dict[str, str],
+) -> None:
+    """Writes rows with their columns as they are and further ones behind them, compressed with zstd.
+
+    Args:
+        target: The file, or its path.
+        batches: The rows.
+        schema: Their columns. Its metadata, which describes the columns of another file, is left out.
+        added: Values of the further columns, a record for each row.
+        kinds: Kind of each further column, from `kinds_of`.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    further = _schema(kinds)
+    whole = pa.schema([*schema, *further])
+    records = iter(added)
+    with parquet.ParquetWriter(target, whole, compression="zstd") as writer:
+        part: list[pa.RecordBatch] = []
+        for batch in batches:
+            arrays = _arrays(list(islice(records, batch.num_rows)), kinds, further)
+            part.append(pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=whole))
+            if sum(each.num_rows for each in part) >= ROW_GROUP_ROWS:
+                writer.write_table(pa.Table.from_batches(part, whole))
+                part = []
+        if part:
+            writer.write_table(pa.Table.from_batches(part, whole))
+
+
 def write_parquet(
     target: Path | IO[bytes], records: Iterable[Record], kinds: dict[str, str], row_group_rows: int = ROW_GROUP_ROWS
 ) -> None:
@@ -31,12 +65,11 @@ def write_parquet(
     import pyarrow as pa
     from pyarrow import parquet
 
-    types = {"bool": pa.bool_(), "int": pa.int64(), "long": pa.int64(), "float": pa.float64()}
-    schema = pa.schema([(name, types.get(kind, pa.string())) for name, kind in kinds.items()])
+    schema = _schema(kinds)
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         rows = iter(records)
         while part := list(islice(rows, row_group_rows)):
-            writer.write_table(_table(part, kinds, schema))
+            writer.write_table(pa.Table.from_arrays(_arrays(part, kinds, schema), schema=schema))
 
 
 def kinds_of(records: Iterable[Record]) -> dict[str, str]:
@@ -77,11 +110,17 @@ def _joined(one: str, other: str) -> str:
     return "float" if numbers == {"int", "float"} else "long" if numbers == {"int", "long"} else "json"
 
 
-def _table(records: list[Record], kinds: dict[str, str], schema: "pa.Schema") -> "pa.Table":
+def _schema(kinds: dict[str, str]) -> "pa.Schema":
     import pyarrow as pa
 
-    columns = [pa.array(_column(records, name, kind), schema.field(name).type) for name, kind in kinds.items()]
-    return pa.Table.from_arrays(columns, schema=schema)
+    types = {"bool": pa.bool_(), "int": pa.int64(), "long": pa.int64(), "float": pa.float64()}
+    return pa.schema([(name, types.get(kind, pa.string())) for name, kind in kinds.items()])
+
+
+def _arrays(records: list[Record], kinds: dict[str, str], schema: "pa.Schema") -> list["pa.Array"]:
+    import pyarrow as pa
+
+    return [pa.array(_column(records, name, kind), schema.field(name).type) for name, kind in kinds.items()]
 
 
 def _column(records: list[Record], name: str, kind: str) -> list[Any]:

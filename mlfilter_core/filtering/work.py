@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
-from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
@@ -116,7 +116,7 @@ def _files(params: FilterParameters) -> list[TaskFile]:
                 f"params.annotated_directory: {params.annotated_directory} and the output folder {folder} lie within "
                 "each other; give another output_dir"
             )
-    return find_files(params.annotated_directory, params.glob_pattern, SOURCE_SUFFIXES)
+    return find_files(params.annotated_directory, params.glob_pattern, JSONL_SUFFIXES)
 
 
 def _warn_of_files_without_annotations(params: FilterParameters) -> None:
@@ -127,5 +127,5 @@ def _warn_of_files_without_annotations(params: FilterParameters) -> None:
         if suffix is None:
             continue
         stem = relative.removesuffix(suffix)
-        if not any((params.annotated_directory / f"{stem}{suffix}").exists() for suffix in SOURCE_SUFFIXES):
+        if not any((params.annotated_directory / f"{stem}{suffix}").exists() for suffix in JSONL_SUFFIXES):
             _log.warning("%s: its annotated file is gone; remove it if its documents are not wanted", path)

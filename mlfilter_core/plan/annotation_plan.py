@@ -11,7 +11,7 @@ from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelinePar
 from mlfilter_core.embedding_store.fingerprint import Fingerprint, OneEncoder, fingerprint, name_of
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.plan.annotation_trial import AnnotationTrial, try_annotation
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.files_to_do import FilesToDo, find_files_to_do
@@ -52,7 +52,12 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, find
     params = job.params
     check_folders(job, findings)
     heads = find_heads(params, findings)
-    files = find_files_to_do(job, annotation_workload, params.embeddings_directory, EMBEDDING_SUFFIXES, findings)
+    files = find_files_to_do(
+        job,
+        annotation_workload,
+        lambda: find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES),
+        findings,
+    )
     embeddings = _read_embeddings(files.found, params, heads, findings)
     rows_to_do = {file: embeddings.rows[file] for file in files.to_do if file in embeddings.rows}
     sections = [_files_section(files, embeddings, sum(rows_to_do.values()))]

@@ -2,22 +2,24 @@
 
 The plain files together are divided into stretches of `BLOCK_BYTES`. A block is the lines that begin in one stretch.
 Each stretch is drawn with the same probability, so that long lines and large files have their due weight. A compressed
-file can be read only from its beginning: some files are drawn, and the beginning of each stands for the whole file.
+file can be read only from its beginning: some files are drawn, and the beginning of each stands for the whole file. So
+do the first rows of a file in another format than JSON lines, of which each stands for the same share of the bytes.
 """
 
-import gzip
 import random
 import stat
-import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import IO, Any
+from typing import IO
 
-from mlfilter_core.corpus.lines import GZIP_MAGIC, SKIPPABLE_FRAME, ZSTD_MAGIC
+from mlfilter_core.corpus.compression import HEAD_BYTES, BrokenStreamError, PromptReader, compression_of
+from mlfilter_core.corpus.documents import RecordKeys
+from mlfilter_core.corpus.lines import OverlongLine
+from mlfilter_core.corpus.sources import LINES, format_of, open_source
+from mlfilter_core.errors import SourceError
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.files.zstd import zstd
 from mlfilter_core.plan.findings import Findings
 
 # All of these are arbitrary: together, the blocks are read and tokenized in seconds.
@@ -25,6 +27,7 @@ BLOCK_BYTES = 32 << 10  # some ten web pages
 MAX_BLOCKS = 200
 MAX_PREFIXES = 24
 PREFIX_BYTES = 128 << 10  # compressed
+ROWS_BYTES = 512 << 10  # of rows as JSON
 MAX_DECOMPRESSED_BYTES = 64 << 20  # for a beginning without a line feed, or a decompression bomb
 SIP_BYTES = 4 << 10  # decompressors read ahead: larger reads would hide which bytes gave which lines
 READ_BYTES = 64 << 10
@@ -96,7 +99,9 @@ class BlockSample:
         return len(self.blocks) == self.n_blocks and all_prefixes
 
 
-def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findings: Findings) -> BlockSample:
+def draw_blocks(
+    files: Sequence[TaskFile], max_line_bytes: int, seed: int, findings: Findings, keys: RecordKeys | None = None
+) -> BlockSample:
     """Draws a sample of the lines of some files; the same seed draws the same lines.
 
     Args:
@@ -104,6 +109,8 @@ def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findi
         max_line_bytes: Limit above which a line is cut.
         seed: Seed of the draw.
         findings: Receives the files that cannot be read.
+        keys: Keys to read of a file in columns that cannot be read as a whole, such as one with an encrypted column
+            that the job leaves out.
     """
     chosen = random.Random(seed)
     plain: dict[TaskFile, int] = {}
@@ -115,14 +122,15 @@ def draw_blocks(files: Sequence[TaskFile], max_line_bytes: int, seed: int, findi
                 findings.add_problem(f"{file.path} is a folder, a pipe or a device; give a file")
                 continue
             with open(file.path, "rb", buffering=0) as opened:
-                is_plain = _decompressor(opened.read(4)) is None
+                head = opened.read(HEAD_BYTES)
+            is_plain = format_of(head) is LINES and compression_of(head) is None
             (plain if is_plain else compressed)[file] = status.st_size
     blocks, n_blocks = _draw_plain(plain, max_line_bytes, chosen, findings)
     return BlockSample(
         blocks=blocks,
         n_blocks=n_blocks,
         plain_bytes=sum(plain.values()),
-        prefixes=_draw_prefixes(compressed, max_line_bytes, chosen, findings),
+        prefixes=_draw_prefixes(compressed, max_line_bytes, chosen, findings, keys),
         n_compressed=len(compressed),
         compressed_bytes=sum(compressed.values()),
         bytes_by_file={file.relative: size for file, size in (plain | compressed).items()},
@@ -147,26 +155,25 @@ def _draw_plain(
 
 
 def _draw_prefixes(
-    sizes: Mapping[TaskFile, int], max_line_bytes: int, chosen: random.Random, findings: Findings
+    sizes: Mapping[TaskFile, int],
+    max_line_bytes: int,
+    chosen: random.Random,
+    findings: Findings,
+    keys: RecordKeys | None,
 ) -> list[Prefix]:
     prefixes = []
     for file in chosen.sample(list(sizes), min(MAX_PREFIXES, len(sizes))):
         try:
-            prefixes.append(_read_prefix(file, sizes[file], max_line_bytes))
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+            prefixes.append(_read_prefix(file, sizes[file], max_line_bytes, keys))
+        except BrokenStreamError as error:
             findings.add_problem(
                 f"{file.path}: the compressed stream is broken ({error}); download or compress the file again"
             )
+        except SourceError as error:
+            findings.add_problem(str(error))
         except OSError as error:
             findings.add_problem(f"{file.path} cannot be read ({error.strerror})")
     return prefixes
-
-
-def _decompressor(magic: bytes) -> Callable[..., Any] | None:
-    """Returns what decompresses an open file with these first bytes, None for a plain file."""
-    if magic.startswith(GZIP_MAGIC):
-        return gzip.open
-    return zstd.open if magic.startswith(ZSTD_MAGIC) or SKIPPABLE_FRAME.match(magic) else None
 
 
 def _read_block(file: TaskFile, start: int, n_bytes: int, max_line_bytes: int) -> Block:
@@ -196,8 +203,18 @@ def _skip_line(opened: IO[bytes], end: int) -> None:
             return
 
 
-def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
-    content, n_read, is_whole = _decompress_prefix(file)
+def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int, keys: RecordKeys | None) -> Prefix:
+    with open(file.path, "rb", buffering=0) as opened:
+        is_lines = format_of(opened.read(HEAD_BYTES)) is LINES
+    if is_lines:
+        content, n_read, is_whole = _decompress_prefix(file)
+    else:
+        try:
+            content, n_read, is_whole = _read_rows(file, max_line_bytes, None)
+        except SourceError:
+            if keys is None:
+                raise
+            content, n_read, is_whole = _read_rows(file, max_line_bytes, keys)
     if is_whole:
         n_read = n_bytes
     lines = content.split(b"\n")
@@ -219,18 +236,32 @@ def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int) -> Prefix:
     return Prefix(n_bytes, blocks, is_whole)
 
 
+def _read_rows(file: TaskFile, max_line_bytes: int, keys: RecordKeys | None) -> tuple[bytes, int, bool]:
+    """Returns the first rows as lines, how many bytes on disk they stand for, and whether they are all of the file."""
+    content, n_bytes = bytearray(), 0
+    with open_source(file.path, keys) as source:
+        for row in source.lines(max_line_bytes):
+            if len(content) >= ROWS_BYTES:
+                return bytes(content), n_bytes, False
+            content += b"".join(row.pieces)[: max_line_bytes + 1] if isinstance(row, OverlongLine) else row.content
+            content += b"\n"
+            n_bytes = source.n_bytes
+    return bytes(content), file.path.stat().st_size, True
+
+
 def _decompress_prefix(file: TaskFile) -> tuple[bytes, int, bool]:
     """Returns the first bytes decompressed, how many bytes on disk gave them, and whether they are all of the file."""
     content = bytearray()
     with open(file.path, "rb") as opened:
-        decompress = _decompressor(opened.read(4))
-        assert decompress is not None, "draw_blocks has read the same bytes"
+        compression = compression_of(opened.read(HEAD_BYTES))
+        assert compression is not None, "draw_blocks has read the same bytes"
         opened.seek(0)
         sips = _Sips(opened)
-        with decompress(sips) as stream:
+        with PromptReader(compression.open(sips)) as stream:
+            # A smaller one than the output of one read would leave the rest in the decompressor.
+            buffer = memoryview(bytearray(MAX_DECOMPRESSED_BYTES))
             while len(content) < MAX_DECOMPRESSED_BYTES and (sips.n_bytes < PREFIX_BYTES or b"\n" not in content):
-                # A lower limit than the output of one read would leave the rest in the decompressor.
-                piece = stream.read1(MAX_DECOMPRESSED_BYTES)
+                piece = buffer[: stream.readinto(buffer)]
                 if not piece:
                     return bytes(content), sips.n_bytes, True
                 content += piece

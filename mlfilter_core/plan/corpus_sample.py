@@ -122,8 +122,8 @@ class CorpusSample:
 
 def draw_corpus(files: FilesToDo, params: EmbeddingPipelineParameters, seed: int, findings: Findings) -> CorpusSample:
     """Draws a sample of the files that are to do; the same seed draws the same lines."""
-    blocks = draw_blocks(files.to_do, params.max_line_bytes, seed, findings)
     schema = params.schema_of_documents()
+    blocks = draw_blocks(files.to_do, params.max_line_bytes, seed, findings, schema.keys)
     return CorpusSample(files, blocks, [_read(block, schema, params.max_line_bytes) for block in blocks.all_blocks])
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from mlfilter_core.annotating.annotate_file import score_columns
 from mlfilter_core.annotating.work import annotate_request
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
-from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.corpus.source_files import find_sources
 from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding.work import embed_request, embedding_workload
 from mlfilter_core.encoder.model_files import resolve_model
@@ -42,7 +42,9 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
     check_folders(job, findings)
     request = _find_model(params, findings)
     heads = find_heads(params.annotate_inline, findings) if params.annotate_inline is not None else []
-    files = find_files_to_do(job, embedding_workload, params.input_dir, SOURCE_SUFFIXES, findings)
+    files = find_files_to_do(
+        job, embedding_workload, lambda: find_sources(params.input_dir, params.glob_pattern), findings
+    )
     sample = draw_corpus(files, params, seed, findings)
     sections = [files_section(sample)]
     if sample.pieces:

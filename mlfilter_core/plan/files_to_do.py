@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.errors import FileError
-from mlfilter_core.files.task_files import TaskFile, find_files, shard
+from mlfilter_core.files.task_files import TaskFile, shard
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.work.workload import Workload
 
@@ -38,22 +37,20 @@ class FilesToDo:
 def find_files_to_do(
     job: EmbeddingJob | AnnotationJob,
     workload_of: Callable[[Any], Workload[Any]],
-    folder: Path,
-    suffixes: tuple[str, ...],
+    find: Callable[[], list[TaskFile]],
     findings: Findings,
 ) -> FilesToDo:
-    """Returns the files below a folder; if it is unknown which of them are finished, all are to do.
+    """Returns the files of a job; if it is unknown which of them are finished, all are to do.
 
     Args:
         job: The job.
         workload_of: Returns the workload of the job.
-        folder: Folder that the job reads.
-        suffixes: Suffixes of the files that it reads.
+        find: Returns the files that the job reads, of all shards.
         findings: Receives missing files, a workload that cannot be made, and outputs of other requests.
     """
     found: list[TaskFile] = []
     with findings.noting():
-        found = shard(find_files(folder, job.params.glob_pattern, suffixes), job.local.ranks, job.local.tasks)
+        found = shard(find(), job.local.ranks, job.local.tasks)
     with findings.noting():  # the files exist even where the model or a head does not
         return leave_out_finished(workload_of(job), findings)
     return FilesToDo(found, found)

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from mlfilter_core.corpus.documents import BadRecordError, DocumentSchema, id_of, labels_of
 from mlfilter_core.corpus.records import Record, parse_records
-from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.errors import ConfigError, TrainingError
 from mlfilter_core.files.task_files import find_files
 from mlfilter_core.tallies.tally import Tally
@@ -38,7 +38,7 @@ def label_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:
-        return [file.path for file in find_files(path, "**/*", SOURCE_SUFFIXES)]
+        return [file.path for file in find_files(path, "**/*", JSONL_SUFFIXES)]
     except ConfigError as error:
         raise ConfigError(f"labels_path: {error}") from error
 
@@ -55,7 +55,8 @@ def read_labels(
         files: JSONL files, compressed or not.
         keys: Key of the label, or keys of several; None takes the mean of a list of `scores`, else the first of
             `label`, `score` and `scores.score`.
-        id_key: Key of the document id; None takes the first of `document_id`, `doc_id`, `id` and `uuid`.
+        id_key: Key of the document id; None takes the first of `document_id`, `doc_id`, `id`, `uuid` and
+            `warc_record_id`.
         scale: Lowest and highest label. Draws outside the scale, such as -1 for "no answer", are ignored.
 
     Raises:

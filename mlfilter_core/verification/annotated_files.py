@@ -12,6 +12,7 @@ from mlfilter_core.annotating.annotated_format import PROVENANCE_FOLDER, SUFFIXE
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.corpus.lines import SourceReader
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
@@ -22,7 +23,7 @@ from mlfilter_core.verification.embedding_files import REJECTED_DIR, check_count
 from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest, without_suffix
 from mlfilter_core.verification.rejected_lines import read_rejected_lines
 from mlfilter_core.verification.source_account import AGAIN as EMBED_AGAIN
-from mlfilter_core.verification.source_account import ENCODER_REASONS, SourceAccount, find_source
+from mlfilter_core.verification.source_account import ENCODER_REASONS, SourceAccount, find_source, schema_of
 from mlfilter_core.verification.stated_facts import StatedFacts, UnreadableOutputError, stated_lengths, stated_scores
 
 NO_EMBEDDINGS = "against their embeddings, which are not in this folder"
@@ -99,7 +100,7 @@ class _Check:
     related: RelatedFiles
     findings: Findings
     files: ExitStack = field(default_factory=ExitStack)
-    readers: list[SourceReader] = field(default_factory=list)
+    readers: list[SourceReader | Source] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     counts: LineCounts | None = None
     annotated_lines: int = 0
@@ -189,7 +190,8 @@ class _Check:
         if source is None or not self.request.read_content:
             self._check_lines(made, None)
             return
-        reader = self._open(source)
+        reader = self.files.enter_context(open_source(source, schema_of(made["embeddings"]["request"]).keys))
+        self.readers.append(reader)
         rejected = read_rejected_lines(self._open(rejects)) if rejects else None
         if not self.counts.rejected:
             rejected = rejected or iter(())
@@ -222,8 +224,9 @@ class _Check:
         return None
 
     def _open(self, path: Path) -> SourceReader:
-        self.readers.append(self.files.enter_context(SourceReader(path)))
-        return self.readers[-1]
+        reader = self.files.enter_context(SourceReader(path))
+        self.readers.append(reader)
+        return reader
 
 
 def _stated(made: Mapping[str, Any]) -> str:

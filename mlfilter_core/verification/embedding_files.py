@@ -12,6 +12,7 @@ from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.config.embedding import DEFAULT_EMBEDDING_DIR
 from mlfilter_core.corpus.lines import SourceReader
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.layout import CHUNK_ROWS, EMBEDDING_SUFFIXES, EMBEDDINGS, N_TOKENS, Provenance
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
@@ -20,7 +21,7 @@ from mlfilter_core.verification.discrepancies import FileCheck, Findings, LineCo
 from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest, without_suffix
 from mlfilter_core.verification.rejected_lines import read_rejected_lines
 from mlfilter_core.verification.row_comparison import RowComparison
-from mlfilter_core.verification.source_account import AGAIN, SourceAccount, find_source
+from mlfilter_core.verification.source_account import AGAIN, SourceAccount, find_source, schema_of
 from mlfilter_core.verification.stated_facts import StatedFacts, UnreadableOutputError, stated_lengths
 
 REJECTED_DIR = "rejected"
@@ -126,9 +127,8 @@ def _check(
                 file.check_content()
             with findings.collecting():
                 _check_tokens(file, made, findings)
-            reader, rejects_reader = (
-                files.enter_context(SourceReader(path)) if path else None for path in (source, rejects_file)
-            )
+            reader = files.enter_context(open_source(source, schema_of(made.request).keys)) if source else None
+            rejects_reader = files.enter_context(SourceReader(rejects_file)) if rejects_file else None
             counts = _check_lines(file, made, reader, rejects_reader, findings)
             n_bytes += sum(opened.n_bytes for opened in (reader, rejects_reader) if opened)
     return FileCheck(relative, findings.problems(), (), counts, rejects=rejects, n_bytes=n_bytes)
@@ -184,7 +184,7 @@ def _check_tokens(file: EmbeddingFile, made: Provenance, findings: Findings) -> 
 def _check_lines(
     file: EmbeddingFile,
     made: Provenance,
-    source: SourceReader | None,
+    source: Source | None,
     rejects: SourceReader | None,
     findings: Findings,
 ) -> LineCounts:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.corpus.documents import Document, DocumentSchema, Rejection, parse_document
-from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
+from mlfilter_core.corpus.lines import Line, OverlongLine
+from mlfilter_core.corpus.sources import Source
 from mlfilter_core.verification.discrepancies import Findings
 from mlfilter_core.verification.output_kinds import VerifyRequest
 from mlfilter_core.verification.rejected_lines import RejectedLine
@@ -69,7 +70,7 @@ class SourceAccount:
 
     def __init__(
         self,
-        reader: SourceReader,
+        reader: Source,
         recorded: Mapping[str, Any],
         request: Mapping[str, Any],
         rejected: Iterator[RejectedLine] | None,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_API_URL
 
 from tests.faults.campaign import IS_LONG
+from tests.flows.commands.processes import api_variables
 from tests.flows.conftest import annotate_job as annotate_job
 from tests.flows.conftest import corpus as corpus
 from tests.flows.conftest import embed_job as embed_job
@@ -86,7 +86,7 @@ class Run:
             self.process = subprocess.Popen(
                 [sys.executable, f"flows/{flow}.py", "--config", str(job)],
                 cwd=REPOSITORY,
-                env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), **variables},
+                env={**os.environ, **api_variables(), **variables},
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

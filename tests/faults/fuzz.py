@@ -105,6 +105,35 @@ class Reader(Target):
         return stored if kind < 128 else stored[: len(stored) * (kind - 127) // 128]
 
 
+class Parquet(Target):
+    """A Parquet file of any bytes."""
+
+    modules = ("mlfilter_core.corpus.parquet_source", "mlfilter_core.corpus.arrow_values")
+    library = "/pyarrow/"
+
+    def seeds(self) -> list[bytes]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [{"text": f"text {i}", "meta": {"url": None, "scores": [i / 2]}, "id": i} for i in range(9)]
+        seeds = []
+        for options in ({"compression": "none"}, {"data_page_version": "2.0"}, {"write_page_checksum": True}):
+            content = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(rows), content, row_group_size=4, **options)
+            seeds.append(content.getvalue())
+        return seeds
+
+    def try_input(self, content: bytes) -> None:
+        from mlfilter_core.corpus.documents import RecordKeys
+        from mlfilter_core.corpus.sources import open_source
+
+        (self.folder / "x.parquet").write_bytes(content)
+        with open_source(self.folder / "x.parquet", RecordKeys(("text",), ("id", "meta.url"))) as source:
+            positions = [line.offset for line in source.lines(100)]
+            assert positions == sorted(set(positions))
+            assert source.n_bytes == len(content)
+
+
 class Config(Target):
     """A job file. The first byte selects the kind of job."""
 
@@ -267,6 +296,7 @@ class Sham(Target):
 
 TARGETS: dict[str, type[Target]] = {
     "reader": Reader,
+    "parquet": Parquet,
     "config": Config,
     "embeddings": Embeddings,
     "checkpoint": Checkpoint,

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlfilter_core.corpus.compression import compression_of
 from mlfilter_core.corpus.documents import DocumentSchema
-from mlfilter_core.corpus.lines import GZIP_MAGIC, SKIPPABLE_FRAME, ZSTD_MAGIC, Line, SourceReader
+from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.corpus.rejects import RejectsFile
 from mlfilter_core.corpus.windows import Window, read_windows
 from mlfilter_core.encoder.batching import plan_batches
@@ -44,7 +45,7 @@ sources = st.lists(lines_of_all_kinds.filter(lambda line: b"\n" not in line and 
 
 def is_compressed(content: bytes) -> bool:
     """Whether the first bytes indicate a compression, as the reader believes them."""
-    return content.startswith((GZIP_MAGIC, ZSTD_MAGIC)) or bool(SKIPPABLE_FRAME.match(content))
+    return compression_of(content) is not None
 
 
 @pytest.fixture(scope="module")

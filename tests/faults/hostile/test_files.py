@@ -5,8 +5,10 @@ in; the tests make each of them.
 """
 
 import base64
+import bz2
 import gzip
 import json
+import lzma
 import os
 import struct
 import tracemalloc
@@ -27,7 +29,9 @@ from tests.faults.hostile.conftest import MAX_LINE_BYTES, Annotate, Embed, outpu
 ALL = slice(None)
 LINE = b'{"text": "ba be"}'
 LINES = b"".join(b'{"text": "ba %d"}\n' % i for i in range(300))
-every_compression = pytest.mark.parametrize("compress", [gzip.compress, zstd.compress], ids=["gzip", "zstd"])
+every_compression = pytest.mark.parametrize(
+    "compress", [gzip.compress, zstd.compress, bz2.compress, lzma.compress], ids=["gzip", "zstd", "bzip2", "xz"]
+)
 
 
 def zstd_frame(content: bytes, **parameters: int) -> bytes:
@@ -134,7 +138,7 @@ SOURCES: dict[str, tuple[bytes, list[str]]] = {
     "gzip in gzip": (gzip.compress(gzip.compress(LINE, mtime=0), mtime=0), ["not_utf8"]),
     "first bytes of gzip alone, one short": (b"\x1f", ["not_json"]),
     "first bytes of zstd, one short": (b"\x28\xb5\x2f", ["not_utf8"]),
-    "bzip2, which is not offered": (b"BZh91AY&SY\xff\xff", ["not_utf8"]),
+    "first bytes of bzip2, one short": (b"BZh91AY&S\xff\xff", ["not_utf8"]),
 }
 
 
@@ -168,10 +172,11 @@ def raw(rejected: dict[str, Any]) -> bytes:
     return rejected["raw"].encode() if "raw" in rejected else base64.b64decode(rejected["raw_base64"])
 
 
-def with_window_of_1_gib(frame: bytes) -> bytes:
+def with_window(frame: bytes, gib: int) -> bytes:
     """A frame whose header requests this much memory, in the byte after its descriptor."""
     assert frame[4] & 0x20 == 0, "a frame of a single segment has no window"
-    return frame[:5] + bytes([(30 - 10) << 3]) + frame[6:]
+    window_log = (gib << 30).bit_length() - 1
+    return frame[:5] + bytes([(window_log - 10) << 3]) + frame[6:]
 
 
 def zstd_stream(content: bytes) -> bytes:
@@ -184,6 +189,7 @@ BREAKS_OFF = (
     r"x\.jsonl:{line}: the compressed stream breaks off here \(.*{reason}.*\); fetch or compress the file again"
 )
 GZIPPED, FRAME = gzip.compress(LINES, mtime=0), zstd_stream(LINES)
+BZIPPED, XZ = bz2.compress(LINES), lzma.compress(LINES)
 # The content of a source, the line in which it breaks off, and a part of the reason.
 BROKEN_STREAMS: dict[str, tuple[bytes, int, str]] = {
     "gzip of two bytes": (GZIPPED[:2], 1, "ended"),
@@ -202,11 +208,24 @@ BROKEN_STREAMS: dict[str, tuple[bytes, int, str]] = {
     "zstd with garbage behind": (FRAME + b"garbage", 301, "Unknown frame descriptor"),
     "zstd and then gzip": (FRAME + GZIPPED, 301, "Unknown frame descriptor"),
     "zstd with a wrong block": (FRAME[:6] + b"\xff" * 50, 1, "Data corruption"),
-    "zstd with a window of 1 GiB": (with_window_of_1_gib(FRAME), 1, "too much memory"),
+    "zstd with a window of 4 GiB": (with_window(FRAME, gib=4), 1, "too much memory"),
     "zstd with a dictionary that nobody has": (
         FRAME[:4] + bytes([FRAME[4] | 1]) + FRAME[5:6] + b"\x07" + FRAME[6:],
         1,
         "Dictionary",
+    ),
+    "bzip2 without its last byte": (BZIPPED[:-1], 301, "ends before"),
+    "bzip2 with garbage behind": (BZIPPED + b"garbage", 301, "Invalid data stream"),
+    "bzip2 and then half a stream": (BZIPPED + BZIPPED[:30], 301, "ends before"),
+    "bzip2 of a wrong block": (BZIPPED[:10] + b"\xff" * 50, 1, "Invalid data stream"),
+    "bzip2 with another checksum": (BZIPPED[:10] + b"\0" * 4 + BZIPPED[14:], 1, "Invalid data stream"),
+    "xz without its last byte": (XZ[:-1], 301, "ends before"),
+    "xz with garbage behind": (XZ + b"garbage that is long enough", 301, "not supported"),
+    "xz and then half a stream": (XZ + XZ[:30], 301, "ends before"),
+    "xz that asks for 1.5 GiB": (
+        lzma.compress(LINES, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 3 << 29}]),
+        1,
+        "limit",
     ),
     "skippable frame that is cut short": (skippable_frame(b"a" * 99)[:50], 1, "ended"),
 }
@@ -265,6 +284,13 @@ def test_a_file_of_moderate_size_may_compress_as_well_as_it_likes(
     assert len(content) * MAX_EXPANSION < 100 << 20, "it compresses too badly to show anything"
     with SourceReader(tmp_path / "x.jsonl") as reader:
         assert sum(1 for _ in reader.lines(MAX_LINE_BYTES)) == 25_600
+
+
+def test_the_largest_window_of_the_command_zstd_is_read(tmp_path: Path) -> None:
+    """That of `zstd --long=31`."""
+    (tmp_path / "x.jsonl").write_bytes(with_window(FRAME, gib=2))
+    with SourceReader(tmp_path / "x.jsonl") as reader:
+        assert sum(1 for _ in reader.lines(MAX_LINE_BYTES)) == 300
 
 
 def test_a_window_of_zstd_is_read_within_its_128_mib(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from click.testing import Result
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 from typer.testing import CliRunner
 
 from flows.commands.app import build_app
@@ -15,9 +15,17 @@ from flows.commands.app import build_app
 REPOSITORY = Path(__file__).parents[3]
 
 
+def api_variables() -> dict[str, str]:
+    """Returns the environment of processes that use the tests' server."""
+    return {
+        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+        "PREFECT_API_AUTH_STRING": str(PREFECT_API_AUTH_STRING.value()),
+    }
+
+
 def command(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Runs Python in the repository, with the test server as its API."""
-    variables = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), **environment}
+    variables = {**os.environ, **api_variables(), **environment}
     line = [sys.executable, *map(str, arguments)]
     return subprocess.run(line, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
 
@@ -42,6 +50,6 @@ def prefect(*arguments: str) -> str:
 def server_environment() -> dict[str, str]:
     return {
         **os.environ,
-        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+        **api_variables(),
         "PREFECT_WORKER_QUERY_SECONDS": "1",  # seconds between two looks for runs; the default is 10
     }

@@ -13,11 +13,11 @@ from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, Completed, Running
 
 from flows.prefect_api.left_running import GRACE_S, end_what_is_left, never_left_running
 from tests.conftest import within
+from tests.flows.commands.processes import api_variables
 
 # More than the API returns at a time.
 N_TASKS = 205
@@ -58,7 +58,7 @@ def one() -> None: ...
 def waiting(tmp_path: Path, api: None) -> Iterator["subprocess.Popen[bytes]"]:
     """A process whose flow is in the middle of a task."""
     sign = tmp_path / "started"
-    environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    environment = {**os.environ, **api_variables()}
     with subprocess.Popen([sys.executable, "-c", WAITING.format(sign=str(sign))], env=environment) as process:
         within(START_S, sign.exists)
         yield process

@@ -22,7 +22,6 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, TaskRun
-from prefect.settings import PREFECT_API_URL
 
 from flows.embed import embed
 from flows.running.fan_out import fan_out
@@ -35,7 +34,7 @@ from flows.workers.slurm_workers import SlurmError
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from tests.conftest import within
-from tests.flows.commands.processes import prefect, server_environment
+from tests.flows.commands.processes import api_variables, prefect, server_environment
 from tests.flows.dask_workers import TOLD_S, Items, last_task_runs
 from tests.slurm import cluster
 
@@ -107,7 +106,7 @@ def start() -> Iterator[StartFlow]:
     with ExitStack() as processes:
 
         def start(job: Path) -> "subprocess.Popen[str]":
-            variables = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+            variables = {**os.environ, **api_variables()}
             line = [sys.executable, "flows/embed.py", "--config", str(job)]
             pipe = subprocess.PIPE
             process = subprocess.Popen(

@@ -5,7 +5,7 @@ import pytest
 
 from mlfilter_core.corpus import first_documents as first_documents_module
 from mlfilter_core.corpus.first_documents import MAX_BYTES, N_FILES, N_LINES, read_first_documents
-from mlfilter_core.corpus.lines import SourceReader
+from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.files.task_files import TaskFile
 from tests.conftest import WriteLines
 
@@ -36,11 +36,11 @@ def test_what_cannot_be_read_and_what_is_no_object_is_passed_over(write_lines: W
 def test_of_a_thousand_files_a_few_are_opened(write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
 
-    def noted(path: Path) -> SourceReader:
+    def noted(path: Path) -> Source:
         opened.append(path)
-        return SourceReader(path)
+        return open_source(path)
 
-    monkeypatch.setattr(first_documents_module, "SourceReader", noted)
+    monkeypatch.setattr(first_documents_module, "open_source", noted)
     path = write_lines("x.jsonl.gz", [{"text": "word " * 100}] * 40)
     read_first_documents([file(path)] * 1000, 64 << 20)
     assert len(opened) == N_FILES

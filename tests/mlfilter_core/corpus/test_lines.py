@@ -13,9 +13,9 @@ from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES, Line, OverlongLin
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.identity import file_sha256
 from mlfilter_core.files.zstd import zstd
-from tests.conftest import COMPRESS
+from tests.conftest import EVERY_COMPRESSION
 
-every_compression = pytest.mark.parametrize("suffix", COMPRESS)
+every_compression = pytest.mark.parametrize("suffix", EVERY_COMPRESSION)
 
 
 def read(path: Path, max_line_bytes: int = 1000) -> list[tuple[int, int, bytes, type]]:
@@ -52,7 +52,7 @@ def split(content: bytes, max_line_bytes: int = 1000) -> list[tuple[int, int, by
 @every_compression
 def test_a_line_ends_with_a_line_feed_and_nothing_else(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"x.jsonl{suffix}"
-    path.write_bytes(COMPRESS[suffix](content))
+    path.write_bytes(EVERY_COMPRESSION[suffix](content))
     assert read(path) == split(content)
 
 
@@ -66,21 +66,21 @@ def test_numbers_and_offsets_are_those_of_the_decompressed_bytes(
         rng = random.Random(seed)
         content = bytes(rng.choices(b"ab\r\n", [6, 6, 1, 2], k=rng.randrange(120)))
         max_line_bytes = rng.randrange(1, 12)
-        path.write_bytes(COMPRESS[suffix](content))
+        path.write_bytes(EVERY_COMPRESSION[suffix](content))
         assert read(path, max_line_bytes) == split(content, max_line_bytes), f"seed {seed}"
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 def test_several_compressed_streams_make_one_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_bytes(COMPRESS[suffix](b"one\ntw") + COMPRESS[suffix](b"o\nthree\n"))
+    path.write_bytes(EVERY_COMPRESSION[suffix](b"one\ntw") + EVERY_COMPRESSION[suffix](b"o\nthree\n"))
     assert read(path) == split(b"one\ntwo\nthree\n")
 
 
 @every_compression
 def test_the_first_bytes_tell_the_compression_not_the_name(tmp_path: Path, suffix: str) -> None:
     for name in ("x.jsonl", "x.jsonl.gz", "x.jsonl.zst"):
-        (tmp_path / name).write_bytes(COMPRESS[suffix](b"one\ntwo\n"))
+        (tmp_path / name).write_bytes(EVERY_COMPRESSION[suffix](b"one\ntwo\n"))
         assert read(tmp_path / name) == split(b"one\ntwo\n")
 
 
@@ -108,7 +108,7 @@ def test_a_line_above_the_limit_is_overlong(tmp_path: Path, content: bytes, kind
 def test_an_overlong_line_may_be_left_unread_or_half_read(tmp_path: Path, suffix: str) -> None:
     content = b"ab\n" + b"x" * 3_000_000 + b"\ncd\n" + b"y" * 3_000_000 + b"\nef"
     path = tmp_path / "x"
-    path.write_bytes(COMPRESS[suffix](content))
+    path.write_bytes(EVERY_COMPRESSION[suffix](content))
     seen = []
     with SourceReader(path) as reader:
         for line in reader.lines(10):
@@ -132,7 +132,7 @@ def test_the_pieces_of_an_overlong_line_are_small(tmp_path: Path, monkeypatch: p
 @every_compression
 def test_size_and_digest_are_those_of_the_bytes_on_disk(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "x"
-    path.write_bytes(COMPRESS[suffix](b"some text\n" * 10_000))
+    path.write_bytes(EVERY_COMPRESSION[suffix](b"some text\n" * 10_000))
     with SourceReader(path) as reader:
         assert sum(1 for _ in reader.lines(100)) == reader.n_lines == 10_000
         assert reader.n_bytes == path.stat().st_size
@@ -157,9 +157,9 @@ def test_a_truncated_zstd_stream_fails_the_file_and_names_the_line(tmp_path: Pat
     assert_breaks_off_after(tmp_path, half, n_whole_lines)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 def test_garbage_after_a_compressed_stream_fails_the_file(tmp_path: Path, suffix: str) -> None:
-    assert_breaks_off_after(tmp_path, COMPRESS[suffix](b"one\ntwo\n") + b"garbage that is long enough", 2)
+    assert_breaks_off_after(tmp_path, EVERY_COMPRESSION[suffix](b"one\ntwo\n") + b"garbage that is long enough", 2)
 
 
 def test_a_wrong_checksum_fails_the_file(tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def test_a_wrong_checksum_fails_the_file(tmp_path: Path) -> None:
     assert_breaks_off_after(tmp_path, bytes(stream), 2)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 def test_a_changed_byte_in_the_middle_of_a_stream_fails_the_file(tmp_path: Path, suffix: str) -> None:
-    compress = COMPRESS[suffix] if suffix == ".gz" else with_checksum
+    compress = EVERY_COMPRESSION[suffix] if suffix == ".gz" else with_checksum
     stream = bytearray(compress(random_lines()))
     stream[len(stream) // 2] ^= 0xFF
     (tmp_path / "x.jsonl").write_bytes(stream)

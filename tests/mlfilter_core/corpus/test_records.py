@@ -54,8 +54,8 @@ def test_what_a_parser_refuses_is_counted_with_its_place(write_lines: WriteLines
     assert list(parse_records(path, lambda record: record[id_key(record)], bad_lines)) == [(1, 7)]
     assert bad_lines.counts == {"no_id": 2, "not_json": 1}
     assert bad_lines.examples["no_id"] == [
-        f"{path}:2: none of document_id, doc_id, id, uuid is present; the record has: text",
-        f"{path}:3: none of document_id, doc_id, id, uuid is present; the record has: id, doc_id",
+        f"{path}:2: none of document_id, doc_id, id, uuid, warc_record_id is present; the record has: text",
+        f"{path}:3: none of document_id, doc_id, id, uuid, warc_record_id is present; the record has: id, doc_id",
     ]
 
 

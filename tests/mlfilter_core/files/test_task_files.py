@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
+from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
@@ -14,7 +14,7 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def found(folder: Path, pattern: str, suffixes: tuple[str, ...] = SOURCE_SUFFIXES) -> list[str]:
+def found(folder: Path, pattern: str, suffixes: tuple[str, ...] = JSONL_SUFFIXES) -> list[str]:
     return [file.relative for file in find_files(folder, pattern, suffixes)]
 
 
@@ -33,7 +33,7 @@ def test_files_are_found_in_every_folder_and_sorted(tmp_path: Path) -> None:
 
 def test_outputs_mirror_the_place_in_the_corpus(tmp_path: Path) -> None:
     touch(tmp_path, "a/b.c/x.v1.jsonl.gz")
-    (file,) = find_files(tmp_path, "**/*", SOURCE_SUFFIXES)
+    (file,) = find_files(tmp_path, "**/*", JSONL_SUFFIXES)
     assert file == TaskFile("a/b.c/x.v1.jsonl.gz", "a/b.c/x.v1", tmp_path)
     assert file.path == tmp_path / "a/b.c/x.v1.jsonl.gz"
     assert file.output(Path("/out"), ".h5") == Path("/out/a/b.c/x.v1.h5")
@@ -47,7 +47,7 @@ def test_embedding_files_are_found_by_their_own_suffixes(tmp_path: Path) -> None
 def test_a_relative_folder_is_remembered_as_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "corpus/x.jsonl")
     monkeypatch.chdir(tmp_path)
-    (file,) = find_files(Path("corpus"), "*", SOURCE_SUFFIXES)
+    (file,) = find_files(Path("corpus"), "*", JSONL_SUFFIXES)
     assert file.folder == tmp_path / "corpus"
 
 
@@ -55,21 +55,28 @@ def test_other_files_that_match_are_left_out_with_a_warning(tmp_path: Path, capl
     touch(tmp_path, "x.jsonl", "y.json", "z.csv")
     assert found(tmp_path, "**/*") == ["x.jsonl"]
     (message,) = caplog.messages
-    assert "2 files that match **/* are left out: their names do not end with .jsonl or .jsonl.gz" in message
+    assert "of what matches **/*, 2 have names that do not end with .jsonl or .jsonl.gz" in message
+    assert message.endswith("and left out: y.json, z.csv")
 
 
-def test_hidden_files_are_ignored_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    touch(tmp_path, "x.jsonl", ".hidden.jsonl", ".x.h5.0123.part")
+def test_hidden_files_are_left_out_with_a_warning_and_those_of_runs_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "x.jsonl", ".x.h5.0123.part", ".provenance/x.jsonl.json")
     assert found(tmp_path, "**/*") == ["x.jsonl"]
     assert not caplog.messages
+    touch(tmp_path, ".hidden.jsonl")
+    assert found(tmp_path, "**/*") == ["x.jsonl"]
+    (message,) = caplog.messages
+    assert "1 are hidden, as their names begin with a dot, and left out: .hidden.jsonl" in message
 
 
-def test_links_to_files_are_found_even_broken_ones_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+def test_links_to_files_and_to_folders_are_followed_and_broken_ones_found(tmp_path: Path) -> None:
     touch(tmp_path, "elsewhere/y.jsonl", "corpus/x.jsonl")
     (tmp_path / "corpus/linked.jsonl").symlink_to(tmp_path / "elsewhere/y.jsonl")
     (tmp_path / "corpus/folder").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "corpus/broken.jsonl").symlink_to(tmp_path / "nowhere")
-    assert found(tmp_path / "corpus", "**/*") == ["broken.jsonl", "linked.jsonl", "x.jsonl"]
+    assert found(tmp_path / "corpus", "**/*") == ["broken.jsonl", "folder/y.jsonl", "linked.jsonl", "x.jsonl"]
 
 
 def test_two_sources_of_one_output_are_refused_naming_both(tmp_path: Path) -> None:
@@ -77,7 +84,7 @@ def test_two_sources_of_one_output_are_refused_naming_both(tmp_path: Path) -> No
     with pytest.raises(
         ConfigError, match=r"a/x\.jsonl and a/x\.jsonl\.gz in .* both be written to a/x; rename one, or"
     ):
-        find_files(tmp_path, "**/*", SOURCE_SUFFIXES)
+        find_files(tmp_path, "**/*", JSONL_SUFFIXES)
     assert found(tmp_path, "**/*.jsonl") == ["a/x.jsonl", "x.jsonl"]
 
 
@@ -86,23 +93,23 @@ def test_a_pattern_that_leaves_the_folder_is_refused(tmp_path: Path, pattern: st
     with pytest.raises(
         ConfigError, match=rf'glob_pattern "{pattern}"'.replace("*", r"\*") + " leaves .*; give a pattern"
     ):
-        find_files(tmp_path, pattern, SOURCE_SUFFIXES)
+        find_files(tmp_path, pattern, JSONL_SUFFIXES)
 
 
 def test_a_pattern_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='glob_pattern "": '):
-        find_files(tmp_path, "", SOURCE_SUFFIXES)
+        find_files(tmp_path, "", JSONL_SUFFIXES)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the folder .*/nowhere does not exist; fix the path"):
-        find_files(tmp_path / "nowhere", "*", SOURCE_SUFFIXES)
+        find_files(tmp_path / "nowhere", "*", JSONL_SUFFIXES)
 
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "x.jsonl")
     with pytest.raises(ConfigError, match=r"x\.jsonl is a file; give its folder, and a glob_pattern"):
-        find_files(tmp_path / "x.jsonl", "*", SOURCE_SUFFIXES)
+        find_files(tmp_path / "x.jsonl", "*", JSONL_SUFFIXES)
 
 
 @pytest.mark.parametrize("hidden", ["corpus", "corpus/de", "corpus/de/a"])
@@ -110,7 +117,7 @@ def test_a_folder_that_may_not_be_read_is_refused_and_not_passed_over(unprivileg
     touch(unprivileged, "corpus/x.jsonl", "corpus/de/a/y.jsonl")
     (unprivileged / hidden).chmod(0)
     with pytest.raises(ConfigError, match=f"the folder {unprivileged}/{hidden} is not readable"):
-        find_files(unprivileged / "corpus", "**/*.jsonl", SOURCE_SUFFIXES)
+        find_files(unprivileged / "corpus", "**/*.jsonl", JSONL_SUFFIXES)
 
 
 def test_nothing_found_is_refused(tmp_path: Path) -> None:
@@ -118,7 +125,7 @@ def test_nothing_found_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r'no file below .* matches glob_pattern "\*" and ends with \.jsonl or .*"\*\*/\*"'
     ):
-        find_files(tmp_path, "*", SOURCE_SUFFIXES)
+        find_files(tmp_path, "*", JSONL_SUFFIXES)
 
 
 @pytest.mark.parametrize("n_shards", [1, 3, 7, 20])

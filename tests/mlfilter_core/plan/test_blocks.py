@@ -3,8 +3,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from mlfilter_core.corpus.documents import RecordKeys
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.files.zstd import zstd
 from mlfilter_core.plan import blocks as blocks_module
@@ -94,3 +98,39 @@ def test_each_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     assert len(findings.problems) == 2
     assert any("gone.jsonl cannot be read (No such file" in problem for problem in findings.problems)
     assert any("cut.jsonl.gz: the compressed stream is broken" in problem for problem in findings.problems)
+
+
+def test_the_first_rows_of_a_parquet_file_stand_for_all(tmp_path: Path) -> None:
+    noise = random.Random(0)
+    texts = [noise.randbytes(300).hex() for _ in range(3000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=700)
+    pq.write_table(pa.table({"text": texts[:9], "n": range(9)}), tmp_path / "b.parquet", row_group_size=2)
+    files = [TaskFile(f"{name}.parquet", name, tmp_path) for name in "ab"]
+    large, small = sorted(draw(files).prefixes, key=lambda prefix: -prefix.n_bytes)
+    assert small.is_whole
+    rows = [orjson.loads(line) for block in small.blocks for line in block.lines]
+    assert rows == [{"text": text, "n": n} for n, text in enumerate(texts[:9])]
+    assert sum(block.n_bytes for block in small.blocks) == pytest.approx(small.n_bytes)
+    n_read = sum(len(block.lines) for block in large.blocks)
+    assert not large.is_whole
+    assert sum(block.n_bytes for block in large.blocks) / large.n_bytes == pytest.approx(n_read / 3000, rel=0.01)
+
+
+def test_columns_that_a_job_leaves_out_need_not_be_readable(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "n", "n"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    files = [TaskFile("a.parquet", "a", tmp_path)]
+    findings = Findings()
+    draw_blocks(files, MAX_LINE_BYTES, 0, findings)
+    assert len(findings.problems) == 1
+    (block,) = draw_blocks(files, MAX_LINE_BYTES, 0, Findings(), RecordKeys(("text",))).all_blocks
+    assert block.lines == [b'{"text":"a"}']
+
+
+def test_a_parquet_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+    (file,) = corpus_of(tmp_path, {"a.parquet": b"PAR1 and no more"})
+    findings = Findings()
+    draw_blocks([file], MAX_LINE_BYTES, 0, findings)
+    assert [problem.partition("a.parquet ")[2][:40] for problem in findings.problems] == [
+        "is a Parquet file that is cut short: it "
+    ]

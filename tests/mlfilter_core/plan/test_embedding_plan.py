@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -362,3 +364,16 @@ def test_a_file_of_which_some_was_read_is_a_problem_only_where_that_speaks_clear
     write_lines("in/a.jsonl", [line for pair in zip(good, bad, strict=True) for line in pair])
     assert plan(max_rejected_fraction=0.45).problems == []
     assert len(plan(max_rejected_fraction=0.1).problems) == 1
+
+
+def test_a_corpus_of_parquet_is_known_as_one_of_lines_is(plan: PlanJob, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist([*records(20), {"id": "x", "text": None}]), tmp_path / "in/a.parquet")
+    made = plan(glob_pattern="**/*", max_rejected_fraction=0.1)
+    assert made.problems == []
+    documents = facts_of(made, "documents")
+    assert documents["documents"] == {"value": 20, "low": 20, "high": 20}
+    assert documents["rejected_by_reason"]["not_a_string"]["value"] == 1
+    assert facts_of(made, "keys")["types"]["text"] == {"string": 20, "null": 1}
+    wrong = plan(glob_pattern="**/*", text_field="texts")
+    assert any("none of 21 sampled documents has 'texts' (did you mean 'text'?)" in line for line in wrong.problems)

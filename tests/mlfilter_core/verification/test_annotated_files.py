@@ -7,9 +7,12 @@ from typing import Any
 import h5py
 import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlfilter_core.config.annotation import Ensemble
+from mlfilter_core.embedding.annotate_inline import InlineAnnotation, annotate_embedded
 from mlfilter_core.encoder.loading import load_encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
@@ -286,3 +289,17 @@ def test_of_several_embeddings_of_one_name_those_that_made_it_are_taken(outputs:
 )
 def test_a_document_s_own_id_may_win(keys: list[str], expected: bool) -> None:
     assert has_stored_ids(keys) == expected
+
+
+def test_an_annotated_file_is_checked_against_its_parquet_source(outputs: Outputs) -> None:
+    outputs.corpus.mkdir()
+    table = pa.table({"id": ["a", "b", "c"], "text": ["one", None, "two"], "unread": [[1], [2], [3]]})
+    pq.write_table(table, outputs.corpus / "x.parquet", row_group_size=2)
+    file, report = outputs.embed("x.parquet", None, embedding_dir=".embeddings")
+    request = outputs.annotate_request(output_keys=("document_id", "*"))
+    annotate_embedded(report, file, InlineAnnotation(request, keep_embeddings=False), outputs.heads)
+    near = RelatedFiles((), ("rejected/x.jsonl",), has_unkept=True)
+    found = check(outputs, "annotated_data/x.jsonl", near)
+    assert (found.problems, found.counts) == ((), LineCounts(3, 2, 1, 0))
+    (first, _) = map(json.loads, (outputs.folder / "annotated_data/x.jsonl").read_text().splitlines())
+    assert [first[key] for key in ("id", "text", "unread")] == ["a", "one", [1]]

@@ -8,6 +8,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlfilter_core.corpus.documents import DocumentSchema
@@ -327,3 +329,21 @@ def test_memory_does_not_grow_with_a_line_or_a_file(outputs: Outputs) -> None:
 
     small = peak_bytes(12)
     assert peak_bytes(36) < 1.2 * small
+
+
+def test_a_file_made_from_parquet_is_right_and_a_changed_source_is_noticed(outputs: Outputs) -> None:
+    texts = ["one", None, "two", " ", "x" * 3000, "three"]
+    outputs.corpus.mkdir()
+    source = outputs.corpus / "x.parquet"
+    pq.write_table(
+        pa.table({"id": [f"d{i}" for i in range(6)], "text": texts, "n": range(6)}), source, row_group_size=4
+    )
+    outputs.embed("x.parquet", None)
+    found = check(outputs, "embeddings/x.h5")
+    assert (found.problems, found.counts) == ((), LineCounts(6, 3, 3, 0))
+    changed = ["one", None, "too", " ", "x" * 3000, "three"]
+    pq.write_table(
+        pa.table({"id": [f"d{i}" for i in range(6)], "text": changed, "n": range(6)}), source, row_group_size=4
+    )
+    problems = " ".join(check(outputs, "embeddings/x.h5").problems)
+    assert "changed since it was embedded" in problems or "when it was embedded" in problems
