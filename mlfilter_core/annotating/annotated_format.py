@@ -9,6 +9,7 @@ from typing import IO, Any, Literal, cast
 
 import orjson
 
+from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.files.zstd import zstd
 
@@ -53,11 +54,11 @@ def write_records(file: IO[bytes], records: Iterable[dict[str, Any]]) -> None:
 
     Scores may be NumPy scalars: float32 is written with its own digits, 0.9 and not 0.8999999761581421.
     """
-    dumps, option = orjson.dumps, orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+    option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
     lines: list[bytes] = []
     n_bytes = 0
     for record in records:
-        lines.append(dumps(record, option=option))
+        lines.append(exact_json.dumps(record, option))
         n_bytes += len(lines[-1])
         if n_bytes >= WRITE_BYTES:
             file.write(b"".join(lines))
@@ -73,8 +74,8 @@ def first_lines(path: Path) -> list[str]:
 
 
 def _shortened(record: bytes) -> str:
-    values = orjson.loads(record)
+    values = exact_json.loads(record)
     for key, value in values.items():
         if isinstance(value, str) and len(value) > N_SHOWN_CHARACTERS:
             values[key] = f"{value[:N_SHOWN_CHARACTERS]}..."
-    return orjson.dumps(values).decode()
+    return exact_json.dumps(values).decode()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line
 
 DEFAULT_ID_KEYS = ("document_id", "doc_id", "id", "uuid", "warc_record_id")
@@ -150,7 +151,7 @@ def parse_record(content: bytes) -> dict[str, Any]:
     """
     content = content.removeprefix(UTF8_BOM)
     try:
-        record = orjson.loads(content)
+        record = exact_json.loads(content)
     except orjson.JSONDecodeError as error:
         try:
             content.decode("utf-8")
@@ -182,7 +183,7 @@ def find_value(record: Mapping[str, Any], key: str) -> Any:
 
 def as_string(value: Any) -> str:
     """Returns a string unchanged, and any other JSON value as JSON."""
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return value if isinstance(value, str) else exact_json.dumps(value).decode()
 
 
 def id_of(record: Mapping[str, Any], id_key: str | None, default: str) -> str:

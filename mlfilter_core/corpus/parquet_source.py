@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus import lines as limits
 from mlfilter_core.corpus.arrow_values import UnreadTypeError, json_values
 from mlfilter_core.corpus.documents import RecordKeys
@@ -247,7 +248,7 @@ def _taken(column: "pa.Array", rows: NDArray[np.int64]) -> "pa.Array":
 
 def _json(record: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(record)
+        return exact_json.dumps(record)
     except orjson.JSONEncodeError:  # a string that is not UTF-8, whose bytes stay as they are; or very deep nesting
         return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
 

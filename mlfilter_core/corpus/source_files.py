@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from mlfilter_core.corpus.compression import COMPRESSIONS
+from mlfilter_core.corpus.own_outputs import outputs_below
 from mlfilter_core.corpus.parquet_source import PARQUET_SUFFIX
 from mlfilter_core.corpus.sources import unread_content
 from mlfilter_core.errors import ConfigError
@@ -21,19 +22,21 @@ SOURCE_SUFFIXES = (
 )
 
 
-def find_sources(folder: Path, pattern: str) -> list[TaskFile]:
-    """Returns the source files of a job, sorted by path.
+def find_sources(folder: Path, pattern: str, output_dir: Path) -> list[TaskFile]:
+    """Returns the source files of a job, sorted by path; outputs of jobs are left out.
 
     Args:
         folder: Folder of the corpus.
         pattern: Glob as for `find_files`. A pattern that spells names out, such as `*.txt.gz` or `part-*`, also finds
             files without one of `SOURCE_SUFFIXES` whose content is a source's.
+        output_dir: Output folder of the job.
 
     Raises:
         ConfigError: As `find_files`.
     """
     content = unread_content if _spells_names_out(pattern) else None
-    return find_files(folder, pattern, SOURCE_SUFFIXES, content, tells_hidden_folders=True)
+    against = outputs_below(folder, output_dir)
+    return find_files(folder, pattern, SOURCE_SUFFIXES, content, tells_hidden_folders=True, reason_against=against)
 
 
 def find_jsonl(folder: Path, *stems: str) -> list[Path]:

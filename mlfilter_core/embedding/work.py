@@ -151,7 +151,7 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
         EncoderError, HeadError: As `embed_work`.
     """
     params = job.params
-    files = find_sources(params.input_dir, params.glob_pattern)
+    files = find_sources(params.input_dir, params.glob_pattern, params.output_dir)
     return Workload("embed", shard(files, job.local.ranks, job.local.tasks), embed_work(params), params.results_dir)
 
 

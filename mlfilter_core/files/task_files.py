@@ -47,6 +47,7 @@ def find_files(
     suffixes: tuple[str, ...],
     unread_content: Callable[[Path], str | None] | None = None,
     tells_hidden_folders: bool = False,
+    reason_against: Callable[[str], str | None] = lambda relative: None,
 ) -> list[TaskFile]:
     """Returns the files below `folder` that match, sorted by path. Links to folders are followed.
 
@@ -59,6 +60,7 @@ def find_files(
         unread_content: Returns what a file with another suffix is instead of a file of the job, None if it is one; its
             output then has its whole name. Without this function, all such files are left out.
         tells_hidden_folders: Whether to warn of hidden folders; runs keep some beside their outputs.
+        reason_against: Returns why a path below `folder` is left out, as the end of a sentence; None if it is not.
 
     Raises:
         ConfigError: The folder or one below it is missing or unreadable, the pattern leaves it, nothing
@@ -76,7 +78,9 @@ def find_files(
     left_out = {reason: list(names) for reason, names in matches.left_out.items()}
     for relative in matches.files:
         suffix = _suffix(relative, suffixes)
-        if suffix is None and unread_content is None:
+        if (reason := reason_against(relative)) is not None:
+            left_out.setdefault(reason, []).append(relative)
+        elif suffix is None and unread_content is None:
             others.append(relative)
         elif suffix is None and unread_content is not None and (content := unread_content(folder / relative)):
             left_out.setdefault(f"are {content}", []).append(relative)

@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line
 from mlfilter_core.corpus.records import Record
 from mlfilter_core.embedding_store.layout import SOURCE_OFFSET
@@ -115,6 +116,6 @@ def _score_fields(file: TaskFile, request: FilterRequest, record: Record) -> Seq
 
 def _encoded(record: Record, line: int, file: TaskFile) -> bytes:
     try:
-        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        return exact_json.dumps(record, orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError as error:  # it writes fewer levels of nesting than it reads
         raise AnnotationError(f"{file.path}:{line}: the document cannot be written as JSON ({error})") from error

@@ -5,8 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import orjson
-
+from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.records import Record
 
 if TYPE_CHECKING:
@@ -126,5 +125,5 @@ def _arrays(records: list[Record], kinds: dict[str, str], schema: "pa.Schema") -
 def _column(records: list[Record], name: str, kind: str) -> list[Any]:
     values = [record.get(name) for record in records]
     if kind == "json":
-        return [None if value is None else orjson.dumps(value).decode() for value in values]
+        return [None if value is None else exact_json.dumps(value).decode() for value in values]
     return values

@@ -43,7 +43,10 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
     request = _find_model(params, findings)
     heads = find_heads(params.annotate_inline, findings) if params.annotate_inline is not None else []
     files = find_files_to_do(
-        job, embedding_workload, lambda: find_sources(params.input_dir, params.glob_pattern), findings
+        job,
+        embedding_workload,
+        lambda: find_sources(params.input_dir, params.glob_pattern, params.output_dir),
+        findings,
     )
     sample = draw_corpus(files, params, seed, findings)
     sections = [files_section(sample)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT
@@ -81,7 +82,7 @@ def _record(line: Line | OverlongLine) -> dict[str, Any] | None:
     if isinstance(line, OverlongLine):
         return None
     try:
-        record = orjson.loads(line.content)
+        record = exact_json.loads(line.content)
     except orjson.JSONDecodeError:
         return None
     return record if isinstance(record, dict) else None
@@ -117,4 +118,4 @@ def _check_id(record: dict[str, Any], document_id: bytes, number: int, findings:
 
 
 def _json(value: Any) -> str:
-    return orjson.dumps(value).decode()[:60]
+    return exact_json.dumps(value).decode()[:60]

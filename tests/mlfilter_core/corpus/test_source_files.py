@@ -12,7 +12,7 @@ RECORD = b'{"text": "one"}\n'
 
 
 def found(folder: Path, pattern: str) -> dict[str, str]:
-    return {file.relative: file.stem for file in find_sources(folder, pattern)}
+    return {file.relative: file.stem for file in find_sources(folder, pattern, folder.parent / "out")}
 
 
 def test_each_name_that_is_documented_is_found(tmp_path: Path) -> None:

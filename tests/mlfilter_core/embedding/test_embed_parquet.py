@@ -80,7 +80,7 @@ def embed(corpus: Path, tiny_files: ModelFiles, tiny_encoder: Encoder) -> Embed:
     """Embeds the file of a folder; keywords change the request."""
 
     def run(folder: str, encoder: Any = tiny_encoder, **changes: Any) -> tuple[EmbedReport, Path]:
-        (source,) = find_sources(corpus / folder, "*")
+        (source,) = find_sources(corpus / folder, "*", corpus.parent / "out")
         request = EmbedRequest(tiny_files, tiny_encoder.settings, SCHEMA, commit_documents=10)
         output = corpus.parent / f"out/{folder}/x.h5"
         rejects = output.with_name("rejected.jsonl")

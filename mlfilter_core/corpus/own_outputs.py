@@ -1,0 +1,48 @@
+"""Which files below a corpus folder are outputs of jobs, which must not become sources.
+
+Knows nothing about the content of files.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+# Folders that jobs make in their output_dir. Outputs of annotations and filters keep their provenance beside them.
+WITH_PROVENANCE = ("annotated_data", "filtered", "dropped")
+OUTPUT_FOLDERS = (*WITH_PROVENANCE, "rejected", "heads", "logs", "report")
+PROVENANCE_FOLDER = ".provenance"
+ARE_OUTPUTS = "are outputs of jobs"
+
+
+def outputs_below(folder: Path, output_dir: Path) -> Callable[[str], str | None]:
+    """Returns a function that tells why a path below the folder of a corpus is not a source, None if it may be one.
+
+    All that lies in the job's own `output_dir` is an output, and so are the folders of other jobs' outputs. Where the
+    folder is itself in an output folder, such as `filtered/`, its files are what the job asks for.
+
+    Args:
+        folder: Folder of the corpus.
+        output_dir: Output folder of the job.
+    """
+    root, own = folder.resolve(), output_dir.resolve()
+    own_below = f"{own.relative_to(root).as_posix()}/" if own != root and own.is_relative_to(root) else None
+
+    @functools.cache
+    def holds_outputs(parent: str) -> bool:
+        """Whether a folder, relative to that of the corpus, is the output folder of a job."""
+        path = root / parent
+        return path == own or (
+            any((path / name / PROVENANCE_FOLDER).is_dir() for name in WITH_PROVENANCE)
+            or any(path.glob("logs/*/run.json"))
+        )
+
+    def reason(relative: str) -> str | None:
+        if own_below is not None and relative.startswith(own_below):
+            return ARE_OUTPUTS
+        names = PurePosixPath(relative).parts[:-1]
+        is_output = any(
+            name in OUTPUT_FOLDERS and holds_outputs(str(PurePosixPath(*names[:i]))) for i, name in enumerate(names)
+        )
+        return ARE_OUTPUTS if is_output else None
+
+    return reason
