@@ -192,7 +192,13 @@ def prefect_api(folder: Path, ahead: TemporaryServer | None = None) -> Iterator[
         ahead: Server that has been started; who did so stops it.
     """
     from prefect.logging.handlers import APILogHandler
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_current_settings, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_UI_URL,
+        get_current_settings,
+        temporary_settings,
+    )
 
     if api_is_configured():
         if ahead is not None:
@@ -202,7 +208,9 @@ def prefect_api(folder: Path, ahead: TemporaryServer | None = None) -> Iterator[
     own = ahead or TemporaryServer(folder, get_current_settings().to_environment_variables(exclude_unset=True))
     try:
         own.wait()
-        with temporary_settings({PREFECT_API_URL: own.api_url, PREFECT_API_AUTH_STRING: own.password}):
+        # Without an address of a UI, which the server does not have, Prefect shows no link to it.
+        settings = {PREFECT_API_URL: own.api_url, PREFECT_API_AUTH_STRING: own.password, PREFECT_UI_URL: ""}
+        with temporary_settings(settings):
             try:
                 yield
             finally:

@@ -86,6 +86,7 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
     def __init__(self, logs: Path, **dask: Any) -> None:
         """Takes the arguments of `DaskTaskRunner`, and the folder of the workers' log files."""
         super().__init__(**dask)
+        self.logger.setLevel(logging.WARNING)  # its lines are about addresses, which the UI's link has
         self._logs = logs
         # Not Prefect's ThreadPoolTaskRunner: it keeps 1.3 KB for each task until the run ends, and on exit makes
         # tasks that wait for a retry Crashed, not Cancelled. Threads start as needed, one for each task in flight.
