@@ -58,7 +58,7 @@ class Scoring(Written):
     output_keys: tuple[str, ...] = Field(
         ("document_id",),
         description="Fields to write beside the scores: names in the HDF5 file, otherwise keys of the source document. "
-        '"*" is the whole source document; <score>_chunks is the list of the scores of a document\'s chunks.',
+        '"*" is the whole source document; score_education_chunks lists the scores of a document\'s chunks.',
     )
     score_prefix: str = Field("score_", description="Prefix of a head's name in the output.")
     ensembles: dict[str, Ensemble] = Field(

@@ -23,7 +23,6 @@ class EmbedReport(ReportDefaults):
         truncated: Number of documents truncated to the encoder's maximum length.
         duplicate_ids: Number of documents with the id of an earlier document of the file.
         tokens: Number of encoded tokens, with special tokens.
-        chunks: Number of embeddings, where long documents are divided into chunks; otherwise 0.
         out_of_memory: Number of batches that did not fit in memory and were divided.
         resumed: Number of documents taken from an interrupted run.
         rejected_by_reason: Number of rejected lines by reason.
@@ -32,6 +31,7 @@ class EmbedReport(ReportDefaults):
         encoder: Device and settings of the encoder as text; empty where skipped.
         worker: Name of the process; empty where skipped.
         started: Start time in seconds since 1970, UTC; 0 where skipped.
+        chunks: Number of embeddings, where long documents are divided into chunks; otherwise 0.
     """
 
     PRINTED: ClassVar[Sequence[str]] = (
@@ -54,7 +54,6 @@ class EmbedReport(ReportDefaults):
     truncated: int
     duplicate_ids: int
     tokens: int
-    chunks: int = 0
     out_of_memory: int = 0
     rejected_by_reason: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
@@ -63,6 +62,7 @@ class EmbedReport(ReportDefaults):
     encoder: str = ""
     worker: str = ""
     started: float = 0.0
+    chunks: int = 0
 
     @staticmethod
     def remarks_on(reports: "Sequence[EmbedReport]") -> list[str]:

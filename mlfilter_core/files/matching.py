@@ -104,7 +104,7 @@ class _Search:
             below -= {len(self.parts)}
             if not is_match and not below:
                 continue
-            is_folder = entry.is_dir()
+            is_folder = _is_folder(entry)
             if is_folder and not below:
                 continue
             if entry.name.startswith("."):
@@ -120,7 +120,7 @@ class _Search:
 
     def _add_file(self, entry: os.DirEntry[str], relative: str, folder: _Folder, link: str) -> None:
         # A broken link is kept: its task fails and reports it.
-        if not entry.is_file() and not entry.is_symlink():
+        if not entry.is_symlink() and not entry.is_file():
             self._leave_out(NO_FILE, relative)
         elif link:
             self.through_links.setdefault(link, {})[relative] = folder
@@ -149,6 +149,13 @@ def _entries(path: str) -> Iterator[os.DirEntry[str]]:
         raise ConfigError(
             f"the folder {path} is not readable ({error.strerror}); check its permissions, or narrow glob_pattern"
         ) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _name(relative: str) -> str:

@@ -197,7 +197,7 @@ def test_the_fields_tell_where_documents_keep_their_parts(load: Load, fields: st
             r"local_settings\.worker: unknown field; did you mean workers\?",
         ),
         ("running_on_slurm: false", r"params: missing \(Documents to embed, encoder, and output\)"),
-        ("params: {output_dir: out}", r"params\.input_dir: missing \(Folder of the source JSONL files\)"),
+        ("params: {output_dir: out}", r"params\.input_dir: missing \(Folder of the source files: "),
         ("params: 3", r"params = 3 \(Documents to embed.*\): Input should be a valid dictionary"),
         (
             embedding("batch_size: 0"),
