@@ -39,7 +39,9 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stopped_by_signals(message: str) -> Iterator[None]:
-    """Makes signals raise `Stopped` in the block; does nothing outside the main thread, which alone gets them.
+    """Makes signals raise `Stopped` in the block, apart from those that are ignored.
+
+    Does nothing outside the main thread, which alone gets signals.
 
     Args:
         message: Line that is printed at once.
@@ -51,7 +53,8 @@ def stopped_by_signals(message: str) -> Iterator[None]:
         yield
         return
     handler = _Handler(message)
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, handler) for number in heard}
     _active.append(handler)
     try:
         yield

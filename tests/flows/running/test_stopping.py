@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 
 from flows.running.script import STOPPING
+from flows.running.stopping import SIGNALS, stopped_by_signals
 from tests.conftest import within
 from tests.flows.commands.processes import REPOSITORY, server_environment
 from tests.flows.conftest import WriteJob
@@ -167,20 +169,27 @@ def test_a_run_that_does_not_end_in_order_is_ended_with_all_its_processes_but_gu
 
 
 def test_signals_are_as_before_after_a_command() -> None:
-    from flows.running.stopping import SIGNALS, stopped_by_signals
-
     before = [signal.getsignal(number) for number in SIGNALS]
     with stopped_by_signals("stopping"):
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_a_run_that_nohup_started_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals("stopping"):
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 SERVER = "from flows.prefect_api import serve; serve.LINGER_S = 1; serve.main()"
 
 
 def test_a_server_ends_after_the_process_that_started_it(tmp_path: Path) -> None:
-    import socket
-
     environment = {**os.environ, "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path}/prefect.db"}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = subprocess.Popen(
