@@ -72,7 +72,9 @@ def load_job_of(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the job file {name} cannot be read: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{name} is not valid YAML: {error}") from error
+        has_tabs = "cannot start any token" in str(error) and "\t" in Path(str(config)).read_text(errors="replace")
+        tabs = "; indent with spaces, as YAML allows no tabs there" if has_tabs else ""
+        raise ConfigError(f"{name} is not valid YAML: {error}{tabs}") from error
     except (
         LookupError,
         AttributeError,
@@ -89,7 +91,7 @@ def load_job_of(
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """Reads `name=value` assignments; values are YAML.
+    """Reads `name=value` assignments; values are YAML, or patterns that begin with `*`.
 
     Example: `["params.batch_size=8"]` is `{"params.batch_size": 8}`.
 
@@ -101,6 +103,9 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {assignment}: write it as --set params.batch_size=128")
+        if value.startswith("*"):  # an alias in YAML, which could only refer to something else in the value
+            overrides[name.strip()] = value
+            continue
         try:
             overrides[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:

@@ -447,6 +447,7 @@ def test_a_wrong_field_of_a_whole_job_is_named_as_that_of_a_file_is(load: Load) 
 
 def test_overrides_are_read_from_assignments() -> None:
     assignments = ["params.batch_size=8", "params.prompt=a=b", "keys=[a, b]", "none=", "text='1'", "flag=true"]
+    assignments += ["params.glob_pattern=**/*.json.gz", "params.output_keys=['*']", "star=*"]
     assert parse_overrides(assignments) == {
         "params.batch_size": 8,
         "params.prompt": "a=b",
@@ -454,6 +455,9 @@ def test_overrides_are_read_from_assignments() -> None:
         "none": None,
         "text": "1",
         "flag": True,
+        "params.glob_pattern": "**/*.json.gz",
+        "params.output_keys": ["*"],
+        "star": "*",
     }
 
 
@@ -468,6 +472,13 @@ def test_overrides_are_read_from_assignments() -> None:
 def test_an_assignment_that_is_none_is_refused(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_overrides([assignment])
+
+
+def test_tabs_are_named(load: Load) -> None:
+    with pytest.raises(
+        ConfigError, match=r"is not valid YAML(?s:.*); indent with spaces, as YAML allows no tabs there"
+    ):
+        load("params:\n\tinput_dir: in\n")
 
 
 @pytest.mark.parametrize("overrides", [None, {"params.batch_size": 8}])
