@@ -18,6 +18,7 @@ from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.job_files import load_job_of
 from mlfilter_core.config.training import TrainingJob
+from mlfilter_core.errors import ConfigError
 from mlfilter_core.work.workload import Workload
 
 
@@ -172,10 +173,34 @@ def load_any_job(config: Path, overrides: Mapping[str, Any]) -> Job:
     return load_job_of(config, _config_of, overrides)
 
 
+def load_job_of_kind(config: Path, kind: JobKind, overrides: Mapping[str, Any]) -> Job:
+    """Returns the job of a file that must be of one kind.
+
+    Raises:
+        ConfigError: The file is of another kind; or as `load_job_of`.
+    """
+
+    def config_of(content: Mapping[str, Any]) -> type[Job]:
+        fields = _fields(content)
+        other = next((other for other in _kinds if other.field in fields), kind)
+        if kind.field not in fields and other is not kind:
+            raise ConfigError(
+                f"{config} is a job file of {other.flow}, as it has params.{other.field}; give it to that command, or "
+                f"give one of {kind.flow}"
+            )
+        return kind.config
+
+    return load_job_of(config, config_of, overrides)
+
+
 def _config_of(content: Mapping[str, Any]) -> type[Job]:
-    params = content.get("params")
-    fields = params if isinstance(params, Mapping) else {}
+    fields = _fields(content)
     return next((kind.config for kind in _kinds if kind.field in fields), EmbeddingJob)
+
+
+def _fields(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    params = content.get("params")
+    return params if isinstance(params, Mapping) else {}
 
 
 def load_entry_point(name: str) -> Any:

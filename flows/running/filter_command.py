@@ -9,8 +9,8 @@ from flows.running.screen import print_table
 from flows.running.script import ConfigPath, Overrides, run_and_print
 from flows.running.start import run_job
 from mlfilter_core.config.filtering import Bound, FilterJob
-from mlfilter_core.config.job_files import load_job, parse_overrides
-from mlfilter_core.job_kinds import JobKind
+from mlfilter_core.config.job_files import parse_overrides
+from mlfilter_core.job_kinds import JobKind, load_job_of_kind
 
 if TYPE_CHECKING:
     from flows.running.report import RunReport
@@ -32,7 +32,8 @@ def filter_command(kind: JobKind) -> Callable[..., None]:
     ) -> None:
         def run() -> list["RunReport"]:
             bounds = _bounds(percentiles, thresholds) if dry_run else []
-            job = load_job(config, FilterJob, parse_overrides(set_ or []))
+            job = load_job_of_kind(config, kind, parse_overrides(set_ or []))
+            assert isinstance(job, FilterJob), "the class of its kind"
             if not dry_run:
                 return [run_job(job)]
             run_job(job, dry_run=True)

@@ -21,10 +21,9 @@ from flows.prefect_api.server import (
     server_ahead,
 )
 from mlfilter_core.config.execution import Job
-from mlfilter_core.config.job_files import load_job
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.publishing import check_writable
-from mlfilter_core.job_kinds import kind_of_flow, kind_of_job, kinds, load_entry_point
+from mlfilter_core.job_kinds import kind_of_flow, kind_of_job, kinds, load_entry_point, load_job_of_kind
 
 if TYPE_CHECKING:
     from flows.running.finished import ToDo
@@ -52,7 +51,7 @@ def run_job_file(flow: str, config_file_path: Path, overrides: Mapping[str, Any]
     if kind is None:
         known = ", ".join(kind.flow for kind in kinds())
         raise ConfigError(f"there is no kind of job {flow}; the kinds are: {known}")
-    return run_job(load_job(config_file_path, kind.config, overrides))
+    return run_job(load_job_of_kind(config_file_path, kind, overrides or {}))
 
 
 def run_job(job: Job, **options: Any) -> "RunReport":
@@ -88,7 +87,7 @@ def run_pipeline(steps: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> "list[R
     for step, kind in known.items():
         if step in steps:
             path, overrides = steps[step]
-            configs[f"{step}_config"] = load_job(path, kind.config, overrides)
+            configs[f"{step}_config"] = load_job_of_kind(path, kind, overrides)
     return _run(PIPELINE, lambda flow: flow(**configs), *configs.values())
 
 
