@@ -1,6 +1,7 @@
 """Starts a Dask scheduler in the flow's process whose workers run in Slurm jobs."""
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from flows.workers.slurm_workers import SlurmWorkers
 from flows.workers.task_runner import WorkerTaskRunner
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.errors import ConfigError
+
+CLUSTERS_VARIABLE = "SLURM_CLUSTERS"  # what sbatch, squeue, scontrol and scancel take for --clusters
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def slurm_workers(
     )
     try:
         # Without Dask's timeout for a run without workers: jobs may be pending for days.
-        with job_guard() as guard, dask.config.set(SCHEDULER_SETTINGS):
+        with _on_clusters(job.options.get("clusters")), job_guard() as guard, dask.config.set(SCHEDULER_SETTINGS):
             runner = WorkerTaskRunner(
                 logs,
                 cluster_class=SLURMCluster,
@@ -89,6 +92,21 @@ def slurm_workers(
                     workers.leave()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _on_clusters(names: str | None) -> Iterator[None]:
+    """Makes Slurm's commands ask other clusters, as the jobs' option names them; they know only their own otherwise."""
+    before = os.environ.get(CLUSTERS_VARIABLE)
+    if names is not None:
+        os.environ[CLUSTERS_VARIABLE] = names
+    try:
+        yield
+    finally:
+        if names is not None:
+            del os.environ[CLUSTERS_VARIABLE]
+            if before is not None:
+                os.environ[CLUSTERS_VARIABLE] = before
 
 
 def job_script(settings: SlurmSettings, one_per_core: bool, device: str, logs: Path) -> str:

@@ -18,8 +18,12 @@ TEMPORARY = ("timed out", "temporarily unavailable", "Unable to contact", "Conne
 HOPELESS = frozenset(
     ("DependencyNeverSatisfied", "BadConstraints", "PartitionConfig", "PartitionTimeLimit", "PartitionNodeLimit")
 )
+UNFINISHED = ("PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "REQUEUED", "RESIZING")
+UNKNOWN = "unknown"
 # A job that has just been submitted may not be listed yet.
 GRACE_S = 10
+# A job that was never listed, and of which nothing is known, may be one of another cluster: it is not replaced earlier.
+UNSEEN_S = 600
 N_LAST_LINES = 15
 
 
@@ -81,6 +85,7 @@ class SubmittedJob(SLURMJob):  # type: ignore[misc]
         self._guard = guard
         self._id_position = id_position
         self._submitted = math.inf
+        self._was_listed = False
 
     async def start(self) -> None:
         """Submits the job.
@@ -113,9 +118,15 @@ class SubmittedJob(SLURMJob):  # type: ignore[misc]
         """Tells Dask that the job is gone: a cluster that closes asserts that each job was closed or has failed."""
         self.status = Status.closed
 
-    def has_ended(self, queue: dict[str, QueuedJob]) -> bool:
-        """Returns whether the job was submitted and is no longer in the queue."""
-        return self.job_id not in queue and time.monotonic() - self._submitted > GRACE_S
+    async def ended(self, queue: dict[str, QueuedJob]) -> EndedJob | None:
+        """Returns how the job ended; None for a job that has not, or that may only be missing in the queue."""
+        self._was_listed |= self.job_id in queue
+        age_s = time.monotonic() - self._submitted
+        if self.job_id in queue or age_s <= GRACE_S:
+            return None
+        ended = await ended_job(self.job_id)
+        is_in_doubt = ended is not None and ended.state == UNKNOWN and not self._was_listed and age_s < UNSEEN_S
+        return None if is_in_doubt else ended
 
 
 async def queued_jobs() -> dict[str, QueuedJob]:
@@ -125,22 +136,27 @@ async def queued_jobs() -> dict[str, QueuedJob]:
         SlurmCommandError: squeue failed.
     """
     lines = await _output("squeue", "--me", "--noheader", "--format=%i|%t|%r")
-    jobs = [line.strip().split("|", 2) for line in lines.splitlines()]
+    # Old releases print the names of clusters between jobs, in spite of --noheader.
+    jobs = [line.strip().split("|", 2) for line in lines.splitlines() if line.count("|") >= 2]
     return {job_id: QueuedJob(state == "PD", reason) for job_id, state, reason in jobs if state != "CG"}
 
 
-async def ended_job(job_id: str) -> EndedJob:
-    """Returns how a job ended; Slurm forgets this after some minutes."""
+async def ended_job(job_id: str) -> EndedJob | None:
+    """Returns how a job ended, which Slurm forgets after some minutes; None for a job that it says is still there."""
     try:
         shown = await _output("scontrol", "--oneliner", "show", "job", job_id)
     except SlurmCommandError:
-        return EndedJob("unknown", Path("unknown"))
+        return EndedJob(UNKNOWN, Path(UNKNOWN))
     facts = dict(fact.split("=", 1) for fact in shown.split() if "=" in fact)
+    if facts["JobState"] in UNFINISHED:
+        return None
     return EndedJob(f"{facts['JobState']}, exit code {facts['ExitCode']}", Path(facts["StdErr"]))
 
 
 def _word_pattern(position: int) -> str:
     """Returns a pattern whose group `job_id` is a number: the word at this position, counted from -1 at the end."""
+    if position == -1:  # the last word, or the id in "Submitted batch job 17 on cluster x"
+        return r"(?P<job_id>(?<=Submitted batch job )\d+|(?<!\S)\d+(?=\s*$))"
     if position >= 0:
         return rf"^\s*(?:\S+\s+){{{position}}}(?P<job_id>\d+)(?!\S)"
     return rf"(?<!\S)(?P<job_id>\d+)(?:\s+\S+){{{-position - 1}}}\s*$"

@@ -13,7 +13,7 @@ from distributed import Scheduler, SchedulerPlugin
 from prefect import get_run_logger
 
 from flows.workers.slurm_job import SlurmJob
-from flows.workers.slurm_queue import QueuedJob, SlurmCommandError, ended_job, queued_jobs
+from flows.workers.slurm_queue import EndedJob, QueuedJob, SlurmCommandError, queued_jobs
 from flows.workers.task_runner import WorkerTaskRunner
 from mlfilter_core.errors import JobError
 
@@ -94,8 +94,8 @@ class SlurmWorkers:
             return
         self._n_unanswered = 0
         for name, job in list(self._cluster.workers.items()):
-            if job.has_ended(queue):
-                await self._remove_ended(name, job.job_id)
+            if (ended := await job.ended(queue)) is not None:
+                self._remove_ended(name, job.job_id, ended)
         n_needed = min(self._max_jobs, math.ceil(n_tasks / self._job.n_workers))
         n_more = n_needed - len(self._cluster.worker_spec)
         if n_more > 0 and time.monotonic() >= self._submit_after:
@@ -117,10 +117,9 @@ class SlurmWorkers:
                 raise SlurmError(f"sbatch refused the job: {error}") from error
             self._warn(f"sbatch refused {len(refused)} jobs, which will be submitted again: {error}")
 
-    async def _remove_ended(self, name: str, job_id: str) -> None:
+    def _remove_ended(self, name: str, job_id: str, ended: EndedJob) -> None:
         """Forgets a job that has ended, so that another is submitted in its place."""
         self._forget(name)
-        ended = await ended_job(job_id)
         if name in self._arrivals.jobs:
             self._n_stillborn = 0
             self._news.append((logging.INFO, f"Slurm job {job_id} ended ({ended.state})"))

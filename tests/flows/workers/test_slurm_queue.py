@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,14 +44,46 @@ async def submit(job: SubmittedJob) -> None:
 
 @pytest.mark.parametrize(
     ("printed", "id_position"),
-    [("Submitted batch job 17", -1), ("17", 0), ("17", -1), ("job 17 of 3 on 5", 1), ("job 17 of 3 on 5", -5)],
+    [
+        ("Submitted batch job 17", -1),
+        ("Submitted batch job 17 on cluster serial", -1),
+        ("Hello 5\n\n17", -1),
+        ("17", 0),
+        ("17", -1),
+        ("job 17 of 3 on 5", 1),
+        ("job 17 of 3 on 5", -5),
+    ],
 )
 def test_the_job_s_id_is_the_word_at_its_position(printed: str, id_position: int, command: Command) -> None:
     command("sbatch", f"echo '{printed}'")
     submitted = job(id_position)
     asyncio.run(submit(submitted))
     assert submitted.job_id == "17"
-    assert not submitted.has_ended({})  # squeue may not list it yet
+    assert asyncio.run(submitted.ended({})) is None  # squeue may not list it yet
+
+
+@pytest.mark.parametrize(
+    ("told", "was_listed", "age_s", "has_ended"),
+    [
+        ("echo JobId=17 JobState=COMPLETED ExitCode=0:0 StdErr=/a", False, 11, True),
+        ("echo JobId=17 JobState=RUNNING ExitCode=0:0 StdErr=/a", True, 3600, False),  # squeue is wrong
+        ("exit 1", True, 11, True),  # Slurm has forgotten it
+        ("exit 1", False, 11, False),  # it may be on a cluster that was not asked
+        ("exit 1", False, 601, True),
+    ],
+)
+def test_a_job_that_the_queue_lacks_is_replaced_only_where_it_has_ended(
+    told: str, was_listed: bool, age_s: float, has_ended: bool, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("sbatch", "echo Submitted batch job 17")
+    command("scontrol", told)
+    submitted = job()
+    asyncio.run(submit(submitted))
+    if was_listed:
+        assert asyncio.run(submitted.ended({"17": QueuedJob(False, "None")})) is None
+    now = time.monotonic()
+    monkeypatch.setattr("flows.workers.slurm_queue.time.monotonic", lambda: now + age_s)
+    assert (asyncio.run(submitted.ended({})) is not None) == has_ended
 
 
 @pytest.mark.parametrize("id_position", [0, 4, -2, -5])
@@ -83,6 +116,8 @@ def test_the_queue_is_what_is_pending_or_running(command: Command) -> None:
         "3": QueuedJob(False, "None"),
     }
     assert [job.is_hopeless for job in queue.values()] == [True, False, False]
+    command("squeue", "echo 'CLUSTER: serial'; echo '1|R|None'; echo; echo 'CLUSTER: gpu'; echo '2|PD|Priority'")
+    assert asyncio.run(queued_jobs()).keys() == {"1", "2"}
     command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(SlurmCommandError, match=r"^Unable to contact slurm controller$"):
         asyncio.run(queued_jobs())
@@ -92,6 +127,7 @@ def test_an_ended_job_has_a_state_and_a_log(command: Command, tmp_path: Path) ->
     log = tmp_path / "job.log"
     command("scontrol", f"echo 'JobId=7 JobName=a b JobState=FAILED Reason=NonZeroExitCode ExitCode=3:0 StdErr={log}'")
     ended = asyncio.run(ended_job("7"))
+    assert ended is not None
     assert ended == EndedJob("FAILED, exit code 3:0", log)
     assert "No such file" in ended.last_lines()
     log.write_text("")
@@ -99,4 +135,5 @@ def test_an_ended_job_has_a_state_and_a_log(command: Command, tmp_path: Path) ->
     log.write_text("\n".join(map(str, range(40))))
     assert ended.last_lines().splitlines() == [str(i) for i in range(40 - N_LAST_LINES, 40)]
     command("scontrol", "echo 'Invalid job id specified' >&2; exit 1")
-    assert asyncio.run(ended_job("7")).state == "unknown"
+    ended = asyncio.run(ended_job("7"))
+    assert ended is not None and ended.state == "unknown"
