@@ -11,11 +11,11 @@ import orjson
 
 from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line, SourceReader
+from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
 from mlfilter_core.files.zstd import zstd
 
 Compression = Literal["gzip", "zstd"] | None
 SUFFIXES: dict[Compression, str] = {None: ".jsonl", "gzip": ".jsonl.gz", "zstd": ".jsonl.zst"}
-PROVENANCE_FOLDER = ".provenance"  # beside the annotated files
 # Level 6 of 9 takes twice the time of level 1 and saves a few per cent; scores are written and read often.
 GZIP_LEVEL = 1
 N_SHOWN_DOCUMENTS, N_SHOWN_CHARACTERS, MAX_SHOWN_LINE_BYTES = 3, 60, 1 << 20  # on a terminal

@@ -53,16 +53,8 @@ TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
 # Long names of the options that fields set, or that change what a job is.
 SHORT_OPTIONS = {
     **{"A": "account", "a": "array", "c": "cpus-per-task", "d": "dependency", "e": "error", "G": "gpus"},
-    **{
-        "J": "job-name",
-        "M": "clusters",
-        "N": "nodes",
-        "n": "ntasks",
-        "o": "output",
-        "p": "partition",
-        "q": "qos",
-        "t": "time",
-    },
+    **{"J": "job-name", "M": "clusters", "N": "nodes", "n": "ntasks", "o": "output"},
+    **{"p": "partition", "q": "qos", "t": "time"},
 }
 # A worker is one process on one node; the number of jobs is workers, or tasks.
 ONE_PER_JOB = ("nodes", "ntasks", "ntasks-per-node")

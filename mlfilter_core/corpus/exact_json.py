@@ -19,7 +19,7 @@ def loads(content: bytes) -> Any:
         orjson.JSONDecodeError: It is not JSON, or has a number above 1.8e308, or large numbers in a thousand levels.
     """
     value = orjson.loads(content)
-    if not _has_large_float(value):
+    if not _has_large(value, float, -MAX_EXACT, MAX_EXACT):
         return value
     try:
         return json.loads(content)
@@ -36,7 +36,7 @@ def dumps(value: Any, option: int = 0) -> bytes:
     try:
         return orjson.dumps(value, option=option)
     except orjson.JSONEncodeError:
-        if not _has_large_int(value):
+        if not _has_large(value, int, -MAX_EXACT - 1, 2 * MAX_EXACT):
             raise
     end = b"\n" if option & orjson.OPT_APPEND_NEWLINE else b""
 
@@ -49,28 +49,16 @@ def dumps(value: Any, option: int = 0) -> bytes:
         raise orjson.JSONEncodeError(str(error)) from error
 
 
-def _has_large_float(value: Any) -> bool:
+def _has_large(value: Any, kind: type[int] | type[float], above: int, below: int) -> bool:
+    """Returns whether a value has a number of a type that is not between two others."""
     left = [value]
     while left:
         item = left.pop()
-        kind = type(item)
-        if kind is dict:
+        of = type(item)
+        if of is dict:
             left.extend(item.values())
-        elif kind is list:
+        elif of is list or of is tuple:
             left.extend(item)
-        elif kind is float and not -MAX_EXACT < item < MAX_EXACT:
-            return True
-    return False
-
-
-def _has_large_int(value: Any) -> bool:
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, dict):
-            left.extend(item.values())
-        elif isinstance(item, list | tuple):
-            left.extend(item)
-        elif isinstance(item, int) and not -MAX_EXACT <= item < 2 * MAX_EXACT:
+        elif of is kind and not above < item < below:
             return True
     return False

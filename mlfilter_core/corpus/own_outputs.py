@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 # Folders that jobs make in their output_dir. Outputs of annotations and filters keep their provenance beside them.
 WITH_PROVENANCE = ("annotated_data", "filtered", "dropped")
 OUTPUT_FOLDERS = (*WITH_PROVENANCE, "rejected", "heads", "logs", "report")
-PROVENANCE_FOLDER = ".provenance"
+PROVENANCE_FOLDER = ".provenance"  # beside the outputs
 ARE_OUTPUTS = "are outputs of jobs"
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.annotating.annotated_format import PROVENANCE_FOLDER, SUFFIXES
+from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.corpus.lines import SourceReader
+from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID

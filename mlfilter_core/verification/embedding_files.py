@@ -138,11 +138,9 @@ def _check_layout(file: EmbeddingFile, made: Provenance, group: str, findings: F
     n_stated = made.counts["documents"]
     if n_stated != file.n_rows:
         findings.add("rows", f"it states {n_stated:,} documents, and has {file.n_rows:,} rows")
-    if file.has_chunks != bool(made.request.get("chunks")) or made.counts.get("chunks", 0) != (
-        file.n_chunks if file.has_chunks else 0
-    ):
-        stated = made.counts.get("chunks", 0)
-        findings.add("chunks", f"it states {stated:,} chunks, and has {file.n_chunks:,} embeddings")
+    n_chunks = made.counts.get("chunks", 0)
+    if file.has_chunks != bool(made.request.get("chunks")) or n_chunks != (file.n_chunks if file.has_chunks else 0):
+        findings.add("chunks", f"it states {n_chunks:,} chunks, and has {file.n_chunks:,} embeddings")
     dtype = file.array(EMBEDDINGS, slice(0, 0)).dtype
     for name, stated, found in (
         ("embedding_dtype", made.request["embedding_dtype"], str(dtype)),
