@@ -6,6 +6,7 @@ server on loopback.
 
 import importlib.util
 import os
+import re
 import socket
 import sys
 
@@ -31,8 +32,12 @@ def reach_this_machine_directly() -> None:
     for name in names:
         if os.environ[name].startswith("socks"):
             print(
-                f"warning: {name}={os.environ[name]} is ignored, since the package socksio is missing; "
-                "pip install socksio, if models are to be downloaded through it",
+                f"warning: {name}={_without_password(os.environ[name])} is ignored, since the package socksio is "
+                "missing; pip install socksio, if models are to be downloaded through it",
                 file=sys.stderr,
             )
             del os.environ[name]
+
+
+def _without_password(proxy: str) -> str:
+    return re.sub(r"//.*@", "//", proxy)

@@ -59,3 +59,11 @@ def test_httpx_needs_a_package_for_socks(no_proxies: pytest.MonkeyPatch) -> None
         httpx.Client()
     reach_this_machine_directly()
     httpx.Client().close()
+
+
+def test_the_password_of_a_proxy_is_not_shown(
+    no_proxies: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_proxies.setenv("all_proxy", "socks5://me:secret@proxy.site:1080")
+    reach_this_machine_directly()
+    assert "warning: all_proxy=socks5://proxy.site:1080 is ignored" in capsys.readouterr().err
