@@ -14,6 +14,7 @@ import typer
 from flows.running.screen import errors_as_messages, print_table
 from mlfilter_core.errors import ConfigError, MlfilterError
 from mlfilter_core.evaluation.aggregation import DEFAULT_BATCH_SIZE
+from mlfilter_core.files.urls import refuse_url
 
 MAX_SHOWN_REMARKS = 20
 
@@ -37,7 +38,20 @@ InputDirectory = Annotated[
         "With --score_keys: folder of annotated files.",
     ),
 ]
-OutputDirectory = Annotated[Path, typer.Option("--output-directory", metavar="DIR", help="Folder of the results.")]
+
+
+def _of_this_machine(folder: Path) -> Path:
+    try:
+        refuse_url(folder)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return folder
+
+
+OutputDirectory = Annotated[
+    Path,
+    typer.Option("--output-directory", metavar="DIR", help="Folder of the results.", callback=_of_this_machine),
+]
 
 
 @results.command("inspect")

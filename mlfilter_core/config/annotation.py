@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.written import Written
+from mlfilter_core.files.urls import refuse_url
 
 HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 ANNOTATED_DIR = "annotated_data"
@@ -89,6 +90,16 @@ class Scoring(Written):
         for name in value:
             if not HEAD_NAME.fullmatch(name):
                 raise ValueError(f"the name {name!r} may have letters, digits, _, . and - only")
+        return value
+
+    @field_validator("regression_head_checkpoints")
+    @classmethod
+    def _of_this_machine(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, checkpoint in value.items():
+            try:
+                refuse_url(checkpoint)
+            except ValueError as error:
+                raise ValueError(f"the checkpoint of {name} {error}") from error
         return value
 
     @field_validator("integer_scales")

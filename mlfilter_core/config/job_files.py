@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from mlfilter_core.config.execution import Job as AnyJob
 from mlfilter_core.errors import ConfigError, in_one_line
+from mlfilter_core.files.urls import masked
 from mlfilter_core.wording import plural
 
 # Length of a job after its ${...} are replaced. Arbitrary: some hundred times the longest job in practice.
@@ -171,7 +172,7 @@ def _explain(kind: type[BaseModel], problems: list[Any]) -> list[str]:
         elif isinstance(problem["input"], Mapping):
             explained[name] = f"{name or 'the job'}: {message}"
         else:
-            explained[name] = f"{name} = {problem['input']!r} ({about}): {message}"
+            explained[name] = f"{name} = {masked(repr(problem['input']))} ({about}): {message}"
     return list(explained.values())
 
 

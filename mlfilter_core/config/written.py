@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from mlfilter_core.errors import in_one_line
+from mlfilter_core.files.urls import refuse_url
 
 
 def _with_titles_in_order(schema: dict[str, Any]) -> None:
@@ -32,7 +33,10 @@ class Written(BaseModel):
     def _usable_strings(cls, value: Any) -> Any:
         if any("\0" in str(part) for part in (value if isinstance(value, tuple) else (value,))):
             raise ValueError("contains a NUL character, which names of files and datasets cannot contain")
+        if not isinstance(value, Path):
+            return value
+        refuse_url(value)
         try:
-            return value.expanduser() if isinstance(value, Path) else value
+            return value.expanduser()
         except RuntimeError as error:  # ~nobody/x
             raise ValueError(f"{in_one_line(error)} Write the path in full") from error

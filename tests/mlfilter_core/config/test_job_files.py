@@ -525,3 +525,27 @@ def test_every_field_has_a_description_in_the_schema(kind: JobKind) -> None:
     for section in (schema, *schema["$defs"].values()):
         for name, field in section["properties"].items():
             assert field.get("description"), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "field", "url"),
+    [
+        (EmbeddingJob, EMBEDDING, "input_dir", "s3://bucket/in"),
+        (EmbeddingJob, EMBEDDING, "output_dir", "gs://bucket/out"),
+        (AnnotationJob, ANNOTATION, "source_dir", "az://bucket/in"),
+        (AnnotationJob, ANNOTATION, "regression_head_checkpoints", {"a": "s3://bucket/a.pt"}),
+    ],
+)
+def test_a_url_in_place_of_a_path_is_refused(kind: Any, content: str, field: str, url: Any) -> None:
+    job = yaml.safe_load(content + "}")
+    job["params"][field] = url
+    with pytest.raises(ConfigError, match=rf"params.{field}( =|:) .*is a URL, which is not taken here"):
+        load_job(job, kind)
+
+
+def test_credentials_in_a_refused_url_are_not_repeated() -> None:
+    job = yaml.safe_load(EMBEDDING + "}")
+    job["params"]["input_dir"] = "s3://id:hunter2@bucket/in"
+    with pytest.raises(ConfigError, match=r"s3:/+\*\*\*@bucket/in") as refused:
+        load_job(job, EmbeddingJob)
+    assert "hunter2" not in str(refused.value)

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from mlfilter_core.files.urls import masked, refuse_url, url_of
+
+
+@pytest.mark.parametrize(
+    "written", ["s3://bucket/corpus", "s3://bucket/corpus/", "s3:/bucket/corpus", "S3://bucket/corpus"]
+)
+def test_a_path_made_from_a_url_stays_one(written: str) -> None:
+    assert url_of(Path(written)) == "s3://bucket/corpus"
+
+
+@pytest.mark.parametrize("path", ["corpus", "/data/s3", "/s3:/x", "~/x", "C:/x", "package:encoders/model", "a:b"])
+def test_a_path_of_this_machine_is_no_url(path: str) -> None:
+    assert url_of(Path(path)) is None
+    refuse_url(path)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "hf", "https", "file", "hdfs"])
+def test_a_url_is_refused_instead_of_becoming_a_folder_of_that_name(scheme: str) -> None:
+    with pytest.raises(ValueError, match="is a URL, which is not taken here; give a path of this machine"):
+        refuse_url(Path(f"{scheme}://bucket/corpus"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("'s3://id:secret@bucket/x' failed", "'s3://***@bucket/x' failed"),
+        ("s3:/id:secret@bucket", "s3:/***@bucket"),
+        ("https://host/x?X-Amz-Signature=abc&y=1 failed", "https://host/x?*** failed"),
+        ("hf://datasets/owner/name@main/x", "hf://datasets/owner/name@main/x"),
+        ("which one? a=b", "which one? a=b"),
+    ],
+)
+def test_credentials_in_urls_are_masked(text: str, shown: str) -> None:
+    assert masked(text) == shown
