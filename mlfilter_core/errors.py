@@ -26,6 +26,10 @@ class HeadError(JobError):
     """A head's checkpoint cannot be loaded, or does not fit the embeddings."""
 
 
+class StoreError(JobError):
+    """A store, such as S3, refuses the credentials or the access that a job needs."""
+
+
 class FileError(MlfilterError):
     """One file cannot be finished; another attempt would fail as well."""
 

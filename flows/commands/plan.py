@@ -36,6 +36,10 @@ def plan_job(config: Path, overrides: Mapping[str, Any], seed: int = 0) -> Plan:
         job = load_any_job(config, overrides)
     except ConfigError as error:
         return Plan("unknown", [], [str(error)], [])
+    if job.urls:
+        url = next(iter(job.urls.values()))
+        reason = f"{url}: a plan reads folders of this machine; copy a few files there, and plan for them"
+        return Plan("unknown", [], [reason], [])
     workers = planned_workers(job, findings)
     _check_port(job, findings)
     return _plan(job, workers, seed, findings)

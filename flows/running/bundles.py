@@ -43,7 +43,7 @@ class Bundles:
         seconds = 0.0
         while self._files and (not bundle or self._has_room(len(bundle), seconds, n_workers)):
             bundle.append(self._files.popleft())
-            seconds += _size(bundle[-1]) * self._seconds / max(1, self._bytes)
+            seconds += bundle[-1].n_bytes * self._seconds / max(1, self._bytes)
         n = max(1, len(bundle))
         if self._files_per_task == "auto" and not self._n_last / 2 < n < self._n_last * 2:
             self._say(f"small files: about {n} of them share a task from now on")
@@ -54,7 +54,7 @@ class Bundles:
         """Records how long a file took, unless it was skipped."""
         if report.status != "skipped":
             self._seconds += report.seconds
-            self._bytes += _size(file)
+            self._bytes += file.n_bytes
 
     def part(self, bundle: Bundle) -> None:
         """Puts back the files of a bundle whose worker died, each as a separate task: one of them is the cause."""
@@ -64,12 +64,5 @@ class Bundles:
         if self._files_per_task != "auto":
             return n_files < self._files_per_task
         enough_s = max(MIN_TASK_S, n_workers / MAX_TASKS_PER_S)
-        following_s = _size(self._files[0]) * self._seconds / max(1, self._bytes)
+        following_s = self._files[0].n_bytes * self._seconds / max(1, self._bytes)
         return self._bytes > 0 and n_files < MAX_FILES and seconds + following_s <= enough_s
-
-
-def _size(file: TaskFile) -> int:
-    try:
-        return file.path.stat().st_size
-    except OSError:  # its task reports the error
-        return 0

@@ -39,6 +39,7 @@ from mlfilter_core.errors import FileError, JobError, MlfilterError, OtherReques
 from mlfilter_core.files.claims import why_locks_are_local
 from mlfilter_core.files.publishing import check_writable, remove_leftovers
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.urls import url_of
 from mlfilter_core.work.run_log import RunLog, run_log
 from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload, row_of, run_in_turn
 
@@ -60,7 +61,7 @@ def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job)
     """
     started = time.monotonic()
     check_job(job)
-    remove_leftovers(job.params.output_dir)
+    remove_leftovers(job.output_dir)
     logs = job.logging_dir / f"{flow_run.get_flow_name()}-{flow_run.get_name()}"
     with instead_of_prefect(), logging_to(logs, "flow", APILogHandler()):
         return _run_files(_file_task(verb), workload_of(job), job, logs, started)
@@ -97,7 +98,8 @@ def _run_files(
     with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
         if to_do:
             work.prepare(files)
-            with nullcontext() if workload.is_step else page_modules_loading(job.logging_dir):
+            loading = nullcontext() if workload.is_step else page_modules_loading(job.logging_dir)
+            with loading, work.session(to_do):
                 _do_files(file_task, workload, job, to_do, record, reports, failures)
         ordered = [reports[file.relative] for file in files if file.relative in reports]
         run = RunReport(
@@ -105,7 +107,8 @@ def _run_files(
         )
         record.end(run.seconds, len(failures))
     write_rows(run)
-    page = Page() if workload.is_step else make_page(workload.flow, job.params.output_dir, job.logging_dir)
+    has_page = not workload.is_step and "output_dir" not in job.urls  # the page is made from the outputs
+    page = make_page(workload.flow, job.params.output_dir, job.logging_dir) if has_page else Page()
     run = replace(run, page=page.path)
     publish_report(run, page.pictures)
     if failures:
@@ -172,14 +175,14 @@ def check_job(job: Job) -> None:
     Raises:
         ConfigError: A folder for its outputs or logs cannot be written to.
     """
-    check_writable(job.params.output_dir)
+    check_writable(job.output_dir)
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
     check_port(job.metrics_port)
-    why_local = why_locks_are_local(job.params.output_dir)
+    why_local = why_locks_are_local(job.output_dir)
     if job.running_on_slurm and why_local:
         get_run_logger().warning(
             "locks in %s do not reach other machines: %s; start one run at a time on it",
-            job.params.output_dir,
+            job.output_dir,
             why_local,
         )
 
@@ -215,5 +218,6 @@ def _by_name(outcome: Outcome[Bundle, list[Report]]) -> dict[str, Report | str]:
     finished = [file.relative for file in outcome.item if file.relative not in failures]
     done: dict[str, Report | str] = {**failures, **dict.fromkeys(finished, "its task ended without a report of it")}
     for name, report in zip(finished, reports, strict=False):
-        done[name] = report if Path(report.output).exists() else f"its task ended, but {report.output} does not exist"
+        is_there = url_of(report.output) is not None or Path(report.output).exists()
+        done[name] = report if is_there else f"its task ended, but {report.output} does not exist"
     return done

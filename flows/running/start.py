@@ -105,7 +105,7 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
     from flows.workers.worker_count import most_workers
 
     job, *later = jobs
-    check_writable(job.params.output_dir)
+    check_writable(job.output_dir)
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
     n_workers = 0 if job.running_on_slurm else most_workers(job.local, job.one_per_core)
     # The rounds before a run make what its files are compared with.

@@ -80,7 +80,7 @@ class RunProgress:
 
     def __init__(self, n_files: int, to_do: Iterable[TaskFile], n_failed: int) -> None:
         """Takes the number of all files, the files to process, and the number of files that failed before."""
-        self._bytes = {file.relative: max(1, _size(file)) for file in to_do}
+        self._bytes = {file.relative: max(1, file.n_bytes) for file in to_do}
         self._n_files = n_files
         self._n_before = n_files - len(self._bytes) - n_failed
         self._n_failed = n_failed
@@ -197,10 +197,3 @@ def describe(snapshot: Snapshot) -> str:
 
 def _rounded(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-
-
-def _size(file: TaskFile) -> int:
-    try:
-        return file.path.stat().st_size
-    except OSError:  # its task reports this
-        return 0

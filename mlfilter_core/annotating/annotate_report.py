@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from mlfilter_core.annotating.annotated_format import first_lines
+from mlfilter_core.files.urls import url_of
 from mlfilter_core.work.workload import ReportDefaults
 
 
@@ -50,6 +51,8 @@ class AnnotateReport(ReportDefaults):
 
     @staticmethod
     def sample_of(reports: "Sequence[AnnotateReport]") -> list[str]:
-        """Returns the first documents of the first file, with long strings cut."""
+        """Returns the first documents of the first file on this machine, with long strings cut."""
+        if url_of(reports[0].output) is not None:
+            return []
         first = Path(reports[0].output)
         return [f"first documents of {first}:", *(f"  {line}" for line in first_lines(first))]

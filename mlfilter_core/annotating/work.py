@@ -3,22 +3,24 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
 from mlfilter_core.annotating.annotate_file import annotate_file, score_columns
 from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation
+from mlfilter_core.annotating.staged_heads import with_staged_heads
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
 from mlfilter_core.embedding_store.fingerprint import OneEncoder, fingerprint
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
-from mlfilter_core.embedding_store.output_values import check_output_keys
+from mlfilter_core.embedding_store.output_values import check_output_keys, joined_keys
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, find_files, shard
 from mlfilter_core.heads.checkpoint_files import head_digests
 from mlfilter_core.heads.chunk_scores import ChunkCombination
+from mlfilter_core.work.staged_work import staged, stores_of
 from mlfilter_core.work.workload import Work, Workload
 
 if TYPE_CHECKING:
@@ -47,6 +49,20 @@ class AnnotateWork(Work[AnnotateReport]):
     def finished(self, file: TaskFile, read_content: bool) -> AnnotateReport | None:
         return unless_overwritten(lambda: finished_annotation(file, self.request, read_content), self.params.overwrite)
 
+    def further_files(self, file: TaskFile) -> Sequence[Path]:
+        request = self.request
+        if request.source_dir is None:
+            return ()
+        columns = score_columns(heads_of_process(self.params, request), request)
+        try:
+            with EmbeddingFile(file.path, request.group) as embeddings:
+                if not joined_keys(embeddings, request.output_keys, columns.names) or embeddings.provenance is None:
+                    return ()
+                relative = PurePosixPath(embeddings.provenance.source["path"])
+        except EmbeddingFileError:  # its task reports it
+            return ()
+        return () if relative.is_absolute() or ".." in relative.parts else (request.source_dir / relative,)
+
     def prepare(self, files: Sequence[TaskFile]) -> None:
         """Checks that the heads load and fit every readable file of a run; unreadable files fail in their tasks.
 
@@ -73,10 +89,13 @@ def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
         ConfigError: The folder of embeddings is missing, or two of its files would share an output name.
         HeadError: As `annotate_work`.
     """
-    params = job.params
-    files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
-    files = shard(files, job.local.ranks, job.local.tasks)
-    return Workload("annotate", files, annotate_work(params), params.annotated_output_dir)
+    params = with_staged_heads(job).params
+    store = stores_of(job).get("embeddings_directory")
+    listing = store.listing() if store else None
+    files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES, listing=listing)
+    files, work = shard(files, job.local.ranks, job.local.tasks), annotate_work(params)
+    workload = Workload("annotate", files, work, params.annotated_output_dir)
+    return staged(workload, job, "embeddings_directory", AnnotateReport, work.request.provenance())
 
 
 def annotate_work(params: AnnotationPipelineParameters) -> AnnotateWork:

@@ -1,14 +1,15 @@
 """The annotation job: embeddings to score, heads, and output fields."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.written import Written
-from mlfilter_core.files.urls import refuse_url
+from mlfilter_core.files.urls import check_url, shown_path, url_of
 
 HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 ANNOTATED_DIR = "annotated_data"
@@ -54,7 +55,7 @@ class Scoring(Written):
     """Heads to score with, and output fields."""
 
     regression_head_checkpoints: dict[str, str] = Field(
-        min_length=1, description="Checkpoint of the head for each score, by the score's name."
+        min_length=1, description="Checkpoint of the head for each score, by the score's name; may be a URL."
     )
     output_keys: tuple[str, ...] = Field(
         ("document_id",),
@@ -94,12 +95,13 @@ class Scoring(Written):
 
     @field_validator("regression_head_checkpoints")
     @classmethod
-    def _of_this_machine(cls, value: dict[str, str]) -> dict[str, str]:
+    def _urls_can_be_read(cls, value: dict[str, str]) -> dict[str, str]:
         for name, checkpoint in value.items():
             try:
-                refuse_url(checkpoint)
+                if (url := url_of(checkpoint)) is not None:
+                    check_url(url, is_written=False)
             except ValueError as error:
-                raise ValueError(f"the checkpoint of {name} {error}") from error
+                raise ValueError(f"the checkpoint of {name}: {error}") from error
         return value
 
     @field_validator("integer_scales")
@@ -114,15 +116,17 @@ class Scoring(Written):
 class AnnotationPipelineParameters(Scoring):
     """The parameters of an annotation job."""
 
-    embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively.")
+    URLS: ClassVar[Mapping[str, bool]] = {"embeddings_directory": False, "source_dir": False, "output_dir": True}
+
+    embeddings_directory: Path = Field(description="Folder of the HDF5 files, searched recursively; may be a URL.")
     glob_pattern: str = Field(
         "**/*", min_length=1, description="Pattern of .h5 or .hdf5 files below embeddings_directory."
     )
     hdf5_dataset_name: str = Field("train", min_length=1, description="Group inside each HDF5 file.")
     source_dir: Path | None = Field(
-        None, description="Folder of the source files, if they have moved since they were embedded."
+        None, description="Folder or URL of the source files, if they have moved since they were embedded."
     )
-    output_dir: Path = Field(description="Output folder; annotated files go to annotated_data/ in it.")
+    output_dir: Path = Field(description="Output folder or URL; annotated files go to annotated_data/ in it.")
     overwrite: bool = Field(False, description="Replace finished files that were made with other settings.")
     embedding_dtype: str | None = Field(
         None, description="Ignored; accepted from older job files. Embeddings are read as stored."
@@ -146,4 +150,4 @@ class AnnotationJob(Job):
     @property
     def about(self) -> str:
         heads = ", ".join(self.params.regression_head_checkpoints)
-        return f"{self.params.embeddings_directory} with {heads}, to {self.params.output_dir}"
+        return f"{shown_path(self.params.embeddings_directory)} with {heads}, to {shown_path(self.params.output_dir)}"

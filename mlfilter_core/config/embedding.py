@@ -1,5 +1,6 @@
 """The embedding job: documents to embed, encoder, and output."""
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from mlfilter_core.config.written import Written
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES
 from mlfilter_core.corpus.windows import DEFAULT_COMMIT_DOCUMENTS
+from mlfilter_core.files.urls import shown_path
 
 DEFAULT_EMBEDDING_DIR = "embeddings"
 UNKEPT_DIR = ".embeddings"
@@ -45,7 +47,11 @@ class ChunkSettings(Written):
 class EmbeddingPipelineParameters(Written):
     """The parameters of an embedding job."""
 
-    input_dir: Path = Field(description="Folder of the source files: JSON lines, plain or compressed, or Parquet.")
+    URLS: ClassVar[Mapping[str, bool]] = {"input_dir": False, "output_dir": True}
+
+    input_dir: Path = Field(
+        description="Folder or URL of the source files: JSON lines, plain or compressed, or Parquet."
+    )
     glob_pattern: str = Field(
         "**/*.jsonl*",
         min_length=1,
@@ -72,7 +78,7 @@ class EmbeddingPipelineParameters(Written):
         description="Key of the label, such as scores.score, or a list of k keys for labels of shape (n, k). Unset: "
         "label, score or scores.score, the first that a document has.",
     )
-    output_dir: Path = Field(description="Folder of all outputs.")
+    output_dir: Path = Field(description="Folder or URL of all outputs.")
     embedding_dir: str = Field(
         DEFAULT_EMBEDDING_DIR, min_length=1, description="Folder of the HDF5 files, below output_dir."
     )
@@ -258,5 +264,5 @@ class EmbeddingJob(Job):
 
     @property
     def about(self) -> str:
-        source = self.params.input_dir / self.params.glob_pattern
-        return f"{source} with {self.params.embedding_model}, to {self.params.output_dir}"
+        source = shown_path(self.params.input_dir / self.params.glob_pattern)
+        return f"{source} with {self.params.embedding_model}, to {shown_path(self.params.output_dir)}"

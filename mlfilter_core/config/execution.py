@@ -1,12 +1,17 @@
 """Where a job runs: workers on this machine, or in Slurm jobs."""
 
+import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from mlfilter_core.config.written import Written
+from mlfilter_core.files.urls import shown_path, url_of
+
+DEFAULT_STAGING_DIR = "mlfilter_staging"  # in the folder where the run starts: /tmp is often memory, or of one node
 
 
 class LocalSettings(Written):
@@ -203,9 +208,14 @@ def _dashed(name: str) -> str:
 class Parameters(Protocol):
     """Fields that the parameters of every job have."""
 
+    URLS: ClassVar[Mapping[str, bool]]
+
     @property
     def output_dir(self) -> Path:
         """Folder of all outputs."""
+
+
+AnyJob = TypeVar("AnyJob", bound="Job")
 
 
 class Job(Written):
@@ -227,6 +237,11 @@ class Job(Written):
     files_per_task: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
         description="Files per Prefect task. auto: one, or several where each takes only milliseconds.",
+    )
+    staging_dir: Path | None = Field(
+        None,
+        description="Folder for the files of URLs: staged inputs, unfinished outputs, logs. All workers share it. "
+        f"Default: {DEFAULT_STAGING_DIR}.",
     )
     metrics_port: int | None = Field(
         None, ge=1, le=65535, description="Port of a /metrics endpoint for Prometheus. Unset: none."
@@ -259,6 +274,36 @@ class Job(Written):
         return f"to {self.params.output_dir}"
 
     @property
+    def output_dir(self) -> Path:
+        """The folder of this machine where outputs are made: `params.output_dir`, or its mirror."""
+        return self.on_this_machine().params.output_dir
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The fields of `params` that are URLs."""
+        written = {name: getattr(self.params, name) for name in type(self.params).URLS}
+        return {name: url for name, path in written.items() if path is not None and (url := url_of(path)) is not None}
+
+    @property
+    def staging(self) -> Path:
+        """The folder in `staging_dir` that belongs to the URLs of this job."""
+        key = " ".join(shown_path(getattr(self.params, name) or Path()) for name in type(self.params).URLS)
+        name = f"{self.params.output_dir.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        return (self.staging_dir or Path(DEFAULT_STAGING_DIR)).absolute() / name
+
+    def mirror(self, field: str) -> Path:
+        """Returns the folder of this machine that stands for the URL of a field."""
+        return self.staging / field
+
+    def on_this_machine(self: "AnyJob") -> "AnyJob":
+        """Returns the job with a folder of this machine in place of each URL."""
+        if not self.urls:
+            return self
+        params: Any = self.params
+        mirrors = {field: self.mirror(field) for field in self.urls}
+        return self.model_copy(update={"params": params.model_copy(update=mirrors)})
+
+    @property
     def settings_name(self) -> str:
         """Section of the job file that says where the job runs."""
         return "slurm_settings" if self.running_on_slurm else "local_settings"
@@ -266,4 +311,4 @@ class Job(Written):
     @property
     def logging_dir(self) -> Path:
         settings = self.slurm if self.running_on_slurm else self.local
-        return settings.logging_dir or self.params.output_dir / "logs"
+        return settings.logging_dir or self.output_dir / "logs"

@@ -1,12 +1,20 @@
 """The base of everything that people write, in a YAML job file or a form."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
 
 from mlfilter_core.errors import in_one_line
-from mlfilter_core.files.urls import refuse_url
+from mlfilter_core.files.urls import check_url, refuse_url, url_of
 
 
 def _with_titles_in_order(schema: dict[str, Any]) -> None:
@@ -22,7 +30,13 @@ def _with_titles_in_order(schema: dict[str, Any]) -> None:
 
 
 class Written(BaseModel):
-    """A frozen model that refuses unknown fields."""
+    """A frozen model that refuses unknown fields.
+
+    Attributes:
+        URLS: Names of the paths that may be URLs, and whether the job writes there.
+    """
+
+    URLS: ClassVar[Mapping[str, bool]] = {}
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), json_schema_extra=_with_titles_in_order
@@ -30,13 +44,22 @@ class Written(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _usable_strings(cls, value: Any) -> Any:
+    def _usable_strings(cls, value: Any, info: ValidationInfo) -> Any:
         if any("\0" in str(part) for part in (value if isinstance(value, tuple) else (value,))):
             raise ValueError("contains a NUL character, which names of files and datasets cannot contain")
         if not isinstance(value, Path):
             return value
-        refuse_url(value)
+        if (is_written := cls.URLS.get(str(info.field_name))) is None:
+            refuse_url(value)
+        elif (url := url_of(value)) is not None:
+            check_url(url, is_written)
+            return value
         try:
             return value.expanduser()
         except RuntimeError as error:  # ~nobody/x
             raise ValueError(f"{in_one_line(error)} Write the path in full") from error
+
+    @field_serializer("*", mode="wrap", when_used="json")
+    def _urls_as_written(self, value: Any, serialize: SerializerFunctionWrapHandler) -> Any:
+        url = url_of(value) if isinstance(value, Path) else None  # pathlib drops a slash of it
+        return serialize(value) if url is None else url

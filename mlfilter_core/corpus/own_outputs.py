@@ -4,13 +4,14 @@ Knows nothing about the content of files.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 # Folders that jobs make in their output_dir. Outputs of annotations and filters keep their provenance beside them.
 WITH_PROVENANCE = ("annotated_data", "filtered", "dropped")
 OUTPUT_FOLDERS = (*WITH_PROVENANCE, "rejected", "heads", "logs", "report")
 PROVENANCE_FOLDER = ".provenance"  # beside the outputs
+OWN_FOLDER = ".mlfilter"  # beside the folders of outputs, where files are staged from or put to a store
 ARE_OUTPUTS = "are outputs of jobs"
 
 
@@ -25,7 +26,7 @@ def outputs_below(folder: Path, output_dir: Path) -> Callable[[str], str | None]
         output_dir: Output folder of the job.
     """
     root, own = folder.resolve(), output_dir.resolve()
-    own_below = f"{own.relative_to(root).as_posix()}/" if own != root and own.is_relative_to(root) else None
+    own_below = f"{own.relative_to(root).as_posix()}/" if own != root and own.is_relative_to(root) else ""
 
     @functools.cache
     def holds_outputs(parent: str) -> bool:
@@ -36,8 +37,31 @@ def outputs_below(folder: Path, output_dir: Path) -> Callable[[str], str | None]
             or any(path.glob("logs/*/run.json"))
         )
 
+    return _reason(own_below, holds_outputs)
+
+
+def outputs_listed(url: str, output_url: str, names: Iterable[str]) -> Callable[[str], str | None]:
+    """Returns the same function for a corpus in a store.
+
+    Args:
+        url: URL of the corpus.
+        output_url: URL of the job's outputs, or their folder.
+        names: Paths of all files below the URL of the corpus.
+    """
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    own_below = f"{output_url.removeprefix(url).lstrip('/')}/" if output_url.startswith(f"{url}/") else ""
+
+    def holds_outputs(parent: str) -> bool:
+        marks = (OWN_FOLDER, *(f"{name}/{PROVENANCE_FOLDER}" for name in WITH_PROVENANCE))
+        is_own = parent == "." and output_url == url
+        return is_own or any(str(PurePosixPath(parent, mark)) in folders for mark in marks)
+
+    return _reason(own_below, holds_outputs)
+
+
+def _reason(own_below: str, holds_outputs: Callable[[str], bool]) -> Callable[[str], str | None]:
     def reason(relative: str) -> str | None:
-        if own_below is not None and relative.startswith(own_below):
+        if own_below and relative.startswith(own_below):
             return ARE_OUTPUTS
         names = PurePosixPath(relative).parts[:-1]
         is_output = any(

@@ -5,11 +5,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from mlfilter_core.corpus.compression import COMPRESSIONS
-from mlfilter_core.corpus.own_outputs import outputs_below
+from mlfilter_core.corpus.own_outputs import outputs_below, outputs_listed
 from mlfilter_core.corpus.parquet_source import PARQUET_SUFFIX
 from mlfilter_core.corpus.sources import unread_content
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.files.stores import Listing
 from mlfilter_core.files.task_files import TaskFile, find_files
+from mlfilter_core.files.urls import shown_path
 
 _COMPRESSED = ("", *(suffix for each in COMPRESSIONS for suffix in each.suffixes))
 # Suffixes of the files that jobs write and read: annotated files, labels, scores.
@@ -22,21 +24,30 @@ SOURCE_SUFFIXES = (
 )
 
 
-def find_sources(folder: Path, pattern: str, output_dir: Path) -> list[TaskFile]:
+def find_sources(folder: Path, pattern: str, output_dir: Path, listing: Listing | None = None) -> list[TaskFile]:
     """Returns the source files of a job, sorted by path; outputs of jobs are left out.
 
     Args:
         folder: Folder of the corpus.
         pattern: Glob as for `find_files`. A pattern that spells names out, such as `*.txt.gz` or `part-*`, also finds
             files without one of `SOURCE_SUFFIXES` whose content is a source's.
-        output_dir: Output folder of the job.
+        output_dir: Output folder of the job, or its URL.
+        listing: Files of the corpus, where it is in a store and `folder` its mirror.
 
     Raises:
         ConfigError: As `find_files`.
     """
     content = unread_content if _spells_names_out(pattern) else None
-    against = outputs_below(folder, output_dir)
-    return find_files(folder, pattern, SOURCE_SUFFIXES, content, tells_hidden_folders=True, reason_against=against)
+    if listing is None:
+        against = outputs_below(folder, output_dir)
+    else:
+        against = outputs_listed(listing.url, shown_path(output_dir), listing.files)
+    return find_files(
+        *(folder, pattern, SOURCE_SUFFIXES, content),
+        tells_hidden_folders=True,
+        reason_against=against,
+        listing=listing,
+    )
 
 
 def find_jsonl(folder: Path, *stems: str) -> list[Path]:

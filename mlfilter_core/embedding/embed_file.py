@@ -63,8 +63,9 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
             writer.finish(
                 Provenance(
                     source={
-                        **{"path": source.relative, "folder": str(source.folder)},
+                        **{"path": source.relative, "folder": source.url or str(source.folder)},
                         **{"bytes": reader.n_bytes, "mtime_ns": status.st_mtime_ns, "sha256": reader.sha256},
+                        **({"version": source.stored.version} if source.stored and source.stored.version else {}),
                     },
                     request=request.provenance(),
                     encoder={**encoder.provenance(), "max_batch_tokens": embedding.counts.max_batch_tokens},

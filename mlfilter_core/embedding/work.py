@@ -5,11 +5,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from mlfilter_core.annotating.annotate_file import score_columns
+from mlfilter_core.annotating.staged_heads import with_staged_heads
 from mlfilter_core.annotating.work import annotate_request, heads_of_process, load_heads
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus.first_documents import FirstDocuments, read_first_documents
@@ -21,13 +22,14 @@ from mlfilter_core.embedding.annotate_inline import (
 )
 from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_report import EmbedReport
-from mlfilter_core.embedding.embed_request import EmbedRequest, finished_embedding
+from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest, finished_embedding
 from mlfilter_core.embedding.wanted_keys import check_wanted_keys
 from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolve_model, stated_dim
 from mlfilter_core.encoder.settings import Chunks, EncoderSettings
 from mlfilter_core.files.disk_space import check_room_for
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import TaskFile, shard
+from mlfilter_core.work.staged_work import staged, stores_of
 from mlfilter_core.work.workload import Work, Workload
 
 if TYPE_CHECKING:
@@ -51,6 +53,14 @@ class EmbedWork(Work[EmbedReport]):
     params: EmbeddingPipelineParameters
     request: EmbedRequest
     annotation: InlineAnnotation | None
+
+    def made_by(self) -> dict[str, Any]:
+        """Returns the settings that change the content of the outputs."""
+        request = {name: value for name, value in self.request.provenance().items() if name not in MODEL_NAMES}
+        if self.annotation is None:
+            return request
+        annotation = {**self.annotation.request.provenance(), "keep_embeddings": self.annotation.keep_embeddings}
+        return {**request, "annotation": annotation}
 
     def outputs(self, file: TaskFile) -> Sequence[Path]:
         outputs = [self._embeddings(file).path, self._rejects(file)]
@@ -121,7 +131,7 @@ class EmbedWork(Work[EmbedReport]):
         dim = self.params.embedding_dim or stated_dim(self.request.model.folder)
         if dim is None or not first.records or not self.params.keep_embeddings:
             return
-        n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
+        n_bytes = sum(file.n_bytes for file in files if not self._embeddings(file).path.exists())
         n_documents = n_bytes * len(first.records) / first.n_bytes
         row_bytes = dim * np.dtype(self.request.embedding_dtype).itemsize
         check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
@@ -150,9 +160,14 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
         ConfigError: The corpus is missing, or two of its files would share an output name.
         EncoderError, HeadError: As `embed_work`.
     """
-    params = job.params
-    files = find_sources(params.input_dir, params.glob_pattern, params.output_dir)
-    return Workload("embed", shard(files, job.local.ranks, job.local.tasks), embed_work(params), params.results_dir)
+    params = with_staged_heads(job).params
+    store = stores_of(job).get("input_dir")
+    files = find_sources(
+        *(params.input_dir, params.glob_pattern, job.params.output_dir), store.listing() if store else None
+    )
+    files, work = shard(files, job.local.ranks, job.local.tasks), embed_work(params)
+    workload = Workload("embed", files, work, params.results_dir)
+    return staged(workload, job, "input_dir", EmbedReport, work.made_by())
 
 
 def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:
@@ -197,15 +212,10 @@ def embed_request(params: EmbeddingPipelineParameters, model: ModelFiles) -> Emb
 def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation | None:
     if params.annotate_inline is None:
         return None
-    asked = annotate_request(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name)
+    asked = annotate_request(
+        *(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name), params.input_dir
+    )
     return InlineAnnotation(asked, params.keep_embeddings)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # its task reports it
-        return 0
 
 
 @functools.lru_cache(maxsize=1)

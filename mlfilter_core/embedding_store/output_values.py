@@ -47,7 +47,7 @@ class OutputValues:
         self._file = file
         self._columns = columns
         self._places = {key: _find(file, key) for key in output_keys if key not in columns}
-        joined = [key for key, place in self._places.items() if place is None]
+        joined = joined_keys(file, output_keys, columns)
         self._source = SourceDocuments(file, source_dir, joined) if joined else None
         self._document_keys: list[str] = []
 
@@ -173,6 +173,11 @@ def check_output_keys(
             f"params.output_keys: {' and '.join(map(repr, sorted(absent)))} is neither in the files of embeddings nor "
             f"in any of {n_documents} documents of their sources; there are: {', '.join(known)}"
         )
+
+
+def joined_keys(file: EmbeddingFile, output_keys: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Returns the output keys that are neither in a file of embeddings nor among the scores, but in the source."""
+    return [key for key in output_keys if key not in columns and _find(file, key) is None]
 
 
 def _find(file: EmbeddingFile, key: str) -> str | None:

@@ -13,6 +13,7 @@ from mlfilter_core.corpus.lines import Line
 from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, SourceError
+from mlfilter_core.files.urls import url_of
 
 WHOLE_DOCUMENT = "*"  # in place of a key
 
@@ -46,7 +47,13 @@ class SourceDocuments:
         relative = PurePosixPath(self._recorded["path"])
         if relative.is_absolute() or ".." in relative.parts:
             raise SourceError(f"{file.path} names a source outside its folder, {relative}; embed its source again")
-        self.path = Path(source_dir or self._recorded["folder"]) / relative
+        folder = self._recorded["folder"] if source_dir is None else source_dir
+        if (url := url_of(folder)) is not None:
+            raise SourceError(
+                f"params.output_keys: {wanted} is not in {file.path}, and its source is in a store; set "
+                f"params.source_dir: {url}"
+            )
+        self.path = Path(folder) / relative
         self._embeddings = file.path
         try:
             n_bytes = self.path.stat().st_size

@@ -96,7 +96,7 @@ def remove_if_abandoned(path: Path, machine_of_writer: str, process: int | None)
         with open(path, "r+b") as handle:
             is_free = _lock(handle)
             if is_free is None and process is not None and is_near:
-                is_free = not _is_running(process)
+                is_free = not is_running(process)
             if not is_free or not (is_near or why_locks_are_local(path.parent) is None):
                 return False
             path.unlink()  # while it is held
@@ -177,7 +177,8 @@ def _lock(handle: IO[bytes] | IO[str]) -> bool | None:
     return True
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Returns whether a process of this machine is alive."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

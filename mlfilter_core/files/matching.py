@@ -5,7 +5,7 @@ Knows nothing about what the names mean.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from pathlib import Path, PurePosixPath
@@ -18,6 +18,7 @@ HIDDEN = "are hidden, as their names begin with a dot"
 IN_A_CYCLE = "lead by a link to a folder that they lie in"
 TWICE = "are links to folders whose files match under another name"
 NO_FILE = "are pipes, sockets or devices"
+NO_PATH = "have names in the store that no file can have"
 
 _Folder = tuple[int, int]  # device and inode
 
@@ -47,6 +48,36 @@ def match_files(folder: Path, pattern: str) -> Matches:
         ValueError: The pattern is empty, or `**` is a part of a name.
     """
     return _Search(_parts(pattern)).run(folder)
+
+
+def match_names(names: Iterable[str], pattern: str) -> Matches:
+    """Returns the names of a store's files that match, as `match_files` does; names such as `../x` are left out.
+
+    Raises:
+        ValueError: As `match_files`.
+    """
+    parts = _parts(pattern)
+    files: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    for name in sorted(names):
+        path = name.split("/")
+        if not _matches(path, parts):
+            continue
+        if any(part in ("", ".", "..") or "\0" in part for part in path):
+            left_out.setdefault(NO_PATH, []).append(name)
+        elif any(part.startswith(".") for part in path):
+            left_out.setdefault(HIDDEN, []).append(name)
+        else:
+            files.append(name)
+    return Matches(files, left_out)
+
+
+def _matches(path: Sequence[str], parts: Sequence[re.Pattern[str] | None]) -> bool:
+    if not parts:
+        return not path
+    if parts[0] is None:
+        return any(_matches(path[i:], parts[1:]) for i in range(len(path) + 1))
+    return bool(path) and parts[0].match(path[0]) is not None and _matches(path[1:], parts[1:])
 
 
 def _parts(pattern: str) -> list[re.Pattern[str] | None]:

@@ -5,11 +5,12 @@ Knows nothing about what the files contain.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.files.matching import HIDDEN, match_files
+from mlfilter_core.files.matching import HIDDEN, match_files, match_names
+from mlfilter_core.files.stores import Listing, StoredFile
 
 N_SHOWN_NAMES = 3
 LONGEST_OUTPUT_SUFFIX = ".jsonl.zst.json"
@@ -25,16 +26,28 @@ class TaskFile:
     Attributes:
         relative: Path below `folder`, with forward slashes: `a/b/x.jsonl.gz`.
         stem: The same without the suffix: `a/b/x`. Outputs take this name.
-        folder: Absolute path of the folder that was searched.
+        folder: Absolute path of the folder that was searched, or of its mirror.
+        url: URL of the folder that was searched; empty for a folder of this machine.
+        stored: The file as its store listed it; None for a file of this machine.
     """
 
     relative: str
     stem: str
     folder: Path
+    url: str = field(default="", compare=False)
+    stored: StoredFile | None = field(default=None, compare=False)
 
     @property
     def path(self) -> Path:
         return self.folder / self.relative
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file; 0 where it is unknown, as its task reports why."""
+        try:
+            return (self.stored.bytes or 0) if self.stored else self.path.stat().st_size
+        except OSError:
+            return 0
 
     def output(self, folder: Path, suffix: str) -> Path:
         """Returns the path in an output folder that mirrors the path in `folder`."""
@@ -48,6 +61,7 @@ def find_files(
     unread_content: Callable[[Path], str | None] | None = None,
     tells_hidden_folders: bool = False,
     reason_against: Callable[[str], str | None] = lambda relative: None,
+    listing: Listing | None = None,
 ) -> list[TaskFile]:
     """Returns the files below `folder` that match, sorted by path. Links to folders are followed.
 
@@ -61,16 +75,21 @@ def find_files(
             output then has its whole name. Without this function, all such files are left out.
         tells_hidden_folders: Whether to warn of hidden folders; runs keep some beside their outputs.
         reason_against: Returns why a path below `folder` is left out, as the end of a sentence; None if it is not.
+        listing: The files of the store that `folder` is the mirror of, instead of those in `folder`.
 
     Raises:
         ConfigError: The folder or one below it is missing or unreadable, the pattern leaves it, nothing
             matches, two files would share an output name, or a name cannot be used for outputs.
     """
-    _check_folder(folder)
+    place = listing.url if listing else str(folder)
     if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
-        raise ConfigError(f'glob_pattern "{pattern}" leaves {folder}; give a pattern below that folder')
+        raise ConfigError(f'glob_pattern "{pattern}" leaves {place}; give a pattern below that folder')
+    if listing is None:
+        _check_folder(folder)
+    elif not listing.files:
+        raise ConfigError(f"{place} does not exist, or has no files; fix the URL")
     try:
-        matches = match_files(folder, pattern)
+        matches = match_names(listing.files, pattern) if listing else match_files(folder, pattern)
     except ValueError as error:
         raise ConfigError(f'glob_pattern "{pattern}": {error}') from error
     files: list[TaskFile] = []
@@ -85,15 +104,17 @@ def find_files(
         elif suffix is None and unread_content is not None and (content := unread_content(folder / relative)):
             left_out.setdefault(f"are {content}", []).append(relative)
         else:
-            files.append(TaskFile(relative, relative.removesuffix(suffix or ""), folder.absolute()))
+            stem = relative.removesuffix(suffix or "")
+            of_store = (listing.url, listing.files[relative]) if listing else ()
+            files.append(TaskFile(relative, stem, folder.absolute(), *of_store))
     hidden = left_out.pop(HIDDEN, [])
     told = (*suffixes, "/") if tells_hidden_folders else suffixes
     left_out[HIDDEN] = [name for name in hidden if name.endswith(told)]
     left_out[f"have names that do not end with {' or '.join(suffixes)}"] = others
-    _tell(folder, pattern, left_out)
+    _tell(place, pattern, left_out)
     if not files:
         raise ConfigError(
-            f'no file below {folder} matches glob_pattern "{pattern}" and ends with '
+            f'no file below {place} matches glob_pattern "{pattern}" and ends with '
             f'{" or ".join(suffixes)}; "**/*" matches files in every folder below it'
         )
     files.sort()
@@ -119,7 +140,7 @@ def _check_folder(folder: Path) -> None:
         raise ConfigError(f"the folder {folder} is not readable; check its permissions") from None
 
 
-def _tell(folder: Path, pattern: str, left_out: Mapping[str, Sequence[str]]) -> None:
+def _tell(folder: str, pattern: str, left_out: Mapping[str, Sequence[str]]) -> None:
     for reason, names in left_out.items():
         if names:
             shown = ", ".join(names[:N_SHOWN_NAMES]) + (", ..." if len(names) > N_SHOWN_NAMES else "")

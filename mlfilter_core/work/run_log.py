@@ -19,6 +19,7 @@ import yaml
 from mlfilter_core.config.execution import Job
 from mlfilter_core.files.claims import claim
 from mlfilter_core.files.publishing import publish, publish_json
+from mlfilter_core.files.urls import url_of
 from mlfilter_core.versions import library_versions
 
 RUN, JOB, ROWS = "run.json", "job.yaml", "files.jsonl"
@@ -46,7 +47,7 @@ class RunLog:
         self.folder = folder
         self._facts: dict[str, Any] = {
             "flow": flow,
-            "output_dir": writable(str(output_dir.absolute())),
+            "output_dir": writable(url_of(output_dir) or str(output_dir.absolute())),
             "started": time.time(),
             "host": socket.gethostname(),
             "command": [writable(argument) for argument in sys.argv],

@@ -22,7 +22,7 @@ REPLACE = replace_or_move("output_dir")
 
 
 def check_same_request(
-    output: Path,
+    output: Path | str,
     made: Mapping[str, Any],
     asked: Mapping[str, Any],
     *,
@@ -32,7 +32,7 @@ def check_same_request(
     """Checks that a finished output was made by this request.
 
     Args:
-        output: The output.
+        output: The output, or its URL.
         made: Provenance of the request that made it, as read from a file.
         asked: Provenance of this request.
         ignored: Fields that may differ.

@@ -6,6 +6,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -118,6 +119,14 @@ class Work(ABC, Generic[Report_co]):
     @abstractmethod
     def make(self, file: TaskFile) -> Report_co:
         """Makes the outputs of a file that is not finished, and returns its report."""
+
+    def further_files(self, file: TaskFile) -> Sequence[Path]:
+        """Returns the files that `make` reads beside a file that exists; by default none."""
+        return ()
+
+    def session(self, to_do: Sequence[TaskFile]) -> AbstractContextManager[None]:
+        """Returns what holds while a run works on the files that are to do; by default nothing."""
+        return nullcontext()
 
     def check(self, files: Sequence[TaskFile]) -> None:
         """Checks the same as `prepare`, as far as seconds and light libraries suffice; called before all else.
