@@ -100,11 +100,11 @@ class StoreFolder:
             ConfigError: The bucket does not exist, or the store refuses to list it.
             OSError: The store does not answer.
         """
-        root = self._path("")
+        root = self.path_of("")
 
         def find() -> dict[str, Mapping[str, Any]]:
-            self._store.invalidate_cache()
-            found: dict[str, Mapping[str, Any]] = self._store.find(root, detail=True)
+            self.store.invalidate_cache()
+            found: dict[str, Mapping[str, Any]] = self.store.find(root, detail=True)
             return found
 
         try:
@@ -129,8 +129,8 @@ class StoreFolder:
         """Returns a file as it is now; None where there is none."""
 
         def info() -> Mapping[str, Any]:
-            self._store.invalidate_cache()
-            found: Mapping[str, Any] = self._store.info(self._path(relative))
+            self.store.invalidate_cache()
+            found: Mapping[str, Any] = self.store.info(self.path_of(relative))
             return found
 
         try:
@@ -195,7 +195,7 @@ class StoreFolder:
         path = self.mirror / relative
 
         def put() -> StoredFile:
-            self._store.put_file(str(path), self._path(relative))
+            self.store.put_file(str(path), self.path_of(relative))
             return self._checked(relative, path.stat().st_size)
 
         return _retried(self.url_to(relative), put)
@@ -204,7 +204,7 @@ class StoreFolder:
         """Returns the content of a small file; None where there is none."""
 
         def read() -> bytes:
-            content: bytes = self._store.cat_file(self._path(relative))
+            content: bytes = self.store.cat_file(self.path_of(relative))
             return content
 
         try:
@@ -214,12 +214,12 @@ class StoreFolder:
 
     def read_all(self, relatives: Sequence[str]) -> dict[str, bytes]:
         """Returns the contents of small files that exist, many at a time."""
-        paths = {self._path(relative): relative for relative in relatives}
+        paths = {self.path_of(relative): relative for relative in relatives}
 
         def read() -> dict[str, bytes | Exception]:
             if not paths:
                 return {}
-            contents = self._store.cat(list(paths), on_error="return")
+            contents = self.store.cat(list(paths), on_error="return")
             for content in contents.values():
                 if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                     raise content
@@ -233,7 +233,7 @@ class StoreFolder:
         """Writes a small file, replacing what is there."""
 
         def write() -> None:
-            self._store.pipe_file(self._path(relative), content)
+            self.store.pipe_file(self.path_of(relative), content)
 
         _retried(self.url_to(relative), write)
 
@@ -245,7 +245,7 @@ class StoreFolder:
 
         def create() -> bool:
             try:
-                self._store.pipe_file(self._path(relative), content, mode="create")
+                self.store.pipe_file(self.path_of(relative), content, mode="create")
             except FileExistsError:
                 return False
             except OSError as error:
@@ -262,7 +262,7 @@ class StoreFolder:
         """Removes a file, which need not exist."""
 
         def remove() -> None:
-            self._store.rm_file(self._path(relative))
+            self.store.rm_file(self.path_of(relative))
 
         with suppress(FileNotFoundError):
             _retried(self.url_to(relative), remove)
@@ -273,7 +273,7 @@ class StoreFolder:
         Raises:
             StoreError: It cannot.
         """
-        _retried(self.url, lambda: self._store.ls(self._path("")))
+        _retried(self.url, lambda: self.store.ls(self.path_of("")))
 
     @property
     def is_here(self) -> bool:
@@ -281,11 +281,15 @@ class StoreFolder:
         return self.url.startswith("file://")
 
     @property
-    def _store(self) -> Any:
+    def store(self) -> Any:
+        """The file system of the store, from fsspec."""
         return _opened(self.url.partition("://")[0])
 
-    def _path(self, relative: str) -> str:
-        path: str = self._store._strip_protocol(f"{self.url}/{relative}" if relative else self.url)
+    def path_of(self, relative: str) -> str:
+        """Returns the path by which the file system of the store knows a file, or this folder."""
+        import fsspec.core
+
+        path: str = fsspec.core.url_to_fs(self.url_to(relative) if relative else self.url)[1]
         return path
 
     def _checked(self, relative: str, n_bytes: int) -> StoredFile:
@@ -324,7 +328,7 @@ class _Download:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
         hidden_name(target, VERSION_SUFFIX).unlink(missing_ok=True)
         with publish(target) as temporary:
-            folder._store.get_file(folder._path(relative), str(temporary))
+            folder.store.get_file(folder.path_of(relative), str(temporary))
             if folder.find(relative) != before:
                 raise _ChangedError(f"{url} changed while it was staged")
             n_bytes = temporary.stat().st_size

@@ -153,10 +153,12 @@ class StagedWork(Work[Report]):
             return None
 
     def check(self, files: Sequence[TaskFile]) -> None:
-        self.work.check(self._first(files))
+        with self._with_urls_in_errors():
+            self.work.check(self._first(files))
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
-        self.work.prepare(self._first(files))
+        with self._with_urls_in_errors():
+            self.work.prepare(self._first(files))
 
     @contextmanager
     def session(self, to_do: Sequence[TaskFile]) -> Iterator[None]:

@@ -74,6 +74,7 @@ local_settings:
   workers: 4
 """
 EMBEDDING = "params: {input_dir: in, output_dir: out, embedding_model: org/model"
+FILTERING = "params: {annotated_directory: in, output_dir: out, keep: {scores: {edu: {}}}"
 ANNOTATION = "params: {embeddings_directory: in, output_dir: out, regression_head_checkpoints: {a: a.pt}"
 Load = Callable[..., Any]
 
@@ -197,7 +198,7 @@ def test_the_fields_tell_where_documents_keep_their_parts(load: Load, fields: st
             r"local_settings\.worker: unknown field; did you mean workers\?",
         ),
         ("running_on_slurm: false", r"params: missing \(Documents to embed, encoder, and output\)"),
-        ("params: {output_dir: out}", r"params\.input_dir: missing \(Folder of the source files: "),
+        ("params: {output_dir: out}", r"params\.input_dir: missing \(Folder or URL of the source files: "),
         ("params: 3", r"params = 3 \(Documents to embed.*\): Input should be a valid dictionary"),
         (
             embedding("batch_size: 0"),
@@ -314,7 +315,10 @@ def test_a_wrong_field_is_named_with_its_value_and_how_to_mend_it(load: Load, te
             annotation().replace("a.pt", "3"),
             r"params\.regression_head_checkpoints\.a = 3 \(.+\): Input should be a valid string",
         ),
-        (embedding(), r"params\.embeddings_directory: missing \(Folder of the HDF5 files, searched recursively\)"),
+        (
+            embedding(),
+            r"params\.embeddings_directory: missing \(Folder of the HDF5 files, searched recursively; may be a URL\)",
+        ),
     ],
 )
 def test_a_wrong_field_of_an_annotation_job_is_named_too(load: Load, text: str, message: str) -> None:
@@ -528,24 +532,65 @@ def test_every_field_has_a_description_in_the_schema(kind: JobKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "content", "field", "url"),
+    ("kind", "content", "field", "url", "message"),
     [
-        (EmbeddingJob, EMBEDDING, "input_dir", "s3://bucket/in"),
-        (EmbeddingJob, EMBEDDING, "output_dir", "gs://bucket/out"),
-        (AnnotationJob, ANNOTATION, "source_dir", "az://bucket/in"),
-        (AnnotationJob, ANNOTATION, "regression_head_checkpoints", {"a": "s3://bucket/a.pt"}),
+        (
+            EmbeddingJob,
+            EMBEDDING,
+            "params.output_dir",
+            "https://host/out",
+            r"https:// is only read; write to s3://, gs://",
+        ),
+        (EmbeddingJob, EMBEDDING, "params.output_dir", "gs://bucket/out", r"run: pip install 'mlfilter\[gs\]'"),
+        (EmbeddingJob, EMBEDDING, "params.input_dir", "az://box/in", r"run: pip install 'mlfilter\[az\]'"),
+        (EmbeddingJob, EMBEDDING, "params.input_dir", "s4://b/in", r"s4:// is no store that .*; did you mean s3://\?"),
+        (EmbeddingJob, EMBEDDING, "params.input_dir", "https://h/in?key=a", r"contains credentials or a query"),
+        (EmbeddingJob, EMBEDDING, "staging_dir", "s3://bucket/staging", r"is a URL, which is not taken here"),
+        (FilterJob, FILTERING, "params.annotated_directory", "s3://b/in", r"is a URL, which is not taken here"),
+        (FilterJob, FILTERING, "params.output_dir", "s3://b/out", r"is a URL, which is not taken here"),
     ],
 )
-def test_a_url_in_place_of_a_path_is_refused(kind: Any, content: str, field: str, url: Any) -> None:
+def test_a_url_that_cannot_be_used_is_refused(kind: Any, content: str, field: str, url: str, message: str) -> None:
     job = yaml.safe_load(content + "}")
-    job["params"][field] = url
-    with pytest.raises(ConfigError, match=rf"params.{field}( =|:) .*is a URL, which is not taken here"):
+    section, _, name = field.rpartition(".")
+    (job[section] if section else job)[name] = url
+    with pytest.raises(ConfigError, match=rf"{field} = .*{message}"):
         load_job(job, kind)
+
+
+def test_the_url_of_a_head_is_checked() -> None:
+    job = yaml.safe_load(ANNOTATION + "}")
+    job["params"]["regression_head_checkpoints"] = {"edu": "gs://bucket/edu.pt"}
+    with pytest.raises(ConfigError, match=r"the checkpoint of edu: gs:// needs the package gcsfs; run: pip install"):
+        load_job(job, AnnotationJob)
 
 
 def test_credentials_in_a_refused_url_are_not_repeated() -> None:
     job = yaml.safe_load(EMBEDDING + "}")
     job["params"]["input_dir"] = "s3://id:hunter2@bucket/in"
-    with pytest.raises(ConfigError, match=r"s3:/+\*\*\*@bucket/in") as refused:
+    with pytest.raises(ConfigError, match=r"s3:/+\*\*\*@bucket/in.*contains credentials") as refused:
         load_job(job, EmbeddingJob)
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_url_is_written_as_it_was_read() -> None:
+    job = yaml.safe_load(EMBEDDING + "}")
+    job["params"] |= {"input_dir": "s3://bucket/in", "output_dir": "s3://bucket/out"}
+    loaded = load_job(job, EmbeddingJob)
+    written = loaded.model_dump(mode="json")
+    assert (written["params"]["input_dir"], written["params"]["output_dir"]) == ("s3://bucket/in", "s3://bucket/out")
+    assert load_job(written, EmbeddingJob) == loaded
+    assert loaded.about == "s3://bucket/in/**/*.jsonl* with org/model, to s3://bucket/out"
+
+
+def test_the_folders_of_urls_depend_on_all_of_them(tmp_path: Path) -> None:
+    def job(**urls: str) -> EmbeddingJob:
+        content = yaml.safe_load(EMBEDDING + "}")
+        return load_job({"params": content["params"] | urls, "staging_dir": str(tmp_path)}, EmbeddingJob)
+
+    here, one = job(), job(input_dir="s3://bucket/in")
+    other = job(input_dir="s3://bucket/other")
+    assert here.on_this_machine() is here
+    assert one.on_this_machine().params.input_dir.is_relative_to(tmp_path)
+    assert one.output_dir == Path("out")
+    assert one.staging != other.staging

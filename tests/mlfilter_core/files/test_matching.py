@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.files.matching import HIDDEN, IN_A_CYCLE, TWICE, match_files
+from mlfilter_core.files.matching import HIDDEN, IN_A_CYCLE, NO_PATH, TWICE, match_files, match_names
 
 TREE = ("x.jsonl", "a/y.jsonl", "a/b/z.jsonl", "a/b/z.csv", "c/part-0", ".git/w.jsonl")
 
@@ -36,6 +36,7 @@ def test_a_pattern_means_what_it_means_to_pathlib(tree: Path, pattern: str) -> N
     found = [path.relative_to(tree) for path in tree.glob(pattern) if path.is_file()]
     expected = sorted({path.as_posix() for path in found if not path.as_posix().startswith(".")})
     assert match_files(tree, pattern).files == expected
+    assert match_names(TREE, pattern).files == expected
 
 
 def test_two_stars_at_the_end_are_all_files_below(tree: Path) -> None:
@@ -94,3 +95,10 @@ def test_links_to_one_file_are_different_files(tree: Path) -> None:
     """Only their names tell them apart, as in a cache of the hub."""
     (tree / "1.jsonl").symlink_to(tree / "x.jsonl")
     assert match_files(tree, "*.jsonl").files == ["1.jsonl", "x.jsonl"]
+
+
+def test_names_in_a_store_that_are_no_paths_are_left_out() -> None:
+    names = ["../../etc/x.jsonl", "a//x.jsonl", "a/./x.jsonl", ".git/x.jsonl", "a/x.jsonl"]
+    found = match_names(names, "**/*.jsonl")
+    assert found.files == ["a/x.jsonl"]
+    assert found.left_out == {NO_PATH: sorted(names[:3]), HIDDEN: [".git/x.jsonl"]}
