@@ -133,12 +133,12 @@ def _workers_ahead(job: Job, found: "RunReport | ToDo") -> AbstractContextManage
     """Starts the workers that the job will ask for, where this is known."""
     from flows.running.finished import ToDo
 
-    if job.running_on_slurm or kind_of_job(job).rounds or not isinstance(found, ToDo) or not found.n_files:
+    if job.running_on_slurm or kind_of_job(job).rounds or not isinstance(found, ToDo) or not found.n_tasks:
         return nullcontext()
     from flows.workers.local import workers_ahead
 
     folder = job.logging_dir / f"dask-{socket.gethostname()}-{os.getpid()}"
-    return workers_ahead(found.n_files, job.device, folder, found.imports)
+    return workers_ahead(found.n_tasks, job.device, folder, found.imports)
 
 
 def _reported(reports: "list[RunReport]") -> "list[RunReport]":

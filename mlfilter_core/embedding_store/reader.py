@@ -157,6 +157,27 @@ class EmbeddingFile:
         starts: NDArray[np.int64] = self._chunk_bounds[start:stop] - self._chunk_bounds[start]
         return starts
 
+    def stored(self, rows: slice) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the values of all datasets for a slice of documents as they are stored, strings as bytes.
+
+        Returns:
+            Values by dataset: those with a row per document, and those with a row per embedding. `first_chunk` counts
+            from the first document of the slice.
+
+        Raises:
+            EmbeddingFileError: A value cannot be read.
+        """
+        start, stop, _ = rows.indices(self.n_rows)
+        bounds = self._chunk_bounds if self.has_chunks else range(self.n_rows + 1)
+        chunks = slice(int(bounds[start]), int(bounds[stop]))
+        own = [name for name in self._names if name not in (EMBEDDINGS, EMBEDDING_SCALE, FIRST_CHUNK)]
+        columns = {name: self._values(name, rows) for name in own}
+        if self.has_chunks:
+            columns[FIRST_CHUNK] = self.chunk_starts(rows)
+        return columns, {
+            name: self._values(name, chunks) for name in (EMBEDDINGS, EMBEDDING_SCALE) if name in self._names
+        }
+
     def column(self, name: str, rows: slice) -> list[str] | NDArray[Any]:
         """Returns a dataset's values: strings as a list, others as an array in the precision of the file.
 
