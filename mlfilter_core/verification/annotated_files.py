@@ -19,7 +19,8 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.verification.annotated_lines import AGAIN, check_annotated_lines
-from mlfilter_core.verification.discrepancies import FileCheck, Findings, LineCounts
+from mlfilter_core.verification.annotation_heads import check_heads
+from mlfilter_core.verification.discrepancies import FileCheck, Findings, LineCounts, Place
 from mlfilter_core.verification.embedding_files import REJECTED_DIR, check_counted, check_counts
 from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest, without_suffix
 from mlfilter_core.verification.rejected_lines import read_rejected_lines
@@ -47,7 +48,12 @@ def find_annotated(relative: str) -> Output | None:
         name = relative.removeprefix(f"{ANNOTATED_DIR}/")
     else:
         return None
-    return Output(f"{ANNOTATED_DIR}/{name}", without_suffix(name, ANNOTATED_SUFFIXES))
+    path = f"{ANNOTATED_DIR}/{name}"
+    return Output(path, _name_of(path))
+
+
+def _name_of(relative: str) -> str:
+    return without_suffix(relative.removeprefix(f"{ANNOTATED_DIR}/"), ANNOTATED_SUFFIXES)
 
 
 def read_annotated(relative: str, request: VerifyRequest) -> StatedFacts:
@@ -106,6 +112,7 @@ class _Check:
     counts: LineCounts | None = None
     annotated_lines: int = 0
     rejects: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
         """Checks the file; the opened files belong to `files`."""
@@ -119,6 +126,7 @@ class _Check:
             self.findings.add("output", f"is missing, though {provenance} exists")
             return
         self.annotated_lines = made["documents"]
+        self.settings = made["request"]
         self._check_metadata(made["output"])
         embeddings, others = self._find_embeddings(made)
         if embeddings is None and not others:
@@ -143,6 +151,7 @@ class _Check:
             self.annotated_lines,
             self.rejects,
             sum(reader.n_bytes for reader in self.readers),
+            Place(ANNOTATED_DIR, _name_of(self.relative), self.settings),
         )
 
     def _check_metadata(self, recorded: Mapping[str, Any]) -> None:
@@ -246,4 +255,12 @@ def _stored_ids(file: EmbeddingFile) -> Iterator[bytes]:
             yield from file.array(DOCUMENT_ID, rows).tolist()
 
 
-ANNOTATED_FILES = OutputKind("annotated files", find_annotated, read_annotated, check_annotations)
+ANNOTATED_FILES = OutputKind(
+    "annotated files",
+    find_annotated,
+    read_annotated,
+    check_annotations,
+    made_from="embed",
+    again="annotate again",
+    check_together=check_heads,
+)
