@@ -67,7 +67,7 @@ def verify_command(
         int | None, typer.Option(min=1, help="Processes that read files at the same time. Default: one for each core.")
     ] = None,
 ) -> None:
-    """Prove that outputs add up: source lines, embeddings, rejected and annotated lines."""
+    """Prove that outputs match their sources: embeddings, rejected lines, heads, annotated and filtered files."""
     from mlfilter_core.verification.discrepancies import FileCheck
     from mlfilter_core.verification.output_kinds import VerifyRequest
     from mlfilter_core.verification.verify import verify

@@ -76,7 +76,7 @@ class FileCheck:
     annotated_lines: int = 0
     rejects: str | None = None
     n_bytes: int = 0
-    place: Place | None = None
+    place: Place | None = field(default=None, compare=False)
     kept: int = 0
     dropped: int = 0
 

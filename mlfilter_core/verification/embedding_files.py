@@ -218,5 +218,5 @@ def _check_lines(
 
 
 FILES_OF_EMBEDDINGS = OutputKind(
-    "files of embeddings", find_embeddings, read_embeddings, check_embeddings, again="embed with one set of settings"
+    "files of embeddings", find_embeddings, read_embeddings, check_embeddings, again="embed again"
 )

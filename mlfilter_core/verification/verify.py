@@ -22,7 +22,7 @@ from mlfilter_core.verification.output_kinds import (
     output_kinds,
     without_suffix,
 )
-from mlfilter_core.verification.whole_folder import differing_settings, missing_outputs
+from mlfilter_core.verification.whole_folder import differing_settings, missing_origins, missing_outputs
 
 LOGS_DIR = "logs"
 # Suffixes of hidden files beside an unfinished output; a lock alone does not show one.
@@ -226,7 +226,10 @@ def _checks(folder: OutputFolder, request: VerifyRequest, n_workers: int) -> Ite
             yield check
         yield from differing_settings(kind, places[flow])
         if kind.made_from in kinds:
-            yield from missing_outputs(kind, outputs, places[kind.made_from], kinds[kind.made_from])
+            origins = (places[kind.made_from], kinds[kind.made_from])
+            yield from missing_outputs(kind, outputs, *origins)
+            if not folder.has_unkept:
+                yield from missing_origins(kind, outputs, *origins)
         if kind.check_together is not None:
             problems = tuple(kind.check_together(places[flow], request))
             yield from [FileCheck(places[flow][0].folder, problems)] if problems else []

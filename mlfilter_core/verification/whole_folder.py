@@ -36,6 +36,18 @@ def missing_outputs(
             yield FileCheck(folder, (f"{files}: {_some(missing)}; {kind.again}",))
 
 
+def missing_origins(
+    kind: OutputKind, outputs: Sequence[Output], origins: Iterable[Place], origin_kind: OutputKind
+) -> Iterator[FileCheck]:
+    """Yields what some outputs of a kind were made from and others lack; arguments as for `missing_outputs`."""
+    present = {place.stem for place in origins}
+    missing = sorted(output.name for output in outputs if output.name not in present)
+    if missing and len(missing) < len(outputs):
+        files = f"{len(missing):,} of {len(outputs):,} {kind.plural} have no {origin_kind.plural}"
+        folder = outputs[0].path.partition("/")[0]
+        yield FileCheck(folder, (f"{files} any more: {_some(missing)}; {origin_kind.again}, or remove them",))
+
+
 def differing_settings(kind: OutputKind, places: Iterable[Place]) -> Iterator[FileCheck]:
     """Yields the folders whose outputs were made with different settings, with each value and its files."""
     by_folder: dict[str, list[Place]] = defaultdict(list)
