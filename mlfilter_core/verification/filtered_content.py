@@ -91,7 +91,8 @@ class FilteredContent:
             Whether that was possible; if not, nothing has been compared.
         """
         annotation = self._annotation(annotated)
-        embeddings, sources = None, repeat(None)
+        embeddings: EmbeddingFile | None = None
+        sources: Iterator[Callable[[], Record] | None] = repeat(None)
         if self.made["request"]["whole_documents"]:
             embeddings = self._find_embeddings(annotation, related)
             if embeddings is None:

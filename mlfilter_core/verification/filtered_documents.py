@@ -138,8 +138,8 @@ class WrittenDocuments:
         if not self._is_parquet:
             return name in found and name in wanted and found[name] == wanted[name]
         value, expected = found.get(name), wanted.get(name)
-        is_number = isinstance(expected, float)
-        expected = None if is_number and not isfinite(expected) else expected  # JSON has no such numbers
+        if isinstance(expected, float) and not isfinite(expected):
+            expected = None  # JSON has no such numbers
         return bool(value == expected) or (isinstance(value, str) and _parsed(value) == expected)
 
 

@@ -102,7 +102,7 @@ class HeldOutCheck:
 
     def _find_embeddings(self) -> tuple[Path, ...]:
         """Returns the files of the folder whose digest is recorded; none if no folder has it."""
-        digests = defaultdict(hashlib.sha256)
+        digests: defaultdict[Path, Any] = defaultdict(hashlib.sha256)
         files: dict[Path, list[Path]] = defaultdict(list)
         for path in sorted(self._embeddings(), key=lambda path: path.relative_to(self.request.output_dir).as_posix()):
             try:
@@ -155,6 +155,9 @@ class HeldOutCheck:
         stated = self.training["metrics"]
         for name in {**stated, **metrics}:
             one, other = stated.get(name), metrics.get(name)
-            are_numbers = one is not None and other is not None
-            if abs(one - other) > TOLERANCE * max(1.0, abs(other)) if are_numbers else one != other:
+            if one is None or other is None:
+                are_same = one == other
+            else:
+                are_same = abs(one - other) <= TOLERANCE * max(1.0, abs(other))
+            if not are_same:
                 self.findings.add(f"metric {name}", f"it states {name} {one}, and its held-out documents give {other}")

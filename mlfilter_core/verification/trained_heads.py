@@ -1,7 +1,7 @@
 """Checks one trained head: its files, and its metrics and held-out documents against the embeddings and labels."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class StoredHead:
         """Returns the outputs for embeddings, computed in float64 without the code that trains and scores."""
         from scipy.special import erf
 
-        activations = {
+        activations: dict[str, Callable[[Any], Any]] = {
             "relu": lambda x: np.maximum(x, 0),
             "gelu": lambda x: x * 0.5 * (1 + erf(x / np.sqrt(2))),
             "tanh": np.tanh,

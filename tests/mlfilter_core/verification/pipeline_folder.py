@@ -1,4 +1,4 @@
-"""An output folder as a whole pipeline leaves it: embeddings, rejected lines, heads, annotations, filtered documents."""
+"""An output folder as a whole pipeline leaves it."""
 
 import json
 from pathlib import Path
