@@ -131,12 +131,13 @@ def keeping_reports() -> Iterator[list[RunReport]]:
         _kept.reset(token)
 
 
-def publish_report(report: RunReport, pictures: Mapping[str, str] = {}) -> None:
+def publish_report(report: RunReport, pictures: Mapping[str, str] = {}, outputs: str = "") -> None:
     """Adds a table and a summary to the Prefect UI, if its API answers.
 
     Args:
         report: Report of the run.
         pictures: Addresses of images for the summary, by their titles.
+        outputs: Markdown about the outputs, for the summary.
     """
     from prefect.artifacts import create_markdown_artifact, create_table_artifact  # takes a second to import
 
@@ -150,7 +151,9 @@ def publish_report(report: RunReport, pictures: Mapping[str, str] = {}) -> None:
     try:
         create_table_artifact(shown, key=f"{report.artifacts}-files", description=about)
         create_markdown_artifact(
-            _markdown(report, pictures), key=f"{report.artifacts}-summary", description=f"What {report.flow} did"
+            _markdown(report, pictures, outputs),
+            key=f"{report.artifacts}-summary",
+            description=f"What {report.flow} did",
         )
     except Exception as error:
         if not is_of_api(error):
@@ -177,10 +180,12 @@ class Page:
     Attributes:
         path: HTML file; None where it cannot be written.
         pictures: Addresses of images for the Prefect UI, by their titles.
+        summary: Markdown about the outputs, for the Prefect UI.
     """
 
     path: Path | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
+    summary: str = ""
 
 
 @contextmanager
@@ -210,12 +215,12 @@ def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
         logging_dir: Folder of the job's logs.
     """
     _keep_fonts_in(logging_dir)
-    from mlfilter_core.run_report.pictures import pictures_of  # takes a second to import
+    from mlfilter_core.run_report.pictures import pictures_of, summary_of  # takes a second to import
     from mlfilter_core.run_report.write_report import write_report
 
     try:
         report = write_report(output_dir, [logging_dir])
-        return Page(report.page, pictures_of(report.facts, flow))
+        return Page(report.page, pictures_of(report.facts, flow), summary_of(report.facts, flow))
     except Exception as error:
         _log.warning(
             "the report in %s cannot be written: %s: %s; `ml_filter report %s` tries again",
@@ -270,7 +275,7 @@ def _cell(value: Any) -> str:
     return f"{round(value, 3):,}" if isinstance(value, (int, float)) else str(value)
 
 
-def _markdown(report: RunReport, pictures: Mapping[str, str]) -> str:
+def _markdown(report: RunReport, pictures: Mapping[str, str], outputs: str = "") -> str:
     lines = [f"# {report.flow}", "", "| | |", "| --- | ---: |"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in report.totals().items()]
     lines += ["", *(f"- {remark}" for remark in report.remarks())]
@@ -282,6 +287,7 @@ def _markdown(report: RunReport, pictures: Mapping[str, str]) -> str:
         lines += ["", "## Failed", ""]
         shown = list(report.failures.items())[:MAX_PRINTED_ROWS]
         lines += [f"- `{name}`: {reason}" for name, reason in shown]
+    lines += ["", outputs] if outputs else []
     for title, address in pictures.items():
         plain = re.sub(r"([\\`*_\[\]<>!])", r"\\\1", title)  # a head may be called anything
         lines += ["", f"**{plain}**", "", f"![{plain}]({address})"]

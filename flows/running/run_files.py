@@ -111,7 +111,7 @@ def _run_files(
     write_rows(run)
     page = Page() if workload.is_step else make_page(workload.flow, job.params.output_dir, job.logging_dir)
     run = replace(run, page=page.path)
-    publish_report(run, page.pictures)
+    publish_report(run, page.pictures, page.summary)
     if failures:
         raise FilesFailedError(run)
     return run

@@ -21,7 +21,7 @@ from mlfilter_core.verification.filtered_files import NO_ANNOTATIONS
 from mlfilter_core.verification.held_out_documents import NO_EMBEDDINGS
 from mlfilter_core.verification.output_kinds import VerifyRequest
 from mlfilter_core.verification.verify import Verification, verify
-from tests.mlfilter_core.verification.pipeline_folder import filter_corpus, make_pipeline
+from tests.pipeline_folder import filter_corpus, make_pipeline
 
 Lines = list[bytes]
 
