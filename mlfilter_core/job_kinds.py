@@ -44,8 +44,8 @@ class JobKind:
         outputs: Entry point of a `verification.output_kinds.OutputKind`: which output files are of this kind, and how
             one is checked; None where nothing is verified.
         title: Title of its sections in reports: `Embedding`; empty for the flow's name.
-        markdown: Entry point of `(OutputFacts) -> str`, Markdown about the outputs for the Prefect UI; None where there is
-            none.
+        markdown: Entry point of `(OutputFacts) -> str`, Markdown about the outputs for the Prefect UI; None where there
+            is none.
         pictures: Entry point of `(OutputFacts) -> Mapping[str, str]`, SVG pictures of the outputs by their titles;
             None where there are none.
     """

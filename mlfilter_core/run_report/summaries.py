@@ -46,7 +46,7 @@ def escaped(text: str) -> str:
 
 def _limits(filtered: FilterFacts) -> Iterator[list[str]]:
     for name, asked in filtered.asked.items():
-        limits = list(filtered.limits_as_text[name].items())[:MAX_ROWS]
+        limits = sorted(filtered.limits_as_text[name].items())[:MAX_ROWS]
         shown = "; ".join(
             f"{group or 'without the key'}: {limit}" if filtered.per else limit for group, limit in limits
         )
