@@ -144,11 +144,13 @@ class OutputTotals:
 
 
 def _head(name: str, training: Mapping[str, Any]) -> HeadFacts:
-    numbers = ("documents", "trained_on", "held_out", "epochs")
     return HeadFacts(
-        name,
-        str(training.get("request", {}).get("task", "")),
-        *(int(training[number]) for number in numbers),
+        name=name,
+        task=str(training.get("request", {}).get("task", "")),
+        documents=int(training["documents"]),
+        trained_on=int(training["trained_on"]),
+        held_out=int(training["held_out"]),
+        epochs=int(training["epochs"]),
         metrics=training["metrics"],
         left_out=training.get("left_out", {}),
         remarks=tuple(training.get("remarks", ())),
