@@ -32,6 +32,15 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else count(value)
 
 
+def end_of_path(path: str, n_characters: int) -> str:
+    """Returns a path, or the part of its end that fits, as files of a folder differ there: `…/part-00012.jsonl`."""
+    if len(path) <= n_characters:
+        return path
+    end = path[-max(1, n_characters - 1) :]
+    _, slash, names = end.partition("/")  # whole names, where one fits
+    return f"…{slash}{names}" if names else f"…{end}"
+
+
 def rough_number(n: float) -> str:
     """Returns an estimated count: `12,345`, or `1.23 million` from a million on."""
     for magnitude, name in MAGNITUDES:
