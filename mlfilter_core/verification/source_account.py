@@ -133,7 +133,8 @@ class SourceAccount:
             self._compare(self._next, line, parsed)
             self._count(self._next)
             return None
-        if isinstance(parsed, Document) and isinstance(line, Line):
+        if isinstance(parsed, Document):
+            assert isinstance(line, Line)
             self.n_documents += 1
             return read_again(parsed, line.content, self._schema)
         if self._are_known:
