@@ -1,21 +1,34 @@
 """Checks one annotated file against its embeddings or, if these were removed, against its source."""
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
 from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
-from mlfilter_core.corpus.lines import SourceReader
+from mlfilter_core.corpus.documents import RecordKeys
+from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
 from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.corpus.sources import Source, open_source
-from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID
+from mlfilter_core.embedding_store.layout import (
+    CHUNK_ROWS,
+    DOCUMENT_ID,
+    INDEX,
+    LABELS,
+    N_TOKENS,
+    SOURCE_LINE,
+    SOURCE_OFFSET,
+    TEXT_HASH,
+)
 from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.verification.annotated_lines import AGAIN, check_annotated_lines
@@ -29,7 +42,9 @@ from mlfilter_core.verification.stated_facts import StatedFacts, UnreadableOutpu
 
 NO_EMBEDDINGS = "against their embeddings, which are not in this folder"
 NO_SOURCE = "against their sources: another tool made the embeddings"
+NO_COPIES = "for what they copy from their sources, which are missing"
 NO_REJECTS = "against their rejected lines, which are not in this folder"
+Copied = tuple[Sequence[str], Iterator[bytes]]  # output keys, and the source record of each line
 ANNOTATED_SUFFIXES = tuple(SUFFIXES.values())
 PROVENANCE_DIR = f"{ANNOTATED_DIR}/{PROVENANCE_FOLDER}"
 
@@ -131,7 +146,11 @@ class _Check:
             self.findings.add("embeddings", f"was made from another version of {' or '.join(others)}")
         if embeddings is not None and embeddings.n_rows != made["documents"]:
             self.findings.add("rows", f"{_stated(made)}, and its embeddings have {embeddings.n_rows:,} rows")
-        self._check_lines(made, _stored_ids(embeddings) if embeddings else None)
+        if embeddings is None:
+            self._check_lines(made, None, None)
+        else:
+            stored = [key for key in made["request"]["output_keys"] if embeddings.find(key)]
+            self._check_lines(made, _stored_ids(embeddings), self._copied(made, stored, _offsets(embeddings)))
 
     def result(self) -> FileCheck:
         """Returns the result, once the files are closed."""
@@ -169,12 +188,12 @@ class _Check:
             others.append(name)
         return None, others
 
-    def _check_lines(self, made: Mapping[str, Any], ids: Iterator[bytes] | None) -> None:
+    def _check_lines(self, made: Mapping[str, Any], ids: Iterator[bytes] | None, copied: Copied | None) -> None:
         if not self.request.read_content:
             return
         reader = self._open(self.findings.path)
         with self.findings.collecting():
-            self.annotated_lines = check_annotated_lines(reader, made, ids, self.findings)
+            self.annotated_lines = check_annotated_lines(reader, made, ids, copied, self.findings)
             if self.annotated_lines != made["documents"]:
                 self.findings.add("lines", f"{_stated(made)}, and has {self.annotated_lines:,} lines")
             if reader.sha256 != made["output"]["sha256"]:
@@ -189,7 +208,7 @@ class _Check:
         rejects = self._find_rejects(self.counts.rejected, of_embedding)
         source = find_source(made["source"], self.request, of_embedding)
         if source is None or not self.request.read_content:
-            self._check_lines(made, None)
+            self._check_lines(made, None, None)
             return
         reader = self.files.enter_context(open_source(source, schema_of(made["embeddings"]["request"]).keys))
         self.readers.append(reader)
@@ -203,14 +222,36 @@ class _Check:
             unknown.update(
                 {reason: n for reason, n in counts["rejected_by_reason"].items() if reason in ENCODER_REASONS}
             )
-        ids = (document.id.encode() for documents in account.documents() for document in documents)
-        self._check_lines(made, None if unknown else ids)
-        for _ in ids:  # the account covers the whole source
+        documents, again = tee(document for batch in account.documents() for document in batch)
+        if unknown:
+            self._check_lines(made, None, None)
+        else:
+            ids = (document.id.encode() for document in documents)
+            offsets = (document.offset for document in again)
+            self._check_lines(made, ids, self._copied(made, _stored_names(made["embeddings"]["request"]), offsets))
+        for _ in zip(documents, again, strict=False):  # the account covers the whole source
             pass
         by_reason = account.rejected + unknown
         n_documents = account.n_documents - unknown.total()
         self.counts = LineCounts(reader.n_lines, n_documents, by_reason.total(), account.n_blank)
         check_counted(self.counts, by_reason, counts, of_embedding)
+
+    def _copied(self, made: Mapping[str, Any], stored: Sequence[str], offsets: Iterator[int]) -> Copied | None:
+        """Returns the output keys that are not stored with the embeddings, and the source records at some offsets."""
+        if not self.request.read_content or made["source"] is None:
+            return None
+        others = (*stored, *made["columns"], "doc_id")  # the last is another name of the stored id
+        keys = [key for key in made["request"]["output_keys"] if key not in others]
+        path = Path(self.request.source_dir or made["source"]["folder"], made["source"]["path"])
+        if not keys:
+            return None
+        if not path.exists():
+            self.not_checked.append(NO_COPIES)
+            return None
+        source = open_source(path, None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys)))
+        self.readers.append(self.files.enter_context(source))
+        max_line_bytes = sys.maxsize if source.is_columnar else made["embeddings"]["request"]["max_line_bytes"]
+        return keys, _records_at(source.lines(max_line_bytes), offsets)
 
     def _find_rejects(self, n_rejected: int, findings: Findings) -> Path | None:
         self.rejects = next(iter(self.related.rejects), None)
@@ -244,6 +285,25 @@ def _stored_ids(file: EmbeddingFile) -> Iterator[bytes]:
     if file.find(DOCUMENT_ID):
         for rows in file.slices(CHUNK_ROWS):
             yield from file.array(DOCUMENT_ID, rows).tolist()
+
+
+def _offsets(file: EmbeddingFile) -> Iterator[int]:
+    for rows in file.slices(CHUNK_ROWS):
+        yield from file.array(SOURCE_OFFSET, rows).tolist()
+
+
+def _stored_names(request: Mapping[str, Any]) -> list[str]:
+    """Returns the names of what is stored with embeddings that were made by a request."""
+    index = [f"{INDEX}/{key.replace('/', '_')}" for key in request["index_keys"]]
+    return [DOCUMENT_ID, LABELS, SOURCE_LINE, SOURCE_OFFSET, N_TOKENS, TEXT_HASH, *index, *request["index_keys"]]
+
+
+def _records_at(lines: Iterator[Line | OverlongLine], offsets: Iterator[int]) -> Iterator[bytes]:
+    for offset in offsets:
+        found = next((line for line in lines if line.offset == offset), None)
+        if not isinstance(found, Line):
+            return
+        yield found.content
 
 
 ANNOTATED_FILES = OutputKind("annotated files", find_annotated, read_annotated, check_annotations)

@@ -1,9 +1,9 @@
 """The lines of an annotated file, compared with its request.
 
-Knows nothing about embeddings and sources but their ids.
+Knows nothing about embeddings but their ids, and nothing about sources but their records.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -17,6 +17,7 @@ from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.heads.chunk_scores import CHUNKS_SUFFIX
 from mlfilter_core.heads.scores import LABEL_PREFIX
 from mlfilter_core.verification.discrepancies import Findings
+from mlfilter_core.verification.source_values import read_exactly, wrong_copies
 
 # A line may contain a whole document, and JSON may need six bytes for one. Arbitrary: 16 of the longest documents.
 MAX_LINE_BYTES = 1 << 30
@@ -24,7 +25,11 @@ AGAIN = "annotate it again"
 
 
 def check_annotated_lines(
-    reader: SourceReader, made: Mapping[str, Any], ids: Iterator[bytes] | None, findings: Findings
+    reader: SourceReader,
+    made: Mapping[str, Any],
+    ids: Iterator[bytes] | None,
+    copied: tuple[Sequence[str], Iterator[bytes]] | None,
+    findings: Findings,
 ) -> int:
     """Checks that every line is an object with every score, every key and the expected id.
 
@@ -32,6 +37,8 @@ def check_annotated_lines(
         reader: The file; exhausted afterwards.
         made: Its provenance.
         ids: Ids of the documents in order, as UTF-8, one for each line. None compares no ids.
+        copied: The output keys that come from the source, and its records in order, one for each line. None compares
+            no values.
         findings: Collects the problems.
 
     Returns:
@@ -60,6 +67,8 @@ def check_annotated_lines(
                 findings.add(key, f'line {line.number} has no "{key}"')
         if has_ids and document_id is not None:
             _check_id(record, document_id, line.number, findings)
+        if copied is not None and isinstance(line, Line):
+            _check_copies(line, *copied, findings)
     return reader.n_lines
 
 
@@ -115,6 +124,19 @@ def _check_id(record: dict[str, Any], document_id: bytes, number: int, findings:
     if not isinstance(found, str) or found.encode() != document_id:
         expected = _json(document_id.decode(errors="replace"))
         findings.add("ids", f"line {number}: {DOCUMENT_ID} is {_json(found)}, row {number - 1} has {expected}")
+
+
+def _check_copies(line: Line, keys: Sequence[str], records: Iterator[bytes], findings: Findings) -> None:
+    record = next(records, None)
+    if record is None:
+        findings.add("copies", f"line {line.number} belongs to no document of the source")
+        return
+    try:
+        wrong = wrong_copies(read_exactly(line.content), read_exactly(record), keys)
+    except RecursionError:  # orjson reads deeper
+        return
+    for key in wrong:
+        findings.add(f"copy of {key}", f'line {line.number}: the value of "{key}" is not that of the source')
 
 
 def _json(value: Any) -> str:
