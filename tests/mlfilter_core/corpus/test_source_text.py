@@ -4,10 +4,13 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlfilter_core.corpus.source_text import SourceRecord, joined, without_spaces
+
+# A busy machine may be slow.
+examples = settings(derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('"\\/,:{}[]'))
 NUMBERS = st.sampled_from(
@@ -59,6 +62,7 @@ def values(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found | {f"{prefix}{key}": value for key, value in record.items()}
 
 
+@examples
 @given(written())
 def test_the_text_of_each_value_is_what_the_source_says(text: str) -> None:
     record = SourceRecord(orjson.loads(text), text.encode())
@@ -69,6 +73,7 @@ def test_the_text_of_each_value_is_what_the_source_says(text: str) -> None:
         assert record.text_at(key) in text.encode()
 
 
+@examples
 @given(written())
 def test_spaces_and_escapes_go_and_all_else_stays(text: str) -> None:
     found = without_spaces(text.encode())
@@ -77,6 +82,7 @@ def test_spaces_and_escapes_go_and_all_else_stays(text: str) -> None:
     assert len(found) <= len(plain.encode())
 
 
+@examples
 @given(st.lists(written(), min_size=1, max_size=3))
 def test_joined_objects_have_the_members_of_all(texts: list[str]) -> None:
     both = joined(*(text.encode() for text in texts))
