@@ -236,6 +236,9 @@ def _by_name(outcome: Outcome[Bundle, list[Report]]) -> dict[str, Report | str]:
         failures = {file.name: reason for file in outcome.item}
     finished = [file.name for file in outcome.item if file.name not in failures]
     done: dict[str, Report | str] = {**failures, **dict.fromkeys(finished, "its task ended without a report of it")}
+    files = {file.name: file for file in outcome.item}
     for name, report in zip(finished, reports, strict=False):
-        done[name] = report if Path(report.output).exists() else f"its task ended, but {report.output} does not exist"
+        # Another run may have joined a part meanwhile; a part that is missing is made when the file is joined.
+        is_there = files[name].part != WHOLE or Path(report.output).exists()
+        done[name] = report if is_there else f"its task ended, but {report.output} does not exist"
     return done

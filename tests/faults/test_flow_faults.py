@@ -103,11 +103,12 @@ def test_a_flow_that_is_killed_leaves_no_process_and_no_half_file_and_a_rerun_go
     check_undisturbed(job, out)
 
 
+@pytest.mark.parametrize("params", [{}, {"split": 3}])
 def test_two_embedding_runs_on_one_folder_share_the_files(
-    write_job: Callable[..., Path], start: Callable[..., Run], tmp_path: Path
+    params: dict[str, Any], write_job: Callable[..., Path], start: Callable[..., Run], tmp_path: Path
 ) -> None:
     files = {f"file{i}": 25 for i in range(5)}
-    job = write_job(files)
+    job = write_job(files, **params)
     runs = [start("embed", job), start("embed", job)]
     assert [run.ended() for run in runs] == [0, 0], "\n".join(run.said for run in runs)
     names = [f"{name}.jsonl" for name in files]

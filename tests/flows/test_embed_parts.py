@@ -14,7 +14,7 @@ from flows.running.report import FilesFailedError
 from mlfilter_core.embedding import work as embed_work_module
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.work import EmbedWork, embed_work
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.verification.embedding_files import check_embeddings
 from mlfilter_core.verification.output_kinds import RelatedFiles, VerifyRequest
 from tests.flows.conftest import WriteJob
@@ -50,6 +50,25 @@ def test_parts_of_a_file_are_tasks_and_make_one_output(
     check = check_embeddings("embeddings/a/large.h5", VerifyRequest(tmp_path / "out"), RelatedFiles())
     assert not check.problems and check.counts.lines == N + 1
     assert {row.status for row in embed(job, {"params.glob_pattern": "a/*"}).reports} == {"skipped"}
+
+
+class LosingWork(EmbedWork):
+    """Work whose parts are gone when it reports them, like those that another run has joined."""
+
+    def run(self, file: TaskFile) -> EmbedReport:
+        report = super().run(file)
+        if file.part != WHOLE:
+            Path(report.output).unlink()
+        return report
+
+
+def test_a_part_that_is_gone_is_made_when_its_file_is_joined(
+    embed_job: WriteJob, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_work_module, "embed_work", lambda params: LosingWork(**vars(embed_work(params))))
+    job = embed_job(split=3, max_rejected_fraction=0.5)
+    (report,) = embed(job, {"params.glob_pattern": "a/large*"}).reports
+    assert (report.status, report.documents, report.rejected) == ("embedded", N, 1)
 
 
 class DeadlyWork(EmbedWork):

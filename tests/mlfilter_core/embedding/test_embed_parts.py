@@ -303,6 +303,9 @@ def test_parts_of_a_finished_file_are_leftovers(
     os.utime(folder, ns=(0, 0))
     assert remove_leftovers(output.parent) == 1
     assert not folder.exists() and output.exists()
+    folder.mkdir()  # as by a claim of another run
+    assert remove_leftovers(output.parent) == 1
+    assert not folder.exists()
 
 
 def test_the_report_of_a_joined_file_has_what_its_parts_took() -> None:
