@@ -4,6 +4,7 @@ Knows nothing about embeddings but their ids, and nothing about sources but thei
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -24,11 +25,24 @@ MAX_LINE_BYTES = 1 << 30
 AGAIN = "annotate it again"
 
 
+@dataclass(frozen=True, slots=True)
+class ExpectedLine:
+    """The document of a line.
+
+    Attributes:
+        id: Its id, as UTF-8.
+        record: Its line in the source; None where there is none, or none is compared.
+    """
+
+    id: bytes
+    record: bytes | None
+
+
 def check_annotated_lines(
     reader: SourceReader,
     made: Mapping[str, Any],
-    ids: Iterator[bytes] | None,
-    copied: tuple[Sequence[str], Iterator[bytes]] | None,
+    expected: Iterator[ExpectedLine] | None,
+    copied: Sequence[str],
     findings: Findings,
 ) -> int:
     """Checks that every line is an object with every score, every key and the expected id.
@@ -36,9 +50,8 @@ def check_annotated_lines(
     Args:
         reader: The file; exhausted afterwards.
         made: Its provenance.
-        ids: Ids of the documents in order, as UTF-8, one for each line. None compares no ids.
-        copied: The output keys that come from the source, and its records in order, one for each line. None compares
-            no values.
+        expected: What each line must contain, in order. None compares neither ids nor copied values.
+        copied: The output keys whose values come from the source.
         findings: Collects the problems.
 
     Returns:
@@ -49,9 +62,9 @@ def check_annotated_lines(
     columns = [column for column in made["columns"] if not column.startswith(LABEL_PREFIX) and column not in lists]
     labels = [column for column in made["columns"] if column.startswith(LABEL_PREFIX)]
     expected_keys = [key for key in keys if key != WHOLE_DOCUMENT]
-    has_ids = ids is not None and has_stored_ids(keys)
+    has_ids = has_stored_ids(keys)
     for line in _lines(reader):
-        document_id = next(ids, None) if ids is not None else None
+        document = next(expected, None) if expected is not None else None
         record = _record(line)
         if record is None:
             findings.add("json", f"line {line.number} is no JSON object")
@@ -65,10 +78,10 @@ def check_annotated_lines(
         for key in (*expected_keys, *labels):
             if key not in record:
                 findings.add(key, f'line {line.number} has no "{key}"')
-        if has_ids and document_id is not None:
-            _check_id(record, document_id, line.number, findings)
-        if copied is not None and isinstance(line, Line):
-            _check_copies(line, *copied, findings)
+        if has_ids and document is not None:
+            _check_id(record, document.id, line.number, findings)
+        if copied and isinstance(line, Line):
+            _check_copies(line, copied, document, findings)
     return reader.n_lines
 
 
@@ -126,13 +139,12 @@ def _check_id(record: dict[str, Any], document_id: bytes, number: int, findings:
         findings.add("ids", f"line {number}: {DOCUMENT_ID} is {_json(found)}, row {number - 1} has {expected}")
 
 
-def _check_copies(line: Line, keys: Sequence[str], records: Iterator[bytes], findings: Findings) -> None:
-    record = next(records, None)
-    if record is None:
+def _check_copies(line: Line, keys: Sequence[str], document: ExpectedLine | None, findings: Findings) -> None:
+    if document is None or document.record is None:
         findings.add("copies", f"line {line.number} belongs to no document of the source")
         return
     try:
-        wrong = wrong_copies(read_exactly(line.content), read_exactly(record), keys)
+        wrong = wrong_copies(read_exactly(line.content), read_exactly(document.record), keys)
     except RecursionError:  # orjson reads deeper
         return
     for key in wrong:

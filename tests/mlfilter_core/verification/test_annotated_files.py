@@ -349,6 +349,18 @@ def test_values_that_are_copied_are_those_of_the_source_to_the_digit(
     assert f'the value of "{key}" is not that of the source; annotate it again' in problem
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_line_that_is_no_json_leaves_the_others_beside_their_own_records(outputs: Outputs, is_kept: bool) -> None:
+    file, _ = outputs.embed("a/x.jsonl", COPIED)
+    outputs.annotate(file, output_keys=("n",))
+    if not is_kept:
+        file.path.unlink()
+    first = as_lines(outputs)[0]
+    as_lines(outputs, lambda content: content.replace(first, b"{"))
+    (problem,) = check(outputs).problems
+    assert "line 1 is no JSON object" in problem
+
+
 def test_copies_of_a_missing_source_are_not_checked(outputs: Outputs) -> None:
     file, _ = outputs.embed("a/x.jsonl", COPIED)
     outputs.annotate(file, output_keys=("n",))
