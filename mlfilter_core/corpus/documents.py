@@ -136,7 +136,7 @@ def parse_document(line: Line, schema: DocumentSchema, source_name: str) -> Docu
             offset=line.offset,
             id=id_of(record, schema.id_key, f"{source_name}:{line.number}"),
             text=_text(record, schema.text_keys),
-            index=tuple(_stored_string(record, key) for key in schema.index_keys),
+            index=tuple(_stored_string(_required(record, key), record, key) for key in schema.index_keys),
             labels=labels_of(record, schema),
         )
     except BadRecordError as rejected:
@@ -197,7 +197,11 @@ def string_at(record: Mapping[str, Any], key: str) -> str:
         KeyError: There is none.
         orjson.JSONEncodeError: It is nested too deep to be written as JSON.
     """
-    value = find_value(record, key)
+    return _string_of(find_value(record, key), record, key)
+
+
+def _string_of(value: Any, record: Mapping[str, Any], key: str) -> str:
+    """Returns the string at a key, given the value that was found there; as `string_at`."""
     string = as_string(value)
     if not isinstance(record, SourceRecord) or _is_exact(value, record):
         return string
@@ -232,12 +236,13 @@ def id_of(record: Mapping[str, Any], id_key: str | None, default: str) -> str:
         BadRecordError: `id_key` is missing or empty, or the id cannot be stored.
     """
     if id_key is not None:
-        if _required(record, id_key) in (None, ""):
+        value = _required(record, id_key)
+        if value in (None, ""):
             raise BadRecordError("missing_key", f'"{id_key}" is empty')
-        return _stored_string(record, id_key)
+        return _stored_string(value, record, id_key)
     for key in DEFAULT_ID_KEYS:
         if record.get(key) not in (None, ""):
-            return _stored_string(record, key)
+            return _stored_string(record[key], record, key)
     return default
 
 
@@ -291,10 +296,9 @@ def _text(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     return text
 
 
-def _stored_string(record: Mapping[str, Any], key: str) -> str:
-    _required(record, key)
+def _stored_string(value: Any, record: Mapping[str, Any], key: str) -> str:
     try:
-        return _without_nul(string_at(record, key), key)
+        return _without_nul(_string_of(value, record, key), key)
     except orjson.JSONEncodeError:  # orjson writes fewer levels than it reads
         raise BadRecordError("nested_too_deep", f'"{key}" is nested too deep to be stored as JSON') from None
 
