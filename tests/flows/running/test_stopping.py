@@ -131,8 +131,9 @@ def _only(run: UUID) -> FlowRunFilter:
 
 
 SLOW = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from flows.running import stopping
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, has it ignored
 stopping.ORDERLY_S = float(sys.argv[1])
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 guard = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
