@@ -6,6 +6,7 @@ It ends some time after its parent, which holds the other end of its standard in
 """
 
 import gc
+import logging
 import os
 import socket
 import sys
@@ -26,7 +27,10 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     config = uvicorn.Config(app, log_level="error", lifespan="on")
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    server = uvicorn.Server(config)
+    # A server that is told to end while it starts calls that a failure.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 
 
 def _end_after_parent() -> None:
