@@ -33,6 +33,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.files.task_files import find_files
 from tests.faults.campaign import IS_LONG
 from tests.faults.conftest import END_S, MINILM, TEST_S, Run, WriteJob, leftovers, statuses, within, write_corpus
+from tests.flows.commands.processes import all_gone
 from tests.flows.conftest import write_embeddings
 
 # A worker whose flow is gone ends at once, the guard that reports for the flow some seconds later.
@@ -95,7 +96,7 @@ def test_a_flow_that_is_killed_leaves_no_process_and_no_half_file_and_a_rerun_go
     processes = psutil.Process(run.process.pid).children(recursive=True)
     assert processes
     run.process.kill()
-    within(GONE_S, lambda: not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
+    within(GONE_S, lambda: all_gone(processes))
     assert {path.name for path in out.rglob("[!.]*.h5")} == {"a.h5"}
     report = embed(job)
     assert [row.status for row in report.reports] == ["skipped", "embedded"]

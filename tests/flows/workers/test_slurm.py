@@ -34,7 +34,7 @@ from flows.workers.slurm_workers import SlurmError
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from tests.conftest import within
-from tests.flows.commands.processes import api_variables, prefect, server_environment
+from tests.flows.commands.processes import api_variables, prefect, running_below, server_environment
 from tests.flows.dask_workers import TOLD_S, Items, last_task_runs
 from tests.slurm import cluster
 
@@ -245,9 +245,7 @@ def test_no_job_outlives_a_flow_that_is_killed(
     running = start(slurm_job({"long": 3000}, {"embedding_model": MINILM}))
     within(START_S, lambda: is_embedding(tmp_path / "out"))
     if not guarded:
-        (guard,) = (
-            child for child in psutil.Process(running.pid).children() if "flows.workers.job_guard" in child.cmdline()
-        )
+        (guard,) = running_below(running.pid, "flows.workers.job_guard")
         guard.kill()
     running.kill()
     running.communicate()
