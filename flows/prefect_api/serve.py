@@ -1,8 +1,9 @@
 """The process of a temporary Prefect server, on a socket that its parent listens on.
 
-python -m flows.prefect_api.serve <file descriptor>
+python -P flows/prefect_api/serve.py <file descriptor>
 
-It ends some time after its parent, which holds the other end of its standard input.
+It is started by its path: the working folder may have a package `flows` of its own. It ends some time after its parent,
+which holds the other end of its standard input.
 """
 
 import gc

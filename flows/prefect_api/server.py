@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from flows.prefect_api import serve
 from flows.prefect_api.database import UP_TO_DATE, has_tables, keep_as_template
 from mlfilter_core.errors import MlfilterError
 
@@ -119,7 +120,7 @@ class TemporaryServer:
             self._port = listening.getsockname()[1]
             descriptor = listening.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.prefect_api.serve", str(descriptor)],
+                [sys.executable, "-P", serve.__file__, str(descriptor)],
                 env=environment,
                 pass_fds=[descriptor],
                 stdin=subprocess.PIPE,  # ends with this process, however it ends
