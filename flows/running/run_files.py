@@ -13,6 +13,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
+from flows.prefect_api.database_disk import DatabaseError
 from flows.prefect_api.failures import RETRIES, can_heal
 from flows.running.bundles import Bundle, Bundles
 from flows.running.fan_out import Outcome, Workers, fan_out
@@ -27,7 +28,7 @@ from flows.running.report import (
     publish_report,
     write_rows,
 )
-from flows.running.stopping import instead_of_prefect
+from flows.running.stopping import instead_of_prefect, silence
 from flows.watching.dashboard_link import link_dashboard
 from flows.watching.logs import logging_to
 from flows.watching.metrics import check_port
@@ -60,13 +61,18 @@ def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job)
         JobError: The job cannot run as it is configured, finished files have other settings, or a task met an error
             that would occur for every file.
         FilesFailedError: Some files failed; the others are finished.
+        DatabaseError: The run's own Prefect server cannot write to its database.
     """
     started = time.monotonic()
     check_job(job)
     remove_leftovers(job.params.output_dir)
     logs = job.logging_dir / f"{flow_run.get_flow_name()}-{flow_run.get_name()}"
     with instead_of_prefect(), logging_to(logs, "flow", APILogHandler()):
-        return _run_files(_file_task(verb), workload_of(job), job, logs, started)
+        try:
+            return _run_files(_file_task(verb), workload_of(job), job, logs, started)
+        except DatabaseError:
+            silence()  # Prefect's engine would log that it cannot report the error, with a traceback
+            raise
 
 
 def _run_files(

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.prefect_api.database_disk import usable_folder
 from flows.prefect_api.proxies import reach_this_machine_directly
 from flows.prefect_api.server import (
     ApiLostError,
@@ -112,7 +113,7 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
     first = finished_later(job) if kind_of_job(job).rounds else finished_before(job, max(1, n_workers))
     found = [first, *map(finished_later, later)]
     # Its database is for the processes of one machine: SQLite's log does not work across a network.
-    folder = job.logging_dir / "prefect" / socket.gethostname()
+    folder = usable_folder(job.logging_dir / "prefect" / socket.gethostname())
     keep_prefect_home_in(folder)
     report_no_usage()
     ended: list[RunReport] = []

@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelling, Completed, Running
 
+from flows.prefect_api import left_running
 from flows.prefect_api.left_running import GRACE_S, end_what_is_left, never_left_running
 from tests.conftest import within
 from tests.flows.commands.processes import api_variables, running_below
@@ -91,7 +92,7 @@ def test_a_flow_whose_process_is_killed_ends_as_crashed(
 def test_a_guard_goes_with_its_run() -> None:
     guarded = flow(never_left_running()(outer.fn))
     assert guarded(return_state=True).is_completed()
-    assert not running_below(os.getpid(), "flows.prefect_api.left_running")
+    assert not running_below(os.getpid(), left_running.__file__)
 
 
 def test_every_unfinished_run_below_becomes_crashed(client: SyncPrefectClient) -> None:

@@ -10,6 +10,7 @@ from distributed import Client, Security
 from distributed.comm import connect
 from prefect import task
 
+from flows.prefect_api import serve
 from flows.workers.local import THREAD_VARIABLES, local_workers, workers_ahead
 from flows.workers.task_runner import WorkerTaskRunner
 from flows.workers.worker_count import visible_gpus
@@ -65,7 +66,7 @@ def test_workers_divide_the_cores_and_get_a_gpu_each_unless_the_job_names_one(
         if n_workers == -1:
             (done,) = outcomes(workers, n_torch_threads, ["one"]).values()
             assert done.result == max(1, usable_cores() // 2)
-            assert len(running_below(os.getpid(), "flows.prefect_api.serve")) == 1
+            assert len(running_below(os.getpid(), serve.__file__)) == 1
     assert not (tmp_path / "dask").exists()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
     assert "OMP_NUM_THREADS" not in os.environ
