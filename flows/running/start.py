@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.prefect_api.database_disk import usable_folder
 from flows.prefect_api.proxies import reach_this_machine_directly
 from flows.prefect_api.server import (
     ApiLostError,
@@ -128,7 +129,7 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
     first = finished_later(job) if kind_of_job(job).rounds else finished_before(job, max(1, n_workers))
     found = [first, *map(finished_later, later)]
     # Its database is for the processes of one machine: SQLite's log does not work across a network.
-    folder = job.logging_dir / "prefect" / socket.gethostname()
+    folder = usable_folder(job.logging_dir / "prefect" / socket.gethostname())
     keep_prefect_home_in(folder)
     report_no_usage()
     ended: list[RunReport] = []
@@ -149,12 +150,12 @@ def _workers_ahead(job: Job, found: "RunReport | ToDo") -> AbstractContextManage
     """Starts the workers that the job will ask for, where this is known."""
     from flows.running.finished import ToDo
 
-    if job.running_on_slurm or kind_of_job(job).rounds or not isinstance(found, ToDo) or not found.n_files:
+    if job.running_on_slurm or kind_of_job(job).rounds or not isinstance(found, ToDo) or not found.n_tasks:
         return nullcontext()
     from flows.workers.local import workers_ahead
 
     folder = job.logging_dir / f"dask-{socket.gethostname()}-{os.getpid()}"
-    return workers_ahead(found.n_files, job.device, folder, found.imports)
+    return workers_ahead(found.n_tasks, job.device, folder, found.imports)
 
 
 def _reported(reports: "list[RunReport]") -> "list[RunReport]":

@@ -6,13 +6,13 @@ Knows nothing about how it is shown.
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.wording import duration
 from mlfilter_core.work.progress import Progress
-from mlfilter_core.work.workload import FileReport
+from mlfilter_core.work.workload import SKIPPED, FileReport
 
 # Rates cover the last minute. The remaining time is estimated from five minutes, because files differ.
 RATE_S, LEFT_S = 60, 300
@@ -75,13 +75,13 @@ class Snapshot:
 
 
 class RunProgress:
-    """Adds up the progress that workers report for their files, and the reports of finished files."""
+    """Adds up the progress that workers report for files and parts of files, and the reports of finished ones."""
 
-    def __init__(self, n_files: int, to_do: Iterable[TaskFile], n_failed: int) -> None:
-        """Takes the number of all files, the files to process, and the number of files that failed before."""
-        self._bytes = {file.relative: max(1, _size(file)) for file in to_do}
+    def __init__(self, n_files: int, tasks: Sequence[TaskFile], n_failed: int) -> None:
+        """Takes the number of all files, the files and parts to process, and the number of files that failed before."""
+        self._bytes = {task.name: max(1, task.size()) for task in tasks}
         self._n_files = n_files
-        self._n_before = n_files - len(self._bytes) - n_failed
+        self._n_before = n_files - len({task.relative for task in tasks}) - n_failed
         self._n_failed = n_failed
         self._all_bytes = max(1, sum(self._bytes.values()))
         self._done: Counter[str] = Counter()
@@ -100,13 +100,16 @@ class RunProgress:
             self._under_way[progress.file] = worker, progress, began
 
     def finish(self, name: str, report: FileReport) -> None:
-        """Takes the report of a finished file."""
+        """Takes the report of a finished file; one that was joined from its parts adds nothing but itself."""
         with self._lock:
-            self._end(name)
             self._done["files"] += 1
-            for count in ("documents", "tokens", "rejected", "out_of_memory"):
-                self._done[count] += getattr(report, count, 0)
-            self._waited.update(getattr(report, "waited", {}))
+            if name in self._bytes:
+                self._add(name, report)
+
+    def finish_part(self, name: str, report: FileReport) -> None:
+        """Takes the report of a finished part of a file."""
+        with self._lock:
+            self._add(name, report)
 
     def fail(self, name: str) -> None:
         """Counts a file that failed."""
@@ -161,6 +164,14 @@ class RunProgress:
             self._bottleneck = least
         return self._bottleneck
 
+    def _add(self, name: str, report: FileReport) -> None:
+        self._end(name)
+        if report.status == SKIPPED:
+            return
+        for count in ("documents", "tokens", "rejected", "out_of_memory"):
+            self._done[count] += getattr(report, count, 0)
+        self._waited.update(getattr(report, "waited", {}))
+
     def _end(self, name: str) -> None:
         self._under_way.pop(name, None)
         self._done["bytes"] += self._bytes.get(name, 0)
@@ -209,10 +220,3 @@ def describe(snapshot: Snapshot) -> str:
 
 def _rounded(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-
-
-def _size(file: TaskFile) -> int:
-    try:
-        return file.path.stat().st_size
-    except OSError:  # its task reports this
-        return 0

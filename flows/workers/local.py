@@ -161,6 +161,8 @@ def _start(n_workers: int, device: str, folder: Path, imports: Sequence[str] = (
                 **SCHEDULER_SETTINGS,
                 # Otherwise Dask and torch's cache would leave folders in the system's temporary folder.
                 "temporary-directory": str(folder.absolute()),
+                # Only this run uses the folder, and its disk may have no locks.
+                "distributed.worker.use-file-locking": False,
                 "distributed.scheduler.no-workers-timeout": NO_WORKERS_TIMEOUT,
             }
         )

@@ -87,6 +87,12 @@ class EmbeddingPipelineParameters(Written):
     batch_size: int | None = Field(
         None, ge=1, description="Most documents per forward pass. Unset: only max_batch_tokens limits it."
     )
+    split: Literal["auto", False] | Annotated[int, Field(ge=2)] = Field(
+        "auto",
+        description="Parts of each file that different workers embed; they are joined into one output. auto: several "
+        "for a file that is large beside a worker's share of the work. false: none. A number: as many, as far as the "
+        "file's format allows.",
+    )
     writer_batch_size: int = Field(1024, ge=1, description="Documents per write to HDF5.")
     commit_documents: int = Field(
         DEFAULT_COMMIT_DOCUMENTS,

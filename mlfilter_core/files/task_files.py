@@ -19,6 +19,30 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
+class Part:
+    """One of several consecutive parts of a file, which different tasks process.
+
+    Attributes:
+        number: Number of the part, from 1.
+        of: Number of parts; 1 for a whole file.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    def bounds(self, length: int) -> tuple[int, int]:
+        """Returns where the part begins and ends in something of this length, divided evenly."""
+        return length * (self.number - 1) // self.of, length * self.number // self.of
+
+    @property
+    def is_last(self) -> bool:
+        return self.number == self.of
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True, order=True)
 class TaskFile:
     """The file of a task: a source file, a file of embeddings, an annotated file, or a head.
 
@@ -26,15 +50,30 @@ class TaskFile:
         relative: Path below `folder`, with forward slashes: `a/b/x.jsonl.gz`.
         stem: The same without the suffix: `a/b/x`. Outputs take this name.
         folder: Absolute path of the folder that was searched.
+        part: Part of the file that the task processes.
     """
 
     relative: str
     stem: str
     folder: Path
+    part: Part = WHOLE
 
     @property
     def path(self) -> Path:
         return self.folder / self.relative
+
+    @property
+    def name(self) -> str:
+        """Name of the task: `a/b/x.jsonl.gz`, or `a/b/x.jsonl.gz (3 of 8)` for a part."""
+        return self.relative if self.part == WHOLE else f"{self.relative} ({self.part.number} of {self.part.of})"
+
+    def size(self) -> int:
+        """Returns the bytes on disk of the file or its part; 0 where they are unknown, which its task reports."""
+        try:
+            start, stop = self.part.bounds(self.path.stat().st_size)
+        except OSError:
+            return 0
+        return stop - start
 
     def output(self, folder: Path, suffix: str) -> Path:
         """Returns the path in an output folder that mirrors the path in `folder`."""
