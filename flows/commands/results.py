@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from flows.running.screen import errors_as_messages, print_table
+from flows.running.screen import errors_as_messages
+from flows.running.tables import print_prose, print_table
 from mlfilter_core.errors import ConfigError, MlfilterError
 from mlfilter_core.evaluation.aggregation import DEFAULT_BATCH_SIZE
 
@@ -224,7 +225,8 @@ def evaluate_command(
             *(options, label_key, ScoreFields(score_keys) if score_keys is not None else None),
         )
         report = evaluate(request)
-        print("\n".join(report.about()))
+        for line in report.about():
+            print_prose(line)
         print_table([[cell.replace(" [", "\n[") for cell in row] for row in report.shown_table()], n_names=2)
         _print_remarks(report.exclusions(), output_directory / "evaluation.md")
         if report.gaps():
@@ -248,7 +250,7 @@ def _progress_on_stderr() -> Iterator[None]:
 
 def _print_remarks(remarks: Sequence[str], file: Path) -> None:
     for remark in remarks[:MAX_SHOWN_REMARKS]:
-        print(remark)
+        print_prose(remark)
     if len(remarks) > MAX_SHOWN_REMARKS:
         print(f"... and {len(remarks) - MAX_SHOWN_REMARKS:,} more remarks in {file}")
 

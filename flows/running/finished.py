@@ -85,7 +85,7 @@ def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
             raise OtherSettingsError(len(others), len(workload.files), others[-1])
         if to_do:
             workload.work.check(workload.files)
-            n_tasks = len(divide(to_do, workload.work, n_asked))
+            n_tasks = n_asked if len(to_do) == n_asked else len(divide(to_do, workload.work, n_asked))
             return ToDo(min(n_tasks, n_asked), workload.work.IMPORTS)
     except OSError:  # the run tries again, and reports it
         return ToDo()

@@ -16,6 +16,8 @@ from mlfilter_core.work.workload import SKIPPED, FileReport
 
 # Rates cover the last minute. The remaining time is estimated from five minutes, because files differ.
 RATE_S, LEFT_S = 60, 300
+# All stages wait for the first batch. Later, those that wait alike would take turns as the bottleneck. Both arbitrary.
+CLEAR_S, CLEARLY_LESS = 5.0, 0.7
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Snapshot:
         out_of_memory: Number of batches that did not fit in memory.
         waited: Seconds that each stage waited for another, over all files.
         under_way: Files in progress, by file name.
+        bottleneck: The stage that waited least, which is the one to speed up; None while this is not clear.
     """
 
     files: int
@@ -68,11 +71,7 @@ class Snapshot:
     out_of_memory: int
     waited: Mapping[str, float]
     under_way: Sequence[UnderWay]
-
-    @property
-    def bottleneck(self) -> str | None:
-        """The stage that waited least, which is the one to speed up."""
-        return min(self.waited, key=lambda stage: self.waited[stage]) if self.waited else None
+    bottleneck: str | None = None
 
 
 class RunProgress:
@@ -90,6 +89,7 @@ class RunProgress:
         self._under_way: dict[str, tuple[str, Progress, float]] = {}
         self._started = time.monotonic()
         self._samples: deque[tuple[float, int, int, float]] = deque()  # time, documents, tokens, share
+        self._bottleneck: str | None = None
         self._lock = threading.Lock()
 
     def hear(self, worker: str, progress: Progress) -> None:
@@ -152,7 +152,17 @@ class RunProgress:
                 out_of_memory=totals["out_of_memory"],
                 waited=dict(waited),
                 under_way=sorted(under_way, key=lambda file: file.progress.file),
+                bottleneck=self._find_bottleneck(waited),
             )
+
+    def _find_bottleneck(self, waited: Counter[str]) -> str | None:
+        """Returns the stage that waited least; it changes only when another has waited much less."""
+        if waited.total() < CLEAR_S:
+            return self._bottleneck
+        least = min(waited, key=lambda stage: waited[stage])
+        if self._bottleneck is None or waited[least] < CLEARLY_LESS * waited[self._bottleneck]:
+            self._bottleneck = least
+        return self._bottleneck
 
     def _add(self, name: str, report: FileReport) -> None:
         self._end(name)
@@ -193,6 +203,8 @@ def describe(snapshot: Snapshot) -> str:
     parts = [f"{snapshot.files_before + snapshot.files_done:,} of {snapshot.files:,} files"]
     if snapshot.files_failed:
         parts.append(f"{snapshot.files_failed:,} failed")
+    if not (snapshot.files_done or snapshot.under_way or snapshot.documents or snapshot.rejected):
+        return ", ".join([*parts, "waiting for the first worker"])
     parts.append(f"{snapshot.documents:,} documents")
     if snapshot.rejected:
         parts.append(f"{snapshot.rejected:,} rejected")

@@ -148,8 +148,7 @@ class ParquetSource:
             self._read_digest()
 
     def _groups(self, part: Part) -> range:
-        """Returns the row groups of a part, those whose first row is in its share of the rows; passes over the rows
-        before them."""
+        """Returns the row groups whose first row is in a part's share of the rows; passes over the rows before them."""
         sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
         ends = list(itertools.accumulate(sizes, initial=0))
         start, stop = (bisect_left(ends, row) for row in part.bounds(ends[-1]))

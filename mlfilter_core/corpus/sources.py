@@ -10,10 +10,11 @@ from typing import Protocol
 
 from mlfilter_core.corpus import foreign_formats
 from mlfilter_core.corpus.compression import COMPRESSIONS, HEAD_BYTES
-from mlfilter_core.corpus.documents import UTF8_BOM, RecordKeys
+from mlfilter_core.corpus.documents import RecordKeys
 from mlfilter_core.corpus.foreign_formats import describe_unknown, foreign_format
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader, open_regular_file
 from mlfilter_core.corpus.parquet_source import ENCRYPTED_MAGIC, MAGIC, PARQUET_SUFFIX, ParquetSource
+from mlfilter_core.corpus.source_text import UTF8_BOM
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.task_files import WHOLE, Part
 

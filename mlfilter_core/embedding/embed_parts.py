@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID, Provenance
 from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.embedding_store.writer import EmbeddingWriter
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.claims import hidden_name
 from mlfilter_core.files.new_file import open_new
@@ -48,8 +49,8 @@ def parts_of(source: TaskFile, output: Path, n_wanted: int) -> list[TaskFile]:
     A file whose checkpoint shows that it was begun as a whole is not divided. A format may allow fewer parts.
     """
     n_parts = n_parts_before(output)
-    if not n_parts and not hidden_name(output, COMMITTED_SUFFIX).exists():
-        n_parts = min(n_wanted, most_parts(source.path)) if n_wanted > 1 else 1
+    if not n_parts and n_wanted > 1 and not hidden_name(output, COMMITTED_SUFFIX).exists():
+        n_parts = min(n_wanted, most_parts(source.path))
     return [replace(source, part=Part(number + 1, n_parts)) for number in range(n_parts)] if n_parts > 1 else []
 
 
@@ -100,46 +101,61 @@ def embed_in_parts(
         SourceError, OSError: As `embed_file`.
     """
     parts = parts_of(source, output, 1)
-    for part in parts:
-        with claim_outputs(*part_outputs(output, part.part)):
+    outputs = [part_outputs(output, part.part) for part in parts]
+    for part, files in zip(parts, outputs, strict=True):
+        with claim_outputs(*files):
             embed_part(part, output, request, encoder)
     started = time.monotonic()
-    made = [_provenance(part_outputs(output, part.part)[0], request.group) for part in parts]
+    made = [_provenance(path, request.group) for path, _ in outputs]
     if not _are_of_one_source(made):
         _log.warning("%s: its parts do not meet, and are discarded; the whole file is embedded", source.relative)
-        shutil.rmtree(hidden_name(output, PARTS_SUFFIX))
+        _remove_parts(output)
         return embed_file(source, output, rejects, request, encoder)
     counts = _sums(made)
-    outputs = [part_outputs(output, part.part) for part in parts]
     bad_lines = [path for _, path in outputs if path.exists()]
     first = first_rejected(bad_lines[0]) if bad_lines else ""
     check_rejected_fraction(source, counts["lines"], Counter(counts["rejected_by_reason"]), first, request)
-    with publish(output) as temporary, _joined(bad_lines, rejects):
-        with request.open_writer(temporary, encoder.dim) as writer:
-            ids = DuplicateIds()
-            for path, _ in outputs:
-                with EmbeddingFile(path, request.group) as file:
-                    for rows in file.slices(CHUNK_ROWS):
-                        columns, of_chunks = file.stored(rows)
-                        writer.append_stored(columns, of_chunks)
-                        ids.add(columns[DOCUMENT_ID])
-            counts["duplicate_ids"] = ids.count()
-            last = made[-1]
-            statistics = [read_histogram(each.statistics["document_tokens"]) for each in made]
-            writer.finish(
-                Provenance(
-                    source={name: value for name, value in last.source.items() if name != "lines"},
-                    request=request.provenance(),
-                    encoder=last.encoder,
-                    counts=counts,
-                    versions=library_versions(),
-                    statistics={"document_tokens": write_histogram(total(statistics))},
-                )
-            )
-    shutil.rmtree(hidden_name(output, PARTS_SUFFIX))
+    with (
+        publish(output) as temporary,
+        _joined_lines(bad_lines, rejects),
+        request.open_writer(temporary, encoder.dim) as writer,
+    ):
+        counts["duplicate_ids"] = _copy_rows([path for path, _ in outputs], writer, request.group)
+        writer.finish(_joined_provenance(made, request, counts))
+    _remove_parts(output)
     _log.info("%s: joined %d parts, %d documents", source.relative, len(parts), counts["documents"])
     seconds = time.monotonic() - started
     return EmbedReport(source.relative, str(output), "embedded", **counts, seconds=seconds, encoder=str(encoder))
+
+
+def _copy_rows(paths: Sequence[Path], writer: EmbeddingWriter, group: str) -> int:
+    """Writes the rows of several files one after another; returns the number of repeated ids."""
+    ids = DuplicateIds()
+    for path in paths:
+        with EmbeddingFile(path, group) as file:
+            for rows in file.slices(CHUNK_ROWS):
+                columns, of_chunks = file.stored(rows)
+                writer.append_stored(columns, of_chunks)
+                ids.add(columns[DOCUMENT_ID])
+    return ids.count()
+
+
+def _joined_provenance(made: Sequence[Provenance], request: EmbedRequest, counts: Mapping[str, Any]) -> Provenance:
+    last = made[-1]  # has read the whole source, and knows its digest
+    statistics = [read_histogram(each.statistics["document_tokens"]) for each in made]
+    return Provenance(
+        source={name: value for name, value in last.source.items() if name != "lines"},
+        request=request.provenance(),
+        encoder=last.encoder,
+        counts=counts,
+        versions=library_versions(),
+        statistics={"document_tokens": write_histogram(total(statistics))},
+    )
+
+
+def _remove_parts(output: Path) -> None:
+    # Another run may have just claimed one of them; `remove_leftovers` removes what stays.
+    shutil.rmtree(hidden_name(output, PARTS_SUFFIX), ignore_errors=True)
 
 
 def _finished_part(source: TaskFile, embeddings: Path, request: EmbedRequest, encoder: "Encoder") -> EmbedReport | None:
@@ -154,16 +170,12 @@ def _finished_part(source: TaskFile, embeddings: Path, request: EmbedRequest, en
     if (status.st_size, status.st_mtime_ns) != (made.source["bytes"], made.source["mtime_ns"]):
         _log.warning("%s is made again: %s changed", embeddings, source.path)
         return None
-    was, now = ({**made_by({**facts, **of})} for facts, of in ((made.request, made.encoder), _facts(request, encoder)))
+    was = made_by({**made.request, **made.encoder})
+    now = json.loads(json.dumps(made_by({**request.provenance(), **encoder.provenance()})))
     if was != now:
         _log.info("%s is made again, by another request: %s", embeddings, differing_fields(was, now))
         return None
     return EmbedReport(source.name, str(embeddings), "skipped", **made.counts)
-
-
-def _facts(request: EmbedRequest, encoder: "Encoder") -> tuple[dict[str, Any], dict[str, Any]]:
-    facts: tuple[dict[str, Any], dict[str, Any]] = json.loads(json.dumps([request.provenance(), encoder.provenance()]))
-    return facts
 
 
 def _provenance(embeddings: Path, group: str) -> Provenance:
@@ -192,7 +204,7 @@ def _sums(made: Sequence[Provenance]) -> dict[str, Any]:
 
 
 @contextmanager
-def _joined(bad_lines: Sequence[Path], rejects: Path) -> Iterator[None]:
+def _joined_lines(bad_lines: Sequence[Path], rejects: Path) -> Iterator[None]:
     """Makes the file of rejected lines from those of the parts; it appears when the block ends without an error."""
     with ExitStack() as stack:
         if bad_lines:

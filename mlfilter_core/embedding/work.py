@@ -131,7 +131,7 @@ class EmbedWork(Work[EmbedReport]):
         dim = self.params.embedding_dim or stated_dim(self.request.model.folder)
         if dim is None or not first.records or not self.params.keep_embeddings:
             return
-        n_bytes = sum(_size(file.path) for file in files if not self._embeddings(file).path.exists())
+        n_bytes = sum(file.size() for file in files if not self._embeddings(file).path.exists())
         n_documents = n_bytes * len(first.records) / first.n_bytes
         row_bytes = dim * np.dtype(self.request.embedding_dtype).itemsize
         check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
@@ -209,13 +209,6 @@ def _inline_annotation(params: EmbeddingPipelineParameters) -> InlineAnnotation 
         return None
     asked = annotate_request(params.annotate_inline, params.annotated_output_dir, params.hdf5_dataset_name)
     return InlineAnnotation(asked, params.keep_embeddings)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # its task reports it
-        return 0
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,9 +19,9 @@ from mlfilter_core.embedding_store.layout import (
     EMBEDDINGS,
     FIRST_CHUNK,
     FORMAT_VERSION,
-    INDEX,
     OPTIONAL_PROVENANCE,
     Provenance,
+    index_name,
 )
 from mlfilter_core.errors import EmbeddingFileError, in_one_line
 from mlfilter_core.files.identity import file_identity
@@ -118,7 +118,7 @@ class EmbeddingFile:
     def find(self, key: str) -> str | None:
         """Returns the name of the dataset of a key: the key itself, or its entry in the index; None for neither."""
         own = set(self._names) - {EMBEDDINGS, EMBEDDING_SCALE, FIRST_CHUNK}
-        return next((name for name in (key, f"{INDEX}/{key.replace('/', '_')}") if name in own), None)
+        return next((name for name in (key, index_name(key)) if name in own), None)
 
     def slices(self, n_rows: int) -> Iterator[slice]:
         """Yields slices of documents in order, with at most `n_rows` embeddings, or with one document."""

@@ -19,13 +19,13 @@ from mlfilter_core.embedding_store.layout import (
     EMBEDDINGS,
     FIRST_CHUNK,
     FORMAT_VERSION,
-    INDEX,
     LABELS,
     N_TOKENS,
     SOURCE_LINE,
     SOURCE_OFFSET,
     TEXT_HASH,
     Provenance,
+    index_name,
 )
 
 CHUNK_BYTES = 1 << 20
@@ -74,7 +74,7 @@ class EmbeddingWriter:
         self._is_int8 = self._embedding_dtype == np.int8
         self._label_shape = label_shape
         self._label_dtype = np.dtype(label_dtype)
-        self._index_names = [f"{INDEX}/{key.replace('/', '_')}" for key in index_keys]
+        self._index_names = [index_name(key) for key in index_keys]
         self._slice_rows = slice_rows
         self._has_chunks = has_chunks
         self._n_rows = 0

@@ -144,7 +144,7 @@ def _remove(paths: Iterable[Path]) -> int:
         elif path.suffix == COMMITTED_SUFFIX and _is_finished_since(path):
             path.unlink(missing_ok=True)
             n_removed += 1
-        elif path.suffix == PARTS_SUFFIX and _is_finished_since(path):
+        elif path.suffix == PARTS_SUFFIX and path.is_dir() and (_is_finished_since(path) or not any(path.iterdir())):
             shutil.rmtree(path, ignore_errors=True)
             n_removed += 1
     return n_removed

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import chain, repeat
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.config.filtering import SCORE_PREFIX
-from mlfilter_core.corpus.records import Record
+from mlfilter_core.corpus.lines import Line, OverlongLine
 from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
@@ -26,8 +26,7 @@ from mlfilter_core.verification.filtered_documents import (
     WrittenDocuments,
     group_of,
     scored_documents,
-    source_records,
-    with_scores,
+    source_lines,
 )
 from mlfilter_core.verification.output_kinds import VerifyRequest, without_suffix
 from mlfilter_core.verification.source_account import find_source
@@ -92,7 +91,7 @@ class FilteredContent:
         """
         annotation = self._annotation(annotated)
         embeddings: EmbeddingFile | None = None
-        sources: Iterator[Callable[[], Record] | None] = repeat(None)
+        sources: Iterator[Line | OverlongLine | None] = repeat(None)
         if self.made["request"]["whole_documents"]:
             embeddings = self._find_embeddings(annotation, related)
             if embeddings is None:
@@ -101,7 +100,7 @@ class FilteredContent:
             source = self._find_source(embeddings)
             if source is None:
                 return False
-            sources = source_records(self._open(source), embeddings)
+            sources = source_lines(self._open(source), embeddings)
         self._compare(annotated, annotation, embeddings, sources)
         return True
 
@@ -124,7 +123,7 @@ class FilteredContent:
         annotated: Path,
         annotation: Mapping[str, Any],
         embeddings: EmbeddingFile | None,
-        sources: Iterator[Callable[[], Record] | None],
+        sources: Iterator[Line | OverlongLine | None],
     ) -> None:
         written = {file.has_kept: (file, *self._open_written(file)) for file in self.written}
         lines = self._open(annotated)
@@ -138,8 +137,7 @@ class FilteredContent:
             n_expected[is_kept] += 1
             if is_kept in written:
                 columns = annotation.get("columns") or self._score_fields(scored)
-                document = None if source is None else with_scores(source(), scored, columns)
-                written[is_kept][2].compare(scored, document)
+                written[is_kept][2].compare(scored, source, columns)
         self._check_counts(groups)
         for is_kept, (file, reader, documents) in written.items():
             documents.check_complete(n_expected[is_kept])

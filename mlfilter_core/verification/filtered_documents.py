@@ -3,9 +3,8 @@
 Knows nothing about provenance and digests.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from math import isfinite
 from typing import Any
@@ -24,6 +23,7 @@ from mlfilter_core.errors import AnnotationError
 from mlfilter_core.filtering.survey import NO_GROUP
 from mlfilter_core.verification.annotated_lines import MAX_LINE_BYTES
 from mlfilter_core.verification.discrepancies import Findings
+from mlfilter_core.verification.source_values import Pairs, read_exactly
 
 MAX_TOKENS = 2**40  # more are not a number of tokens
 
@@ -68,17 +68,17 @@ def scored_documents(annotated: Source, per: str | None, embeddings: EmbeddingFi
         record = _record(line, annotated)
         group = as_string(next(groups, "")) if groups else group_of(record, per)
         n_tokens = int(next(tokens, 0)) if tokens else _tokens(record.get(N_TOKENS))
-        yield Scored(line.number, line.content if isinstance(line, Line) else b"", record, group, n_tokens)
+        yield Scored(line.number, _content(line), record, group, n_tokens)
 
 
-def source_records(source: Source, embeddings: EmbeddingFile) -> Iterator[Callable[[], Record]]:
-    """Yields a function that parses the source document of each row."""
+def source_lines(source: Source, embeddings: EmbeddingFile) -> Iterator[Line | OverlongLine]:
+    """Yields the source line of each row."""
     lines = source.lines(MAX_LINE_BYTES)
     for number in map(int, _column(embeddings, SOURCE_LINE)):
         line = next((line for line in lines if line.number >= number), None)
         if line is None or line.number != number:
             raise AnnotationError(f"{source.path} has no line {number}, which was embedded")
-        yield partial(_record, line, source)
+        yield line
 
 
 class WrittenDocuments:
@@ -100,26 +100,31 @@ class WrittenDocuments:
         self._is_parquet = is_parquet
         self._name = name
 
-    def compare(self, scored: Scored, expected: Record | None) -> None:
-        """Compares the next document.
+    def compare(self, scored: Scored, source: Line | OverlongLine | None, columns: Sequence[str]) -> None:
+        """Compares the next document; in JSON, to the digit.
 
         Args:
             scored: The annotated document that it comes from.
-            expected: The document; None where it is the annotated line itself.
+            source: Its source line, to which the scores were added; None where it is the annotated line itself.
+            columns: Names of the scores.
         """
         line = next(self._lines, None)
         if line is None:
             return  # `check_complete` says so
         self.n_documents += 1
-        if expected is None and not self._is_parquet and isinstance(line, Line) and line.content == scored.content:
+        if source is None and not self._is_parquet and _content(line) == scored.content:
             return
-        found, wanted = _record(line, self._file), scored.record if expected is None else expected
+        scores = {name: scored.record.get(name) for name in columns}
+        found = _record(line, self._file)
+        wanted = scored.record if source is None else {**_record(source, self._file), **scores}
         names = [name for name in {**wanted, **found} if not self._is_same(name, found, wanted)]
+        where, origin = f"{self._name}, line {line.number}", f"line {scored.number} of the annotations"
         if names:
             name = names[0]
-            where = f'{self._name}, line {line.number}: "{name}" is {_shown(found, name)}'
-            origin = f"line {scored.number} of the annotations gives {_shown(wanted, name)}"
-            self._findings.add("documents", f"{where}, {origin}")
+            values = f'"{name}" is {_shown(found, name)}, {origin} gives {_shown(wanted, name)}'
+            self._findings.add("documents", f"{where}: {values}")
+        elif not self._is_parquet and not _is_exactly(line, source, scores, scored):
+            self._findings.add("documents", f"{where}: digits or keys are not those that {origin} stands for")
 
     def check_complete(self, n_expected: int) -> None:
         """Checks the number of documents, after the last one."""
@@ -141,11 +146,6 @@ class WrittenDocuments:
         if isinstance(expected, float) and not isfinite(expected):
             expected = None  # JSON has no such numbers
         return bool(value == expected) or (isinstance(value, str) and _parsed(value) == expected)
-
-
-def with_scores(record: Record, scored: Scored, columns: Sequence[str]) -> Record:
-    """Returns a source document with the scores of its annotated line."""
-    return {**record, **{name: scored.record.get(name) for name in columns}}
 
 
 def _column(embeddings: EmbeddingFile, name: str) -> Iterator[Any]:
@@ -172,6 +172,21 @@ def _record(line: Line | OverlongLine, file: Source) -> Record:
     if record is None or isinstance(record, BadRecordError):
         raise AnnotationError(f"{file.path}: line {line.number} is no JSON object")
     return record
+
+
+def _is_exactly(line: Line | OverlongLine, source: Line | OverlongLine | None, scores: Record, scored: Scored) -> bool:
+    """Compares the digits of numbers, the order of keys and keys that occur twice, which a parser loses."""
+    try:
+        if source is None:
+            return bool(read_exactly(_content(line)) == read_exactly(scored.content))
+        expected = Pairs((*read_exactly(_content(source)), *read_exactly(exact_json.dumps(scores))))
+        return bool(read_exactly(_content(line)) == expected)
+    except RecursionError:  # orjson reads deeper
+        return True
+
+
+def _content(line: Line | OverlongLine) -> bytes:
+    return line.content if isinstance(line, Line) else b""
 
 
 def _parsed(text: str) -> Any:

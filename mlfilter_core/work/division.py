@@ -11,7 +11,7 @@ from mlfilter_core.work.workload import Work
 MAX_IDLE_SHARE = 0.05
 # Tasks per worker that a file would make if all that is left were divided like it. Parts become smaller towards the
 # end, where they balance the workers; early ones would only cost the reading of what precedes them.
-TASKS_PER_WORKER = 2
+TASKS_PER_WORKER = 3
 # Arbitrary: a second of work on a GPU, minutes on two cores.
 MIN_PART_BYTES = 4 << 20
 

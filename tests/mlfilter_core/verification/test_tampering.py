@@ -214,6 +214,18 @@ def kept_with_another_text(out: Path) -> str:
     return "filtered/y.jsonl"
 
 
+def equal_to_a_parser(old: str, new: str) -> Callable[[Path], str]:
+    def change(out: Path) -> str:
+        path = out / "filtered/y.jsonl"
+        before = path.read_text()
+        path.write_text(before.replace(old, new))
+        assert path.read_text() != before
+        forge(out, "filtered/y.jsonl")
+        return "filtered/y.jsonl"
+
+    return change
+
+
 def limits_that_were_lowered(out: Path) -> str:
     return changed_everywhere(out, lambda made: made["request"]["cuts"][0].update(dict.fromkeys(("de", "en"), 1)))
 
@@ -350,6 +362,11 @@ OTHERS: dict[str, Callable[[Path], str]] = {
         *(metrics_of_the_file_alone, a_head_trained_again),
     )
 } | {
+    "kept with other digits": equal_to_a_parser('"label": 1', '"label": 1.0'),
+    "kept with a key that occurs twice": equal_to_a_parser('"label": 1', '"label": 0, "label": 1'),
+    "kept with keys in another order": equal_to_a_parser(
+        '"language": "de", "label": 1', '"label": 1, "language": "de"'
+    ),
     "embeddings missing": missing("embeddings/y.h5", named="annotated_data"),
     "embeddings truncated": truncated("embeddings/y.h5"),
     "embeddings of another file": copied("embeddings/z.h5", "embeddings/y.h5"),
