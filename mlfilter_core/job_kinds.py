@@ -43,6 +43,9 @@ class JobKind:
         is_optional_step: Whether a pipeline may leave it out.
         outputs: Entry point of a `verification.output_kinds.OutputKind`: which output files are of this kind, and how
             one is checked; None where nothing is verified.
+        title: Title of its sections in reports: `Embedding`; empty for the flow's name.
+        markdown: Entry point of `(OutputFacts) -> str`, Markdown about the outputs for the Prefect UI; None where there
+            is none.
         pictures: Entry point of `(OutputFacts) -> Mapping[str, str]`, SVG pictures of the outputs by their titles;
             None where there are none.
     """
@@ -63,11 +66,14 @@ class JobKind:
     is_optional_step: bool = False
     outputs: str | None = None
     pictures: str | None = None
+    title: str = ""
+    markdown: str | None = None
 
 
 _kinds = [
     JobKind(
         flow="embed",
+        title="Embedding",
         field="input_dir",
         config=EmbeddingJob,
         summary="Embed a corpus: one HDF5 file for each source file.",
@@ -81,6 +87,7 @@ _kinds = [
     ),
     JobKind(
         flow="train_head",
+        title="Training",
         field="heads",
         config=TrainingJob,
         summary="Train heads on labelled embeddings: one safetensors file for each head.",
@@ -88,11 +95,15 @@ _kinds = [
         workload="mlfilter_core.training.work:training_workload",
         plan="mlfilter_core.plan.training_plan:plan_training",
         has_speed=False,
+        outputs="mlfilter_core.verification.trained_heads:TRAINED_HEADS",
+        pictures="mlfilter_core.run_report.pictures:pictures_of_heads",
+        markdown="mlfilter_core.run_report.summaries:summary_of_heads",
         step="train",
         is_optional_step=True,
     ),
     JobKind(
         flow="annotate",
+        title="Scoring",
         field="regression_head_checkpoints",
         config=AnnotationJob,
         summary="Score embeddings: one annotated JSONL file for each HDF5 file.",
@@ -106,6 +117,7 @@ _kinds = [
     ),
     JobKind(
         flow="filter",
+        title="Filtering",
         field="keep",
         config=FilterJob,
         summary="Keep the best documents of annotated files: one file of documents for each.",
@@ -114,6 +126,9 @@ _kinds = [
         instead_of_plan="`ml_filter filter --dry-run` shows what it would keep",
         command="flows.running.filter_command:filter_command",
         rounds={"survey": "mlfilter_core.filtering.work:survey_workload"},
+        outputs="mlfilter_core.verification.filtered_files:FILTERED_FILES",
+        pictures="mlfilter_core.run_report.pictures:pictures_of_limits",
+        markdown="mlfilter_core.run_report.summaries:summary_of_filter",
         step="filter",
         is_optional_step=True,
     ),

@@ -32,6 +32,15 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else count(value)
 
 
+def end_of_path(path: str, n_characters: int) -> str:
+    """Returns a path, or the part of its end that fits, as files of a folder differ there: `…/part-00012.jsonl`."""
+    if len(path) <= n_characters:
+        return path
+    end = path[-max(1, n_characters - 1) :]
+    _, slash, names = end.partition("/")  # whole names, where one fits
+    return f"…{slash}{names}" if names else f"…{end}"
+
+
 def rough_number(n: float) -> str:
     """Returns an estimated count: `12,345`, or `1.23 million` from a million on."""
     for magnitude, name in MAGNITUDES:
@@ -45,13 +54,22 @@ def rate(n: float) -> str:
     return f"{n:.1f}" if n < 100 else rough_number(n)
 
 
-def size(n_bytes: float) -> str:
+def size(n_bytes: float, n_digits: int = 3) -> str:
     """Returns a size in decimal units: `3.42 MB`."""
     for unit in SIZE_UNITS:
         if n_bytes < 999.5 or unit == SIZE_UNITS[-1]:
-            return f"{count(n_bytes)} {unit}" if unit == "B" or n_bytes >= 1000 else f"{n_bytes:.3g} {unit}"
+            return f"{count(n_bytes)} {unit}" if unit == "B" or n_bytes >= 1000 else f"{n_bytes:.{n_digits}g} {unit}"
         n_bytes /= 1000
     raise AssertionError
+
+
+def sizes_apart(one_bytes: float, other_bytes: float) -> tuple[str, str]:
+    """Returns two sizes with as many digits as show which is larger: `1.0004 GB`, `1 GB`."""
+    for n_digits in range(3, 16):
+        one, other = size(one_bytes, n_digits), size(other_bytes, n_digits)
+        if one != other:
+            break
+    return one, other
 
 
 def duration(seconds: float) -> str:

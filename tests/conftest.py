@@ -8,6 +8,8 @@ import lzma
 import os
 import shutil
 import string
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +35,7 @@ from mlfilter_core.files.zstd import zstd
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
 EVERY_COMPRESSION = {**COMPRESS, ".bz2": bz2.compress, ".xz": lzma.compress}
+REPOSITORY = Path(__file__).parents[1]
 NOBODY = 65534
 TINY_DIM = 32
 TINY_MAX_LENGTH = 64
@@ -105,6 +108,21 @@ def tiny_vocabulary() -> dict[str, int]:
     syllables = ["".join(pair) for pair in itertools.product("bcdfghjklmnprstvw", "aeiou")]
     pieces = [f"##{piece}" for piece in letters + syllables]
     return {token: i for i, token in enumerate(special + characters + syllables + pieces)}
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as its wheel installs it, in a folder to put on `PYTHONPATH`; its commands are in `bin`."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    for package in ("flows", "mlfilter_core"):
+        shutil.copytree(REPOSITORY / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
+    line = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
+    line += ["--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
 
 
 @pytest.fixture(scope="session")

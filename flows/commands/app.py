@@ -4,7 +4,7 @@ Imports nothing heavy, so that `--help` answers at once.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,6 @@ from flows.running.script import STYLE, ConfigPath, Overrides, command_of, fit_a
 from mlfilter_core.config.job_files import parse_overrides
 from mlfilter_core.job_kinds import kinds, load_any_job
 from mlfilter_core.versions import library_versions
-
-if TYPE_CHECKING:
-    from flows.running.report import RunReport
 
 PIPELINE, OLD_PIPELINE = "pipeline", "run_pipelines"
 
@@ -67,7 +64,7 @@ def plan_command(
 ) -> None:
     """Show what a job would do and need, and every problem with it, before it starts."""
 
-    def show() -> list["RunReport"]:
+    def show() -> None:
         from flows.commands.plan import plan_job
         from flows.commands.plan_screen import print_plan
 
@@ -75,7 +72,6 @@ def plan_command(
         print_plan(plan, str(config), as_json)
         if plan.problems:
             raise typer.Exit(1)
-        return []
 
     run_and_print(show)
 
@@ -83,11 +79,10 @@ def plan_command(
 def job_script_command(config: ConfigPath, set_: Overrides = None) -> None:
     """Show the script of the Slurm jobs that a job file asks for, and submit nothing."""
 
-    def show() -> list["RunReport"]:
+    def show() -> None:
         from flows.workers.slurm import job_script
 
         job = load_any_job(config, parse_overrides(set_ or []))
         print(job_script(job.slurm, job.one_per_core, job.device, job.logging_dir / "NAME-OF-THE-RUN"))
-        return []
 
     run_and_print(show)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.running.screen import errors_as_messages, print_table
+from flows.running.screen import errors_as_messages
+from flows.running.tables import print_table
 from mlfilter_core.wording import number
 
 if TYPE_CHECKING:

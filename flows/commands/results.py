@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from flows.running.screen import errors_as_messages, print_table
+from flows.running.screen import errors_as_messages
+from flows.running.tables import print_prose, print_table
 from mlfilter_core.errors import ConfigError, MlfilterError
 from mlfilter_core.evaluation.aggregation import DEFAULT_BATCH_SIZE
 from mlfilter_core.files.urls import refuse_url
@@ -81,7 +82,7 @@ def verify_command(
         int | None, typer.Option(min=1, help="Processes that read files at the same time. Default: one for each core.")
     ] = None,
 ) -> None:
-    """Prove that outputs add up: source lines, embeddings, rejected and annotated lines."""
+    """Prove that outputs match their sources: embeddings, rejected lines, heads, annotated and filtered files."""
     from mlfilter_core.verification.discrepancies import FileCheck
     from mlfilter_core.verification.output_kinds import VerifyRequest
     from mlfilter_core.verification.verify import verify
@@ -238,7 +239,8 @@ def evaluate_command(
             *(options, label_key, ScoreFields(score_keys) if score_keys is not None else None),
         )
         report = evaluate(request)
-        print("\n".join(report.about()))
+        for line in report.about():
+            print_prose(line)
         print_table([[cell.replace(" [", "\n[") for cell in row] for row in report.shown_table()], n_names=2)
         _print_remarks(report.exclusions(), output_directory / "evaluation.md")
         if report.gaps():
@@ -262,7 +264,7 @@ def _progress_on_stderr() -> Iterator[None]:
 
 def _print_remarks(remarks: Sequence[str], file: Path) -> None:
     for remark in remarks[:MAX_SHOWN_REMARKS]:
-        print(remark)
+        print_prose(remark)
     if len(remarks) > MAX_SHOWN_REMARKS:
         print(f"... and {len(remarks) - MAX_SHOWN_REMARKS:,} more remarks in {file}")
 

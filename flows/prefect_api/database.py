@@ -36,6 +36,7 @@ def keep_as_template(database: Path) -> None:
     with suppress(OSError, sqlite3.Error):
         template.parent.mkdir(exist_ok=True)
         try:
+            temporary.touch(mode=0o600)
             with closing(sqlite3.connect(database)) as made, closing(sqlite3.connect(temporary)) as kept:
                 made.backup(kept)
             os.replace(temporary, template)
@@ -53,6 +54,7 @@ def _copy(template: Path, database: Path) -> None:
     temporary = database.with_name(f"{database.name}.{uuid4().hex}")
     with suppress(OSError):  # another run may have made the database, or the disk may have no links: Prefect migrates
         try:
+            temporary.touch(mode=0o600)
             shutil.copyfile(template, temporary)
             os.link(temporary, database)  # unlike a rename, never replaces a database
         finally:

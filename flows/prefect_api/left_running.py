@@ -2,7 +2,8 @@
 
 A killed process cannot report its state, and a Prefect worker that is stopped kills the processes of its flows without
 reporting theirs. So each run has a guard: a separate process in a separate session that waits for the run's process to
-end, and loads Prefect only if that process did not report a regular end.
+end, and loads Prefect only if that process did not report a regular end. It is started by its path: the working folder
+may have a package `flows` of its own.
 """
 
 import os
@@ -32,7 +33,7 @@ def never_left_running() -> Iterator[None]:
         yield
         return
     guard = subprocess.Popen(
-        [sys.executable, "-m", "flows.prefect_api.left_running", str(flow_run.get_id())],
+        [sys.executable, "-P", __file__, str(flow_run.get_id())],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

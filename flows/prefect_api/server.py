@@ -1,16 +1,21 @@
 """Provides the Prefect API that a run reports to: the configured one, or a separate server during the run."""
 
 import http.client
+import logging
 import os
 import secrets
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
+from flows.prefect_api import serve
 from flows.prefect_api.database import UP_TO_DATE, has_tables, keep_as_template
+from flows.prefect_api.database_disk import DatabaseError, check_room
 from mlfilter_core.errors import MlfilterError
 
 # The first start creates the database: about 10 s on a laptop, several times that on a slow disk.
@@ -100,8 +105,14 @@ class TemporaryServer:
         Args:
             folder: Folder of its database.
             settings: Prefect's settings beside those of the environment.
+
+        Raises:
+            DatabaseError: The disk is nearly full.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        check_room(folder)
+        self._folder = folder
+        self._problem = ""
         self._database = folder.absolute() / "prefect.db"
         self._is_new = not self._database.exists()
         self.password = f"mlfilter:{secrets.token_urlsafe()}"
@@ -115,16 +126,20 @@ class TemporaryServer:
             **(UP_TO_DATE if has_tables(self._database) else {}),
         }
         # The server gets a socket that listens already: requests wait until it accepts them, and the port is free.
-        with socket.create_server((LOOPBACK, 0)) as listening:
+        self._line, its_end = socket.socketpair()
+        with socket.create_server((LOOPBACK, 0)) as listening, its_end:
             self._port = listening.getsockname()[1]
             descriptor = listening.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.prefect_api.serve", str(descriptor)],
+                [sys.executable, "-P", serve.__file__, str(descriptor)],
                 env=environment,
                 pass_fds=[descriptor],
-                stdin=subprocess.PIPE,  # ends with this process, however it ends
+                stdin=its_end.fileno(),  # this process has the other end, and the server ends after it
+                umask=0o077,  # a database is for its user alone
                 start_new_session=True,  # Ctrl-C on a terminal is for this process, which still needs the server
             )
+
+        threading.Thread(target=self._listen, name="Prefect server", daemon=True).start()
 
     @property
     def api_url(self) -> str:
@@ -135,6 +150,7 @@ class TemporaryServer:
         """Waits until the API answers.
 
         Raises:
+            DatabaseError: The database cannot be written.
             ServerError: The process has ended, or does not answer in time.
         """
         connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=STARTUP_TIMEOUT_S)
@@ -143,11 +159,21 @@ class TemporaryServer:
                 connection.request("GET", "/api/health")
                 status = connection.getresponse().status
             except (OSError, http.client.HTTPException) as error:
+                self.check()
                 raise ServerError(f"the temporary Prefect server does not answer ({type(error).__name__})") from error
         if status != http.HTTPStatus.OK:
             raise ServerError(f"the temporary Prefect server answers with status {status}")
         if self._is_new:
             keep_as_template(self._database)
+
+    def check(self) -> None:
+        """Checks that the server can still write to its database.
+
+        Raises:
+            DatabaseError: It cannot.
+        """
+        if self._problem:
+            raise DatabaseError(self._folder, self._problem)
 
     def stop(self) -> None:
         """Ends the process, within seconds."""
@@ -156,8 +182,31 @@ class TemporaryServer:
             self._process.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        with self._process:  # closes the pipe
-            pass
+            self._process.wait()
+        with suppress(OSError), self._line:  # the server may have closed its end
+            self._line.shutdown(socket.SHUT_RDWR)  # ends the thread
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            self._problem = self._line.recv(1024).decode(errors="replace")
+        if self._problem:
+            # Prefect's client would print an error for each log line that the server cannot take.
+            logging.raiseExceptions = False
+
+
+# The server of the block of `prefect_api`.
+_own: ContextVar[TemporaryServer | None] = ContextVar("own server", default=None)
+
+
+def check_own_server() -> None:
+    """Checks that the server of this run, if it has one of its own, can still write to its database.
+
+    Raises:
+        DatabaseError: It cannot.
+    """
+    own = _own.get()
+    if own is not None:
+        own.check()
 
 
 @contextmanager
@@ -210,10 +259,15 @@ def prefect_api(folder: Path, ahead: TemporaryServer | None = None) -> Iterator[
         own.wait()
         # Without an address of a UI, which the server does not have, Prefect shows no link to it.
         settings = {PREFECT_API_URL: own.api_url, PREFECT_API_AUTH_STRING: own.password, PREFECT_UI_URL: ""}
+        token = _own.set(own)
         with temporary_settings(settings):
             try:
                 yield
+            except Exception:
+                own.check()  # its database is the reason of errors of requests
+                raise
             finally:
+                _own.reset(token)
                 APILogHandler().flush()  # otherwise the last lines are sent after the server has stopped
     finally:
         if ahead is None:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.work.workload import FileReport
 
 Bundle = tuple[TaskFile, ...]
@@ -19,10 +19,10 @@ MAX_FILES = 500
 
 
 class Bundles:
-    """Files that are not finished, in the order of the corpus; they are bundled as they are taken."""
+    """Files and parts of files to do, in the order of the corpus; whole files are bundled as they are taken."""
 
     def __init__(self, files: Iterable[TaskFile], files_per_task: int | Literal["auto"], say: Callable[[str], None]):
-        """Takes the files, how many of them share a task, and the function that writes to the run's log."""
+        """Takes the files and parts, how many of them share a task, and the function that writes to the run's log."""
         self._files = deque(files)
         self._again: deque[TaskFile] = deque()
         self._files_per_task = files_per_task
@@ -43,7 +43,9 @@ class Bundles:
         seconds = 0.0
         while self._files and (not bundle or self._has_room(len(bundle), seconds, n_workers)):
             bundle.append(self._files.popleft())
-            seconds += bundle[-1].n_bytes * self._seconds / max(1, self._bytes)
+            if bundle[-1].part != WHOLE:
+                return tuple(bundle)
+            seconds += bundle[-1].size() * self._seconds / max(1, self._bytes)
         n = max(1, len(bundle))
         if self._files_per_task == "auto" and not self._n_last / 2 < n < self._n_last * 2:
             self._say(f"small files: about {n} of them share a task from now on")
@@ -54,15 +56,26 @@ class Bundles:
         """Records how long a file took, unless it was skipped."""
         if report.status != "skipped":
             self._seconds += report.seconds
-            self._bytes += file.n_bytes
+            self._bytes += file.size()
 
-    def part(self, bundle: Bundle) -> None:
+    def add(self, file: TaskFile) -> None:
+        """Adds a file whose parts are done, as the next task."""
+        self._again.appendleft(file)
+
+    def drop_parts(self, file: TaskFile) -> None:
+        """Removes the other parts of a file, if this is one: the file failed, or is finished already."""
+        if file.part != WHOLE:
+            self._files = deque(other for other in self._files if other.relative != file.relative)
+
+    def separate(self, bundle: Bundle) -> None:
         """Puts back the files of a bundle whose worker died, each as a separate task: one of them is the cause."""
         self._again.extend(bundle)
 
     def _has_room(self, n_files: int, seconds: float, n_workers: int) -> bool:
+        if self._files[0].part != WHOLE:
+            return False
         if self._files_per_task != "auto":
             return n_files < self._files_per_task
         enough_s = max(MIN_TASK_S, n_workers / MAX_TASKS_PER_S)
-        following_s = self._files[0].n_bytes * self._seconds / max(1, self._bytes)
+        following_s = self._files[0].size() * self._seconds / max(1, self._bytes)
         return self._bytes > 0 and n_files < MAX_FILES and seconds + following_s <= enough_s

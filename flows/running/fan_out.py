@@ -9,6 +9,7 @@ from prefect import Task
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 
+from flows.prefect_api.server import check_own_server
 from flows.workers.task_runner import WorkerTaskRunner
 
 Item = TypeVar("Item")
@@ -74,6 +75,7 @@ def fan_out(
 
     Raises:
         JobError: No worker can ever start.
+        DatabaseError: The run's own Prefect server cannot write to its database.
     """
     first_parameter = next(iter(task.fn.__annotations__))
     finished: queue.SimpleQueue[PrefectFuture[Result]] = queue.SimpleQueue()
@@ -81,6 +83,7 @@ def fan_out(
     n_submitted = 0
     try:
         while items or in_flight:
+            check_own_server()
             n_workers = workers.tend(len(items) + len(in_flight))
             n_wanted = n_workers + _n_ahead(n_workers, n_submitted)
             while items and len(in_flight) < n_wanted:

@@ -1,19 +1,16 @@
 """The filter command, which runs a filter job or previews other limits."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from flows.running.screen import print_table
-from flows.running.script import ConfigPath, Overrides, run_and_print
-from flows.running.start import run_job
+from flows.running.script import ConfigPath, Overrides, Quiet, Verbose, run_and_print
+from flows.running.start import reporting_to, run_job
+from flows.running.tables import print_table
 from mlfilter_core.config.filtering import Bound, FilterJob
 from mlfilter_core.config.job_files import parse_overrides
 from mlfilter_core.job_kinds import JobKind, load_job_of_kind
-
-if TYPE_CHECKING:
-    from flows.running.report import RunReport
 
 
 def filter_command(kind: JobKind) -> Callable[..., None]:
@@ -22,6 +19,8 @@ def filter_command(kind: JobKind) -> Callable[..., None]:
     def command(
         config: ConfigPath,
         set_: Overrides = None,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Show what would be kept, also with other limits; write no document.")
         ] = False,
@@ -30,17 +29,18 @@ def filter_command(kind: JobKind) -> Callable[..., None]:
         ] = "50,60,70,80,90,95,99",
         thresholds: Annotated[str, typer.Option(metavar="2,3,...", help="Thresholds to show, with --dry-run.")] = "",
     ) -> None:
-        def run() -> list["RunReport"]:
+        def run() -> None:
             bounds = _bounds(percentiles, thresholds) if dry_run else []
             job = load_job_of_kind(config, kind, parse_overrides(set_ or []))
             assert isinstance(job, FilterJob), "the class of its kind"
             if not dry_run:
-                return [run_job(job)]
-            run_job(job, dry_run=True)
+                run_job(job)
+                return
+            with reporting_to(lambda report: None):
+                run_job(job, dry_run=True)
             _preview(job, bounds)
-            return []
 
-        run_and_print(run)
+        run_and_print(run, quiet, verbose)
 
     command.__doc__ = kind.summary
     return command

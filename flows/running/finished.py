@@ -10,7 +10,9 @@ from flows.running.report import RunReport
 from flows.watching.logs import CORE
 from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import FileError, MlfilterError, OtherRequestError, OtherSettingsError
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.job_kinds import workload_of
+from mlfilter_core.work.division import divide
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,11 @@ class ToDo:
     """What a run has to do.
 
     Attributes:
-        n_files: Number of files, as far as it was asked for; 0 where it is not known.
+        n_tasks: Number of tasks, as far as it was asked for; 0 where it is not known.
         imports: Modules that its workers need.
     """
 
-    n_files: int = 0
+    n_tasks: int = 0
     imports: Sequence[str] = ()
 
 
@@ -31,7 +33,7 @@ def finished_before(job: Job, n_asked: int = 1) -> RunReport | ToDo:
 
     Args:
         job: The job.
-        n_asked: Number of files to do after which no others are looked for.
+        n_asked: Number of tasks after which no others are looked for: most workers of the run.
 
     Raises:
         MlfilterError: The job cannot run as it is configured.
@@ -60,7 +62,8 @@ def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
     started = time.monotonic()
     try:
         workload = workload_of(job)
-        reports, failures, n_to_do = [], {}, 0
+        reports, failures = [], {}
+        to_do: list[TaskFile] = []
         others: list[OtherRequestError] = []
         # From the end: a run works from the beginning, so files that are left to do are the last.
         for file in reversed(workload.files):
@@ -75,14 +78,15 @@ def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
             if report is not None:
                 reports.append(report)
                 continue
-            n_to_do += 1
-            if n_to_do == n_asked:
+            to_do.append(file)
+            if len(to_do) == n_asked:
                 break
         if others:
             raise OtherSettingsError(len(others), len(workload.files), others[-1])
-        if n_to_do:
+        if to_do:
             workload.work.check(workload.files)
-            return ToDo(n_to_do, workload.work.IMPORTS)
+            n_tasks = n_asked if len(to_do) == n_asked else len(divide(to_do, workload.work, n_asked))
+            return ToDo(min(n_tasks, n_asked), workload.work.IMPORTS)
     except OSError:  # the run tries again, and reports it
         return ToDo()
     logs = job.logging_dir / f"{workload.flow}-finished-before"

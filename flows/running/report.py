@@ -3,20 +3,20 @@
 import logging
 import os
 import re
+import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from flows.prefect_api.server import ApiLostError, is_of_api
-from flows.running.screen import console
+from flows.running.tables import print_files, print_prose
 from mlfilter_core.errors import MlfilterError
+from mlfilter_core.wording import duration, plural
 from mlfilter_core.work import run_log
 from mlfilter_core.work.workload import FileReport, row_of
 
@@ -116,32 +116,40 @@ class ReportError(MlfilterError):
         )
 
 
-# The list of `keeping_reports`. Prefect loses the result of a flow when its API does not answer.
-_kept: ContextVar[list[RunReport] | None] = ContextVar("reports", default=None)
+# Of `keeping_reports`. Prefect loses the result of a flow when its API does not answer.
+_keep: ContextVar[Callable[[RunReport], None] | None] = ContextVar("keep report", default=None)
 
 
 @contextmanager
-def keeping_reports() -> Iterator[list[RunReport]]:
-    """Gives a list to which each run in the block adds its report, even if its flow fails; steps add none."""
+def keeping_reports(on_report: Callable[[RunReport], None]) -> Iterator[list[RunReport]]:
+    """Gives a list to which each run in the block adds its report, even if its flow fails; steps add none.
+
+    Args:
+        on_report: Called with each report that is added.
+    """
     reports: list[RunReport] = []
-    token = _kept.set(reports)
+
+    def keep(report: RunReport) -> None:
+        reports.append(report)
+        on_report(report)
+
+    token = _keep.set(keep)
     try:
         yield reports
     finally:
-        _kept.reset(token)
+        _keep.reset(token)
 
 
-def publish_report(report: RunReport, pictures: Mapping[str, str] = {}) -> None:
+def publish_report(report: RunReport, pictures: Mapping[str, str] = {}, outputs: str = "") -> None:
     """Adds a table and a summary to the Prefect UI, if its API answers.
 
     Args:
         report: Report of the run.
         pictures: Addresses of images for the summary, by their titles.
+        outputs: Markdown about the outputs, for the summary.
     """
     from prefect.artifacts import create_markdown_artifact, create_table_artifact  # takes a second to import
 
-    if (kept := _kept.get()) is not None and not report.is_step:
-        kept.append(report)
     rows = report.rows()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     telling = report.telling_rows(MAX_ARTIFACT_ROWS)
@@ -150,12 +158,16 @@ def publish_report(report: RunReport, pictures: Mapping[str, str] = {}) -> None:
     try:
         create_table_artifact(shown, key=f"{report.artifacts}-files", description=about)
         create_markdown_artifact(
-            _markdown(report, pictures), key=f"{report.artifacts}-summary", description=f"What {report.flow} did"
+            _markdown(report, pictures, outputs),
+            key=f"{report.artifacts}-summary",
+            description=f"What {report.flow} did",
         )
     except Exception as error:
         if not is_of_api(error):
             raise
         _log.warning("the Prefect UI lacks the table and the summary of this run: %s", ApiLostError(error))
+    if (keep := _keep.get()) is not None and not report.is_step:
+        keep(report)
 
 
 def write_rows(report: RunReport) -> None:
@@ -177,10 +189,12 @@ class Page:
     Attributes:
         path: HTML file; None where it cannot be written.
         pictures: Addresses of images for the Prefect UI, by their titles.
+        summary: Markdown about the outputs, for the Prefect UI.
     """
 
     path: Path | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
+    summary: str = ""
 
 
 @contextmanager
@@ -210,12 +224,12 @@ def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
         logging_dir: Folder of the job's logs.
     """
     _keep_fonts_in(logging_dir)
-    from mlfilter_core.run_report.pictures import pictures_of  # takes a second to import
+    from mlfilter_core.run_report.pictures import pictures_of, summary_of  # takes a second to import
     from mlfilter_core.run_report.write_report import write_report
 
     try:
         report = write_report(output_dir, [logging_dir])
-        return Page(report.page, pictures_of(report.facts, flow))
+        return Page(report.page, pictures_of(report.facts, flow), summary_of(report.facts, flow))
     except Exception as error:
         _log.warning(
             "the report in %s cannot be written: %s: %s; `ml_filter report %s` tries again",
@@ -230,31 +244,36 @@ def _keep_fonts_in(logging_dir: Path) -> None:
 
 def print_report(report: RunReport) -> None:
     """Prints the table of a run and where its results are. The error of a failed run has the reasons."""
-    screen = console()
     rows = report.rows()
     present = {name for row in rows for name in row}
     printed = report.reports[0].PRINTED if report.reports else ()
     columns = [name for name in (*TEXT_COLUMNS, *printed) if name in present]
-    table = Table(title=f"{report.flow}: {len(rows)} files", title_justify="left", box=SIMPLE_HEAD)
-    for name in columns:
-        is_text = name in TEXT_COLUMNS
-        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     telling = report.telling_rows(MAX_PRINTED_ROWS)
-    for row in telling:
-        table.add_row(*(_cell(row.get(name, "")) for name in columns))
-    table.add_section()
-    totals = {"file": "total", **report.totals()}
-    table.add_row(*(_cell(totals.get(name, "")) for name in columns))
-    screen.print(table)
+    total = {"file": "total", **report.totals(), "seconds": ""}  # the title has the time of all, workers in parallel
+    lines = [{name: _cell(row.get(name, "")) for name in columns} for row in (*telling, total)]
+    spare = "status" if len({row["status"] for row in rows}) == 1 else None
+    print()
+    print_files(_title(report, rows), columns, lines, len(TEXT_COLUMNS), spare)
     if len(telling) < len(rows):
-        screen.print(f"{len(telling)} of {len(rows)} files: {NOT_ALL}")
-    places = [f"results: {report.output_dir}", f"logs:    {report.logs}"]
+        print_prose(f"{len(telling)} of {len(rows)} files: {NOT_ALL}")
+    for remark in report.remarks():
+        print_prose(remark)
+    print(f"results: {report.output_dir}")
+    print(f"logs:    {report.logs}")
     if report.page is not None:
-        places.append(f"report:  {report.page}")
-    for remark in (*report.remarks(), *places):
-        screen.print(remark, highlight=False, soft_wrap=True, markup=False)
+        print(f"report:  {report.page}")
     for line in type(report.reports[0]).sample_of(report.reports) if report.reports else ():
         print(line)
+    sys.stdout.flush()
+
+
+def _title(report: RunReport, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns `embed: 4 files embedded in 25.5 s`, or `embed: 4 files in 25.5 s: 1 failed, 3 embedded`."""
+    states = Counter(str(row["status"]) for row in rows)
+    files, spent = plural(len(rows), "file"), duration(report.seconds)
+    if len(states) == 1:
+        return f"{report.flow}: {files} {next(iter(states))} in {spent}"
+    return f"{report.flow}: {files} in {spent}: {', '.join(f'{n:,} {state}' for state, n in states.items())}"
 
 
 def failed_row(name: str, reason: str) -> dict[str, Any]:
@@ -270,7 +289,7 @@ def _cell(value: Any) -> str:
     return f"{round(value, 3):,}" if isinstance(value, (int, float)) else str(value)
 
 
-def _markdown(report: RunReport, pictures: Mapping[str, str]) -> str:
+def _markdown(report: RunReport, pictures: Mapping[str, str], outputs: str = "") -> str:
     lines = [f"# {report.flow}", "", "| | |", "| --- | ---: |"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in report.totals().items()]
     lines += ["", *(f"- {remark}" for remark in report.remarks())]
@@ -282,6 +301,7 @@ def _markdown(report: RunReport, pictures: Mapping[str, str]) -> str:
         lines += ["", "## Failed", ""]
         shown = list(report.failures.items())[:MAX_PRINTED_ROWS]
         lines += [f"- `{name}`: {reason}" for name, reason in shown]
+    lines += ["", outputs] if outputs else []
     for title, address in pictures.items():
         plain = re.sub(r"([\\`*_\[\]<>!])", r"\\\1", title)  # a head may be called anything
         lines += ["", f"**{plain}**", "", f"![{plain}]({address})"]

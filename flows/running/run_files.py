@@ -1,6 +1,7 @@
 """The course of a run, the same for every kind of job: skip finished files, process the others, report."""
 
 import functools
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefect import Task, get_run_logger
+from prefect import Task
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
+from flows.prefect_api.database_disk import DatabaseError
 from flows.prefect_api.failures import RETRIES, can_heal
 from flows.running.bundles import Bundle, Bundles
 from flows.running.fan_out import Outcome, Workers, fan_out
+from flows.running.joins import Joins
 from flows.running.report import (
     FilesFailedError,
     Page,
@@ -26,22 +29,27 @@ from flows.running.report import (
     publish_report,
     write_rows,
 )
-from flows.running.stopping import instead_of_prefect
+from flows.running.stopping import instead_of_prefect, silence
 from flows.watching.dashboard_link import link_dashboard
-from flows.watching.logs import logging_to
+from flows.watching.logs import PROGRESS, logging_to
 from flows.watching.metrics import check_port
 from flows.watching.run_progress import RunProgress
 from flows.watching.watching import watching
 from flows.workers.local import local_workers
 from flows.workers.task_runner import WorkerLostError
+from flows.workers.worker_count import most_workers
 from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import FileError, JobError, MlfilterError, OtherRequestError, OtherSettingsError
 from mlfilter_core.files.claims import why_locks_are_local
 from mlfilter_core.files.publishing import check_writable, remove_leftovers
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.files.urls import url_of
+from mlfilter_core.wording import count, duration, plural
+from mlfilter_core.work.division import divide
 from mlfilter_core.work.run_log import RunLog, run_log
-from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload, row_of, run_in_turn
+from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload, name_of, row_of, run_in_turn
+
+_log, _progress = logging.getLogger(__name__), logging.getLogger(PROGRESS)
 
 StartWorkers = Callable[[int, Path], AbstractContextManager[Workers]]
 
@@ -58,20 +66,25 @@ def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job)
         JobError: The job cannot run as it is configured, finished files have other settings, or a task met an error
             that would occur for every file.
         FilesFailedError: Some files failed; the others are finished.
+        DatabaseError: The run's own Prefect server cannot write to its database.
     """
     started = time.monotonic()
-    check_job(job)
-    remove_leftovers(job.output_dir)
+    check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
     logs = job.logging_dir / f"{flow_run.get_flow_name()}-{flow_run.get_name()}"
     with instead_of_prefect(), logging_to(logs, "flow", APILogHandler()):
-        return _run_files(_file_task(verb), workload_of(job), job, logs, started)
+        check_job(job)
+        remove_leftovers(job.output_dir)
+        try:
+            return _run_files(_file_task(verb), workload_of(job), job, logs, started)
+        except DatabaseError:
+            silence()  # Prefect's engine would log that it cannot report the error, with a traceback
+            raise
 
 
 def _run_files(
     file_task: Task[Any, list[Report]], workload: Workload[Report], job: Job, logs: Path, started: float
 ) -> RunReport:
     """Runs a task for each file that is not finished; small files share one. A failed file does not stop the others."""
-    log = get_run_logger()
     files, work = workload.files, workload.work
     reports: dict[str, Report] = {}
     failures: dict[str, str] = {}
@@ -94,13 +107,14 @@ def _run_files(
             reports[file.relative] = report
     if others:
         raise OtherSettingsError(len(others), len(files), others[0])
-    log.info("%d files: %d finished before, %d to do, %d refused", len(files), len(reports), len(to_do), len(failures))
+    _progress.info("%s: %s", workload.flow, _found(len(to_do), len(reports), len(failures)))
     with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
         if to_do:
             work.prepare(files)
+            tasks = divide(to_do, work, most_workers_of(job))
             loading = nullcontext() if workload.is_step else page_modules_loading(job.logging_dir)
             with loading, work.session(to_do):
-                _do_files(file_task, workload, job, to_do, record, reports, failures)
+                _do_files(file_task, workload, job, tasks, record, reports, failures)
         ordered = [reports[file.relative] for file in files if file.relative in reports]
         run = RunReport(
             workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures, workload.is_step
@@ -110,7 +124,7 @@ def _run_files(
     has_page = not workload.is_step and "output_dir" not in job.urls  # the page is made from the outputs
     page = make_page(workload.flow, job.params.output_dir, job.logging_dir) if has_page else Page()
     run = replace(run, page=page.path)
-    publish_report(run, page.pictures)
+    publish_report(run, page.pictures, page.summary)
     if failures:
         raise FilesFailedError(run)
     return run
@@ -120,40 +134,59 @@ def _do_files(
     file_task: Task[Any, list[Report]],
     workload: Workload[Report],
     job: Job,
-    to_do: list[TaskFile],
+    tasks: list[TaskFile],
     record: RunLog,
     reports: dict[str, Report],
     failures: dict[str, str],
 ) -> None:
-    """Runs the tasks of the files to do; adds the result of each file to `reports` or `failures`."""
-    log = get_run_logger()
+    """Runs the tasks of files and parts of files; adds the result of each file to `reports` or `failures`."""
     n_files = len(workload.files)
-    bundles = Bundles(to_do, job.files_per_task, log.info)
-    progress = RunProgress(n_files, to_do, len(failures))
-    with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(to_do), record.folder) as workers:
+    bundles, joins = Bundles(tasks, job.files_per_task, _log.debug), Joins(tasks)
+    progress = RunProgress(n_files, tasks, len(failures))
+    with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(tasks), record.folder) as workers:
         workers.runner.on_progress = progress.hear
         link_dashboard(workers.runner.client.dashboard_link, workload.flow)
         for outcome in fan_out(workers, file_task, bundles, {"work": workload.work}):
             if isinstance(outcome.error, JobError):
                 raise outcome.error
             if isinstance(outcome.error, WorkerLostError | OSError) and len(outcome.item) > 1:
-                log.warning("%s; %d files are tried again, one by one", outcome.error, len(outcome.item))
-                bundles.part(outcome.item)
+                _log.warning("%s; %d files are tried again, one by one", outcome.error, len(outcome.item))
+                bundles.separate(outcome.item)
                 continue
             done = _by_name(outcome)
             for file in outcome.item:
-                result = done[file.relative]
+                result = done[file.name]
+                if file.relative in failures or file.relative in reports:  # by another of its parts
+                    continue
                 if isinstance(result, str):
                     failures[file.relative] = result
-                    progress.fail(file.relative)
+                    bundles.drop_parts(file)
+                    progress.fail(file.name)
                     record.add(failed_row(file.relative, result))
-                    log.error("%s failed: %s", file.relative, result)
-                else:
-                    reports[file.relative] = result
-                    progress.finish(file.relative, result)
-                    record.add(row_of(result))
-                    bundles.learn(file, result)
-                    log.info("%s (%d of %d files)", file.relative, len(reports) + len(failures), n_files)
+                    _log.error("%s failed: %s", file.name, result)
+                    continue
+                bundles.learn(file, result)
+                if file.part != WHOLE and name_of(result) == file.name:
+                    progress.finish_part(file.name, result)
+                    if (whole := joins.add(file, result)) is not None:
+                        bundles.add(whole)
+                    continue
+                bundles.drop_parts(file)
+                reports[file.relative] = result = joins.report(file, result)
+                progress.finish(file.name, result)
+                record.add(row_of(result))
+                _progress.info(
+                    "%s: %s %s, %s documents in %s (%d of %d files)",
+                    *(workload.flow, file.relative, result.status, count(result.documents)),
+                    *(duration(result.seconds), len(reports) + len(failures), n_files),
+                )
+
+
+def _found(n_to_do: int, n_finished: int, n_refused: int) -> str:
+    """Returns what a run found: `3 files to do, 2 finished before`."""
+    parts = [f"{plural(n_to_do, 'file')} to do"]
+    parts += [f"{n:,} {state}" for n, state in ((n_finished, "finished before"), (n_refused, "refused")) if n]
+    return ", ".join(parts)
 
 
 def _file_task(verb: str) -> Task[Any, list[Any]]:
@@ -180,7 +213,7 @@ def check_job(job: Job) -> None:
     check_port(job.metrics_port)
     why_local = why_locks_are_local(job.output_dir)
     if job.running_on_slurm and why_local:
-        get_run_logger().warning(
+        _log.warning(
             "locks in %s do not reach other machines: %s; start one run at a time on it",
             job.output_dir,
             why_local,
@@ -196,28 +229,39 @@ def workers_of(job: Job) -> StartWorkers:
     return functools.partial(local_workers, job.local, job.one_per_core, job.device)
 
 
+def most_workers_of(job: Job) -> int:
+    """Returns the most workers that a job has at a time."""
+    if not job.running_on_slurm:
+        return most_workers(job.local, job.one_per_core)
+    from flows.workers.slurm_job import workers_per_job
+
+    return job.slurm.max_jobs * workers_per_job(job.slurm, job.one_per_core, job.device)
+
+
 def named_by_file(flow: str) -> Any:
     """Returns the function that names task runs in the UI, after their file or the first of several."""
 
     def name(parameters: dict[str, Any]) -> str:
         files = parameters["files"]
-        return f"{flow} {files[0].relative}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        return f"{flow} {files[0].name}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
     return name
 
 
 def _by_name(outcome: Outcome[Bundle, list[Report]]) -> dict[str, Report | str]:
-    """Returns the report of each file of a task, or the reason why it is not finished."""
+    """Returns the report of each file or part of a task, or the reason why it is not finished."""
     error, reports = outcome.error, outcome.result or []
     failures: dict[str, str] = {}
     if isinstance(error, SomeFilesFailedError):
         reports, failures = list(error.reports), dict(error.failures)
     elif error is not None:
         reason = str(error) if isinstance(error, MlfilterError) else f"{type(error).__name__}: {error}"
-        failures = {file.relative: reason for file in outcome.item}
-    finished = [file.relative for file in outcome.item if file.relative not in failures]
+        failures = {file.name: reason for file in outcome.item}
+    finished = [file.name for file in outcome.item if file.name not in failures]
     done: dict[str, Report | str] = {**failures, **dict.fromkeys(finished, "its task ended without a report of it")}
+    files = {file.name: file for file in outcome.item}
     for name, report in zip(finished, reports, strict=False):
-        is_there = url_of(report.output) is not None or Path(report.output).exists()
+        # Another run may have joined a part meanwhile; a part that is missing is made when the file is joined.
+        is_there = files[name].part != WHOLE or url_of(report.output) is not None or Path(report.output).exists()
         done[name] = report if is_there else f"its task ended, but {report.output} does not exist"
     return done

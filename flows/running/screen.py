@@ -1,26 +1,13 @@
-"""Tables and errors on the terminal."""
+"""Expected errors of a command as messages on the terminal."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import typer
 
 from flows.running.stopping import Stopped, stopped_by_signals
 from mlfilter_core.errors import MlfilterError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-LOG_WIDTH = 200
-
-
-def console() -> "Console":
-    """Returns where tables are printed: as wide as the terminal, or wide enough for names and numbers in a log."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
 
 
 @contextmanager
@@ -36,17 +23,3 @@ def errors_as_messages() -> Iterator[None]:
     except (MlfilterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-
-
-def print_table(table: Sequence[Sequence[str]], n_names: int) -> None:
-    """Prints rows below the first, which is the heading; all but the first columns are numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=SIMPLE_HEAD)
-    for i, name in enumerate(table[0]):
-        shown.add_column(name, justify="left" if i < n_names else "right", overflow="fold")
-    for row in table[1:]:
-        shown.add_row(*map(Text, row))
-    console().print(shown)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.running.start import run_job_file, run_pipeline
+from flows.running.start import reporting_to, run_job_file, run_pipeline
 from flows.running.stopping import Stopped, stopped_by_signals
+from flows.watching.terminal import Verbosity, verbosity
 from mlfilter_core.config.job_files import parse_overrides
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.job_kinds import JobKind, kind_of_flow, kinds, load_entry_point
@@ -50,6 +51,11 @@ Overrides = Annotated[
     ),
 ]
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print all lines of the log, those of Prefect and the workers included.")
+]
+
 
 def run_script(flow: str) -> None:
     """Runs a script of `flows/`, whose name is that of its flow: reads the arguments, then imports the flow.
@@ -76,8 +82,8 @@ def command_of(flow: str) -> Callable[..., None]:
 def job_command(kind: JobKind) -> Callable[..., None]:
     """Returns the command that runs a job of a kind."""
 
-    def command(config: ConfigPath, set_: Overrides = None) -> None:
-        run_and_print(lambda: [run_job_file(kind.flow, config, parse_overrides(set_ or []))])
+    def command(config: ConfigPath, set_: Overrides = None, quiet: Quiet = False, verbose: Verbose = False) -> None:
+        run_and_print(lambda: run_job_file(kind.flow, config, parse_overrides(set_ or [])), quiet, verbose)
 
     command.__doc__ = kind.summary
     return command
@@ -87,16 +93,20 @@ def pipeline_command() -> Callable[..., None]:
     """Returns the command that runs jobs of several kinds, one after another; each kind has two options."""
 
     def command(**options: Any) -> None:
-        def run() -> "list[RunReport]":
+        def run() -> None:
             names = [kind.step for kind in kinds() if kind.step and options[f"{kind.step}_config"] is not None]
-            return run_pipeline(
+            run_pipeline(
                 {step: (options[f"{step}_config"], parse_overrides(options[f"set_{step}"] or [])) for step in names}
             )
 
-        run_and_print(run)
+        run_and_print(run, options["quiet"], options["verbose"])
 
     parameters = [parameter for kind in kinds() for parameter in _step_options(kind)]
     parameters.sort(key=lambda parameter: (parameter.default is not parameter.empty, parameter.name.startswith("set_")))
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=False)
+        for name, annotation in (("quiet", Quiet), ("verbose", Verbose))
+    ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = "Embed a corpus, train heads on its labels if asked to, score it, then filter it if asked to."
@@ -144,21 +154,36 @@ def fit_any_machine() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def run_and_print(run: Callable[[], list["RunReport"]]) -> None:
-    """Runs jobs and prints their tables; an expected error ends in its message and exit status 1."""
+def run_and_print(run: Callable[[], Any], quiet: bool = False, verbose: bool = False) -> None:
+    """Runs jobs and prints the table of each when it ends; an expected error ends in its message and exit status 1.
+
+    Args:
+        run: Runs the jobs.
+        quiet: Whether to print warnings and errors only.
+        verbose: Whether to print all lines of the log.
+    """
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose exclude each other")
+    printed: list[RunReport] = []
+
+    def show(report: "RunReport") -> None:
+        from flows.running.report import print_report
+
+        printed.append(report)
+        if not quiet:
+            print_report(report)
+
+    token = verbosity.set(Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL)
     try:
-        with stopped_by_signals(STOPPING):
-            reports, failure = run(), None
+        with stopped_by_signals(STOPPING), reporting_to(show):
+            run()
     except Stopped as stopped:
         raise typer.Exit(stopped.status) from None
     except MlfilterError as error:
         report = getattr(error, "report", None)
-        reports, failure = [report] if report is not None else [], error
-    if reports:
-        from flows.running.report import print_report
-
-        for report in reports:
-            print_report(report)
-    if failure is not None:
-        print(f"error: {failure}", file=sys.stderr)
-        raise typer.Exit(1)
+        if report is not None and not any(report is other for other in printed):
+            show(report)
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    finally:
+        verbosity.reset(token)

@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.prefect_api.database_disk import usable_folder
 from flows.prefect_api.proxies import reach_this_machine_directly
 from flows.prefect_api.server import (
     ApiLostError,
@@ -20,6 +22,7 @@ from flows.prefect_api.server import (
     report_no_usage,
     server_ahead,
 )
+from flows.watching.terminal import Verbosity, log_on_terminal, verbosity
 from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.publishing import check_writable
@@ -30,6 +33,19 @@ if TYPE_CHECKING:
     from flows.running.report import RunReport
 
 PIPELINE = "flows.pipeline:pipeline"
+
+# Called with the report of each run once it has ended.
+_on_report: ContextVar[Callable[["RunReport"], None]] = ContextVar("on report", default=lambda report: None)
+
+
+@contextmanager
+def reporting_to(show: Callable[["RunReport"], None]) -> Iterator[None]:
+    """Calls a function with the report of each run in the block once it has ended, also of one with failed files."""
+    token = _on_report.set(show)
+    try:
+        yield
+    finally:
+        _on_report.reset(token)
 
 
 def run_job_file(flow: str, config_file_path: Path, overrides: Mapping[str, Any] | None = None) -> "RunReport":
@@ -99,7 +115,8 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports the script once more
         raise ConfigError('call this below `if __name__ == "__main__":`; workers import the script that starts them')
     for job in jobs:
-        print(f"{kind_of_job(job).flow}: {job.about}", file=sys.stderr, flush=True)
+        if verbosity.get() is not Verbosity.QUIET:
+            print(f"{kind_of_job(job).flow}: {job.about}", file=sys.stderr, flush=True)
     reach_this_machine_directly()
     from flows.running.finished import ToDo, finished_before, finished_later
     from flows.workers.worker_count import most_workers
@@ -112,7 +129,7 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
     first = finished_later(job) if kind_of_job(job).rounds else finished_before(job, max(1, n_workers))
     found = [first, *map(finished_later, later)]
     # Its database is for the processes of one machine: SQLite's log does not work across a network.
-    folder = job.logging_dir / "prefect" / socket.gethostname()
+    folder = usable_folder(job.logging_dir / "prefect" / socket.gethostname())
     keep_prefect_home_in(folder)
     report_no_usage()
     ended: list[RunReport] = []
@@ -125,7 +142,7 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
         return _reported(ended)
     with server_ahead(folder) as server, _workers_ahead(job, first):
         flow = load_entry_point(entry_point)
-        with prefect_api(folder, server):
+        with prefect_api(folder, server), log_on_terminal():
             return _outliving_api(lambda: call(flow), len(jobs))
 
 
@@ -133,12 +150,12 @@ def _workers_ahead(job: Job, found: "RunReport | ToDo") -> AbstractContextManage
     """Starts the workers that the job will ask for, where this is known."""
     from flows.running.finished import ToDo
 
-    if job.running_on_slurm or kind_of_job(job).rounds or not isinstance(found, ToDo) or not found.n_files:
+    if job.running_on_slurm or kind_of_job(job).rounds or not isinstance(found, ToDo) or not found.n_tasks:
         return nullcontext()
     from flows.workers.local import workers_ahead
 
     folder = job.logging_dir / f"dask-{socket.gethostname()}-{os.getpid()}"
-    return workers_ahead(found.n_files, job.device, folder, found.imports)
+    return workers_ahead(found.n_tasks, job.device, folder, found.imports)
 
 
 def _reported(reports: "list[RunReport]") -> "list[RunReport]":
@@ -151,6 +168,7 @@ def _reported(reports: "list[RunReport]") -> "list[RunReport]":
 
     for report in reports:
         write_rows(report)
+        _on_report.get()(report)
         if report.failures:
             raise FilesFailedError(report)
     return reports
@@ -165,7 +183,7 @@ def _outliving_api(run: "Callable[[], list[RunReport]]", n_jobs: int) -> "list[R
     """
     from flows.running.report import FilesFailedError, keeping_reports
 
-    with keeping_reports() as reports:
+    with keeping_reports(_on_report.get()) as reports:
         try:
             return run()
         except Exception as error:

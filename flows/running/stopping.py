@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from flows.watching.terminal import TerminalLog
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Time that a run gets to end in order. People wait about 10 s before they press Ctrl-C again; Slurm waits 30 s.
 ORDERLY_S = 8.0
@@ -85,6 +87,17 @@ def instead_of_prefect() -> Iterator[None]:
         signal.signal(signal.SIGTERM, prefects)
 
 
+def silence() -> None:
+    """Keeps log lines about what ends from the terminal of a command; the run's log files still get them."""
+    if not _active:
+        return
+    for logger in (logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))):
+        for handler in logger.handlers:
+            if hasattr(handler, "console") or type(handler) in (logging.StreamHandler, TerminalLog):
+                handler.setLevel(logging.CRITICAL + 1)
+    logging.lastResort = None
+
+
 class _Handler:
     """Handles the signals of one command.
 
@@ -102,18 +115,9 @@ class _Handler:
         self.stopped = Stopped(number)
         with suppress(OSError):  # the terminal may be gone
             print(self._message, file=sys.stderr, flush=True)
-        _silence()
+        silence()
         threading.Thread(target=_end_later, args=(self.stopped.status,), name="stopping", daemon=True).start()
         raise self.stopped
-
-
-def _silence() -> None:
-    """Keeps log lines about what ends from the terminal; the run's log files still get them."""
-    for logger in (logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))):
-        for handler in logger.handlers:
-            if hasattr(handler, "console") or type(handler) is logging.StreamHandler:
-                handler.setLevel(logging.CRITICAL + 1)
-    logging.lastResort = None
 
 
 def _end_later(status: int) -> None:

@@ -11,11 +11,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flows.watching.run_progress import Snapshot, describe
-from mlfilter_core.wording import duration
+from flows.watching.run_progress import Snapshot, UnderWay, describe
+from flows.watching.terminal import can_redraw
+from mlfilter_core.wording import duration, end_of_path
 
 MAX_WORKERS_SHOWN = 12  # more would push the log off the screen
-BAR_WIDTH = 20
+BAR_WIDTH, NARROW_BAR_WIDTH, PERCENT_WIDTH, PADDING = 20, 5, 4, 2
+NARROW = 72  # columns below which names need the place of counts
 
 
 class LiveDisplay:
@@ -27,14 +29,17 @@ class LiveDisplay:
 
     def show(self, snapshot: Snapshot) -> None:
         """Replaces the snapshot that is shown."""
-        self._live.update(_rendered(snapshot, self._flow), refresh=True)
+        self._live.update(_rendered(snapshot, self._flow, self._live.console.width), refresh=True)
 
 
 @contextmanager
 def live_display(flow: str, stream: TextIO) -> Iterator[LiveDisplay | None]:
-    """Provides a display, or None if the stream is not a terminal that can redraw lines."""
+    """Provides a display, or None if the stream is not a terminal that can redraw lines, or nothing is to be shown.
+
+    Lines of the log that are written to stderr in the block appear above the display.
+    """
     console = Console(file=stream)
-    if not console.is_terminal or console.is_dumb_terminal:
+    if not can_redraw(stream):
         yield None
         return
     with Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False) as live:
@@ -56,21 +61,28 @@ def _logs_above(console: Console) -> Iterator[None]:
             handler.console = own
 
 
-def _rendered(snapshot: Snapshot, flow: str) -> Group:
-    lines = Table.grid(padding=(0, 2))
-    for file in snapshot.under_way[:MAX_WORKERS_SHOWN]:
-        lines.add_row(
-            ProgressBar(total=1.0, completed=file.progress.share, width=BAR_WIDTH),
-            Text(f"{file.progress.share:.0%}", justify="right"),
-            Text(file.progress.file, overflow="ellipsis", no_wrap=True),
-            Text(f"{file.progress.documents:,} documents in {duration(file.seconds)}", no_wrap=True),
-        )
+def _rendered(snapshot: Snapshot, flow: str, width: int) -> Group:
+    bar_width = BAR_WIDTH if width >= NARROW else NARROW_BAR_WIDTH
+    room = width - bar_width - PERCENT_WIDTH - 2 * PADDING
+    lines = [
+        _line(bar_width, file.progress.share, _file_in_words(file, room, width >= NARROW))
+        for file in snapshot.under_way[:MAX_WORKERS_SHOWN]
+    ]
     n_more = len(snapshot.under_way) - MAX_WORKERS_SHOWN
     more = [Text(f"and {n_more} more files in progress", style="dim")] if n_more > 0 else []
-    total = Table.grid(padding=(0, 2))
-    total.add_row(
-        ProgressBar(total=1.0, completed=snapshot.share, width=BAR_WIDTH),
-        Text(f"{snapshot.share:.0%}", justify="right"),
-        Text(f"{flow}: {describe(snapshot)}", style="bold", overflow="ellipsis", no_wrap=True),
-    )
-    return Group(lines, *more, total)
+    total = Text(f"{flow}: {describe(snapshot)}", style="bold")  # wrapped between words
+    return Group(*lines, *more, _line(bar_width, snapshot.share, total))
+
+
+def _line(bar_width: int, share: float, words: Text) -> Table:
+    line = Table.grid(padding=(0, PADDING))
+    line.add_column(width=bar_width)
+    line.add_column(width=PERCENT_WIDTH, justify="right")
+    line.add_row(ProgressBar(total=1.0, completed=share, width=bar_width), f"{share:.0%}", words)
+    return line
+
+
+def _file_in_words(file: UnderWay, room: int, with_counts: bool) -> Text:
+    counted = f"  {file.progress.documents:,} documents in {duration(file.seconds)}" if with_counts else ""
+    name = end_of_path(file.progress.file, room - len(counted))
+    return Text(name + counted, overflow="ellipsis", no_wrap=True)

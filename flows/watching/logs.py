@@ -1,4 +1,4 @@
-"""Writes a run's log files, and sends the core's log lines to the Prefect UI."""
+"""Writes a run's log files, and sends the log lines of this project to the Prefect UI."""
 
 import logging
 import sys
@@ -7,34 +7,38 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-CORE = "mlfilter_core"
-LOGGERS = ("prefect.flow_runs", "prefect.task_runs", CORE)
+CORE, FLOWS = "mlfilter_core", "flows"
+# Logger of the lines about finished files and progress, in the place of which a terminal has a display.
+PROGRESS = "flows.progress"
+LOGGERS = ("prefect.flow_runs", "prefect.task_runs", CORE, FLOWS)
 
 
 @contextmanager
 def logging_to(folder: Path, process: str, ui: logging.Handler) -> Iterator[None]:
-    """Appends this process's log to `<folder>/<process>.log`, and sends the core's lines to the Prefect UI.
+    """Appends this process's log to `<folder>/<process>.log`, and sends this project's lines to the Prefect UI.
 
     Args:
         folder: Folder of the log files; created if missing.
         process: `flow`, or a worker's name.
-        ui: Handler that sends the core's lines to the UI; Prefect's own loggers have one.
+        ui: Handler that sends this project's lines to the UI; Prefect's own loggers have one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     to_file = _LogFile(folder / f"{process}.log", encoding="utf-8", delay=True)
     to_file.setFormatter(logging.Formatter(FORMAT))
-    core = logging.getLogger(CORE)
-    core.setLevel(logging.DEBUG)
     ui.setLevel(logging.INFO)
+    own = [logging.getLogger(name) for name in (CORE, FLOWS)]
+    for logger in own:
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(ui)
     for name in LOGGERS:
         logging.getLogger(name).addHandler(to_file)
-    core.addHandler(ui)
     try:
         yield
     finally:
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(to_file)
-        core.removeHandler(ui)
+        for logger in own:
+            logger.removeHandler(ui)
         to_file.close()
 
 

@@ -6,16 +6,18 @@ Knows nothing about how it is shown.
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.wording import duration
 from mlfilter_core.work.progress import Progress
-from mlfilter_core.work.workload import FileReport
+from mlfilter_core.work.workload import SKIPPED, FileReport
 
 # Rates cover the last minute. The remaining time is estimated from five minutes, because files differ.
 RATE_S, LEFT_S = 60, 300
+# All stages wait for the first batch. Later, those that wait alike would take turns as the bottleneck. Both arbitrary.
+CLEAR_S, CLEARLY_LESS = 5.0, 0.7
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Snapshot:
         out_of_memory: Number of batches that did not fit in memory.
         waited: Seconds that each stage waited for another, over all files.
         under_way: Files in progress, by file name.
+        bottleneck: The stage that waited least, which is the one to speed up; None while this is not clear.
     """
 
     files: int
@@ -68,21 +71,17 @@ class Snapshot:
     out_of_memory: int
     waited: Mapping[str, float]
     under_way: Sequence[UnderWay]
-
-    @property
-    def bottleneck(self) -> str | None:
-        """The stage that waited least, which is the one to speed up."""
-        return min(self.waited, key=lambda stage: self.waited[stage]) if self.waited else None
+    bottleneck: str | None = None
 
 
 class RunProgress:
-    """Adds up the progress that workers report for their files, and the reports of finished files."""
+    """Adds up the progress that workers report for files and parts of files, and the reports of finished ones."""
 
-    def __init__(self, n_files: int, to_do: Iterable[TaskFile], n_failed: int) -> None:
-        """Takes the number of all files, the files to process, and the number of files that failed before."""
-        self._bytes = {file.relative: max(1, file.n_bytes) for file in to_do}
+    def __init__(self, n_files: int, tasks: Sequence[TaskFile], n_failed: int) -> None:
+        """Takes the number of all files, the files and parts to process, and the number of files that failed before."""
+        self._bytes = {task.name: max(1, task.size()) for task in tasks}
         self._n_files = n_files
-        self._n_before = n_files - len(self._bytes) - n_failed
+        self._n_before = n_files - len({task.relative for task in tasks}) - n_failed
         self._n_failed = n_failed
         self._all_bytes = max(1, sum(self._bytes.values()))
         self._done: Counter[str] = Counter()
@@ -90,6 +89,7 @@ class RunProgress:
         self._under_way: dict[str, tuple[str, Progress, float]] = {}
         self._started = time.monotonic()
         self._samples: deque[tuple[float, int, int, float]] = deque()  # time, documents, tokens, share
+        self._bottleneck: str | None = None
         self._lock = threading.Lock()
 
     def hear(self, worker: str, progress: Progress) -> None:
@@ -100,13 +100,16 @@ class RunProgress:
             self._under_way[progress.file] = worker, progress, began
 
     def finish(self, name: str, report: FileReport) -> None:
-        """Takes the report of a finished file."""
+        """Takes the report of a finished file; one that was joined from its parts adds nothing but itself."""
         with self._lock:
-            self._end(name)
             self._done["files"] += 1
-            for count in ("documents", "tokens", "rejected", "out_of_memory"):
-                self._done[count] += getattr(report, count, 0)
-            self._waited.update(getattr(report, "waited", {}))
+            if name in self._bytes:
+                self._add(name, report)
+
+    def finish_part(self, name: str, report: FileReport) -> None:
+        """Takes the report of a finished part of a file."""
+        with self._lock:
+            self._add(name, report)
 
     def fail(self, name: str) -> None:
         """Counts a file that failed."""
@@ -149,7 +152,25 @@ class RunProgress:
                 out_of_memory=totals["out_of_memory"],
                 waited=dict(waited),
                 under_way=sorted(under_way, key=lambda file: file.progress.file),
+                bottleneck=self._find_bottleneck(waited),
             )
+
+    def _find_bottleneck(self, waited: Counter[str]) -> str | None:
+        """Returns the stage that waited least; it changes only when another has waited much less."""
+        if waited.total() < CLEAR_S:
+            return self._bottleneck
+        least = min(waited, key=lambda stage: waited[stage])
+        if self._bottleneck is None or waited[least] < CLEARLY_LESS * waited[self._bottleneck]:
+            self._bottleneck = least
+        return self._bottleneck
+
+    def _add(self, name: str, report: FileReport) -> None:
+        self._end(name)
+        if report.status == SKIPPED:
+            return
+        for count in ("documents", "tokens", "rejected", "out_of_memory"):
+            self._done[count] += getattr(report, count, 0)
+        self._waited.update(getattr(report, "waited", {}))
 
     def _end(self, name: str) -> None:
         self._under_way.pop(name, None)
@@ -182,6 +203,8 @@ def describe(snapshot: Snapshot) -> str:
     parts = [f"{snapshot.files_before + snapshot.files_done:,} of {snapshot.files:,} files"]
     if snapshot.files_failed:
         parts.append(f"{snapshot.files_failed:,} failed")
+    if not (snapshot.files_done or snapshot.under_way or snapshot.documents or snapshot.rejected):
+        return ", ".join([*parts, "waiting for the first worker"])
     parts.append(f"{snapshot.documents:,} documents")
     if snapshot.rejected:
         parts.append(f"{snapshot.rejected:,} rejected")

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 
-from prefect import get_run_logger
-
 from flows.watching.live_display import live_display
+from flows.watching.logs import PROGRESS
 from flows.watching.metrics import metrics_served
 from flows.watching.progress_artifacts import ProgressArtifact
 from flows.watching.run_progress import RunProgress, Snapshot, describe
@@ -22,6 +21,7 @@ ARTIFACT_S = 5.0  # people who open the UI expect to see progress
 LOG_S = 60.0
 
 _log = logging.getLogger(__name__)
+_progress = logging.getLogger(PROGRESS)
 
 
 @contextmanager
@@ -36,12 +36,11 @@ def watching(progress: RunProgress, flow: str, metrics_port: int | None) -> Iter
     Raises:
         ConfigError: The port is taken.
     """
-    log = get_run_logger()
     artifact = ProgressArtifact(f"{flow.replace('_', '-')}-progress")
     with metrics_served(progress, flow, metrics_port), live_display(flow, sys.stderr) as display:
         shown: list[tuple[float, Show]] = [
             (ARTIFACT_S, artifact.show),
-            (LOG_S, lambda snapshot: log.info("%s", describe(snapshot))),
+            (LOG_S, lambda snapshot: _progress.info("%s: %s", flow, describe(snapshot))),
         ]
         if display is not None:
             shown.append((LOOK_S, display.show))

@@ -1,7 +1,8 @@
 """Cancels a run's Slurm jobs when the run's process has ended, however it ended.
 
 The guard is a separate process in a separate session, so that it outlives a flow that is killed. It reads job ids from
-its standard input, one per line, until the other end is closed.
+its standard input, one per line, until the other end is closed. It is started by its path: the working folder may have
+a package `flows` of its own.
 """
 
 import subprocess
@@ -30,7 +31,7 @@ class JobGuard:
 def job_guard() -> Iterator[JobGuard]:
     """Provides a guard that cancels its jobs when the block ends, or when this process is killed."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.workers.job_guard"], stdin=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-P", __file__], stdin=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         yield JobGuard(process)

@@ -139,8 +139,14 @@ def _take_ahead(n_workers: int, device: str) -> _Started | None:
     return None
 
 
+def _says_something(record: logging.LogRecord) -> bool:
+    """Returns whether a nanny's line is news: workers that still load libraries at the end are killed as intended."""
+    return "Worker process still alive" not in record.msg
+
+
 def _start(n_workers: int, device: str, folder: Path, imports: Sequence[str] = ()) -> _Started:
     logging.getLogger("distributed").setLevel(logging.WARNING)
+    logging.getLogger("distributed.nanny").addFilter(_says_something)
     environment = worker_environment(usable_cores() // n_workers, folder)
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute() / "torchinductor")
     environment[IMPORTS_VARIABLE] = ",".join(imports)
@@ -155,6 +161,8 @@ def _start(n_workers: int, device: str, folder: Path, imports: Sequence[str] = (
                 **SCHEDULER_SETTINGS,
                 # Otherwise Dask and torch's cache would leave folders in the system's temporary folder.
                 "temporary-directory": str(folder.absolute()),
+                # Only this run uses the folder, and its disk may have no locks.
+                "distributed.worker.use-file-locking": False,
                 "distributed.scheduler.no-workers-timeout": NO_WORKERS_TIMEOUT,
             }
         )

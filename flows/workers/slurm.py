@@ -10,7 +10,6 @@ from pathlib import Path
 import dask
 import psutil
 from dask_jobqueue import SLURMCluster
-from prefect import get_run_logger
 
 from flows.workers.certificate import security_of, write_certificate
 from flows.workers.job_guard import job_guard
@@ -21,6 +20,8 @@ from flows.workers.slurm_workers import SlurmWorkers
 from flows.workers.task_runner import WorkerTaskRunner
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 CLUSTERS_VARIABLE = "SLURM_CLUSTERS"  # what sbatch, squeue, scontrol and scancel take for --clusters
 
@@ -64,7 +65,7 @@ def slurm_workers(
     if settings.security:
         write_certificate(folder)
     longest_s, _ = lifetime_s(job.options["time"])
-    get_run_logger().info(
+    _log.info(
         "Slurm jobs of at most %s: each worker stops after %d minutes, and the next one resumes its file",
         job.options["time"],
         longest_s // 60,

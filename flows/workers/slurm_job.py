@@ -58,12 +58,13 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
     options = sbatch_options(settings, logs)
     left_out = settings.left_out_options()
     n_cores, n_gpus = int(options["cpus-per-task"]), _n_gpus(options)
-    n_workers = n_gpus if n_gpus and device != "cpu" else n_cores if one_per_core else 1
+    n_workers = workers_per_job(settings, one_per_core, device)
     prologue = _prologue(settings, options, max(1, n_cores // n_workers), logs)
     if n_gpus > 1 and shares_gpus(device):
         prologue.append(f'export {GPUS_VARIABLE}="$CUDA_VISIBLE_DEVICES"')
     memory_kib = _memory_kib(options)
     python = "python" if settings.condaenv or settings.venv_path else shlex.quote(sys.executable)
+    python += " -P"  # not from the working folder, which may have a package `flows` of its own
     if settings.srun_args:
         srun = {"ntasks": "1", "cpus-per-task": str(n_cores), **settings.srun_options()}
         python = " ".join(["srun", *_written(srun), python])
@@ -90,6 +91,13 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
             ],
         },
     )
+
+
+def workers_per_job(settings: SlurmSettings, one_per_core: bool, device: str) -> int:
+    """Returns the number of worker processes in each job; arguments as of `slurm_job`."""
+    options = sbatch_options(settings, Path())
+    n_gpus = _n_gpus(options)
+    return n_gpus if n_gpus and device != "cpu" else int(options["cpus-per-task"]) if one_per_core else 1
 
 
 def sbatch_options(settings: SlurmSettings, logs: Path) -> dict[str, str]:

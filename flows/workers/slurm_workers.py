@@ -10,12 +10,13 @@ from collections import Counter, deque
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
-from prefect import get_run_logger
 
 from flows.workers.slurm_job import SlurmJob
 from flows.workers.slurm_queue import EndedJob, QueuedJob, SlurmCommandError, queued_jobs
 from flows.workers.task_runner import WorkerTaskRunner
 from mlfilter_core.errors import JobError
+
+_log = logging.getLogger(__name__)
 
 # Slurm's controller serves the whole cluster: it is asked often only while something changes.
 MIN_LOOK_S = 1
@@ -61,7 +62,7 @@ class SlurmWorkers:
     def tend(self, n_tasks: int) -> int:
         """Submits, replaces and cancels jobs in the background: Slurm may take minutes to answer."""
         while self._news:  # Prefect accepts log lines from the flow's thread only
-            get_run_logger().log(*self._news.popleft())
+            _log.log(*self._news.popleft())
         if self._looking is not None and self._looking.done():
             looking, self._looking = self._looking, None
             looking.result()

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import orjson
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.annotating.annotate_request import AnnotateRequest
 from mlfilter_core.annotating.annotated_format import compressed, write_records
+from mlfilter_core.corpus.source_text import Parts
 from mlfilter_core.embedding_store.fingerprint import fingerprint
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.output_values import OutputValues
@@ -131,14 +132,16 @@ def check_finite(outputs: NDArray[np.float32], heads: Sequence["Head"], file: Em
     )
 
 
-def scored(records: Iterable[dict[str, Any]], table: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
-    """Yields the records with the values of a table added; row i belongs to record i."""
-    for record, row in zip(records, zip(*table.values(), strict=True), strict=True):
-        record.update(zip(table, row, strict=True))
-        yield record
+def scored(records: Iterable[Parts], table: Mapping[str, Values]) -> Iterator[Parts]:
+    """Yields the records, in parts, with the values of a table added; row i belongs to record i."""
+    for parts, row in zip(records, zip(*table.values(), strict=True), strict=True):
+        values = parts[-1]
+        assert isinstance(values, dict)
+        values.update(zip(table, row, strict=True))
+        yield parts
 
 
-def write_rows(sink: IO[bytes], records: Iterable[dict[str, Any]], path: Path, rows: slice) -> None:
+def write_rows(sink: IO[bytes], records: Iterable[Parts], path: Path, rows: slice) -> None:
     """Writes the records of some rows of a file of embeddings.
 
     Raises:
@@ -146,7 +149,7 @@ def write_rows(sink: IO[bytes], records: Iterable[dict[str, Any]], path: Path, r
     """
     try:
         write_records(sink, records)
-    except orjson.JSONEncodeError as error:  # orjson writes fewer levels of nesting than it reads
+    except orjson.JSONEncodeError as error:  # such as a complex number that another tool stored
         raise AnnotationError(
             f"{path}: rows {rows.start} to {rows.stop - 1}: a value cannot be written as JSON ({error}); leave its key "
             "out of params.output_keys"

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Literal, cast
 
 import orjson
 
 from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
+from mlfilter_core.corpus.source_text import Parts, joined
 from mlfilter_core.files.zstd import zstd
 
 Compression = Literal["gzip", "zstd"] | None
@@ -49,21 +50,27 @@ def compressed(file: IO[bytes], compression: Compression) -> Iterator[IO[bytes]]
         yield file
 
 
-def write_records(file: IO[bytes], records: Iterable[dict[str, Any]]) -> None:
+def write_records(file: IO[bytes], records: Iterable[Parts]) -> None:
     """Writes one line per record, with keys in order, about a MB at a time.
 
     Scores may be NumPy scalars: float32 is written with its own digits, 0.9 and not 0.8999999761581421.
     """
-    option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
     lines: list[bytes] = []
     n_bytes = 0
-    for record in records:
-        lines.append(exact_json.dumps(record, option))
+    for parts in records:
+        lines.append(_line(parts))
         n_bytes += len(lines[-1])
         if n_bytes >= WRITE_BYTES:
             file.write(b"".join(lines))
             lines, n_bytes = [], 0
     file.write(b"".join(lines))
+
+
+def _line(parts: Parts) -> bytes:
+    option = orjson.OPT_SERIALIZE_NUMPY
+    if len(parts) == 1:
+        return exact_json.dumps(parts[0], option | orjson.OPT_APPEND_NEWLINE)
+    return joined(*(part if isinstance(part, bytes) else exact_json.dumps(part, option) for part in parts)) + b"\n"
 
 
 def first_lines(path: Path) -> list[str]:

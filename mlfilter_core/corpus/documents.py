@@ -14,10 +14,10 @@ import orjson
 
 from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line
+from mlfilter_core.corpus.source_text import UTF8_BOM, SourceRecord, without_spaces
 
 DEFAULT_ID_KEYS = ("document_id", "doc_id", "id", "uuid", "warc_record_id")
 DEFAULT_LABEL_KEYS = ("label", "score", "scores.score")
-UTF8_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Document:
         offset: Byte offset of that line in the decompressed source.
         id: Id of the record, or `<relative path>:<line>`.
         text: Text to embed, without the encoder's prompt.
-        index: One string for each of the schema's `index_keys`; other values as JSON.
+        index: One string for each of the schema's `index_keys`; other values as JSON, as `string_at`.
         labels: One finite number for each label key.
     """
 
@@ -130,28 +130,32 @@ def parse_document(line: Line, schema: DocumentSchema, source_name: str) -> Docu
         source_name: Name of the source, for the ids of documents without one: `<source_name>:<line>`.
     """
     try:
-        record = parse_record(line.content)
+        record = parse_record(line.content, large_numbers=False)
         return Document(
             line=line.number,
             offset=line.offset,
             id=id_of(record, schema.id_key, f"{source_name}:{line.number}"),
             text=_text(record, schema.text_keys),
-            index=tuple(_stored_string(_required(record, key), key) for key in schema.index_keys),
+            index=tuple(_stored_string(_required(record, key), record, key) for key in schema.index_keys),
             labels=labels_of(record, schema),
         )
     except BadRecordError as rejected:
         return Rejection(line.number, line.offset, rejected.reason, rejected.detail)
 
 
-def parse_record(content: bytes) -> dict[str, Any]:
+def parse_record(content: bytes, large_numbers: bool = True) -> SourceRecord:
     """Returns the JSON object in `content`.
+
+    Args:
+        content: A line.
+        large_numbers: Whether whole numbers above 64 bits are exact in the values, too; in the text all numbers are.
 
     Raises:
         BadRecordError: It is not UTF-8, not JSON, or not an object.
     """
     content = content.removeprefix(UTF8_BOM)
     try:
-        record = exact_json.loads(content)
+        record = exact_json.loads(content) if large_numbers else orjson.loads(content)
     except orjson.JSONDecodeError as error:
         try:
             content.decode("utf-8")
@@ -160,7 +164,7 @@ def parse_record(content: bytes) -> dict[str, Any]:
         raise BadRecordError("not_json", str(error)) from error
     if not isinstance(record, dict):
         raise BadRecordError("not_an_object", f"the line is {_json_type(record)}, not an object")
-    return record
+    return SourceRecord(record, content)
 
 
 def find_value(record: Mapping[str, Any], key: str) -> Any:
@@ -186,6 +190,45 @@ def as_string(value: Any) -> str:
     return value if isinstance(value, str) else exact_json.dumps(value).decode()
 
 
+def string_at(record: Mapping[str, Any], key: str) -> str:
+    """Returns the string at a key or dotted path, or another value as JSON, with numbers as the source has them.
+
+    Raises:
+        KeyError: There is none.
+        orjson.JSONEncodeError: It is nested too deep to be written as JSON.
+    """
+    return _string_of(find_value(record, key), record, key)
+
+
+def _string_of(value: Any, record: Mapping[str, Any], key: str) -> str:
+    """Returns the string at a key, given the value that was found there; as `string_at`."""
+    string = as_string(value)
+    if not isinstance(record, SourceRecord) or _is_exact(value, record):
+        return string
+    text = record.text_at(key)
+    is_same = text.replace(b" ", b"") == string.encode().replace(b" ", b"")  # mostly; told at once
+    return string if is_same else without_spaces(text).decode()
+
+
+def copied_value(record: Mapping[str, Any], key: str) -> Any:
+    """Returns the value at a key or dotted path, to be written by `exact_json.dumps` as the source has it.
+
+    Raises:
+        KeyError: There is none.
+    """
+    value = find_value(record, key)
+    if isinstance(record, SourceRecord) and not _is_exact(value, record):
+        return orjson.Fragment(record.text_at(key))
+    return value
+
+
+def _is_exact(value: Any, record: SourceRecord) -> bool:
+    """Returns whether a value is written as it was read."""
+    if isinstance(value, int):
+        return value in exact_json.INT64 and (value != 0 or b"-0" not in record.text)
+    return isinstance(value, str) or value is None
+
+
 def id_of(record: Mapping[str, Any], id_key: str | None, default: str) -> str:
     """Returns the id of a record: the value at `id_key`, or at the first of `DEFAULT_ID_KEYS`, or `default`.
 
@@ -196,10 +239,10 @@ def id_of(record: Mapping[str, Any], id_key: str | None, default: str) -> str:
         value = _required(record, id_key)
         if value in (None, ""):
             raise BadRecordError("missing_key", f'"{id_key}" is empty')
-        return _stored_string(value, id_key)
+        return _stored_string(value, record, id_key)
     for key in DEFAULT_ID_KEYS:
         if record.get(key) not in (None, ""):
-            return _stored_string(record[key], key)
+            return _stored_string(record[key], record, key)
     return default
 
 
@@ -253,9 +296,9 @@ def _text(record: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     return text
 
 
-def _stored_string(value: Any, key: str) -> str:
+def _stored_string(value: Any, record: Mapping[str, Any], key: str) -> str:
     try:
-        return _without_nul(as_string(value), key)
+        return _without_nul(_string_of(value, record, key), key)
     except orjson.JSONEncodeError:  # orjson writes fewer levels than it reads
         raise BadRecordError("nested_too_deep", f'"{key}" is nested too deep to be stored as JSON') from None
 

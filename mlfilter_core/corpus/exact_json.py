@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 MAX_EXACT = 1 << 63  # every whole number below is one for orjson, too
+INT64 = range(-MAX_EXACT, MAX_EXACT)
 
 
 def loads(content: bytes) -> Any:
@@ -55,10 +56,11 @@ def _has_large(value: Any, kind: type[int] | type[float], above: int, below: int
     while left:
         item = left.pop()
         of = type(item)
-        if of is dict:
-            left.extend(item.values())
+        if of is kind:
+            if not above < item < below:
+                return True
         elif of is list or of is tuple:
             left.extend(item)
-        elif of is kind and not above < item < below:
-            return True
+        elif isinstance(item, dict):
+            left.extend(item.values())
     return False

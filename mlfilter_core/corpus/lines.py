@@ -9,18 +9,23 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlfilter_core.corpus.compression import HEAD_BYTES, BrokenStreamError, PromptReader, compression_of
+from mlfilter_core.corpus.compression import HEAD_BYTES, BrokenStreamError, Compression, PromptReader, compression_of
 from mlfilter_core.errors import SourceError
+from mlfilter_core.files.task_files import WHOLE, Part
 
 READ_BYTES = 1 << 20  # arbitrary: large enough that system calls do not show in a profile
+COMPRESSED_BYTES = 1 << 17  # a part of a compressed file begins where one of these reads does
 # A longer line is rejected. Arbitrary: a thousand times a long web page, and still small in memory.
 DEFAULT_MAX_LINE_BYTES = 64 << 20
 # A stream that expands more is a suspected decompression bomb: 100 GB of blank lines would keep a worker busy for
 # hours. Web text is compressed 3 to 20 times, and gzip reaches 1030 at most. A small file may be all blank.
 MAX_EXPANSION, FREE_BYTES = 200, 256 << 20
+# With this number, counting the lines before each part takes as long as reading the file 32 times, or 8.
+MOST_PARTS, MOST_COMPRESSED_PARTS = 64, 16
 # Errors of opening that a retry does not fix.
 LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -63,7 +68,8 @@ class SourceReader:
 
     Attributes:
         path: The file.
-        n_lines: Lines read so far.
+        n_lines: Lines up to the last one read.
+        n_skipped: Lines before the part that is read.
         keys: None: the keys of a line are known when it is read.
         is_columnar: False: a line has all its keys, whichever are wanted.
     """
@@ -79,11 +85,14 @@ class SourceReader:
         """
         self.path = path
         self.n_lines = 0
+        self.n_skipped = 0
         self._offset = 0
         file = open_regular_file(path)
-        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * os.fstat(file.fileno()).st_size)  # decompressed
+        self._size = os.fstat(file.fileno()).st_size
+        self._max_bytes = max(FREE_BYTES, MAX_EXPANSION * self._size)  # decompressed
         self._raw = _HashingReader(file)
-        self._stream = _decompressed(self._raw)
+        self._compression = compression_of(self._raw.head)
+        self._stream = _decompressed(self._raw, self._compression)
 
     def __enter__(self) -> "SourceReader":
         return self
@@ -94,13 +103,18 @@ class SourceReader:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes on disk read so far; the file's size once `lines` is exhausted."""
+        """Bytes on disk read so far; the file's size once `lines` of it or its last part is exhausted."""
         return self._raw.n_bytes
 
     @property
     def sha256(self) -> str:
-        """Digest of the bytes read so far, as `sha256sum` prints it; of the whole file once `lines` is exhausted."""
+        """Digest of the whole file, as `sha256sum` prints it, once `lines` of it or its last part is exhausted."""
         return self._raw.digest.hexdigest()
+
+    @property
+    def most_parts(self) -> int:
+        """Most parts into which the file can usefully be divided, as each part reads what precedes it."""
+        return MOST_PARTS if self._compression is None else MOST_COMPRESSED_PARTS
 
     def head(self, n_bytes: int) -> bytes:
         """Returns the first decompressed bytes, this many where there are as many; what precedes a broken place.
@@ -112,14 +126,19 @@ class SourceReader:
         except BrokenStreamError:  # reading reports it, with its place
             return b""
 
-    def lines(self, max_line_bytes: int) -> Iterator[Line | OverlongLine]:
-        """Yields every line in order; the last one needs no line feed.
+    def lines(self, max_line_bytes: int, part: Part = WHOLE) -> Iterator[Line | OverlongLine]:
+        """Yields every line of the file or a part of it in order; the last one needs no line feed.
+
+        A compressed stream cannot be entered in the middle: what precedes the part is decompressed and passed over.
 
         Raises:
             SourceError: The compressed stream is broken, or expands to more than `MAX_EXPANSION` times its size
                 and `FREE_BYTES`; names the line where it stops.
         """
-        while content := self._read_piece(max_line_bytes + 1):
+        start, stop = part.bounds(self._size)
+        self._raw.is_hashing = part.is_last
+        self._skip_to(start)
+        while (part.is_last or self._position() < stop) and (content := self._read_piece(max_line_bytes + 1)):
             self.n_lines += 1
             if content.endswith(b"\n") or len(content) <= max_line_bytes:
                 yield Line(self.n_lines, self._offset, content.removesuffix(b"\n"))
@@ -130,6 +149,32 @@ class SourceReader:
                 for _ in pieces:  # what the consumer did not read
                     pass
 
+    def _position(self) -> int:
+        """Returns the place of the next byte in the file; of a compressed one, the end of what the buffer is made from.
+
+        It is the same each time the file is read, as a part must end where the next one begins.
+        """
+        if self._compression is None:
+            return self._offset
+        self._peek()
+        return self.n_bytes
+
+    def _skip_to(self, start: int) -> None:
+        """Passes over the lines that begin before a position; counts them."""
+        is_inside = False
+        while (position := self._position()) < start and (content := self._peek()):
+            content = content[: start - position] if self._compression is None else content
+            self.n_lines += content.count(b"\n")
+            is_inside = not content.endswith(b"\n")
+            self._offset += len(self._stream.read(len(content)))
+            self._check_expansion()
+        while is_inside and (content := self._read_piece(READ_BYTES)):
+            self._offset += len(content)
+            self.n_lines += content.endswith(b"\n")
+            is_inside = not content.endswith(b"\n")
+        self.n_lines += is_inside  # a last line without line feed
+        self.n_skipped = self.n_lines
+
     def _pieces(self, piece: bytes) -> Iterator[bytes]:
         while piece:
             self._offset += len(piece)
@@ -137,13 +182,26 @@ class SourceReader:
             piece = b"" if piece.endswith(b"\n") else self._read_piece(READ_BYTES)
 
     def _read_piece(self, size: int) -> bytes:
+        self._check_expansion()
+        with self._naming_broken_places():
+            return self._stream.readline(size)
+
+    def _peek(self) -> bytes:
+        """Returns the content of the buffer, which is filled if it is empty; nothing at the end of the file."""
+        with self._naming_broken_places():
+            return self._stream.peek(1)
+
+    def _check_expansion(self) -> None:
         if self._offset > self._max_bytes:
             raise SourceError(
                 f"{self.path}:{self.n_lines + 1}: the compressed stream unpacks to more than {self._max_bytes} bytes, "
                 f"{MAX_EXPANSION} times its size, as web text never does; if its content is sound, give it decompressed"
             )
+
+    @contextmanager
+    def _naming_broken_places(self) -> Iterator[None]:
         try:
-            return self._stream.readline(size)
+            yield
         except BrokenStreamError as error:
             raise SourceError(
                 f"{self.path}:{self.n_lines + 1}: the compressed stream breaks off here ({error}); "
@@ -166,12 +224,13 @@ def open_regular_file(path: Path) -> io.FileIO:
 
 
 class _HashingReader(io.RawIOBase):
-    """A file whose bytes are counted and hashed while they are read."""
+    """A file whose bytes are counted, and hashed unless that is switched off, while they are read."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
         self.digest = hashlib.sha256()
         self.n_bytes = 0
+        self.is_hashing = True
         self.head = self._file.read(HEAD_BYTES)
         self._file.seek(0)
 
@@ -180,7 +239,8 @@ class _HashingReader(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         n_bytes = self._file.readinto(buffer)
-        self.digest.update(buffer[:n_bytes])
+        if self.is_hashing:
+            self.digest.update(buffer[:n_bytes])
         self.n_bytes += n_bytes
         return n_bytes
 
@@ -189,9 +249,8 @@ class _HashingReader(io.RawIOBase):
         super().close()
 
 
-def _decompressed(raw: _HashingReader) -> io.BufferedReader:
-    compression = compression_of(raw.head)
+def _decompressed(raw: _HashingReader, compression: Compression | None) -> io.BufferedReader:
     stream: io.RawIOBase = (
-        raw if compression is None else PromptReader(compression.open(io.BufferedReader(raw, READ_BYTES)))
+        raw if compression is None else PromptReader(compression.open(io.BufferedReader(raw, COMPRESSED_BYTES)))
     )
     return io.BufferedReader(stream, READ_BYTES)

@@ -5,8 +5,10 @@ Memory holds some rows of one row group, whatever the size of the file. Knows no
 
 import hashlib
 import io
+import itertools
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from mlfilter_core.corpus.documents import RecordKeys
 from mlfilter_core.corpus.lines import MAX_EXPANSION, READ_BYTES, Line, OverlongLine, open_regular_file
 from mlfilter_core.corpus.parquet_columns import wanted_columns
 from mlfilter_core.errors import SourceError, in_one_line
+from mlfilter_core.files.task_files import WHOLE, Part
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +44,8 @@ class ParquetSource:
 
     Attributes:
         path: The file.
-        n_lines: Rows read so far.
+        n_lines: Rows up to the last one read.
+        n_skipped: Rows before the part that is read.
         keys: Names of its columns.
         is_columnar: True: a row has the wanted columns alone.
     """
@@ -64,6 +68,7 @@ class ParquetSource:
 
         self.path = path
         self.n_lines = 0
+        self.n_skipped = 0
         self._sha256 = ""
         self._file = open_regular_file(path)
         self._size = os.fstat(self._file.fileno()).st_size
@@ -99,25 +104,30 @@ class ParquetSource:
 
     @property
     def sha256(self) -> str:
-        """Digest of the whole file, as `sha256sum` prints it, once `lines` is exhausted."""
+        """Digest of the whole file, as `sha256sum` prints it, once `lines` of it or its last part is exhausted."""
         return self._sha256
+
+    @property
+    def most_parts(self) -> int:
+        """Number of row groups, and 1 without any."""
+        return max(1, int(self._metadata.num_row_groups))
 
     @property
     def schema(self) -> "pa.Schema":
         """Names and types of all columns."""
         return self._schema
 
-    def lines(self, max_line_bytes: int) -> Iterator[Line | OverlongLine]:
+    def lines(self, max_line_bytes: int, part: Part = WHOLE) -> Iterator[Line | OverlongLine]:
         """Yields every row in order, as JSON; its offset is its row group times `ROWS_PER_GROUP`, plus its row there.
 
-        Then reads the bytes of the file once more, for its digest.
+        A part has whole row groups. After the last part, the bytes of the file are read once more, for its digest.
 
         Raises:
             SourceError: A page is damaged or encrypted, the footer does not tell the truth, or the rows unpack to more
                 than `MAX_EXPANSION` times the file's size.
         """
         n_unpacked, most = 0, max(limits.FREE_BYTES, MAX_EXPANSION * self._size)
-        for group in range(self._metadata.num_row_groups):
+        for group in self._groups(part):
             n_before = self.n_lines
             for content in self._rows(group):
                 offset = group * ROWS_PER_GROUP + self.n_lines - n_before
@@ -133,8 +143,17 @@ class ParquetSource:
                 else:
                     yield OverlongLine(self.n_lines, offset, _pieces(content))
             self._check_group(group, self.n_lines - n_before)
-        self._check_count(self.n_lines, self._metadata.num_rows, "the file")
-        self._read_digest()
+        if part.is_last:
+            self._check_count(self.n_lines, self._metadata.num_rows, "the file")
+            self._read_digest()
+
+    def _groups(self, part: Part) -> range:
+        """Returns the row groups whose first row is in a part's share of the rows; passes over the rows before them."""
+        sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
+        ends = list(itertools.accumulate(sizes, initial=0))
+        start, stop = (bisect_left(ends, row) for row in part.bounds(ends[-1]))
+        self.n_lines = self.n_skipped = ends[start]
+        return range(start, len(sizes) if part.is_last else stop)
 
     def rows_at(self, positions: NDArray[np.int64]) -> Iterator["pa.RecordBatch"]:
         """Yields the wanted columns of some rows as they are, in order; then reads the file once more for its digest.

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import orjson
 
-from mlfilter_core.corpus.documents import DEFAULT_ID_KEYS, UTF8_BOM, BadRecordError, as_string, parse_record
+from mlfilter_core.corpus.documents import DEFAULT_ID_KEYS, BadRecordError, as_string, parse_record
 from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES, OverlongLine, SourceReader
+from mlfilter_core.corpus.source_text import UTF8_BOM, SourceRecord
 from mlfilter_core.tallies.tally import Tally
 
 Record = dict[str, Any]
@@ -85,4 +86,4 @@ def parse_line(content: bytes) -> Record | BadRecordError:
             orjson.dumps(record)  # it is as strict as with all others: no lone surrogates, no numbers without end
         except (ValueError, TypeError, RecursionError):
             return error
-        return record if isinstance(record, dict) else error
+        return SourceRecord(record, content.removeprefix(UTF8_BOM)) if isinstance(record, dict) else error

@@ -72,9 +72,20 @@ class RejectsFile:
     def _sink(self, rejection: Rejection) -> IO[bytes]:
         self.by_reason[rejection.reason] += 1
         if self._file is None:
-            self.first = f"line {rejection.line}: {rejection.detail}"
+            self.first = _described(rejection.line, rejection.detail)
             self._file = self._stack.enter_context(open_new(self._stack.enter_context(publish(self._path))))
         return self._file
+
+
+def first_rejected(path: Path) -> str:
+    """Returns the description of the first line in a file of rejected lines, as in `RejectsFile.first`."""
+    with open(path, "rb") as file:
+        rejected = orjson.loads(file.readline())
+    return _described(rejected["line"], rejected["detail"])
+
+
+def _described(line: int, detail: str) -> str:
+    return f"line {line}: {detail}"
 
 
 def _facts(rejection: Rejection) -> dict[str, object]:

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from mlfilter_core.corpus.compression import COMPRESSIONS
 from mlfilter_core.corpus.own_outputs import outputs_below, outputs_listed
 from mlfilter_core.corpus.parquet_source import PARQUET_SUFFIX
-from mlfilter_core.corpus.sources import unread_content
-from mlfilter_core.errors import ConfigError
+from mlfilter_core.corpus.sources import open_source, unread_content
+from mlfilter_core.errors import ConfigError, SourceError
 from mlfilter_core.files.stores import Listing
 from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.files.urls import shown_path
@@ -74,6 +74,18 @@ def find_jsonl(folder: Path, *stems: str) -> list[Path]:
             raw = str(path).encode(errors="surrogateescape")
             raise ConfigError(f"the name of {raw!r} is not UTF-8; rename it, for example with convmv") from None
     return sorted(found)
+
+
+def most_parts(path: Path) -> int:
+    """Returns into how many parts a source can usefully be divided; 1 where it cannot be read, which its task reports.
+
+    Each part of JSON lines reads what precedes it, to count lines, and decompresses that.
+    """
+    try:
+        with open_source(path) as source:
+            return source.most_parts
+    except (SourceError, OSError):
+        return 1
 
 
 def stem_of(path: Path) -> str:

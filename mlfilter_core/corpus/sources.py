@@ -10,11 +10,13 @@ from typing import Protocol
 
 from mlfilter_core.corpus import foreign_formats
 from mlfilter_core.corpus.compression import COMPRESSIONS, HEAD_BYTES
-from mlfilter_core.corpus.documents import UTF8_BOM, RecordKeys
+from mlfilter_core.corpus.documents import RecordKeys
 from mlfilter_core.corpus.foreign_formats import describe_unknown, foreign_format
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader, open_regular_file
 from mlfilter_core.corpus.parquet_source import ENCRYPTED_MAGIC, MAGIC, PARQUET_SUFFIX, ParquetSource
+from mlfilter_core.corpus.source_text import UTF8_BOM
 from mlfilter_core.errors import SourceError
+from mlfilter_core.files.task_files import WHOLE, Part
 
 
 class Source(Protocol):
@@ -26,15 +28,23 @@ class Source(Protocol):
 
     @property
     def n_lines(self) -> int:
-        """Records read so far, with blank lines and those that are not documents."""
+        """Records up to the last one read, with blank lines and those that are not documents."""
+
+    @property
+    def n_skipped(self) -> int:
+        """Records before the part that is read; 0 for a whole file."""
 
     @property
     def n_bytes(self) -> int:
-        """Bytes on disk read so far; the file's size once `lines` is exhausted."""
+        """Bytes on disk read so far; the file's size once `lines` of it or its last part is exhausted."""
 
     @property
     def sha256(self) -> str:
-        """Digest of the whole file, as `sha256sum` prints it, once `lines` is exhausted."""
+        """Digest of the whole file, as `sha256sum` prints it, once `lines` of it or its last part is exhausted."""
+
+    @property
+    def most_parts(self) -> int:
+        """Most parts into which the file can usefully be divided."""
 
     @property
     def keys(self) -> Sequence[str] | None:
@@ -44,10 +54,11 @@ class Source(Protocol):
     def is_columnar(self) -> bool:
         """Whether records have only the wanted keys, so that their length depends on what is wanted."""
 
-    def lines(self, max_line_bytes: int) -> Iterator[Line | OverlongLine]:
-        """Yields each record as one line of JSON.
+    def lines(self, max_line_bytes: int, part: Part = WHOLE) -> Iterator[Line | OverlongLine]:
+        """Yields each record of the file, or of a part of it, as one line of JSON.
 
-        Numbers count from 1. Offsets ascend, and are the same each time the file is read, whichever keys are wanted.
+        Numbers count from 1 at the start of the file. Offsets ascend, and are the same each time the file is read,
+        whichever keys are wanted. Each record is in exactly one of the parts of a number; a part may be empty.
 
         Raises:
             SourceError: The file is broken; names the place where reading stops.

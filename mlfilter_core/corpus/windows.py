@@ -34,7 +34,7 @@ class Window:
         dropped: The rejections that are due to the encoder and not to the line.
         n_blank: Number of lines without content.
         n_bytes: Bytes of the lines in memory.
-        is_last: Whether the source ends with this window.
+        is_last: Whether the source, or its part, ends with this window.
         sha256: Digest of the lines of its documents; empty in the last window.
     """
 
@@ -74,11 +74,11 @@ def read_windows(
     scratch: Path,
     max_documents: int = WINDOW_DOCUMENTS,
 ) -> Iterator[Window]:
-    """Yields the windows of a file.
+    """Yields the windows of a file, or of a part of it.
 
     Args:
         reader: Reader of the file.
-        source: The file, which names documents without an id.
+        source: The file or its part; it names documents without an id.
         schema: Keys of the text, id, index values and labels.
         max_line_bytes: Most bytes of a line; a longer line is rejected.
         scratch: Folder for the bytes of such lines.
@@ -90,7 +90,7 @@ def read_windows(
     """
     full = min(max_documents, WINDOW_DOCUMENTS)
     window = Window()
-    for line in reader.lines(max_line_bytes):
+    for line in reader.lines(max_line_bytes, source.part):
         # Only when there is a next line, so that the last window can be marked.
         if len(window.documents) + len(window.rejected) >= full or window.n_bytes >= WINDOW_BYTES:
             window.sha256 = _sha256(window.lines)

@@ -1,5 +1,6 @@
 """Running counts of a file that is being embedded."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,25 @@ from mlfilter_core.corpus.rejects import RejectsFile
 from mlfilter_core.corpus.windows import Window
 from mlfilter_core.embedding.committed import Rows
 from mlfilter_core.tallies.histogram import WHOLE_NUMBERS, Histogram, histogram
+
+
+class DuplicateIds:
+    """Counts the documents of a file with the id of an earlier one.
+
+    Hashes of eight bytes, instead of ids, limit the memory for a large file.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: list[NDArray[np.int64]] = []
+
+    def add(self, ids: Sequence[Any]) -> None:
+        """Adds ids: of all documents as text, or of all as bytes."""
+        self._hashes.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
+
+    def count(self) -> int:
+        """Returns the number of repeated ids."""
+        hashes = np.concatenate(self._hashes) if self._hashes else np.zeros(0, np.int64)
+        return len(hashes) - len(np.unique(hashes))
 
 
 class EmbedCounts:
@@ -32,8 +52,7 @@ class EmbedCounts:
         self._truncated = 0
         self._tokens = 0
         self._chunks = 0
-        # Hashes of eight bytes, instead of ids, limit the memory for a large file.
-        self._id_hashes: list[NDArray[np.int64]] = []
+        self._ids = DuplicateIds()
 
     def add(self, window: Window, rows: Rows, is_new: bool) -> None:
         """Adds a window.
@@ -53,20 +72,18 @@ class EmbedCounts:
         self._truncated += int(rows.is_cut.sum())
         self._tokens += n_tokens
         self._chunks += len(rows.embeddings)
-        ids = (hash(document.id) for document in window.documents)
-        self._id_hashes.append(np.fromiter(ids, np.int64, len(window.documents)))
+        self._ids.add([document.id for document in window.documents])
 
     def summary(self, n_lines: int, rejects: RejectsFile, are_chunked: bool) -> dict[str, Any]:
         """Returns the counts of a whole file, as in its provenance and its report; of chunks only where they exist."""
         assert n_lines == self.documents + rejects.n_rejected + self._blank, "a line is unaccounted for"
-        hashes = np.concatenate(self._id_hashes) if self._id_hashes else np.zeros(0, np.int64)
         return {
             "lines": n_lines,
             "documents": self.documents,
             "rejected": rejects.n_rejected,
             "blank": self._blank,
             "truncated": self._truncated,
-            "duplicate_ids": len(hashes) - len(np.unique(hashes)),
+            "duplicate_ids": self._ids.count(),
             "tokens": self._tokens,
             **({"chunks": self._chunks} if are_chunked else {}),
             "out_of_memory": self.out_of_memory,

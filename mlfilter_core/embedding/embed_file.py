@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from mlfilter_core.embedding.file_embedding import FileEmbedding, OpenFiles
 from mlfilter_core.embedding_store.layout import Provenance
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.publishing import publish
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.tallies.histogram import write_histogram
 from mlfilter_core.versions import library_versions
 
@@ -30,10 +32,12 @@ _log = logging.getLogger(__name__)
 
 
 def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequest, encoder: "Encoder") -> EmbedReport:
-    """Embeds one file. `output` appears complete or not at all; an interrupted run resumes at its last commit.
+    """Embeds one file or a part of it.
+
+    `output` appears complete or not at all; an interrupted run resumes at its last commit.
 
     Args:
-        source: The file.
+        source: The file or its part.
         output: The HDF5 file to make; replaced where it exists.
         rejects: File of the rejected lines; absent afterwards where there were none.
         request: Request of this run.
@@ -46,26 +50,31 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
     """
     started = time.monotonic()
     version = SourceVersion(source.path)
-    made_by = _committed_by(request, encoder)
+    facts = {
+        **made_by({**request.provenance(), **encoder.provenance()}),
+        "window_documents": min(request.commit_documents, WINDOW_DOCUMENTS),
+    }
     # In this order the rejects appear first: a finished output always has them beside it.
     with (
         open_source(source.path, request.schema.keys) as reader,
         publish(output) as temporary,
         RejectsFile(rejects) as rejected,
-        CommittedRows(output, made_by, encoder.dim, request.rows_dtype, request.commit_documents) as committed,
+        CommittedRows(output, facts, encoder.dim, request.rows_dtype, request.commit_documents) as committed,
     ):
         with request.open_writer(temporary, encoder.dim) as writer:
             embedding = FileEmbedding(source, request, encoder, OpenFiles(reader, writer, rejected, committed))
             waited = embedding.run(scratch=output.parent)
-            status = version.check(reader)
-            _check_rejected_fraction(source, reader.n_lines, rejected, request.max_rejected_fraction)
-            counts = embedding.counts.summary(reader.n_lines, rejected, request.encoder.chunks is not None)
+            status = version.check(reader, source.part)
+            n_lines = reader.n_lines - reader.n_skipped
+            check_rejected_fraction(source, n_lines, rejected.by_reason, rejected.first, request)
+            counts = embedding.counts.summary(n_lines, rejected, request.encoder.chunks is not None)
             writer.finish(
                 Provenance(
                     source={
                         **{"path": source.relative, "folder": source.url or str(source.folder)},
-                        **{"bytes": reader.n_bytes, "mtime_ns": status.st_mtime_ns, "sha256": reader.sha256},
+                        **{"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": reader.sha256},
                         **({"version": source.stored.version} if source.stored and source.stored.version else {}),
+                        **({} if source.part == WHOLE else {"lines": [reader.n_skipped, reader.n_lines]}),
                     },
                     request=request.provenance(),
                     encoder={**encoder.provenance(), "max_batch_tokens": embedding.counts.max_batch_tokens},
@@ -76,7 +85,7 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
             )
     committed.remove()
     report = EmbedReport(
-        *(source.relative, str(output), "embedded"),
+        *(source.name, str(output), "embedded"),
         **counts,
         resumed=committed.n_taken,
         seconds=time.monotonic() - started,
@@ -87,21 +96,35 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
     return report
 
 
-def _committed_by(request: EmbedRequest, encoder: "Encoder") -> dict[str, Any]:
-    """Returns what two runs must share for the second to take the rows that the first committed."""
-    facts = {**request.provenance(), **encoder.provenance()}
-    return {
-        **{name: value for name, value in facts.items() if name not in (*MODEL_NAMES, *TUNED)},
-        "window_documents": min(request.commit_documents, WINDOW_DOCUMENTS),
-    }
+def made_by(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what two runs must share for the second to take the rows that the first embedded.
+
+    Args:
+        facts: Provenance of the request and of the encoder.
+    """
+    return {name: value for name, value in facts.items() if name not in (*MODEL_NAMES, *TUNED)}
 
 
-def _check_rejected_fraction(source: TaskFile, n_lines: int, rejected: RejectsFile, allowed: float) -> None:
-    if rejected.n_rejected > allowed * n_lines:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in rejected.by_reason.most_common())
+def check_rejected_fraction(
+    source: TaskFile, n_lines: int, by_reason: Counter[str], first: str, request: EmbedRequest
+) -> None:
+    """Checks the number of rejected lines against the limit of the request.
+
+    Args:
+        source: The file.
+        n_lines: Its number of lines.
+        by_reason: Number of rejected lines by reason.
+        first: Description of the first rejected line.
+        request: The request.
+
+    Raises:
+        SourceError: There are more.
+    """
+    if by_reason.total() > request.max_rejected_fraction * n_lines:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in by_reason.most_common())
         raise SourceError(
-            f"{source.path}: {rejected.n_rejected} of {n_lines} lines are rejected ({reasons}; first: "
-            f"{rejected.first}), more than params.max_rejected_fraction, {allowed}; check the keys, or raise it"
+            f"{source.path}: {by_reason.total()} of {n_lines} lines are rejected ({reasons}; first: {first}), more "
+            f"than params.max_rejected_fraction, {request.max_rejected_fraction}; check the keys, or raise it"
         )
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.progress import Progress, ProgressTeller
 
 if TYPE_CHECKING:
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 class EmbedProgress:
     """Counts what the stages have done, and reports it to the listener."""
 
-    def __init__(self, file: str, n_bytes: int, reader: "Source", stages: "Stages", encoder: "Encoder") -> None:
-        """Takes the name and size of the file, and the objects to report on."""
-        self._file = file
-        self._n_bytes = max(1, n_bytes)
+    def __init__(self, file: TaskFile, reader: "Source", stages: "Stages", encoder: "Encoder") -> None:
+        """Takes the file or its part, and the objects to report on."""
+        self._file = file.name
+        self._start, stop = file.part.bounds(file.path.stat().st_size)
+        self._n_bytes = max(1, stop - self._start)
         self._reader = reader
         self._stages = stages
         self._encoder = encoder
@@ -48,7 +50,7 @@ class EmbedProgress:
         if not self._teller.is_due(self._committed):
             return
         # Documents that are read but not encoded are in the windows between the stages.
-        share_read = min(1.0, self._reader.n_bytes / self._n_bytes)
+        share_read = min(1.0, max(0.0, (self._reader.n_bytes - self._start) / self._n_bytes))
         self._teller.tell(
             Progress(
                 file=self._file,

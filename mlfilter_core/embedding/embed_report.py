@@ -1,8 +1,10 @@
 """The report of an embedded source file."""
 
+import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
 
 from mlfilter_core.wording import plural
 from mlfilter_core.work.workload import ReportDefaults
@@ -63,6 +65,24 @@ class EmbedReport(ReportDefaults):
     worker: str = ""
     started: float = 0.0
     chunks: int = 0
+
+    def with_parts(self, parts: "Sequence[EmbedReport]") -> Self:
+        """Returns the report of a joined file, with what its parts took in this run."""
+        new = [part for part in parts if part.status == "embedded"]
+        if not new:
+            return self
+        began = min(part.started for part in new)
+        waited: Counter[str] = Counter()
+        for part in new:
+            waited.update(part.waited)
+        return replace(
+            self,
+            resumed=self.documents - sum(part.documents - part.resumed for part in new),
+            seconds=time.time() - began,
+            waited=dict(waited),
+            started=began,
+            worker=plural(len({part.worker for part in new}), "worker"),
+        )
 
     @staticmethod
     def remarks_on(reports: "Sequence[EmbedReport]") -> list[str]:

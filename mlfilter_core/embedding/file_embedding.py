@@ -50,7 +50,7 @@ class OpenFiles:
 
 
 class FileEmbedding:
-    """The embedding of one file. The stages run at the same time, each on a different window.
+    """The embedding of one file or a part of it. The stages run at the same time, each on a different window.
 
     Attributes:
         counts: Counts of what is written so far.
@@ -63,8 +63,7 @@ class FileEmbedding:
         self._encoder = encoder
         self._files = files
         self._stages = Stages("reading", "tokenizing", "encoding", "writing")
-        n_bytes = source.path.stat().st_size
-        self._progress = EmbedProgress(source.relative, n_bytes, files.reader, self._stages, encoder)
+        self._progress = EmbedProgress(source, files.reader, self._stages, encoder)
 
     def run(self, scratch: Path) -> dict[str, float]:
         """Embeds the file, and returns the seconds that each stage waited for another.

@@ -21,6 +21,7 @@ from mlfilter_core.embedding.annotate_inline import (
     finished_embedding_and_annotation,
 )
 from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.embed_parts import embed_in_parts, embed_part, n_parts_before, part_outputs, parts_of
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest, finished_embedding
 from mlfilter_core.embedding.wanted_keys import check_wanted_keys
@@ -28,7 +29,7 @@ from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolv
 from mlfilter_core.encoder.settings import Chunks, EncoderSettings
 from mlfilter_core.files.disk_space import check_room_for
 from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import TaskFile, shard
+from mlfilter_core.files.task_files import WHOLE, TaskFile, shard
 from mlfilter_core.work.staged_work import staged, stores_of
 from mlfilter_core.work.workload import Work, Workload
 
@@ -54,6 +55,10 @@ class EmbedWork(Work[EmbedReport]):
     request: EmbedRequest
     annotation: InlineAnnotation | None
 
+    def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
+        split = self.params.split
+        return parts_of(file, self._embeddings(file).path, n_parts if split == "auto" else int(split))
+
     def made_by(self) -> dict[str, Any]:
         """Returns the settings that change the content of the outputs."""
         request = {name: value for name, value in self.request.provenance().items() if name not in MODEL_NAMES}
@@ -63,6 +68,8 @@ class EmbedWork(Work[EmbedReport]):
         return {**request, "annotation": annotation}
 
     def outputs(self, file: TaskFile) -> Sequence[Path]:
+        if file.part != WHOLE:
+            return part_outputs(self._embeddings(file).path, file.part)
         outputs = [self._embeddings(file).path, self._rejects(file)]
         if self.annotation is not None:
             outputs += [self.annotation.request.output(file), self.annotation.request.provenance_file(file)]
@@ -116,14 +123,17 @@ class EmbedWork(Work[EmbedReport]):
         encoder = _encoder(
             request.model, request.encoder, params.device, params.batch_token_limit, params.torch_compile
         )
+        if file.part != WHOLE:
+            return embed_part(file, embeddings.path, request, encoder)
+        embed = embed_in_parts if n_parts_before(embeddings.path) else embed_file
         if self.annotation is None or params.annotate_inline is None:
-            return embed_file(file, embeddings.path, rejects, request, encoder)
+            return embed(file, embeddings.path, rejects, request, encoder)
         heads = heads_of_process(params.annotate_inline, self.annotation.request)
         made_by = {**request.provenance(), **encoder.provenance()}
         check_heads_fit(heads, encoder.dim, request.model.model)
         find_mismatched_heads(heads, made_by, str(file.path), self.annotation.request.allow_mismatched_head)
         embedded = self._finished(file, None, read_content=True)
-        embedded = embedded or embed_file(file, embeddings.path, rejects, request, encoder)
+        embedded = embedded or embed(file, embeddings.path, rejects, request, encoder)
         return annotate_embedded(embedded, embeddings, self.annotation, heads)
 
     def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
@@ -131,7 +141,7 @@ class EmbedWork(Work[EmbedReport]):
         dim = self.params.embedding_dim or stated_dim(self.request.model.folder)
         if dim is None or not first.records or not self.params.keep_embeddings:
             return
-        n_bytes = sum(file.n_bytes for file in files if not self._embeddings(file).path.exists())
+        n_bytes = sum(file.size() for file in files if not self._embeddings(file).path.exists())
         n_documents = n_bytes * len(first.records) / first.n_bytes
         row_bytes = dim * np.dtype(self.request.embedding_dtype).itemsize
         check_room_for(self.params.output_dir, n_documents * row_bytes / 2)

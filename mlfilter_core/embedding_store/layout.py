@@ -25,6 +25,11 @@ CHUNK_ROWS = 4096
 OPTIONAL_PROVENANCE = ("statistics",)  # missing in files of earlier releases
 
 
+def index_name(key: str) -> str:
+    """Returns the name of the dataset of an index key."""
+    return f"{INDEX}/{key.replace('/', '_')}"
+
+
 @dataclass(frozen=True)
 class Provenance:
     """How a file of embeddings was made.

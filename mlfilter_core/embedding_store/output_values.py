@@ -3,14 +3,15 @@
 Knows nothing about scores except their names.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlfilter_core.corpus.documents import find_value
+from mlfilter_core.corpus.documents import copied_value
+from mlfilter_core.corpus.source_text import Parts, SourceRecord
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, SOURCE_OFFSET
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
@@ -18,6 +19,7 @@ from mlfilter_core.errors import AnnotationError, ConfigError, FileError
 
 # Rows in memory at a time: texts may be stored, and some are a thousand times longer than most.
 READ_ROWS = 256
+NO_DOCUMENT = SourceRecord({}, b"{}")
 N_CHECKED_FILES = 4  # before a run; a wrong key shows in the first files
 
 
@@ -49,6 +51,7 @@ class OutputValues:
         self._places = {key: _find(file, key) for key in output_keys if key not in columns}
         joined = joined_keys(file, output_keys, columns)
         self._source = SourceDocuments(file, source_dir, joined) if joined else None
+        self._has_whole_documents = WHOLE_DOCUMENT in joined
         self._document_keys: list[str] = []
 
     def __enter__(self) -> "OutputValues":
@@ -58,8 +61,8 @@ class OutputValues:
         if self._source is not None:
             self._source.__exit__(*exc_info)
 
-    def records(self, rows: slice) -> Iterator[dict[str, Any]]:
-        """Yields one record per row, with the output keys in order.
+    def records(self, rows: slice) -> Iterator[Parts]:
+        """Yields one record per row, in parts, with the output keys in order; the last part has values.
 
         Args:
             rows: Rows that follow those of the previous call.
@@ -71,7 +74,7 @@ class OutputValues:
         for start in range(rows.start, rows.stop, READ_ROWS):
             part = slice(start, min(start + READ_ROWS, rows.stop))
             stored = {key: self._stored(place, part) for key, place in self._places.items() if place}
-            documents: Iterator[Mapping[str, Any]] = repeat({}, part.stop - part.start)
+            documents: Iterator[SourceRecord] = repeat(NO_DOCUMENT, part.stop - part.start)
             if self._source is not None:
                 documents = self._source.documents(self._file.array(SOURCE_OFFSET, part))
             for i, document in enumerate(documents):
@@ -108,33 +111,33 @@ class OutputValues:
             )
         return values
 
-    def _record(self, document: Mapping[str, Any], i: int, stored: dict[str, Any]) -> dict[str, Any]:
-        record: dict[str, Any] = {}
+    def _record(self, document: SourceRecord, i: int, stored: dict[str, Any]) -> Parts:
+        values: dict[str, Any] = {}
+        parts: Parts = [values]
         for key, place in self._places.items():
-            if place is not None:
-                record[key] = stored[key][i]
-            elif key == WHOLE_DOCUMENT:
-                record.update(self._without_clash(document))
-            else:
-                record[key] = self._joined(document, key)
-        return record
+            if key == WHOLE_DOCUMENT:
+                self._check_no_clash(document)
+                values = {}
+                parts += [document.text, values]
+            elif not (self._has_whole_documents and key in document):  # its own value counts
+                values[key] = stored[key][i] if place is not None else self._joined(document, key)
+        return parts
 
-    def _joined(self, document: Mapping[str, Any], key: str) -> Any:
+    def _joined(self, document: SourceRecord, key: str) -> Any:
         try:
-            return find_value(document, key)
+            return copied_value(document, key)
         except KeyError:
             self._document_keys = list((self._source and self._source.keys) or document)
             self.missing_values[key] = self.missing_values.get(key, 0) + 1
             return None
 
-    def _without_clash(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _check_no_clash(self, document: SourceRecord) -> None:
         clash = [column for column in self._columns if column in document]
         if clash:
             raise AnnotationError(
                 f'{self._file.path}: the source documents already have a key "{clash[0]}"; set another '
                 "params.score_prefix"
             )
-        return document
 
 
 def check_output_keys(

@@ -19,9 +19,9 @@ from mlfilter_core.embedding_store.layout import (
     EMBEDDINGS,
     FIRST_CHUNK,
     FORMAT_VERSION,
-    INDEX,
     OPTIONAL_PROVENANCE,
     Provenance,
+    index_name,
 )
 from mlfilter_core.errors import EmbeddingFileError, in_one_line
 from mlfilter_core.files.identity import file_identity
@@ -118,7 +118,7 @@ class EmbeddingFile:
     def find(self, key: str) -> str | None:
         """Returns the name of the dataset of a key: the key itself, or its entry in the index; None for neither."""
         own = set(self._names) - {EMBEDDINGS, EMBEDDING_SCALE, FIRST_CHUNK}
-        return next((name for name in (key, f"{INDEX}/{key.replace('/', '_')}") if name in own), None)
+        return next((name for name in (key, index_name(key)) if name in own), None)
 
     def slices(self, n_rows: int) -> Iterator[slice]:
         """Yields slices of documents in order, with at most `n_rows` embeddings, or with one document."""
@@ -156,6 +156,27 @@ class EmbeddingFile:
             return np.arange(stop - start, dtype=np.int64)
         starts: NDArray[np.int64] = self._chunk_bounds[start:stop] - self._chunk_bounds[start]
         return starts
+
+    def stored(self, rows: slice) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the values of all datasets for a slice of documents as they are stored, strings as bytes.
+
+        Returns:
+            Values by dataset: those with a row per document, and those with a row per embedding. `first_chunk` counts
+            from the first document of the slice.
+
+        Raises:
+            EmbeddingFileError: A value cannot be read.
+        """
+        start, stop, _ = rows.indices(self.n_rows)
+        bounds = self._chunk_bounds if self.has_chunks else range(self.n_rows + 1)
+        chunks = slice(int(bounds[start]), int(bounds[stop]))
+        own = [name for name in self._names if name not in (EMBEDDINGS, EMBEDDING_SCALE, FIRST_CHUNK)]
+        columns = {name: self._values(name, rows) for name in own}
+        if self.has_chunks:
+            columns[FIRST_CHUNK] = self.chunk_starts(rows)
+        return columns, {
+            name: self._values(name, chunks) for name in (EMBEDDINGS, EMBEDDING_SCALE) if name in self._names
+        }
 
     def column(self, name: str, rows: slice) -> list[str] | NDArray[Any]:
         """Returns a dataset's values: strings as a list, others as an array in the precision of the file.

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlfilter_core.corpus.documents import BadRecordError, RecordKeys, parse_record
 from mlfilter_core.corpus.lines import Line
+from mlfilter_core.corpus.source_text import SourceRecord
 from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, SourceError
@@ -84,7 +84,7 @@ class SourceDocuments:
         """Keys of the documents; None where the source does not state them."""
         return self._reader.keys
 
-    def documents(self, offsets: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+    def documents(self, offsets: NDArray[np.int64]) -> Iterator[SourceRecord]:
         """Yields the records at ascending offsets, which follow those of the previous call.
 
         Raises:
@@ -104,11 +104,11 @@ class SourceDocuments:
         if self._reader.sha256 != self._recorded["sha256"]:
             raise self._changed()
 
-    def _next(self, offset: int) -> dict[str, Any]:
+    def _next(self, offset: int) -> SourceRecord:
         for line in self._lines:
             if line.offset == offset and isinstance(line, Line):
                 try:
-                    return parse_record(line.content)
+                    return parse_record(line.content, large_numbers=False)
                 except BadRecordError as error:
                     raise self._changed() from error
         raise self._changed()

@@ -1,7 +1,7 @@
 """Documents and their embeddings to a new HDF5 file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from mlfilter_core.embedding_store.layout import (
     EMBEDDINGS,
     FIRST_CHUNK,
     FORMAT_VERSION,
-    INDEX,
     LABELS,
     N_TOKENS,
     SOURCE_LINE,
     SOURCE_OFFSET,
     TEXT_HASH,
     Provenance,
+    index_name,
 )
 
 CHUNK_BYTES = 1 << 20
@@ -74,7 +74,7 @@ class EmbeddingWriter:
         self._is_int8 = self._embedding_dtype == np.int8
         self._label_shape = label_shape
         self._label_dtype = np.dtype(label_dtype)
-        self._index_names = [f"{INDEX}/{key.replace('/', '_')}" for key in index_keys]
+        self._index_names = [index_name(key) for key in index_keys]
         self._slice_rows = slice_rows
         self._has_chunks = has_chunks
         self._n_rows = 0
@@ -114,6 +114,23 @@ class EmbeddingWriter:
             rows = slice(start, start + self._slice_rows)
             of_rows = slice(int(ends[start] - n_chunks[start]), int(ends[rows][-1]))
             self._append_slice(documents[rows], embeddings[of_rows], n_tokens[rows], n_chunks[rows])
+
+    def append_stored(self, columns: Mapping[str, Any], of_chunks: Mapping[str, Any]) -> None:
+        """Adds documents as another file of the same kind stores them.
+
+        Args:
+            columns: Values of each dataset with a row per document; `first_chunk` counts from the first document.
+            of_chunks: Values of each dataset with a row per embedding.
+        """
+        n = len(columns[DOCUMENT_ID])
+        if self._n_rows == 0 and n:
+            self._create_datasets(n)
+        columns = dict(columns)
+        if self._has_chunks:
+            columns[FIRST_CHUNK] = columns[FIRST_CHUNK] + self._n_chunks
+        self._n_rows = self._extend(columns, self._n_rows, n)
+        self._n_chunks = self._extend(of_chunks, self._n_chunks, len(of_chunks[EMBEDDINGS]))
+        self._disk.check()
 
     def finish(self, provenance: Provenance) -> None:
         """Writes the provenance; after it the file is valid."""
@@ -180,7 +197,7 @@ class EmbeddingWriter:
         self._n_chunks = self._extend(of_chunks, self._n_chunks, len(embeddings))
         self._disk.check()
 
-    def _extend(self, columns: dict[str, Any], start: int, n: int) -> int:
+    def _extend(self, columns: Mapping[str, Any], start: int, n: int) -> int:
         """Writes n more rows of some datasets, which have `start` rows; returns the new number."""
         for name, values in columns.items():
             dataset = self._group[name]

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.corpus.documents import BadRecordError, as_string, find_value
+from mlfilter_core.corpus.documents import BadRecordError, find_value, string_at
 from mlfilter_core.corpus.records import Record, id_key, read_records
 from mlfilter_core.corpus.source_files import find_jsonl, stem_of
 from mlfilter_core.errors import AnnotationError, ConfigError
@@ -54,7 +54,7 @@ def parse_draws(record: Record) -> tuple[str, list[Any]]:
         BadRecordError: The record has no id or no list of draws.
     """
     draws = record.get("scores")
-    document_id = as_string(record[id_key(record)])
+    document_id = string_at(record, id_key(record))
     if not isinstance(draws, list):
         raise BadRecordError("no_scores", '"scores" is missing or not a list such as [1, null, 2]')
     return document_id, draws

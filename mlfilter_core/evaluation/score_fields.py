@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.corpus.documents import BadRecordError, as_string, find_value
+from mlfilter_core.corpus.documents import BadRecordError, find_value, string_at
 from mlfilter_core.corpus.records import Record, id_key, read_records
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.draws import MISSING
@@ -36,7 +36,7 @@ class ScoredRecord:
 
     @property
     def document_id(self) -> str:
-        return as_string(self.record[self.key])
+        return string_at(self.record, self.key)
 
 
 class ScoreFields:

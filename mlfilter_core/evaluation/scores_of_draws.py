@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.corpus.documents import as_string
+from mlfilter_core.corpus.documents import copied_value, string_at
 from mlfilter_core.corpus.records import Record, id_key, parse_records
 from mlfilter_core.corpus.source_files import stem_of
 from mlfilter_core.errors import AnnotationError, ConfigError, FileError
@@ -108,8 +108,7 @@ def _parse(record: Record) -> tuple[str, tuple[str, list[Any]]]:
 def _documents(raw: Path, scores: Scores, output: Output) -> Iterator[ScoredDocument]:
     """Yields the documents of a raw file that have draws, in its order; counts the others."""
     matched = set()
-    for _, (key, value) in parse_records(raw, _id, output.bad_lines):
-        document_id = as_string(value)
+    for _, (key, document_id, value) in parse_records(raw, _id, output.bad_lines):
         if document_id in scores:
             matched.add(document_id)
             yield key, value, scores[document_id]
@@ -127,9 +126,9 @@ def _documents(raw: Path, scores: Scores, output: Output) -> Iterator[ScoredDocu
             output.left_out.add(NOT_IN_RAW_FILE, document_id)
 
 
-def _id(record: Record) -> tuple[str, Any]:
+def _id(record: Record) -> tuple[str, str, Any]:
     key = id_key(record)
-    return key, record[key]
+    return key, string_at(record, key), copied_value(record, key)
 
 
 def _why_unmatched(raw: Path, scores: Scores, output: Output) -> str:

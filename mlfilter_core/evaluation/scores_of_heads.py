@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from mlfilter_core.corpus.documents import copied_value
 from mlfilter_core.corpus.source_files import stem_of
 from mlfilter_core.errors import AnnotationError, ConfigError
 from mlfilter_core.evaluation.aggregation import AggregationRequest, Output, ScoredDocument
@@ -83,7 +84,7 @@ def _documents(request: AggregationRequest, score_fields: ScoreFields, output: O
             if scoring.aggregation == "majority":
                 _check_labels(path, document)
             draws += scoring.valid_draws(document.scores.values(), output.invalid_draws, f"{path}:{document.line}")
-        yield first.key, first.record[first.key], aggregate(draws, scoring.aggregation) if draws else None
+        yield first.key, copied_value(first.record, first.key), aggregate(draws, scoring.aggregation) if draws else None
     if not output.scored and (output.documents or output.bad_lines):
         why = "; ".join(str(tally) for tally in (output.invalid_draws, output.bad_lines) if tally)
         raise AnnotationError(

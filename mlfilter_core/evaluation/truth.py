@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.corpus.documents import DEFAULT_LABEL_KEYS, BadRecordError, as_string, find_value
+from mlfilter_core.corpus.documents import DEFAULT_LABEL_KEYS, BadRecordError, find_value, string_at
 from mlfilter_core.corpus.records import Record, id_key, parse_records
 from mlfilter_core.errors import AnnotationError
 from mlfilter_core.evaluation.draws import Aggregation, Scoring
@@ -108,7 +108,7 @@ class _Labelled:
 
 
 def _parse(record: Record, label_key: str | None) -> _Labelled:
-    document_id, language = as_string(record[id_key(record)]), record.get(LANGUAGE_KEY)
+    document_id, language = string_at(record, id_key(record)), record.get(LANGUAGE_KEY)
     return _Labelled(
         document_id, _label(record, label_key), in_file_names(language) if isinstance(language, str) else None
     )

@@ -37,7 +37,6 @@ def claim(target: Path) -> Iterator[bool]:
         Whether the previous process that claimed the file died before it was done.
     """
     lock = hidden_name(target, LOCK_SUFFIX)
-    target.parent.mkdir(parents=True, exist_ok=True)
     handle = _taken(lock, target)
     try:
         has_died = handle.tell() > 0  # at the end of what the previous process wrote
@@ -138,7 +137,7 @@ def why_locks_are_local(folder: Path) -> str | None:
 def _taken(lock: Path, target: Path) -> IO[str]:
     has_said = False
     while True:
-        handle = open(lock, "a+", encoding="utf-8")
+        handle = _opened(lock)
         try:
             if _lock(handle) is not False and _is_named(handle, lock):
                 return handle
@@ -154,6 +153,13 @@ def _taken(lock: Path, target: Path) -> IO[str]:
         handle.close()
         if has_said:
             time.sleep(WAIT_S)
+
+
+def _opened(lock: Path) -> IO[str]:
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # its previous holder removed the folder, too
+            return open(lock, "a+", encoding="utf-8")
 
 
 def _is_named(handle: IO[str], path: Path) -> bool:

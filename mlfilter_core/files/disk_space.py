@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.wording import size
+from mlfilter_core.wording import sizes_apart
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def check_room_for(folder: Path, n_bytes: float, field: str = "params.output_dir
     except OSError:  # unknown; writing reports what is wrong
         return
     if n_bytes > space.free_bytes:
+        needed, free = sizes_apart(n_bytes, space.free_bytes)
         raise ConfigError(
-            f"{field}: at least {size(n_bytes)} are needed in {folder}, and {size(space.free_bytes)} are free; make "
-            "room, or give another folder"
+            f"{field}: at least {needed} are needed in {folder}, and {free} are free; make room, or give another folder"
         )

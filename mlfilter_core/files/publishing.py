@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ Report = TypeVar("Report")
 TEMPORARY_SUFFIX = ".part"
 TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})\.([0-9]+)\.[0-9a-f]{8}\.part$")  # machine, process, random
 COMMITTED_SUFFIX = ".committed"  # suffix of the checkpoint of an unfinished file
+PARTS_SUFFIX = ".parts"  # suffix of the folder with the parts of an unfinished file
 
 
 @contextmanager
@@ -88,7 +90,7 @@ def claim_outputs(*outputs: Path) -> Iterator[None]:
 def remove_leftovers(folder: Path) -> int:
     """Removes the temporary files that killed processes left below a folder, never those of living processes.
 
-    Checkpoints of unfinished files stay.
+    Checkpoints and parts of unfinished files stay.
 
     Returns:
         Number of removed files.
@@ -142,14 +144,17 @@ def _remove(paths: Iterable[Path]) -> int:
         elif path.suffix == COMMITTED_SUFFIX and _is_finished_since(path):
             path.unlink(missing_ok=True)
             n_removed += 1
+        elif path.suffix == PARTS_SUFFIX and path.is_dir() and (_is_finished_since(path) or not any(path.iterdir())):
+            shutil.rmtree(path, ignore_errors=True)
+            n_removed += 1
     return n_removed
 
 
-def _is_finished_since(committed: Path) -> bool:
-    """Returns whether the file of a checkpoint was finished after it."""
-    target = committed.with_name(committed.name.removesuffix(COMMITTED_SUFFIX)[1:])
+def _is_finished_since(begun: Path) -> bool:
+    """Returns whether the file of a checkpoint or of a folder of parts was finished after it."""
+    target = begun.with_name(begun.name.removesuffix(begun.suffix)[1:])
     try:
-        return committed.exists() and target.stat().st_mtime_ns >= committed.stat().st_mtime_ns
+        return begun.exists() and target.stat().st_mtime_ns >= begun.stat().st_mtime_ns
     except FileNotFoundError:
         return False
 

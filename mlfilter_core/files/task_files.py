@@ -20,6 +20,30 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
+class Part:
+    """One of several consecutive parts of a file, which different tasks process.
+
+    Attributes:
+        number: Number of the part, from 1.
+        of: Number of parts; 1 for a whole file.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    def bounds(self, length: int) -> tuple[int, int]:
+        """Returns where the part begins and ends in something of this length, divided evenly."""
+        return length * (self.number - 1) // self.of, length * self.number // self.of
+
+    @property
+    def is_last(self) -> bool:
+        return self.number == self.of
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True, order=True)
 class TaskFile:
     """The file of a task: a source file, a file of embeddings, an annotated file, or a head.
 
@@ -27,6 +51,7 @@ class TaskFile:
         relative: Path below `folder`, with forward slashes: `a/b/x.jsonl.gz`.
         stem: The same without the suffix: `a/b/x`. Outputs take this name.
         folder: Absolute path of the folder that was searched, or of its mirror.
+        part: Part of the file that the task processes.
         url: URL of the folder that was searched; empty for a folder of this machine.
         stored: The file as its store listed it; None for a file of this machine.
     """
@@ -34,6 +59,7 @@ class TaskFile:
     relative: str
     stem: str
     folder: Path
+    part: Part = WHOLE
     url: str = field(default="", compare=False)
     stored: StoredFile | None = field(default=None, compare=False)
 
@@ -42,12 +68,18 @@ class TaskFile:
         return self.folder / self.relative
 
     @property
-    def n_bytes(self) -> int:
-        """Size of the file; 0 where it is unknown, as its task reports why."""
+    def name(self) -> str:
+        """Name of the task: `a/b/x.jsonl.gz`, or `a/b/x.jsonl.gz (3 of 8)` for a part."""
+        return self.relative if self.part == WHOLE else f"{self.relative} ({self.part.number} of {self.part.of})"
+
+    def size(self) -> int:
+        """Returns the bytes stored for the file or its part; 0 where they are unknown, which its task reports."""
         try:
-            return (self.stored.bytes or 0) if self.stored else self.path.stat().st_size
+            n_bytes = (self.stored.bytes or 0) if self.stored else self.path.stat().st_size
         except OSError:
             return 0
+        start, stop = self.part.bounds(n_bytes)
+        return stop - start
 
     def output(self, folder: Path, suffix: str) -> Path:
         """Returns the path in an output folder that mirrors the path in `folder`."""

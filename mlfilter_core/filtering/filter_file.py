@@ -138,6 +138,8 @@ def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
         publish_json(request.provenance_file(file), made)
     for path in request.stale(file):  # there are none, unless the job overwrites
         path.unlink(missing_ok=True)
+    for path in request.stale_provenance(file):
+        path.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     _log.info("%s: %d of %d documents kept in %.1f s", file.relative, report.kept, report.documents, seconds)
     return FilterReport(**{**vars(report), "seconds": seconds})

@@ -73,6 +73,10 @@ class FilterRequest:
     def provenance_file(self, file: TaskFile) -> Path:
         return provenance_path(self.output_dir, f"{file.stem}{self.suffix}")
 
+    def stale_provenance(self, file: TaskFile) -> list[Path]:
+        """Returns where the provenance of outputs with other suffixes would lie."""
+        return [provenance_path(self.output_dir, f"{file.stem}{end}") for end in OUTPUT_SUFFIXES if end != self.suffix]
+
     def criteria(self) -> tuple[str, ...]:
         """Returns the thresholds as text."""
         return tuple(thresholds.describe() for thresholds in self.thresholds.of_scores)

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line
 from mlfilter_core.corpus.records import Record
+from mlfilter_core.corpus.source_text import joined
 from mlfilter_core.embedding_store.layout import SOURCE_OFFSET
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
 from mlfilter_core.errors import AnnotationError
@@ -28,12 +28,12 @@ class KeptDocuments:
     Attributes:
         source: Their source.
         offsets: int64 (n,), their positions in it.
-        scores: Yields the line of each in the annotated file, and the fields of its scores.
+        scores: Yields the fields of the scores of each, from its line in the annotated file.
     """
 
     source: SourceDocuments
     offsets: NDArray[np.int64]
-    scores: Callable[[], Iterator[tuple[int, Record]]]
+    scores: Callable[[], Iterator[Record]]
 
 
 @contextmanager
@@ -55,11 +55,11 @@ def source_documents(file: TaskFile, request: FilterRequest, wanted: NDArray[np.
             raise AnnotationError(f"{embeddings.path} was changed since {file.path} was surveyed; annotate again")
         provenance = provenance_of(file)
 
-        def scores() -> Iterator[tuple[int, Record]]:
+        def scores() -> Iterator[Record]:
             for line in _wanted_lines(file, wanted):
                 record = record_of(line, file.path)
                 fields = provenance["columns"] if provenance else _score_fields(file, request, record)
-                yield line.number, {name: record.get(name) for name in fields}
+                yield {name: record.get(name) for name in fields}
 
         with SourceDocuments(embeddings, request.source_dir, [WHOLE_DOCUMENT]) as source:
             yield KeptDocuments(source, embeddings.array(SOURCE_OFFSET, ALL)[wanted], scores)
@@ -85,9 +85,9 @@ def document_lines(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bo
         return
     with source_documents(file, request, wanted) as kept:
         documents = kept.source.documents(kept.offsets)
-        for document, (line, scores) in zip(documents, kept.scores(), strict=True):
+        for document, scores in zip(documents, kept.scores(), strict=True):
             check_no_clash(document, scores, file)
-            yield _encoded({**document, **scores}, line, file)
+            yield joined(document.text, exact_json.dumps(scores)) + b"\n"
         kept.source.check_unchanged()
 
 
@@ -112,10 +112,3 @@ def _score_fields(file: TaskFile, request: FilterRequest, record: Record) -> Seq
     """Returns the fields of the selected scores; without provenance, other computed fields are unknown."""
     fields = (score_field(name, record, file.path) for name in request.survey.scores)
     return [field for field in fields if field is not None]
-
-
-def _encoded(record: Record, line: int, file: TaskFile) -> bytes:
-    try:
-        return exact_json.dumps(record, orjson.OPT_APPEND_NEWLINE)
-    except orjson.JSONEncodeError as error:  # it writes fewer levels of nesting than it reads
-        raise AnnotationError(f"{file.path}:{line}: the document cannot be written as JSON ({error})") from error

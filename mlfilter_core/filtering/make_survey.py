@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlfilter_core.config.filtering import SCORE_PREFIX
-from mlfilter_core.corpus.documents import as_string, find_value
+from mlfilter_core.corpus.documents import as_string, find_value, string_at
 from mlfilter_core.corpus.records import Record
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, N_TOKENS
 from mlfilter_core.embedding_store.reader import EmbeddingFile
@@ -164,7 +164,7 @@ def _group(record: Record, per: str | None) -> str:
         value = find_value(record, per)
     except KeyError:
         return NO_GROUP
-    return NO_GROUP if value is None else as_string(value)
+    return NO_GROUP if value is None else string_at(record, per)
 
 
 def _code(value: str, codes: dict[str, int], file: TaskFile, per: str | None) -> int:

@@ -36,12 +36,12 @@ def write_source_rows(
         source = kept.source.source
         if not isinstance(source, ParquetSource):
             return False
-        kinds = kinds_of(scores for _, scores in kept.scores())
+        kinds = kinds_of(kept.scores())
         kinds |= dict.fromkeys(float_fields & kinds.keys(), "float")
         check_no_clash(source.keys, dict.fromkeys(kinds), file)
         rows = source.rows_at(kept.offsets)
         if not wanted.any():
             rows = (row.slice(0, 0) for row in rows)
-        write_rows(output, rows, source.schema, (scores for _, scores in kept.scores()), kinds)
+        write_rows(output, rows, source.schema, kept.scores(), kinds)
         kept.source.check_unchanged()
     return True

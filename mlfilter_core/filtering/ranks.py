@@ -31,10 +31,14 @@ def ranks(survey: Survey, score: str, break_ties: bool = True) -> Ranks:
     by_score = np.where(np.isnan(values), np.uint64(0), _keys(values).astype(np.uint64) << np.uint64(TIE_BITS))
     if not break_ties:
         return by_score
-    digest = hashlib.blake2b(survey.stem.encode(), digest_size=8).digest()
+    return np.where(by_score > 0, by_score | tie_breaks(survey.stem, len(survey)), by_score)
+
+
+def tie_breaks(stem: str, n: int) -> Ranks:
+    """Returns the lower bits of the ranks of the n documents of a file, uint64 (n,)."""
+    digest = hashlib.blake2b(stem.encode(), digest_size=8).digest()
     first = np.uint64((int.from_bytes(digest) + GAMMA) % 2**64)
-    hashes = mix64(np.arange(len(survey), dtype=np.uint64) + first) >> np.uint64(64 - TIE_BITS)
-    return np.where(by_score > 0, by_score | hashes, by_score)
+    return mix64(np.arange(n, dtype=np.uint64) + first) >> np.uint64(64 - TIE_BITS)
 
 
 def lowest_rank_of(score: float) -> int:

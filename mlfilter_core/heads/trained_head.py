@@ -1,10 +1,13 @@
 """The project's own file format of heads, which `mlfilter_core.heads.checkpoint_formats` reads."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from mlfilter_core.embedding_store.fingerprint import Fingerprint
 from mlfilter_core.errors import HeadError, in_one_line
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 FORMAT = "mlfilter-head/1"
 TRAINING = "training"  # key in the metadata: a record of the training, as JSON
+TENSORS_SHA256 = "tensors_sha256"  # key in the metadata: digest of names and values
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def write_head(path: Path, head: TrainedHead) -> None:
         tensors[f"{2 * i}.weight"], tensors[f"{2 * i}.bias"] = weight.contiguous(), bias.contiguous()
     facts: dict[str, Any] = {
         "format": FORMAT,
+        TENSORS_SHA256: tensors_sha256({name: tensor.cpu().numpy() for name, tensor in tensors.items()}),
         "activation": head.activation,
         "task": head.task,
         **({"labels": list(head.labels)} if head.labels else {}),
@@ -55,6 +60,14 @@ def write_head(path: Path, head: TrainedHead) -> None:
         TRAINING: dict(head.training),
     }
     save_file(tensors, path, {name: value if isinstance(value, str) else _json(value) for name, value in facts.items()})
+
+
+def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Returns the digest of named float32 tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape} ".encode() + tensors[name].astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def read_training(path: Path) -> dict[str, Any] | None:

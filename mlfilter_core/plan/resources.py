@@ -9,7 +9,7 @@ from mlfilter_core.files.disk_space import check_would_be_writable, free_space
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import PlannedWorkers
-from mlfilter_core.wording import rough_number, size
+from mlfilter_core.wording import rough_number, size, sizes_apart
 
 
 def check_folders(job: Job, findings: Findings) -> None:
@@ -57,12 +57,13 @@ def check_room(folder: Path, needed: Estimate, n_files: int, findings: Findings)
     except OSError as error:
         return facts, f"free space in {folder} is unknown ({error.strerror})"
     facts |= {"free_bytes": space.free_bytes, "free_files": space.free_files}
-    free = f"{size(space.free_bytes)} are free in {space.folder}"
     fix = "make room, or give another params.output_dir"
     if needed.low > space.free_bytes:
-        findings.add_problem(f"params.output_dir: {size(needed.value)} are needed, but {free}; {fix}")
+        least, free = sizes_apart(needed.value, space.free_bytes)
+        findings.add_problem(f"params.output_dir: {least} are needed, but {free} are free in {space.folder}; {fix}")
     elif needed.high > space.free_bytes:
-        findings.add_warning(f"up to {size(needed.high)} may be needed, but {free}; {fix}")
+        most, free = sizes_apart(needed.high, space.free_bytes)
+        findings.add_warning(f"up to {most} may be needed, but {free} are free in {space.folder}; {fix}")
     if space.free_files is not None and n_files > space.free_files:
         findings.add_problem(
             f"params.output_dir: {n_files:,} files are created, but {space.folder} has room for "

@@ -136,7 +136,7 @@ def _rejected(sample: CorpusSample, reason: str) -> Estimate:
 
 
 def _records(blocks: BlockSample) -> list[dict[str, Any]]:
-    records = []
+    records: list[dict[str, Any]] = []
     for block in blocks.all_blocks:
         for content in block.lines:
             with suppress(BadRecordError):

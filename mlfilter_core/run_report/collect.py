@@ -11,10 +11,13 @@ import yaml
 
 from mlfilter_core.config.embedding import UNKEPT_DIR
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.run_report.facts import FileFacts, OutputFacts, RunFacts
+from mlfilter_core.run_report.facts import FileFacts, FilterFacts, OutputFacts, RunFacts
+from mlfilter_core.run_report.limit_examples import limit_examples
 from mlfilter_core.run_report.output_totals import OutputTotals
 from mlfilter_core.run_report.rejected_examples import rejects_by_reason
 from mlfilter_core.run_report.run_records import FAILED, SKIPPED, RunRecord, read_run_records
+from mlfilter_core.verification.embedding_files import find_embeddings
+from mlfilter_core.verification.filtered_files import find_filtered
 from mlfilter_core.verification.output_kinds import VerifyRequest, output_kinds
 from mlfilter_core.verification.stated_facts import StatedFacts, UnreadableOutputError
 from mlfilter_core.verification.verify import LOGS_DIR, find_outputs
@@ -39,8 +42,9 @@ def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = Non
     records = read_run_records(output_dir, output_dir / LOGS_DIR, [*logs, *_known_logs(output_dir)])
     runs = [record.run for record in records]
     outputs, on_disk, notices = OutputTotals(), list[FileFacts](), list[str]()
+    group = group or _group_of(runs)
     try:
-        outputs, on_disk, notices = _read_outputs(output_dir, group or _group_of(runs))
+        outputs, on_disk, notices = _read_outputs(output_dir, group)
     except ConfigError as error:
         if not records:
             raise ConfigError(
@@ -61,7 +65,25 @@ def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = Non
         scores=outputs.heads.scores if outputs.heads else None,
         runs=runs,
         files=files,
+        trained=outputs.trained,
+        filtered=_with_examples(outputs.filtered.facts(), on_disk, output_dir, group),
     )
+
+
+def _with_examples(
+    filtered: FilterFacts | None, on_disk: Sequence[FileFacts], output_dir: Path, group: str
+) -> FilterFacts | None:
+    if filtered is None:
+        return None
+    names = {flow: dict[str, str]() for flow in ("embed", "filter")}
+    for file in on_disk:
+        if file.flow in names:
+            own = find_embeddings(file.output) if file.flow == "embed" else find_filtered(file.output)
+            names[file.flow] |= {own.name: own.path} if own else {}
+    # The same name in another folder: `a/x` of `embeddings/a/x`.
+    embeddings = {name.partition("/")[2]: path for name, path in names["embed"].items()}
+    examples = limit_examples(output_dir, filtered, sorted(names["filter"]), embeddings, group)
+    return replace(filtered, examples=examples)
 
 
 def _read_outputs(output_dir: Path, group: str) -> tuple[OutputTotals, list[FileFacts], list[str]]:
@@ -79,7 +101,7 @@ def _read_outputs(output_dir: Path, group: str) -> tuple[OutputTotals, list[File
             except UnreadableOutputError as error:
                 unreadable.append(str(error))
                 continue
-            totals.add(stated, is_counted=stated.source in counted)
+            totals.add(output.name, stated, is_counted=stated.source in counted)
             rows.append(_row_on_disk(flow, output.path, stated))
             if stated.source is not None:
                 sources.add(stated.source)
@@ -94,8 +116,10 @@ def _read_outputs(output_dir: Path, group: str) -> tuple[OutputTotals, list[File
 def _row_on_disk(flow: str, path: str, stated: StatedFacts) -> FileFacts:
     # The counts of an annotated file are those of the source that was embedded.
     counts = stated.counts if stated.heads is None else {}
+    kept = stated.n_rows if stated.filtered is not None else None
+    n_documents = int(stated.filtered.report["documents"]) if stated.filtered is not None else stated.n_rows
     rejected, truncated, tokens = (int(counts.get(name, 0)) for name in ("rejected", "truncated", "tokens"))
-    return FileFacts(path, flow, "", ON_DISK, stated.n_rows, rejected, truncated, tokens, output=path)
+    return FileFacts(path, flow, "", ON_DISK, n_documents, rejected, truncated, tokens, output=path, kept=kept)
 
 
 def _files(records: Sequence[RunRecord], on_disk: Iterable[FileFacts], output_dir: Path) -> list[FileFacts]:
@@ -108,7 +132,7 @@ def _files(records: Sequence[RunRecord], on_disk: Iterable[FileFacts], output_di
         for file in record.files:
             key = (record.run.flow, file.file)
             if key not in rows or (rows[key].status == SKIPPED and file.status != FAILED):
-                rows[key] = replace(file, output=_relative(file.output, output_dir))
+                rows[key] = replace(file, output=_relative(file.output, record.output_dir or output_dir))
     recorded = {row.output for row in rows.values() if row.status != FAILED}
     rows |= {(row.flow, row.file): row for row in on_disk if row.output not in recorded}
     return [rows[key] for key in sorted(rows)]
@@ -163,9 +187,11 @@ def _group_of(runs: Sequence[RunFacts]) -> str:
     return DEFAULT_GROUP
 
 
-def _relative(output: str, output_dir: Path) -> str:
-    try:
-        relative = Path(output).absolute().relative_to(output_dir.absolute()).as_posix()
-    except ValueError:
+def _relative(output: str, output_dir: str | Path) -> str:
+    """Returns an output relative to the output folder; `output_dir` may be absolute where the output is not."""
+    folder, parts = Path(output_dir).absolute().parts, Path(output).parts
+    n_shared = next((n for n in range(len(parts) - 1, 0, -1) if folder[-n:] == parts[:n]), 0)
+    if not n_shared:
         return output
+    relative = "/".join(parts[n_shared:])
     return output if relative.startswith(f"{UNKEPT_DIR}/") else relative

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mlfilter_core.config.filtering import SCORE_PREFIX
 from mlfilter_core.job_kinds import kind_of_flow
 from mlfilter_core.tallies.histogram import Histogram
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
@@ -34,6 +35,7 @@ class FileFacts:
         output: Output file, relative to the output folder where it lies there.
         reason: Why the file failed.
         resumed: Documents that an earlier, interrupted run had processed.
+        kept: Documents that a filter kept; None in other flows.
     """
 
     file: str
@@ -51,6 +53,7 @@ class FileFacts:
     output: str = ""
     reason: str = ""
     resumed: int = 0
+    kept: int | None = None
 
     @property
     def n_new(self) -> int:
@@ -259,6 +262,94 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class HeadFacts:
+    """A head that was trained in this folder.
+
+    Attributes:
+        name: Name of the head.
+        task: Kind of labels: `regression`, `binary`, `multiclass` or `multilabel`.
+        documents: Documents with a valid label.
+        trained_on: Documents it was trained on.
+        held_out: Documents held out for evaluation.
+        epochs: Epoch that the head is taken from.
+        metrics: Metrics on the held-out documents; None for an undefined one.
+        left_out: Rows and labels that were not used, by reason.
+        remarks: Warnings.
+        picture: SVG file of its training, relative to the output folder; empty where it is missing.
+    """
+
+    name: str
+    task: str
+    documents: int
+    trained_on: int
+    held_out: int
+    epochs: int
+    metrics: Mapping[str, float | None]
+    left_out: Mapping[str, int]
+    remarks: Sequence[str]
+    picture: str
+
+
+@dataclass(frozen=True)
+class LimitExample:
+    """A document whose score is just above or just below a limit.
+
+    Attributes:
+        score: Name of the score.
+        group: Group of the document; empty without groups.
+        value: Its score.
+        reaches: Whether it reaches the limit.
+        file: Annotated file, relative to its folder.
+        id: Id of the document; its line in the annotated file where it has none.
+        text: Beginning of its text; of its annotated line where the source is not here.
+    """
+
+    score: str
+    group: str
+    value: float
+    reaches: bool
+    file: str
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FilterFacts:
+    """What a filter kept, over all filtered files.
+
+    Attributes:
+        asked: Limit that the job asked for, as text, by score.
+        needed: Number of limits that a document must reach.
+        per: Key that groups documents; None without groups.
+        limits: Lowest score that is kept, by score and group; None where none is (`limits_as_text` tells why).
+        limits_as_text: The same as text.
+        reached: Documents that reach the limit, by score.
+        counts: `documents`, `kept`, `tokens` and `kept_tokens`.
+        by_group: The same, by group.
+        without_score: Documents that lack one of the scores.
+        files: Number of filtered files.
+        examples: Documents near the limits.
+    """
+
+    asked: Mapping[str, str]
+    needed: int
+    per: str | None
+    limits: Mapping[str, Mapping[str, float | None]]
+    limits_as_text: Mapping[str, Mapping[str, str]]
+    reached: Mapping[str, int]
+    counts: Mapping[str, int]
+    by_group: Mapping[str, Mapping[str, int]]
+    without_score: int
+    files: int
+    examples: Sequence[LimitExample] = ()
+
+    def limits_of(self, field: str) -> list[float]:
+        """Returns the limits of the score in a field of annotated lines, of all groups, the lowest first."""
+        own = self.limits.get(field) or self.limits.get(field.removeprefix(SCORE_PREFIX)) or {}
+        return sorted({limit for limit in own.values() if limit is not None})
+
+
+@dataclass(frozen=True)
 class OutputFacts:
     """Content of an output folder, and the runs that made it.
 
@@ -276,6 +367,8 @@ class OutputFacts:
         runs: Runs, the latest first.
         files: Files of all flows, by name.
         version: Version of this format.
+        trained: Heads that were trained in this folder, by name.
+        filtered: What a filter kept; None where there are no filtered files.
     """
 
     output_dir: str
@@ -291,6 +384,8 @@ class OutputFacts:
     runs: Sequence[RunFacts]
     files: Sequence[FileFacts] = field(default_factory=tuple)
     version: int = FACTS_VERSION
+    trained: Sequence[HeadFacts] = field(default_factory=tuple)
+    filtered: FilterFacts | None = None
 
     def last_run(self, flow: str) -> RunFacts | None:
         """Returns the latest run of a flow that finished a file; None if there is none."""

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlfilter_core.config.training import HEADS_DIR
 from mlfilter_core.embedding_store.fingerprint import CHUNKS, FIELDS
-from mlfilter_core.run_report.facts import Totals
+from mlfilter_core.run_report.facts import HeadFacts, Totals
+from mlfilter_core.run_report.filter_totals import FilterTotals
 from mlfilter_core.tallies.histogram import Histogram
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
+from mlfilter_core.training.train_request import FIGURE_SUFFIX
 from mlfilter_core.verification.stated_facts import COUNTS, StatedFacts
 from mlfilter_core.wording import plural
 
@@ -36,6 +39,8 @@ class OutputTotals:
         document_tokens: Lengths of the documents.
         rejected_by_reason: Rejected lines for each reason.
         rejects_files: Rejects files that may exist, and their lines for each reason.
+        filtered: Sums over the filtered files.
+        trained: The heads that were trained here.
     """
 
     def __init__(self, n_unfinished: int = 0) -> None:
@@ -49,6 +54,8 @@ class OutputTotals:
         self._n_by_other_tools = 0
         self._n_without_tokens = 0
         self._n_without_scores = 0
+        self.filtered = FilterTotals()
+        self.trained: list[HeadFacts] = []
 
     @property
     def totals(self) -> Totals:
@@ -64,9 +71,13 @@ class OutputTotals:
         """The heads of most files, and their scores."""
         return _most_frequent(self._heads)
 
-    def add(self, output: StatedFacts, is_counted: bool) -> None:
+    def add(self, name: str, output: StatedFacts, is_counted: bool) -> None:
         """Adds an output; its source is not counted again where an earlier kind of output has counted it."""
         self._sums["output_bytes"] += output.n_bytes
+        if output.filtered is not None:
+            self.filtered.add(output.filtered)
+        if output.training is not None:
+            self.trained.append(_head(name, output.training))
         if output.heads is not None:
             self._sums.update(annotated_files=1, annotated=output.n_rows)
             self._add_scores(output.heads, output.scores)
@@ -101,6 +112,7 @@ class OutputTotals:
             notices += [f"{plural(n, 'file')} {what}"] if n else []
         if not self._sums["annotated_files"]:
             notices.append("there are no annotated files yet")
+        notices += self.filtered.notices()
         if n := self._sums["unfinished_files"]:
             notices.append(f"{plural(n, 'file')} unfinished: their runs are still going on or were killed")
         return notices
@@ -129,6 +141,21 @@ class OutputTotals:
         variant = self._heads.setdefault(json.dumps([heads, scores.names], sort_keys=True), Variant(heads))
         variant.n_files += 1
         variant.scores = scores if variant.scores is None else variant.scores + scores
+
+
+def _head(name: str, training: Mapping[str, Any]) -> HeadFacts:
+    return HeadFacts(
+        name=name,
+        task=str(training.get("request", {}).get("task", "")),
+        documents=int(training["documents"]),
+        trained_on=int(training["trained_on"]),
+        held_out=int(training["held_out"]),
+        epochs=int(training["epochs"]),
+        metrics=training["metrics"],
+        left_out=training.get("left_out", {}),
+        remarks=tuple(training.get("remarks", ())),
+        picture=f"{HEADS_DIR}/{name}{FIGURE_SUFFIX}",
+    )
 
 
 def _most_frequent(variants: Mapping[str, Variant]) -> Variant | None:

@@ -62,7 +62,7 @@
   heads.append(...shown.map((i) => {
     const [head, button] = [document.createElement("th"), document.createElement("button")];
     button.type = "button";
-    button.textContent = { documents_per_s: "documents/s", started: "started (UTC)" }[columns[i]] ?? columns[i];
+    button.textContent = { flow: "step", documents_per_s: "documents/s", started: "started (UTC)" }[columns[i]] ?? columns[i];
     if (numbers[i]) head.className = "number";
     head.scope = "col";
     button.addEventListener("click", () => {

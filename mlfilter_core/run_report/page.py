@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlfilter_core.job_kinds import kind_of_flow, kinds
-from mlfilter_core.run_report.facts import FileFacts, OutputFacts, RunFacts
+from mlfilter_core.run_report.facts import FileFacts, FilterFacts, HeadFacts, LimitExample, OutputFacts, RunFacts
+from mlfilter_core.run_report.pictures import address_of, picture_of_head
 from mlfilter_core.run_report.report_figures import (
     MAX_NUMBERED_SCORES,
     draw_correlations,
@@ -19,6 +20,7 @@ from mlfilter_core.run_report.report_figures import (
     draw_score,
     draw_throughput,
     draw_time,
+    is_worth_drawing,
     strongest_pairs,
 )
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
@@ -27,6 +29,8 @@ from mlfilter_core.wording import count, duration, number, plural, rough_number,
 TEMPLATE = "page.html"
 # Limits of what is shown; the table of files and report.json contain everything.
 MAX_FAILED, MAX_SLOWEST, MAX_RUNS, MAX_PAIRS = 50, 10, 30, 20
+MAX_KEPT_GROUPS, MAX_KEPT_FILES = 40, 5
+MAX_HEAD_PICTURES = 6
 MAX_ENCODERS = 3  # settings of the encoder that differ between workers
 FEW_SCORES = 2  # up to this number of scores, plots have full size
 ENCODER_FIELDS = (
@@ -34,10 +38,12 @@ ENCODER_FIELDS = (
     *("max_length", "chunks", "model_dtype", "embedding_dtype", "attention", "is_compiled", "device"),
 )
 DIGEST_CHARACTERS = 16
+METRICS = ("spearman", "pearson", "mae", "r2", "accuracy", "macro_f1", "roc_auc")  # first, as far as heads have them
 # Columns of the table of files: fields of `FileFacts`, and whether they are numbers.
 COLUMNS: Mapping[str, bool] = {
     **{"file": False, "flow": False, "status": False},
-    **dict.fromkeys(("documents", "rejected", "truncated", "tokens", "seconds", "documents_per_s", "started"), True),
+    **dict.fromkeys(("documents", "kept", "rejected", "truncated", "tokens", "seconds", "documents_per_s"), True),
+    "started": True,
     **{"worker": False, "reason": False},
 }
 
@@ -55,27 +61,38 @@ def render(facts: OutputFacts) -> str:
     environment.filters |= {
         **{"count": count, "rough": rough_number, "size": size, "seconds": duration, "hours": hours},
         **{"number": number, "share": share, "plural": plural, "when": when, "digest": _digest},
+        "title": _title,
         "words": lambda name: name.replace("_", " "),
     }
-    flows = _flows(facts)
-    jobs = [next(run for run in facts.runs if run.flow == flow) for flow in flows if not _is_round(flow, flows)]
+    flows = [flow for flow in _flows(facts) if not _is_round(flow)]
+    jobs = [next(run for run in facts.runs if run.flow == flow) for flow in flows]
+    files = [file for file in facts.files if not _is_round(file.flow)]
+    runs = [run for run in facts.runs if not _is_round(run.flow) or run.state != "finished"]
+    failed = [file for file in facts.files if file.status == "failed"]
+    last_runs = [run for flow in flows if (run := facts.last_run(flow)) is not None]
     return environment.get_template(TEMPLATE).render(
         facts=facts,
         MAX_ENCODERS=MAX_ENCODERS,
         totals=facts.totals,
         title=Path(facts.output_dir).name,
-        speeds=[speed for flow in flows if (speed := _speed(facts.last_run(flow))) is not None],
+        last_runs=last_runs,
+        speeds=[speed for run in last_runs if (speed := _speed(run)) is not None],
+        trained=[_head(head, facts.output_dir, i) for i, head in enumerate(facts.trained)],
+        metrics=_metrics(facts.trained),
+        filtered=_filtered(facts),
         lengths=_lengths(facts),
         rejected_most=max((reject.count for reject in facts.rejects), default=1),
-        scores=_scores(facts.scores),
-        failed=[file for file in facts.files if file.status == "failed"][:MAX_FAILED],
-        n_failed=sum(file.status == "failed" for file in facts.files),
-        slowest=sorted((file for file in facts.files if file.seconds), key=lambda file: -file.seconds)[:MAX_SLOWEST],
-        runs=facts.runs[:MAX_RUNS],
+        scores=_scores(facts.scores, facts.filtered),
+        failed=_by_reason(failed),
+        n_failed=len(failed),
+        slowest=sorted((file for file in files if file.seconds), key=lambda file: -file.seconds)[:MAX_SLOWEST],
+        runs=runs[:MAX_RUNS],
+        n_runs=len(runs),
         encoder=[(name, _fact(name, facts.encoder[name])) for name in ENCODER_FIELDS if facts.encoder.get(name)],
         jobs=[run for run in jobs if run.job],
         versions=next((run.versions for run in facts.runs if run.versions), {}),
-        table=_table(facts.files),
+        files=files,
+        table=_table(files),
     )
 
 
@@ -96,10 +113,16 @@ def _flows(facts: OutputFacts) -> list[str]:
     return [flow for flow in known if flow in flows] + sorted(flows - set(known))
 
 
-def _is_round(flow: str, flows: Sequence[str]) -> bool:
-    """Returns whether a flow is a round of another flow in the report, which has the same job."""
+def _is_round(flow: str) -> bool:
+    """Returns whether a flow is a round of another one, whose files and job are the same."""
     kind = kind_of_flow(flow)
-    return kind is not None and kind.flow != flow and kind.flow in flows
+    return kind is not None and kind.flow != flow
+
+
+def _title(flow: str) -> str:
+    """Returns the name of a flow for people."""
+    kind = kind_of_flow(flow)
+    return kind.title if kind is not None and kind.title else flow.replace("_", " ")
 
 
 def _fact(name: str, value: Any) -> str:
@@ -112,16 +135,17 @@ def _digest(sha256: str) -> str:
     return f"{sha256[:DIGEST_CHARACTERS]}…"
 
 
-def _speed(run: RunFacts | None) -> Mapping[str, Any] | None:
-    """Returns the speed of a flow's latest run; None where it is unknown or means nothing."""
-    if run is None or not run.has_speed or run.rates is None or not run.workers:
+def _speed(run: RunFacts) -> Mapping[str, Any] | None:
+    """Returns the speed of a flow's latest run; None where it is unknown. Short runs have no pictures."""
+    if not run.workers:
         return None
     worker_s = run.busy_worker_s
+    rates = run.rates if run.has_speed and run.rates is not None and is_worth_drawing(run.rates) else None
     return {
         "run": run,
-        "documents": Markup(draw_throughput(run.rates, "documents")) if run.documents else None,
-        "tokens": Markup(draw_throughput(run.rates, "tokens")) if run.rates.tokens else None,
-        "time": Markup(draw_time(run)),
+        "documents": Markup(draw_throughput(rates, "documents")) if rates and run.documents else None,
+        "tokens": Markup(draw_throughput(rates, "tokens")) if rates and rates.tokens else None,
+        "time": Markup(draw_time(run)) if run.waited_s else None,
         **{
             f"{unit}_per_{of}": n / seconds if seconds else 0.0
             for unit, n in (("documents", run.documents), ("tokens", run.tokens))
@@ -143,10 +167,65 @@ def _lengths(facts: OutputFacts) -> Mapping[str, Any] | None:
     }
 
 
-def _scores(statistics: ScoreStatistics | None) -> Mapping[str, Any] | None:
+def _head(head: HeadFacts, output_dir: str, place: int) -> Mapping[str, Any]:
+    """Returns a head with its picture, as an address, for the first heads."""
+    svg = picture_of_head(head, output_dir) if place < MAX_HEAD_PICTURES else None
+    return {**vars(head), "address": address_of(svg) if svg is not None else ""}
+
+
+def _metrics(heads: Sequence[HeadFacts]) -> list[str]:
+    """Returns the metrics of the table of heads: of whole heads, not of single targets."""
+    found = dict.fromkeys(name for head in heads for name in head.metrics if "." not in name)
+    return sorted(found, key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
+
+
+def _filtered(facts: OutputFacts) -> Mapping[str, Any] | None:
+    filtered = facts.filtered
+    if filtered is None:
+        return None
+    files = [file for file in facts.files if file.flow == "filter" and file.kept is not None and file.documents]
+    by_share = sorted(files, key=lambda file: (-(file.kept or 0) / file.documents, file.file))
+    few = len(by_share) <= 2 * MAX_KEPT_FILES
+    return {
+        "facts": filtered,
+        "groups": list(filtered.by_group.items())[:MAX_KEPT_GROUPS],
+        "most": by_share if few else by_share[:MAX_KEPT_FILES],
+        "least": [] if few else by_share[-MAX_KEPT_FILES:],
+        "examples": [
+            {
+                "score": score,
+                "group": group,
+                **{str(reaches): _side(facts, score, group, reaches) for reaches in (0, 1)},
+            }
+            for score, group in dict.fromkeys((each.score, each.group) for each in filtered.examples)
+        ],
+    }
+
+
+def _side(facts: OutputFacts, score: str, group: str, reaches: int) -> list[LimitExample]:
+    """Returns the examples on one side of a limit, the nearest first."""
+    assert facts.filtered is not None
+    found = [
+        each
+        for each in facts.filtered.examples
+        if (each.score, each.group, each.reaches) == (score, group, bool(reaches))
+    ]
+    return found if reaches else found[::-1]
+
+
+def _by_reason(failed: Sequence[FileFacts]) -> list[tuple[str, str, list[str]]]:
+    """Returns reason, flow and names of failed files; files with the same reason together."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for file in failed:
+        names.setdefault((file.reason, file.flow), []).append(file.file)
+    return [(reason, flow, own) for (reason, flow), own in names.items()][:MAX_FAILED]
+
+
+def _scores(statistics: ScoreStatistics | None, filtered: FilterFacts | None) -> Mapping[str, Any] | None:
     if statistics is None or not statistics.n or not statistics.names:
         return None
     k = len(statistics.names)
+    limits = [filtered.limits_of(name) if filtered else [] for name in statistics.names]
     rows = [
         {
             "name": name,
@@ -161,7 +240,8 @@ def _scores(statistics: ScoreStatistics | None) -> Mapping[str, Any] | None:
     return {
         "n": statistics.n,
         "rows": rows,
-        "figures": [Markup(draw_score(statistics, i, k > FEW_SCORES)) for i in range(k)],
+        "figures": [Markup(draw_score(statistics, i, k > FEW_SCORES, limits[i])) for i in range(k)],
+        "has_limits": any(limits),
         "is_many": k > FEW_SCORES,
         "constant": [row["name"] for row in rows if row["maximum"] == row["minimum"]],
         "correlations": Markup(draw_correlations(statistics)) if k > 1 else None,
@@ -171,7 +251,7 @@ def _scores(statistics: ScoreStatistics | None) -> Mapping[str, Any] | None:
 
 def _table(files: Sequence[FileFacts]) -> Markup:
     """Returns the table of files as JSON for a script element."""
-    rows = [[_cell(getattr(file, name)) for name in COLUMNS] for file in files]
+    rows = [[_title(file.flow) if name == "flow" else _cell(getattr(file, name)) for name in COLUMNS] for file in files]
     table = {"columns": list(COLUMNS), "numbers": list(COLUMNS.values()), "rows": rows}
     written = json.dumps(table, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Without these letters, no value can end the element or begin a comment.

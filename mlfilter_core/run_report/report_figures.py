@@ -17,7 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from mlfilter_core.run_report.facts import Rates, RunFacts
@@ -40,6 +40,8 @@ WIDTH_INCHES, HEIGHT_INCHES = 5.2, 2.9
 MAX_ENLARGEMENT = 1.5  # from points to pixels of the page
 SMALL_INCHES = (3.4, 2.1)
 MAX_BARS = 60
+MAX_LIMITS = 8  # of groups such as languages, as lines in a histogram
+MIN_TIME_BINS = 15  # with fewer, speed over time is one block of colour
 MAX_NAME_CHARACTERS = 28  # for the name of a head or a worker beside an axis
 MAX_NUMBERED_SCORES = 10  # up to this number, squares contain their correlations; beyond, the page has a list
 STYLE = {
@@ -93,10 +95,15 @@ def draw_throughput(rates: Rates, unit: str) -> str:
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.4), ncols=2, borderaxespad=0)
         for each in figure.axes:
             each.set_xlim(0, edges[-1])
-            each.yaxis.set_major_formatter(EngFormatter(sep=""))
+            each.yaxis.set_major_formatter(FuncFormatter(_short_number))
             _finish(each)
         axes.set_xlabel(f"{time_unit} since the first file")
         return _svg(figure, f"{unit} per second over the time of the run, {len(values)} workers")
+
+
+def is_worth_drawing(rates: Rates) -> bool:
+    """Returns whether speed over time shows more than the average."""
+    return len(next(iter(rates.documents.values()))) >= MIN_TIME_BINS
 
 
 def quantiles_of_present(rates: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -161,8 +168,8 @@ def draw_lengths(document_tokens: Histogram, n_truncated: int, max_length: int |
         )
 
 
-def draw_score(statistics: ScoreStatistics, i: int, is_small: bool) -> str:
-    """Returns the histogram of one score."""
+def draw_score(statistics: ScoreStatistics, i: int, is_small: bool, limits: Sequence[float] = ()) -> str:
+    """Returns the histogram of one score, with its mean and the lowest scores that a filter keeps."""
     name = statistics.names[i]
     values = _readable_bins(statistics.histograms[i])
     mean = float(statistics.means[i])
@@ -174,10 +181,13 @@ def draw_score(statistics: ScoreStatistics, i: int, is_small: bool) -> str:
             axes.bar([mean], [statistics.n], width=0.1 * max(1.0, abs(mean)), color=PALETTE["blue"])
             axes.set_xlim(mean - max(1.0, abs(mean)), mean + max(1.0, abs(mean)))
         axes.axvline(mean, color=PALETTE["vermilion"], linewidth=1.4, linestyle="--")
+        for limit in sorted(limits)[:MAX_LIMITS]:
+            axes.axvline(limit, color=PALETTE["green"], linewidth=1.4)
         axes.set(xlabel=_short(name), ylabel="documents")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         _count_documents(axes)
-        return _svg(figure, f"histogram of {name}, mean {mean:.3g}")
+        at = f", limits {', '.join(f'{limit:.3g}' for limit in sorted(limits)[:MAX_LIMITS])}" if limits else ""
+        return _svg(figure, f"histogram of {name}, mean {mean:.3g}{at}")
 
 
 def draw_correlations(statistics: ScoreStatistics) -> str:
@@ -235,9 +245,17 @@ def _colors(ink: str) -> dict[str, str]:
 
 
 def _count_documents(axes: Any) -> None:
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(FuncFormatter(_short_number))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     _finish(axes)
+
+
+def _short_number(value: float, _: int = 0) -> str:
+    """Returns the label of a tick: `0.5`, `200`, `1.5k`, `20M`."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:g}{letter}"
+    return f"{value:g}"
 
 
 def _finish(axes: Any, grid: str = "y") -> None:

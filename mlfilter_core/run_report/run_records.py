@@ -25,10 +25,17 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run, and the results of its files."""
+    """A run, and the results of its files.
+
+    Attributes:
+        run: The run.
+        files: Results of its files.
+        output_dir: Output folder at that time, which may have been renamed or copied since; empty where unknown.
+    """
 
     run: RunFacts
     files: Sequence[FileFacts]
+    output_dir: str = ""
 
 
 def read_run_records(output_dir: Path, own_logs: Path, other_logs: Sequence[Path] = ()) -> list[RunRecord]:
@@ -93,7 +100,7 @@ def read_run_record(folder: Path) -> RunRecord:
         job=_text(folder / JOB),
         versions={str(key): str(value) for key, value in dict(about.get("versions") or {}).items()},
     )
-    return RunRecord(run, files)
+    return RunRecord(run, files, str(about.get("output_dir") or ""))
 
 
 def _wrote_to(output_dir: Path, folder: Path) -> bool:
@@ -119,8 +126,8 @@ def _state(folder: Path, about: Row) -> State:
 
 def _command(flow: str, folder: Path) -> str:
     kind = kind_of_flow(flow)
-    command = kind.old_command or kind.flow if kind else flow
-    words = ["ml_filter", command, "--config_file_path", str(folder / JOB)]
+    command = (kind.flow if kind else flow).replace("_", "-")
+    words = ["ml_filter", command, "--config", str(folder / JOB)]
     return shlex.join(words) + " --set params.output_dir=ANOTHER_FOLDER"
 
 
@@ -139,6 +146,7 @@ def _file(row: Row, flow: str, run: str) -> FileFacts:
         output=writable(str(row.get("output", ""))),
         reason=writable(str(row.get("reason", ""))),
         resumed=int(_number(row.get("resumed"))),
+        kept=int(_number(row["kept"])) if "kept" in row else None,
     )
 
 

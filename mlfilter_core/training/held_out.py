@@ -23,12 +23,13 @@ def write_held_out(path: Path, places: RowPlaces, labels: NDArray[np.float32], t
         targets: Names of several targets, for `"label":{"education":3.0,"fun":1.0}`; empty for one target.
     """
     with publish(path) as temporary, open_new(temporary) as file:
-        for document_id, values in zip(_ids(places), labels.tolist(), strict=True):
+        for document_id, values in zip(document_ids(places), labels.tolist(), strict=True):
             label = dict(zip(targets, values, strict=True)) if targets else values[0]
             file.write(orjson.dumps({"document_id": document_id, "label": label}, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _ids(places: RowPlaces) -> Iterator[str]:
+def document_ids(places: RowPlaces) -> Iterator[str]:
+    """Yields the id of each document."""
     for positions in places.blocks():
         with places.open_block(positions) as (file, rows, chosen):
             ids = file.column(id_column(file), rows)

@@ -21,12 +21,18 @@ from mlfilter_core.training.head_task import label_weights
 from mlfilter_core.training.held_out import write_held_out
 from mlfilter_core.training.metrics import head_metrics
 from mlfilter_core.training.row_buffers import RowBuffers
-from mlfilter_core.training.train_request import SUFFIX, TrainReport, TrainRequest, describe_metrics
+from mlfilter_core.training.train_request import (
+    FIGURE_SUFFIX,
+    HELD_OUT_SUFFIX,
+    METRICS_SUFFIX,
+    SUFFIX,
+    TrainReport,
+    TrainRequest,
+    describe_metrics,
+)
 from mlfilter_core.training.training_figure import draw_training
 from mlfilter_core.versions import library_versions
 from mlfilter_core.work.progress import Progress, ProgressTeller
-
-METRICS_SUFFIX, FIGURE_SUFFIX, HELD_OUT_SUFFIX = ".metrics.json", ".svg", ".held_out.jsonl"
 
 _log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from mlfilter_core.work.same_request import REPLACE, check_same_request
 from mlfilter_core.work.workload import ReportDefaults
 
 SUFFIX = ".safetensors"
+METRICS_SUFFIX, FIGURE_SUFFIX, HELD_OUT_SUFFIX = ".metrics.json", ".svg", ".held_out.jsonl"  # of files beside a head
 
 
 @dataclass(frozen=True)

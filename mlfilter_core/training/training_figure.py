@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mlfilter_core.training.fit_head import FittedHead
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's palette, safe for colour-blind readers
-MAX_POINTS = 5000  # in the scatter plot; arbitrary: more points make the file slow to open and show nothing new
+MAX_POINTS = 1500  # in the scatter plot; arbitrary: more points make the file slow to open and show nothing new
 
 
 def draw_training(
@@ -38,8 +38,13 @@ def draw_training(
     losses.legend(frameon=False)
     shown = np.linspace(0, len(labels) - 1, min(len(labels), MAX_POINTS)).astype(int)
     jitter = np.random.default_rng(0).uniform(-0.15, 0.15, len(shown))  # most labels are integers
-    scatter.scatter(labels[shown] + jitter, outputs[shown], s=8, alpha=0.5, color=BLUE, linewidths=0)
+    scatter.scatter(labels[shown] + jitter, outputs[shown], s=_area(len(shown)), alpha=0.5, color=BLUE, linewidths=0)
     scatter.set(xlabel="label of a held-out document", ylabel="output of the head")
     for axes in (losses, scatter):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _area(n: int) -> float:
+    """Returns the area of each of n points: few points are to be seen, too."""
+    return min(40.0, max(8.0, 2000 / max(1, n)))

@@ -1,25 +1,39 @@
 """Checks one annotated file against its embeddings or, if these were removed, against its source."""
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
-from mlfilter_core.corpus.lines import SourceReader
+from mlfilter_core.corpus.documents import RecordKeys
+from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
 from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.corpus.sources import Source, open_source
-from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID
+from mlfilter_core.embedding_store.layout import (
+    CHUNK_ROWS,
+    DOCUMENT_ID,
+    LABELS,
+    N_TOKENS,
+    SOURCE_LINE,
+    SOURCE_OFFSET,
+    TEXT_HASH,
+    index_name,
+)
 from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.identity import is_same_file
-from mlfilter_core.verification.annotated_lines import AGAIN, check_annotated_lines
-from mlfilter_core.verification.discrepancies import FileCheck, Findings, LineCounts
+from mlfilter_core.verification.annotated_lines import AGAIN, ExpectedLine, check_annotated_lines
+from mlfilter_core.verification.annotation_heads import check_heads
+from mlfilter_core.verification.discrepancies import FileCheck, Findings, LineCounts, Place
 from mlfilter_core.verification.embedding_files import REJECTED_DIR, check_counted, check_counts
 from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest, without_suffix
 from mlfilter_core.verification.rejected_lines import read_rejected_lines
@@ -29,6 +43,7 @@ from mlfilter_core.verification.stated_facts import StatedFacts, UnreadableOutpu
 
 NO_EMBEDDINGS = "against their embeddings, which are not in this folder"
 NO_SOURCE = "against their sources: another tool made the embeddings"
+NO_COPIES = "for what they copy from their sources, which are missing"
 NO_REJECTS = "against their rejected lines, which are not in this folder"
 ANNOTATED_SUFFIXES = tuple(SUFFIXES.values())
 PROVENANCE_DIR = f"{ANNOTATED_DIR}/{PROVENANCE_FOLDER}"
@@ -47,7 +62,12 @@ def find_annotated(relative: str) -> Output | None:
         name = relative.removeprefix(f"{ANNOTATED_DIR}/")
     else:
         return None
-    return Output(f"{ANNOTATED_DIR}/{name}", without_suffix(name, ANNOTATED_SUFFIXES))
+    path = f"{ANNOTATED_DIR}/{name}"
+    return Output(path, _name_of(path))
+
+
+def _name_of(relative: str) -> str:
+    return without_suffix(relative.removeprefix(f"{ANNOTATED_DIR}/"), ANNOTATED_SUFFIXES)
 
 
 def read_annotated(relative: str, request: VerifyRequest) -> StatedFacts:
@@ -106,6 +126,7 @@ class _Check:
     counts: LineCounts | None = None
     annotated_lines: int = 0
     rejects: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
         """Checks the file; the opened files belong to `files`."""
@@ -119,6 +140,7 @@ class _Check:
             self.findings.add("output", f"is missing, though {provenance} exists")
             return
         self.annotated_lines = made["documents"]
+        self.settings = made["request"]
         self._check_metadata(made["output"])
         embeddings, others = self._find_embeddings(made)
         if embeddings is None and not others:
@@ -131,7 +153,12 @@ class _Check:
             self.findings.add("embeddings", f"was made from another version of {' or '.join(others)}")
         if embeddings is not None and embeddings.n_rows != made["documents"]:
             self.findings.add("rows", f"{_stated(made)}, and its embeddings have {embeddings.n_rows:,} rows")
-        self._check_lines(made, _stored_ids(embeddings) if embeddings else None)
+        if embeddings is None:
+            self._check_lines(made, None)
+        else:
+            copied, lines = self._copied(made, [key for key in made["request"]["output_keys"] if embeddings.find(key)])
+            rows = zip(_stored_ids(embeddings), _offsets(embeddings) if copied else repeat(0), strict=False)
+            self._check_lines(made, _expected(rows, lines), copied)
 
     def result(self) -> FileCheck:
         """Returns the result, once the files are closed."""
@@ -143,6 +170,7 @@ class _Check:
             self.annotated_lines,
             self.rejects,
             sum(reader.n_bytes for reader in self.readers),
+            Place(ANNOTATED_DIR, _name_of(self.relative), self.settings),
         )
 
     def _check_metadata(self, recorded: Mapping[str, Any]) -> None:
@@ -169,12 +197,14 @@ class _Check:
             others.append(name)
         return None, others
 
-    def _check_lines(self, made: Mapping[str, Any], ids: Iterator[bytes] | None) -> None:
+    def _check_lines(
+        self, made: Mapping[str, Any], expected: Iterator[ExpectedLine] | None, copied: Sequence[str] = ()
+    ) -> None:
         if not self.request.read_content:
             return
         reader = self._open(self.findings.path)
         with self.findings.collecting():
-            self.annotated_lines = check_annotated_lines(reader, made, ids, self.findings)
+            self.annotated_lines = check_annotated_lines(reader, made, expected, copied, self.findings)
             if self.annotated_lines != made["documents"]:
                 self.findings.add("lines", f"{_stated(made)}, and has {self.annotated_lines:,} lines")
             if reader.sha256 != made["output"]["sha256"]:
@@ -203,14 +233,42 @@ class _Check:
             unknown.update(
                 {reason: n for reason, n in counts["rejected_by_reason"].items() if reason in ENCODER_REASONS}
             )
-        ids = (document.id.encode() for documents in account.documents() for document in documents)
-        self._check_lines(made, None if unknown else ids)
-        for _ in ids:  # the account covers the whole source
+        rows = ((document.id.encode(), document.offset) for batch in account.documents() for document in batch)
+        if unknown:
+            self._check_lines(made, None)
+        else:
+            copied, lines = self._copied(made, _stored_names(made["embeddings"]["request"]))
+            self._check_lines(made, _expected(rows, lines), copied)
+        for _ in rows:  # the account covers the whole source
             pass
         by_reason = account.rejected + unknown
         n_documents = account.n_documents - unknown.total()
         self.counts = LineCounts(reader.n_lines, n_documents, by_reason.total(), account.n_blank)
         check_counted(self.counts, by_reason, counts, of_embedding)
+
+    def _copied(
+        self, made: Mapping[str, Any], stored: Sequence[str]
+    ) -> tuple[Sequence[str], Iterator[Line | OverlongLine]]:
+        """Returns the output keys that are copied from the source, and its lines; none where they cannot be compared.
+
+        Args:
+            made: Provenance of the annotated file.
+            stored: Names of what is stored with the embeddings.
+        """
+        if not self.request.read_content or made["source"] is None:
+            return (), iter(())
+        others = (*stored, *made["columns"], "doc_id")  # the last is another name of the stored id
+        keys = [key for key in made["request"]["output_keys"] if key not in others]
+        path = Path(self.request.source_dir or made["source"]["folder"], made["source"]["path"])
+        if not keys:
+            return (), iter(())
+        if not path.exists():
+            self.not_checked.append(NO_COPIES)
+            return (), iter(())
+        source = open_source(path, None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys)))
+        self.readers.append(self.files.enter_context(source))
+        max_line_bytes = sys.maxsize if source.is_columnar else made["embeddings"]["request"]["max_line_bytes"]
+        return keys, source.lines(max_line_bytes)
 
     def _find_rejects(self, n_rejected: int, findings: Findings) -> Path | None:
         self.rejects = next(iter(self.related.rejects), None)
@@ -246,4 +304,35 @@ def _stored_ids(file: EmbeddingFile) -> Iterator[bytes]:
             yield from file.array(DOCUMENT_ID, rows).tolist()
 
 
-ANNOTATED_FILES = OutputKind("annotated files", find_annotated, read_annotated, check_annotations)
+def _offsets(file: EmbeddingFile) -> Iterator[int]:
+    for rows in file.slices(CHUNK_ROWS):
+        yield from file.array(SOURCE_OFFSET, rows).tolist()
+
+
+def _stored_names(request: Mapping[str, Any]) -> list[str]:
+    """Returns the names of what is stored with embeddings that were made by a request."""
+    index = map(index_name, request["index_keys"])
+    return [DOCUMENT_ID, LABELS, SOURCE_LINE, SOURCE_OFFSET, N_TOKENS, TEXT_HASH, *index, *request["index_keys"]]
+
+
+def _expected(rows: Iterable[tuple[bytes, int]], lines: Iterator[Line | OverlongLine]) -> Iterator[ExpectedLine]:
+    """Yields what the line of each document must contain, given its id and the offset of its source record.
+
+    Args:
+        rows: Id and offset of each document.
+        lines: Lines of the source; without any, records are not compared.
+    """
+    for document_id, offset in rows:
+        found = next((line for line in lines if line.offset == offset), None)
+        yield ExpectedLine(document_id, found.content if isinstance(found, Line) else None)
+
+
+ANNOTATED_FILES = OutputKind(
+    "annotated files",
+    find_annotated,
+    read_annotated,
+    check_annotations,
+    made_from="embed",
+    again="annotate again",
+    check_together=check_heads,
+)

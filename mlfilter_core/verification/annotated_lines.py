@@ -1,9 +1,10 @@
 """The lines of an annotated file, compared with its request.
 
-Knows nothing about embeddings and sources but their ids.
+Knows nothing about embeddings but their ids, and nothing about sources but their records.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -17,21 +18,40 @@ from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.heads.chunk_scores import CHUNKS_SUFFIX
 from mlfilter_core.heads.scores import LABEL_PREFIX
 from mlfilter_core.verification.discrepancies import Findings
+from mlfilter_core.verification.source_values import read_exactly, wrong_copies
 
 # A line may contain a whole document, and JSON may need six bytes for one. Arbitrary: 16 of the longest documents.
 MAX_LINE_BYTES = 1 << 30
 AGAIN = "annotate it again"
 
 
+@dataclass(frozen=True, slots=True)
+class ExpectedLine:
+    """The document of a line.
+
+    Attributes:
+        id: Its id, as UTF-8.
+        record: Its line in the source; None where there is none, or none is compared.
+    """
+
+    id: bytes
+    record: bytes | None
+
+
 def check_annotated_lines(
-    reader: SourceReader, made: Mapping[str, Any], ids: Iterator[bytes] | None, findings: Findings
+    reader: SourceReader,
+    made: Mapping[str, Any],
+    expected: Iterator[ExpectedLine] | None,
+    copied: Sequence[str],
+    findings: Findings,
 ) -> int:
     """Checks that every line is an object with every score, every key and the expected id.
 
     Args:
         reader: The file; exhausted afterwards.
         made: Its provenance.
-        ids: Ids of the documents in order, as UTF-8, one for each line. None compares no ids.
+        expected: What each line must contain, in order. None compares neither ids nor copied values.
+        copied: The output keys whose values come from the source.
         findings: Collects the problems.
 
     Returns:
@@ -42,9 +62,9 @@ def check_annotated_lines(
     columns = [column for column in made["columns"] if not column.startswith(LABEL_PREFIX) and column not in lists]
     labels = [column for column in made["columns"] if column.startswith(LABEL_PREFIX)]
     expected_keys = [key for key in keys if key != WHOLE_DOCUMENT]
-    has_ids = ids is not None and has_stored_ids(keys)
+    has_ids = has_stored_ids(keys)
     for line in _lines(reader):
-        document_id = next(ids, None) if ids is not None else None
+        document = next(expected, None) if expected is not None else None
         record = _record(line)
         if record is None:
             findings.add("json", f"line {line.number} is no JSON object")
@@ -58,8 +78,10 @@ def check_annotated_lines(
         for key in (*expected_keys, *labels):
             if key not in record:
                 findings.add(key, f'line {line.number} has no "{key}"')
-        if has_ids and document_id is not None:
-            _check_id(record, document_id, line.number, findings)
+        if has_ids and document is not None:
+            _check_id(record, document.id, line.number, findings)
+        if copied and isinstance(line, Line):
+            _check_copies(line, copied, document, findings)
     return reader.n_lines
 
 
@@ -115,6 +137,18 @@ def _check_id(record: dict[str, Any], document_id: bytes, number: int, findings:
     if not isinstance(found, str) or found.encode() != document_id:
         expected = _json(document_id.decode(errors="replace"))
         findings.add("ids", f"line {number}: {DOCUMENT_ID} is {_json(found)}, row {number - 1} has {expected}")
+
+
+def _check_copies(line: Line, keys: Sequence[str], document: ExpectedLine | None, findings: Findings) -> None:
+    if document is None or document.record is None:
+        findings.add("copies", f"line {line.number} belongs to no document of the source")
+        return
+    try:
+        wrong = wrong_copies(read_exactly(line.content), read_exactly(document.record), keys)
+    except RecursionError:  # orjson reads deeper
+        return
+    for key in wrong:
+        findings.add(f"copy of {key}", f'line {line.number}: the value of "{key}" is not that of the source')
 
 
 def _json(value: Any) -> str:

@@ -4,10 +4,11 @@ Knows nothing about what is checked.
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mlfilter_core.errors import MlfilterError
 
@@ -34,6 +35,23 @@ class LineCounts:
 
 
 @dataclass(frozen=True)
+class Place:
+    """The place of an output among the outputs of its folder.
+
+    Attributes:
+        folder: Folder of outputs that belong together, relative to the output folder: `embeddings`.
+        stem: Name in this folder without suffix: `a/x`. All outputs that come from one source have the same.
+        settings: Settings that all outputs of the folder must share, by name.
+        tally: Counts that show something about all outputs together; None where there are none.
+    """
+
+    folder: str
+    stem: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tally: Any = None
+
+
+@dataclass(frozen=True)
 class FileCheck:
     """Result of the check of one output.
 
@@ -46,6 +64,9 @@ class FileCheck:
         annotated_lines: Lines of an annotated file.
         rejects: Rejects file of the output, relative to the output folder, whether or not it exists.
         n_bytes: Bytes read of the file, its source and its rejects; 0 where only metadata were read.
+        place: Place among the other outputs; None where the output does not state it.
+        kept: Documents that a filter kept.
+        dropped: Documents that a filter dropped.
     """
 
     path: str
@@ -55,6 +76,9 @@ class FileCheck:
     annotated_lines: int = 0
     rejects: str | None = None
     n_bytes: int = 0
+    place: Place | None = field(default=None, compare=False)
+    kept: int = 0
+    dropped: int = 0
 
 
 @dataclass

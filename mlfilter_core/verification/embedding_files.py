@@ -13,11 +13,12 @@ from mlfilter_core.config.embedding import DEFAULT_EMBEDDING_DIR
 from mlfilter_core.corpus.lines import SourceReader
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.corpus.sources import Source, open_source
+from mlfilter_core.embedding_store.fingerprint import fingerprint
 from mlfilter_core.embedding_store.layout import CHUNK_ROWS, EMBEDDING_SUFFIXES, EMBEDDINGS, N_TOKENS, Provenance
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.tallies.histogram import WHOLE_NUMBERS, Histogram, histogram, write_histogram
-from mlfilter_core.verification.discrepancies import FileCheck, Findings, LineCounts
+from mlfilter_core.verification.discrepancies import FileCheck, Findings, LineCounts, Place
 from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest, without_suffix
 from mlfilter_core.verification.rejected_lines import read_rejected_lines
 from mlfilter_core.verification.row_comparison import RowComparison
@@ -92,6 +93,15 @@ def rejects_of(relative: str, source_path: str) -> str | None:
     return f"{REJECTED_DIR}{own}/{stem}.jsonl"
 
 
+def _place(relative: str, made: Provenance) -> Place:
+    name, stem = (
+        without_suffix(relative, EMBEDDING_SUFFIXES),
+        without_suffix(made.source["path"], SOURCE_SUFFIXES),
+    )
+    settings = {**fingerprint(made), "embedding_dtype": made.request["embedding_dtype"]}
+    return Place(f"/{name}".removesuffix(f"/{stem}").strip("/"), stem, settings)
+
+
 def check_counts(counts: Mapping[str, Any], findings: Findings) -> LineCounts:
     """Checks that the stated counts add up, and returns them."""
     stated = LineCounts(*(counts[name] for name in LineCounts.__dataclass_fields__))
@@ -114,8 +124,9 @@ def check_counted(counted: LineCounts, by_reason: Counter[str], counts: Mapping[
 def _check(
     relative: str, request: VerifyRequest, file: EmbeddingFile, made: Provenance, findings: Findings
 ) -> FileCheck:
-    counts, rejects, n_bytes = None, None, 0
+    counts, rejects, n_bytes, place = None, None, 0, None
     with findings.collecting(), ExitStack() as files:
+        place = _place(relative, made)
         counts = check_counts(made.counts, findings)
         rejects = rejects_of(relative, made.source["path"])
         _check_layout(file, made, request.group, findings)
@@ -131,7 +142,7 @@ def _check(
             rejects_reader = files.enter_context(SourceReader(rejects_file)) if rejects_file else None
             counts = _check_lines(file, made, reader, rejects_reader, findings)
             n_bytes += sum(opened.n_bytes for opened in (reader, rejects_reader) if opened)
-    return FileCheck(relative, findings.problems(), (), counts, rejects=rejects, n_bytes=n_bytes)
+    return FileCheck(relative, findings.problems(), (), counts, rejects=rejects, n_bytes=n_bytes, place=place)
 
 
 def _check_layout(file: EmbeddingFile, made: Provenance, group: str, findings: Findings) -> None:
@@ -206,4 +217,6 @@ def _check_lines(
     return counted
 
 
-FILES_OF_EMBEDDINGS = OutputKind("files of embeddings", find_embeddings, read_embeddings, check_embeddings)
+FILES_OF_EMBEDDINGS = OutputKind(
+    "files of embeddings", find_embeddings, read_embeddings, check_embeddings, again="embed again"
+)

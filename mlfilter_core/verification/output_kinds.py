@@ -3,12 +3,12 @@
 `mlfilter_core.job_kinds` names an `OutputKind` for each kind of job that writes to its own `output_dir`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlfilter_core.job_kinds import kinds, load_entry_point
-from mlfilter_core.verification.discrepancies import FileCheck
+from mlfilter_core.verification.discrepancies import FileCheck, Place
 from mlfilter_core.verification.stated_facts import StatedFacts
 
 
@@ -69,12 +69,18 @@ class OutputKind:
         read: Takes an output's path. Returns what the output states, from its metadata alone; raises
             UnreadableOutputError.
         check: Takes an output's path. Checks its content; never raises for what is wrong with it.
+        made_from: Flow of the kind whose outputs these are made from, one from each; None where there is none.
+        again: Advice where an output is missing, or was made with other settings: `annotate again`.
+        check_together: Takes the places of all outputs. Yields problems that only all of them show.
     """
 
     plural: str
     find: Callable[[str], Output | None]
     read: Callable[[str, VerifyRequest], StatedFacts]
     check: Callable[[str, VerifyRequest, RelatedFiles], FileCheck]
+    made_from: str | None = None
+    again: str = "make them again"
+    check_together: Callable[[Sequence[Place], VerifyRequest], Iterable[str]] | None = None
 
 
 def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:

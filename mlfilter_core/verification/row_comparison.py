@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from mlfilter_core.corpus.documents import Document, DocumentSchema, hash_text
 from mlfilter_core.embedding_store.layout import (
     DOCUMENT_ID,
-    INDEX,
     LABELS,
     SOURCE_LINE,
     SOURCE_OFFSET,
     TEXT_HASH,
     Provenance,
+    index_name,
 )
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.verification.discrepancies import Findings
@@ -87,7 +87,7 @@ def _expected_columns(documents: Sequence[Document], schema: DocumentSchema) -> 
         TEXT_HASH: [hash_text(document.text) for document in documents],
     }
     for i, key in enumerate(schema.index_keys):
-        columns[f"{INDEX}/{key.replace('/', '_')}"] = [document.index[i].encode() for document in documents]
+        columns[index_name(key)] = [document.index[i].encode() for document in documents]
     if schema.label_shape is not None:
         labels = np.array([document.labels for document in documents], schema.label_dtype)
         columns[LABELS] = labels.reshape(len(documents), *schema.label_shape).tolist()

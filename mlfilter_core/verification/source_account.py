@@ -1,6 +1,7 @@
 """Classifies each line of a source as a document, a rejected line or a blank line.
 
-Reads the source as embedding does, and compares it with the rejects file. Knows nothing about HDF5.
+Tells documents from others as embedding does, reads their values in another way, and compares rejected lines with the
+rejects file. Knows nothing about HDF5.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from mlfilter_core.corpus.sources import Source
 from mlfilter_core.verification.discrepancies import Findings
 from mlfilter_core.verification.output_kinds import VerifyRequest
 from mlfilter_core.verification.rejected_lines import RejectedLine
+from mlfilter_core.verification.source_values import read_again
 
 # Only the encoder gives these reasons; the lines themselves are documents.
 ENCODER_REASONS = frozenset({"no_tokens", "too_many_tokens", "out_of_memory"})
@@ -132,8 +134,9 @@ class SourceAccount:
             self._count(self._next)
             return None
         if isinstance(parsed, Document):
+            assert isinstance(line, Line)
             self.n_documents += 1
-            return parsed
+            return read_again(parsed, line.content, self._schema)
         if self._are_known:
             why = f"line {line.number} of the source is no document ({_reason(parsed)})"
             self._findings.add("missing", f"{why}, and is not among the rejected lines")

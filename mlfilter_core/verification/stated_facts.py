@@ -15,6 +15,19 @@ class UnreadableOutputError(Exception):
 
 
 @dataclass(frozen=True)
+class StatedFilter:
+    """The facts that a filtered file states.
+
+    Attributes:
+        request: `keep`, `at_least`, `per`, and the limits as ranks.
+        report: Counts of documents and tokens, by group and by score.
+    """
+
+    request: Mapping[str, Any]
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class StatedFacts:
     """The facts that one output states.
 
@@ -29,6 +42,8 @@ class StatedFacts:
         document_tokens: Histogram of the documents' lengths; None in files of earlier releases.
         scores: Statistics of the scores; None where the output has no scores or does not state them.
         heads: Digest of each head by its name; None where the output has no scores.
+        filtered: Limits and counts of a filtered file.
+        training: Record of the training of a head.
     """
 
     n_bytes: int
@@ -40,6 +55,8 @@ class StatedFacts:
     document_tokens: Histogram | None = None
     scores: ScoreStatistics | None = None
     heads: Mapping[str, str] | None = None
+    filtered: StatedFilter | None = None
+    training: Mapping[str, Any] | None = None
 
 
 def stated_lengths(statistics: Mapping[str, Any]) -> Histogram | None:

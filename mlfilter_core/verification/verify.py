@@ -11,7 +11,7 @@ from mlfilter_core.compute.cores import usable_cores
 from mlfilter_core.config.embedding import UNKEPT_DIR
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.publishing import COMMITTED_SUFFIX, TEMPORARY_SUFFIX
-from mlfilter_core.verification.discrepancies import FileCheck, LineCounts
+from mlfilter_core.verification.discrepancies import FileCheck, LineCounts, Place
 from mlfilter_core.verification.embedding_files import REJECTED_DIR
 from mlfilter_core.verification.isolation import in_processes
 from mlfilter_core.verification.output_kinds import (
@@ -22,6 +22,7 @@ from mlfilter_core.verification.output_kinds import (
     output_kinds,
     without_suffix,
 )
+from mlfilter_core.verification.whole_folder import differing_settings, missing_origins, missing_outputs
 
 LOGS_DIR = "logs"
 # Suffixes of hidden files beside an unfinished output; a lock alone does not show one.
@@ -57,9 +58,10 @@ class Verification:
 
     Attributes:
         folder: The files.
-        wrong: Files with problems.
+        wrong: Files and folders with problems.
         counts: Sums over the sources; as stated where a source was not read.
         annotated_lines: Sum over the annotated files.
+        kept: Sum over the filtered files; `dropped` likewise.
         not_checked: Contents that could not be checked, with the number of files.
         n_bytes: Bytes read.
         seconds: Wall time.
@@ -74,6 +76,8 @@ class Verification:
     n_bytes: int
     seconds: float
     read_content: bool
+    kept: int = 0
+    dropped: int = 0
 
     @property
     def is_right(self) -> bool:
@@ -81,10 +85,12 @@ class Verification:
 
     def summary(self) -> str:
         """Returns the totals as text of a few lines."""
-        files = ", ".join(f"{len(self.folder.outputs[flow]):,} {kind.plural}" for flow, kind in output_kinds().items())
+        numbers = {kind.plural: len(self.folder.outputs[flow]) for flow, kind in output_kinds().items()}
+        files = ", ".join(f"{n:,} {plural}" for plural, n in numbers.items() if n) or "rejects files only"
+        filtered = f"; {self.kept:,} documents kept + {self.dropped:,} dropped" if self.kept + self.dropped else ""
         lines = [
             f"{files}: {f'{len(self.wrong):,} not right' if self.wrong else 'all right'}",
-            f"{self.counts}; {self.annotated_lines:,} annotated lines",
+            f"{self.counts}; {self.annotated_lines:,} annotated lines{filtered}",
         ]
         lines += [f"not checked: {n:,} files {what}" for what, n in sorted(self.not_checked.items())]
         if not self.read_content:
@@ -116,16 +122,20 @@ def verify(
     folder = find_outputs(request.output_dir)
     wrong: list[FileCheck] = []
     not_checked: Counter[str] = Counter()
-    counts, annotated_lines, n_bytes = LineCounts(), 0, 0
+    counts, annotated_lines, n_bytes, kept, dropped = LineCounts(), 0, 0, 0, 0
     for check in _checks(folder, request, n_workers or usable_cores()):
         wrong += [check] if check.problems else []
         counts += check.counts or LineCounts()
         annotated_lines += check.annotated_lines
         n_bytes += check.n_bytes
+        kept += check.kept
+        dropped += check.dropped
         not_checked.update(check.not_checked)
         on_file(check)
     seconds = time.monotonic() - started
-    return Verification(folder, wrong, counts, annotated_lines, not_checked, n_bytes, seconds, request.read_content)
+    return Verification(
+        *(folder, wrong, counts, annotated_lines, not_checked, n_bytes, seconds, request.read_content, kept, dropped)
+    )
 
 
 def find_outputs(output_dir: Path) -> OutputFolder:
@@ -195,10 +205,15 @@ class _Task:
 
 
 def _checks(folder: OutputFolder, request: VerifyRequest, n_workers: int) -> Iterator[FileCheck]:
-    """Yields the checks of all files. A rejects file belongs to the first output that claims it."""
+    """Yields the checks of all files, and of those of each kind together.
+
+    A rejects file belongs to the first output that claims it.
+    """
     unclaimed = set(folder.rejects)
     earlier: dict[str, str] = {}
-    for flow, kind in output_kinds().items():
+    places: dict[str, list[Place]] = defaultdict(list)
+    kinds = output_kinds()
+    for flow, kind in kinds.items():
         outputs = folder.outputs[flow]
         tasks = (
             _Task(kind, output.path, request, related)
@@ -207,7 +222,17 @@ def _checks(folder: OutputFolder, request: VerifyRequest, n_workers: int) -> Ite
         timed = ((task, task.limit_s()) for task in tasks)
         for check in in_processes(_Task.run, timed, min(n_workers, len(outputs) or 1), _Task.died):
             unclaimed.discard(check.rejects or "")
+            places[flow] += [check.place] if check.place else []
             yield check
+        yield from differing_settings(kind, places[flow])
+        if kind.made_from in kinds:
+            origins = (places[kind.made_from], kinds[kind.made_from])
+            yield from missing_outputs(kind, outputs, *origins)
+            if not folder.has_unkept:
+                yield from missing_origins(kind, outputs, *origins)
+        if kind.check_together is not None:
+            problems = tuple(kind.check_together(places[flow], request))
+            yield from [FileCheck(places[flow][0].folder, problems)] if problems else []
         earlier |= {output.path: output.name for output in outputs}
     for path in sorted(unclaimed):
         yield FileCheck(path, ("belongs to no embeddings and no annotations here; run their job again, or remove it",))

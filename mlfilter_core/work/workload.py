@@ -7,13 +7,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import Field, asdict, dataclass, replace
+from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from mlfilter_core.errors import FileError
 from mlfilter_core.files.publishing import claim_outputs
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import WHOLE, TaskFile
 
 
 class FileReport(Protocol):
@@ -31,6 +31,9 @@ class FileReport(Protocol):
     SUMMED: ClassVar[Sequence[str]]
     NO_COLUMNS: ClassVar[Sequence[str]]
     SPREAD: ClassVar[Sequence[str]]
+
+    def with_parts(self, parts: Sequence[Any]) -> Self:
+        """Returns the report of a file that was made from parts, with what they took; given their reports."""
 
     @staticmethod
     def remarks_on(reports: Sequence[Any]) -> list[str]:
@@ -66,10 +69,14 @@ class FileReport(Protocol):
 
 
 class ReportDefaults:
-    """The defaults of a file report: no remarks, no sample, no special columns."""
+    """The defaults of a file report: no parts, no remarks, no sample, no special columns."""
 
     NO_COLUMNS: ClassVar[Sequence[str]] = ()
     SPREAD: ClassVar[Sequence[str]] = ()
+
+    def with_parts(self, parts: Sequence[Any]) -> Self:
+        """Returns the report: its file has no parts."""
+        return self
 
     @staticmethod
     def remarks_on(reports: Sequence[Any]) -> list[str]:
@@ -98,6 +105,15 @@ class Work(ABC, Generic[Report_co]):
     """
 
     IMPORTS: ClassVar[Sequence[str]] = ()
+
+    def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
+        """Returns the parts of a file that are worked on separately before the whole file; by default none.
+
+        Args:
+            file: A file that is not finished.
+            n_parts: Number of parts that would balance the workers; 1 for none.
+        """
+        return ()
 
     @abstractmethod
     def outputs(self, file: TaskFile) -> Sequence[Path]:
@@ -143,12 +159,12 @@ class Work(ABC, Generic[Report_co]):
         """
 
     def run(self, file: TaskFile) -> Report_co:
-        """Returns the report of one file; makes its outputs unless a lost worker has finished them.
+        """Returns the report of one file or a part of it; makes its outputs unless a lost worker has finished them.
 
         Waits while another process makes the same outputs.
         """
         with claim_outputs(*self.outputs(file)):
-            return self.finished(file, read_content=True) or self.make(file)
+            return self.finished(replace(file, part=WHOLE), read_content=True) or self.make(file)
 
 
 @dataclass(frozen=True)
@@ -175,7 +191,7 @@ class SomeFilesFailedError(FileError):
 
     Attributes:
         reports: Reports of the finished files.
-        failures: Reasons of the failed files, by relative path.
+        failures: Reasons of the failed files, by name.
     """
 
     def __init__(self, reports: Sequence[Any], failures: Mapping[str, str]) -> None:
@@ -199,7 +215,7 @@ def run_in_turn(files: Sequence[TaskFile], work: Work[Report]) -> list[Report]:
     """
     reports, failures = [], {}
     for file in files:
-        _log.debug("%s begins", file.relative)  # the last message of a process that this file kills
+        _log.debug("%s begins", file.name)  # the last message of a process that this file kills
         try:
             report = work.run(file)
             if report.status != SKIPPED:
@@ -207,10 +223,15 @@ def run_in_turn(files: Sequence[TaskFile], work: Work[Report]) -> list[Report]:
                 report = replace(report, worker=worker_name(), started=time.time() - report.seconds)
             reports.append(report)
         except FileError as error:
-            failures[file.relative] = str(error)
+            failures[file.name] = str(error)
     if failures:
         raise SomeFilesFailedError(reports, failures)
     return reports
+
+
+def name_of(report: FileReport) -> str:
+    """Returns the name of the file or part that a report is about: the first field."""
+    return str(getattr(report, fields(report)[0].name))
 
 
 def row_of(report: FileReport) -> dict[str, Any]:

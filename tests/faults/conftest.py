@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,17 @@ class Disk:
     def fill(self, n_free: int) -> None:
         """Leaves this number of bytes free, in whole pages."""
         self.free()
+        while not self._is_filled(n_free):
+            pass
+
+    def _is_filled(self, n_free: int) -> bool:
         status = os.statvfs(self.folder)
-        with open(self.folder / "ballast", "wb") as ballast:
-            n_bytes = (status.f_bavail - n_free // PAGE) * status.f_frsize
+        n_bytes = (status.f_bavail - n_free // PAGE) * status.f_frsize
+        with open(self.folder / "ballast", "wb") as ballast, suppress(OSError):  # a run may have taken some meanwhile
             if n_bytes > 0:
                 os.posix_fallocate(ballast.fileno(), 0, n_bytes)
+            return True
+        return False
 
     def free(self) -> None:
         (self.folder / "ballast").unlink(missing_ok=True)

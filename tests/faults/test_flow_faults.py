@@ -33,6 +33,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.files.task_files import find_files
 from tests.faults.campaign import IS_LONG
 from tests.faults.conftest import END_S, MINILM, TEST_S, Run, WriteJob, leftovers, statuses, within, write_corpus
+from tests.flows.commands.processes import all_gone
 from tests.flows.conftest import write_embeddings
 
 # A worker whose flow is gone ends at once, the guard that reports for the flow some seconds later.
@@ -95,7 +96,7 @@ def test_a_flow_that_is_killed_leaves_no_process_and_no_half_file_and_a_rerun_go
     processes = psutil.Process(run.process.pid).children(recursive=True)
     assert processes
     run.process.kill()
-    within(GONE_S, lambda: not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
+    within(GONE_S, lambda: all_gone(processes))
     assert {path.name for path in out.rglob("[!.]*.h5")} == {"a.h5"}
     report = embed(job)
     assert [row.status for row in report.reports] == ["skipped", "embedded"]
@@ -103,11 +104,12 @@ def test_a_flow_that_is_killed_leaves_no_process_and_no_half_file_and_a_rerun_go
     check_undisturbed(job, out)
 
 
+@pytest.mark.parametrize("params", [{}, {"split": 3}])
 def test_two_embedding_runs_on_one_folder_share_the_files(
-    write_job: Callable[..., Path], start: Callable[..., Run], tmp_path: Path
+    params: dict[str, Any], write_job: Callable[..., Path], start: Callable[..., Run], tmp_path: Path
 ) -> None:
     files = {f"file{i}": 25 for i in range(5)}
-    job = write_job(files)
+    job = write_job(files, **params)
     runs = [start("embed", job), start("embed", job)]
     assert [run.ended() for run in runs] == [0, 0], "\n".join(run.said for run in runs)
     names = [f"{name}.jsonl" for name in files]

@@ -16,7 +16,7 @@ import yaml
 from flows.prefect_api.database import UP_TO_DATE, has_tables
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from tests.faults.campaign import IS_LONG
-from tests.faults.conftest import END_S, MINILM, TEST_S, Run, leftovers, statuses, within, write_corpus
+from tests.faults.conftest import END_S, MINILM, TEST_S, Disk, Run, leftovers, statuses, within, write_corpus
 
 FILES = {"a": 30, "b": 60, "c": 30}
 # Prefect's default, 5, is a minute for each request; 1 is some seconds.
@@ -160,3 +160,32 @@ def test_a_database_that_is_locked_for_a_while_does_not_stop_a_run(
     check_outputs(tmp_path / "out")
     assert server.states("flow_runs") == ["Completed"]
     within(60, lambda: server.states("task_runs") == ["Completed"] * 3)
+
+
+def test_a_full_disk_ends_a_run_with_its_own_server_with_one_message(
+    job: Path, start: Callable[..., Run], disk: Disk, tmp_path: Path
+) -> None:
+    """Its database is on the disk, the outputs are elsewhere."""
+    content = yaml.safe_load(job.read_text())
+    content["local_settings"]["logging_dir"] = str(disk.folder)
+    job.write_text(yaml.safe_dump(content))
+    small = start("embed", job, PREFECT_API_URL="")
+    assert small.ended() == 1
+    assert "are needed, and 8.39 MB are free. Make room there, or set logging_dir" in small.said
+    assert len(small.said.splitlines()) == 2  # the first says what is done
+    disk.remount("size=40m")
+    run = start("embed", job, PREFECT_API_URL="")
+    within(END_S, is_there(tmp_path / "out", "a.h5"), run)
+    disk.fill(0)
+    assert run.ended() == 1, run.said
+    assert "Traceback" not in run.said
+    assert run.said.count("database or disk is full") == 1
+    error = run.said.splitlines()[-1]
+    assert error.startswith(f"error: Prefect's database in {disk.folder}/prefect/")
+    assert "Make room there" in error
+    disk.free()
+    again = start("embed", job, PREFECT_API_URL="")
+    assert again.ended() == 0, again.said
+    for name, n in FILES.items():
+        with EmbeddingFile(tmp_path / "out" / "embeddings" / f"{name}.h5", "train") as file:
+            assert file.n_rows == n

@@ -25,7 +25,7 @@ from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.job_kinds import load_any_job
 from tests.conftest import within
-from tests.flows.commands.processes import prefect, server_environment
+from tests.flows.commands.processes import all_gone, prefect, server_environment
 from tests.flows.conftest import WriteJob
 
 REPOSITORY = Path(__file__).parents[2]
@@ -118,10 +118,6 @@ def processes_in_the_middle_of_a_file(worker: psutil.Process, output: Path) -> l
     within(RUN_S, lambda: len(list(output.rglob("*.h5"))) == 3)
     within(RUN_S, lambda: any(path.stat().st_size for path in output.rglob(".z.h5.*")))
     return worker.children(recursive=True)
-
-
-def all_gone(processes: list[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
 @pytest.mark.parametrize("job_file", JOB_FILES, ids=lambda path: "/".join(path.parts[-2:]))

@@ -14,6 +14,7 @@ from mlfilter_core.wording import (
     rough_share,
     share,
     size,
+    sizes_apart,
 )
 
 
@@ -74,3 +75,16 @@ def test_a_share_says_few_of_many_and_no_whole() -> None:
 )
 def test_a_rough_share_has_two_digits(part: float, whole: float, said: str) -> None:
     assert rough_share(part, whole) == said
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (16 << 20, 5 << 20, ("16.8 MB", "5.24 MB")),
+        (1_000_400_000, 1_000_000_000, ("1.0004 GB", "1 GB")),
+        (1e9 + 1, 1e9, ("1.000000001 GB", "1 GB")),
+        (0.4, 0, ("0 B", "0 B")),
+    ],
+)
+def test_two_sizes_show_which_is_larger(one: float, other: float, expected: tuple[str, str]) -> None:
+    assert sizes_apart(one, other) == expected

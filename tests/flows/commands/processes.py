@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
 from click.testing import Result
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 from typer.testing import CliRunner
@@ -53,3 +56,25 @@ def server_environment() -> dict[str, str]:
         **api_variables(),
         "PREFECT_WORKER_QUERY_SECONDS": "1",  # seconds between two looks for runs; the default is 10
     }
+
+
+def running_below(parent: int, name: str) -> list[psutil.Process]:
+    """Returns the processes below one whose command line contains a name; some may end meanwhile."""
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie has no command line either
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def all_gone(processes: Iterable[psutil.Process]) -> bool:
+    """Says whether processes have ended; those that nobody has waited for have."""
+    return not any(map(_is_alive, processes))
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # raises for another process of the same number
+    except psutil.NoSuchProcess:
+        return False

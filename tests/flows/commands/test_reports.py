@@ -17,7 +17,7 @@ def write_annotated(output_dir: Path, scores: list[float]) -> Path:
     for folder in (path.parent, provenance.parent):
         folder.mkdir(parents=True)
     with path.open("wb") as file:
-        write_records(file, [{"document_id": f"d{i}", "score_h": score} for i, score in enumerate(scores)])
+        write_records(file, [[{"document_id": f"d{i}", "score_h": score}] for i, score in enumerate(scores)])
     statistics = {"scores": write_score_statistics(score_statistics({"score_h": np.array(scores, np.float32)}))}
     made = {"documents": len(scores), "request": {"heads": {"h": "0"}}, "embeddings": {}, "statistics": statistics}
     provenance.write_text(json.dumps(made))

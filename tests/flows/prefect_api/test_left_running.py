@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
-import psutil
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
@@ -15,9 +14,10 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelling, Completed, Running
 
+from flows.prefect_api import left_running
 from flows.prefect_api.left_running import GRACE_S, end_what_is_left, never_left_running
 from tests.conftest import within
-from tests.flows.commands.processes import api_variables
+from tests.flows.commands.processes import api_variables, running_below
 
 # More than the API returns at a time.
 N_TASKS = 205
@@ -92,7 +92,7 @@ def test_a_flow_whose_process_is_killed_ends_as_crashed(
 def test_a_guard_goes_with_its_run() -> None:
     guarded = flow(never_left_running()(outer.fn))
     assert guarded(return_state=True).is_completed()
-    assert not [p for p in psutil.Process().children() if "flows.prefect_api.left_running" in p.cmdline()]
+    assert not running_below(os.getpid(), left_running.__file__)
 
 
 def test_every_unfinished_run_below_becomes_crashed(client: SyncPrefectClient) -> None:

@@ -81,7 +81,7 @@ def test_files_of_a_bundle_that_died_are_tasks_of_their_own(files: list[TaskFile
     bundles = Bundles(files[:4], 4, print)
     died = bundles.take(1)
     assert not bundles
-    bundles.part(died)
+    bundles.separate(died)
     assert len(bundles) == 4
     assert [bundles.take(1) for _ in range(4)] == [(file,) for file in files[:4]]
 

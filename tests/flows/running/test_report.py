@@ -41,7 +41,8 @@ def test_the_printed_table_has_a_row_for_each_file_and_their_sum(capsys: pytest.
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert ["bad.jsonl", "failed"] in lines
     assert ["1.jsonl", "embedded", "1,003", "1,000", "2", "5", "123,456", "2.0", "300.0"] in lines
-    assert ["total", "2,006", "2,000", "4", "10", "246,912", "10.0"] in lines
+    assert ["total", "2,006", "2,000", "4", "10", "246,912"] in lines
+    assert ["embed:", "3", "files", "in", "10.0", "s:", "1", "failed,", "2", "embedded"] in lines
     assert ["results:", "out"] in lines
 
 

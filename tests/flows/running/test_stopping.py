@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from flows.running.script import STOPPING
 from flows.running.stopping import SIGNALS, stopped_by_signals
 from tests.conftest import within
-from tests.flows.commands.processes import REPOSITORY, server_environment
+from tests.flows.commands.processes import REPOSITORY, running_below, server_environment
 from tests.flows.conftest import WriteJob
 
 START_S = 120  # on a machine that is busy
@@ -80,17 +80,13 @@ def is_embedding(job: Path) -> bool:
     return checkpoint(job).exists()
 
 
-def runs_dask(process: "subprocess.Popen[str]") -> bool:
-    return any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process(process.pid).children())
-
-
 @pytest.mark.parametrize("moment", ["reading", "starting", "embedding"])
 def test_ctrl_c_ends_a_run_with_one_line(started: list[Any], long_job: Path, moment: str) -> None:
     process = start(started, long_job)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("embed: ")
     if moment == "starting":
-        within(START_S, lambda: runs_dask(process))
+        within(START_S, lambda: running_below(process.pid, "spawn_main"))
     if moment == "embedding":
         within(START_S, lambda: is_embedding(long_job))
     output, left = stop(process, signal.SIGINT, group=True)
@@ -131,8 +127,9 @@ def _only(run: UUID) -> FlowRunFilter:
 
 
 SLOW = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from flows.running import stopping
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, has it ignored
 stopping.ORDERLY_S = float(sys.argv[1])
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 guard = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)

@@ -93,9 +93,25 @@ def test_reports_without_tokens_and_files_without_a_size_do(clock: Clock, tmp_pa
 
 
 def test_a_snapshot_in_words() -> None:
-    now = Snapshot(9, 2, 1, 0, 12_345, 1_000_000, 0, 0.5, 949.6, 350_000.4, 11_520, 0, WAITED, [])
+    now = Snapshot(9, 2, 1, 0, 12_345, 1_000_000, 0, 0.5, 949.6, 350_000.4, 11_520, 0, WAITED, [], "encoding")
     assert describe(now) == (
         "3 of 9 files, 12,345 documents, 950 documents/s, 350,000 tokens/s, 3 h 12 min left, encoding is the bottleneck"
     )
     now = Snapshot(9, 0, 0, 1, 0, 0, 3, 0.0, 0.04, 0, None, 0, {}, [])
     assert describe(now) == "0 of 9 files, 1 failed, 0 documents, 3 rejected, 0.0 documents/s"
+    now = Snapshot(9, 2, 0, 0, 0, 0, 0, 0.0, 0, 0, None, 0, {}, [])
+    assert describe(now) == "2 of 9 files, waiting for the first worker"
+
+
+def test_the_bottleneck_changes_only_when_another_stage_waits_much_less(clock: Clock, files: list[TaskFile]) -> None:
+    run = RunProgress(3, files, n_failed=0)
+
+    def bottleneck(**waited: float) -> str | None:
+        run.hear("w", Progress("c.jsonl", 6, share=0.1, waited=waited))
+        return run.snapshot().bottleneck
+
+    assert bottleneck(reading=0.4, encoding=0.3) is None
+    assert bottleneck(reading=9.0, encoding=8.9) == "encoding"
+    assert bottleneck(reading=8.0, encoding=9.9) == "encoding"
+    assert bottleneck(reading=6.0, encoding=9.9) == "reading"
+    assert bottleneck(reading=9.9, encoding=9.0) == "reading"

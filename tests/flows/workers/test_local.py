@@ -5,18 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from distributed import Client, Security
 from distributed.comm import connect
 from prefect import task
 
+from flows.prefect_api import serve
 from flows.workers.local import THREAD_VARIABLES, local_workers, workers_ahead
 from flows.workers.task_runner import WorkerTaskRunner
 from flows.workers.worker_count import visible_gpus
 from mlfilter_core.compute.cores import usable_cores
 from mlfilter_core.config.execution import LocalSettings
 from tests.conftest import within
+from tests.flows.commands.processes import running_below
 from tests.flows.dask_workers import outcomes
 
 
@@ -65,8 +66,7 @@ def test_workers_divide_the_cores_and_get_a_gpu_each_unless_the_job_names_one(
         if n_workers == -1:
             (done,) = outcomes(workers, n_torch_threads, ["one"]).values()
             assert done.result == max(1, usable_cores() // 2)
-            children = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-            assert len([child for child in children if "flows.prefect_api.serve" in child]) == 1
+            assert len(running_below(os.getpid(), serve.__file__)) == 1
     assert not (tmp_path / "dask").exists()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
     assert "OMP_NUM_THREADS" not in os.environ
@@ -89,13 +89,12 @@ def test_workers_that_were_started_ahead_are_taken_if_they_are_those_of_the_run(
     assert dict(os.environ) == environment
 
 
-def test_workers_ahead_that_no_run_takes_are_ended(fast_workers: None, tmp_path: Path) -> None:
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
+def test_workers_ahead_that_no_run_takes_are_ended(spawned_workers: None, tmp_path: Path) -> None:
+    before = running_below(os.getpid(), "spawn_main")
     with workers_ahead(1, "cpu", tmp_path / "ahead", []):
-        pass
+        within(60, lambda: len(running_below(os.getpid(), "spawn_main")) > len(before))
     assert not (tmp_path / "ahead").exists()
-    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
-    assert not [child for child in left if "worker" in child.name()]
+    assert running_below(os.getpid(), "spawn_main") == before
 
 
 def test_workers_import_modules_while_they_start(spawned_workers: None, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from prefect.client.schemas.objects import FlowRun, TaskRun
 from flows.embed import embed
 from flows.running.fan_out import fan_out
 from flows.running.report import FilesFailedError
+from flows.workers import job_guard
 from flows.workers import slurm_job as slurm_job_module
 from flows.workers import slurm_queue as slurm_queue_module
 from flows.workers import task_runner as task_runner_module
@@ -34,7 +35,7 @@ from flows.workers.slurm_workers import SlurmError
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from tests.conftest import within
-from tests.flows.commands.processes import api_variables, prefect, server_environment
+from tests.flows.commands.processes import api_variables, prefect, running_below, server_environment
 from tests.flows.dask_workers import TOLD_S, Items, last_task_runs
 from tests.slurm import cluster
 
@@ -245,9 +246,7 @@ def test_no_job_outlives_a_flow_that_is_killed(
     running = start(slurm_job({"long": 3000}, {"embedding_model": MINILM}))
     within(START_S, lambda: is_embedding(tmp_path / "out"))
     if not guarded:
-        (guard,) = (
-            child for child in psutil.Process(running.pid).children() if "flows.workers.job_guard" in child.cmdline()
-        )
+        (guard,) = running_below(running.pid, job_guard.__file__)
         guard.kill()
     running.kill()
     running.communicate()
@@ -325,6 +324,21 @@ def test_nodes_that_cannot_reach_the_api_embed_all_the_same(
     assert [row.documents for row in report.reports] == [4]
     (run,) = last_task_runs(client, 1)
     assert (run.name, run.state_type) == ("embed a.jsonl", "COMPLETED")
+
+
+def test_the_wheel_runs_jobs_from_a_folder_that_has_its_own_flows(
+    installed: Path, slurm_job: WriteSlurmJob, tmp_path: Path
+) -> None:
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "__init__.py").write_text("raise ImportError('the flows of the working folder')\n")
+    line = [installed / "bin" / "ml_filter", "embed", "--config", slurm_job({"a": 3})]
+    variables = {**os.environ, **api_variables(), "PYTHONPATH": str(installed)}
+    done = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert n_rows(tmp_path / "out") == {"a": 3}
+    logs = [path.read_text() for path in tmp_path.rglob("*.log")]
+    assert not any("of the working folder" in text for text in [done.stdout, done.stderr, *logs])
+    assert queue() == []
 
 
 def test_a_pending_job_is_shown_with_slurm_s_reason_runs_the_script_that_is_shown_and_ends_with_the_flow(

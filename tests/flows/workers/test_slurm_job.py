@@ -35,7 +35,7 @@ IN_SCRIPT: list[tuple[dict[str, Any], str]] = [
     ({"condaenv": "embed"}, '\neval "$(conda shell.bash hook)" && conda activate embed || exit 1\n'),
     ({"venv_path": "/shared/venv"}, "\nsource /shared/venv/bin/activate || exit 1\n"),
     ({"venv_path": "/shared/venv/bin/activate"}, "\nsource /shared/venv/bin/activate || exit 1\n"),
-    ({"venv_path": "/shared/venv"}, "\npython -m distributed.cli.dask_worker "),
+    ({"venv_path": "/shared/venv"}, "\npython -P -m distributed.cli.dask_worker "),
     ({"output": "/logs/%j.out"}, "#SBATCH --output=/logs/%j.out\n"),
     ({"error": "/logs/%j.err"}, "#SBATCH --error=/logs/%j.err\n"),
     ({"slurm_logs_folder": "/logs/jobs"}, "#SBATCH --output=/logs/jobs/%x-%j.log\n"),

@@ -162,6 +162,25 @@ def test_index_values_are_strings_or_json(value: Any, stored: str) -> None:
     assert as_string(value) == stored
 
 
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        *(("1.0", "1.0"), ("1e5", "1e5"), ("0.10", "0.10"), ("-0", "-0"), ("0", "0"), ("1E400", None)),
+        *(("12345678901234567890123", "12345678901234567890123"), ("9223372036854775808", "9223372036854775808")),
+        ('{"b" : 1.50, "a": [1e5, -0],\t"b": "caf\\u00e9\\/"}', '{"b":1.50,"a":[1e5,-0],"b":"café/"}'),
+        ('"caf\\u00e9"', "café"),
+    ],
+)
+def test_stored_values_are_what_the_source_says(written: str, stored: str | None) -> None:
+    content = f'{{"id": {written}, "meta": {{"key": 1, "key": {written} }}, "text": "a"}}'.encode()
+    parsed = parse_document(Line(1, 0, content), DocumentSchema(("text",), index_keys=("meta.key",)), "x")
+    if stored is None:
+        assert isinstance(parsed, Rejection)
+    else:
+        assert isinstance(parsed, Document)
+        assert (parsed.id, parsed.index) == (stored, (stored,))
+
+
 def test_an_index_value_that_is_nested_too_deep_is_rejected() -> None:
     """orjson reads 1024 levels, but writes 254."""
     content = b'{"text": "a", "key": ' + b"[" * 500 + b"]" * 500 + b"}"

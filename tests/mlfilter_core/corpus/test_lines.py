@@ -12,6 +12,7 @@ import pytest
 from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES, Line, OverlongLine, SourceReader
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.identity import file_sha256
+from mlfilter_core.files.task_files import WHOLE, Part
 from mlfilter_core.files.zstd import zstd
 from tests.conftest import EVERY_COMPRESSION
 
@@ -20,15 +21,14 @@ every_compression = pytest.mark.parametrize("suffix", EVERY_COMPRESSION)
 
 def read(path: Path, max_line_bytes: int = 1000) -> list[tuple[int, int, bytes, type]]:
     with SourceReader(path) as reader:
-        return [
-            (
-                line.number,
-                line.offset,
-                line.content if isinstance(line, Line) else b"".join(line.pieces),
-                type(line),
-            )
-            for line in reader.lines(max_line_bytes)
-        ]
+        return read_lines(reader, max_line_bytes)
+
+
+def read_lines(reader: SourceReader, max_line_bytes: int, part: Part = WHOLE) -> list[tuple[int, int, bytes, type]]:
+    return [
+        (line.number, line.offset, line.content if isinstance(line, Line) else b"".join(line.pieces), type(line))
+        for line in reader.lines(max_line_bytes, part)
+    ]
 
 
 def split(content: bytes, max_line_bytes: int = 1000) -> list[tuple[int, int, bytes, type]]:
@@ -235,3 +235,53 @@ def test_a_missing_file_is_said_once(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True)
     assert f"SourceError: {tmp_path}/x cannot be read (No such file or directory); fix" in run.stderr.splitlines()[-1]
     assert "Exception ignored" not in run.stderr
+
+
+@pytest.mark.parametrize("suffix", EVERY_COMPRESSION)
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
+def test_each_line_is_in_one_part(tmp_path: Path, suffix: str, end: bytes) -> None:
+    rng = random.Random(7)
+    lines = [rng.randbytes(rng.choice([0, 1, 900, 2000, 5000])).hex().encode() for _ in range(1000)]
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(EVERY_COMPRESSION[suffix](b"\n".join(lines) + end))
+    with SourceReader(path) as reader:
+        whole = read_lines(reader, 4000)
+        sha256 = reader.sha256
+    for n_parts in (1, 2, 3, 11):
+        found, n_lines, n_with_lines = [], 0, 0
+        for number in range(1, n_parts + 1):
+            with SourceReader(path) as reader:
+                part = read_lines(reader, 4000, Part(number, n_parts))
+                assert reader.n_skipped == n_lines
+                n_lines, n_with_lines = reader.n_lines, n_with_lines + bool(part)
+                assert n_lines == reader.n_skipped + len(part)
+            found += part
+        assert found == whole
+        assert (reader.sha256, reader.n_bytes) == (sha256, path.stat().st_size)  # after the last part
+        assert n_with_lines >= min(2, n_parts)
+
+
+def test_lines_longer_than_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"a\n" + b"b" * 1000 + b"\nc")
+    parts = []
+    for number in range(1, 6):
+        with SourceReader(path) as reader:
+            parts.append([line[0] for line in read_lines(reader, 5000, Part(number, 5))])
+    assert parts == [[1, 2], [], [], [], [3]]
+
+
+def test_a_broken_stream_fails_each_part_behind_the_place(tmp_path: Path) -> None:
+    content = b"".join(b"%06d " % i + random.Random(i).randbytes(100).hex().encode() + b"\n" for i in range(9000))
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(content)[:-300_000])
+    messages = []
+    for number in range(1, 5):
+        with SourceReader(path) as reader:
+            try:
+                read_lines(reader, 4000, Part(number, 4))
+            except SourceError as error:
+                messages.append(str(error))
+    with SourceReader(path) as reader, pytest.raises(SourceError) as whole:
+        list(reader.lines(4000))
+    assert set(messages) == {str(whole.value)}

@@ -13,11 +13,12 @@ import pytest
 from pyarrow.parquet import encryption
 
 from mlfilter_core.corpus.documents import BadRecordError, RecordKeys, parse_record
-from mlfilter_core.corpus.lines import OverlongLine
+from mlfilter_core.corpus.lines import Line, OverlongLine
 from mlfilter_core.corpus.parquet_source import ROWS_PER_GROUP, ParquetSource
 from mlfilter_core.corpus.source_version import SourceVersion
 from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.errors import SourceError
+from mlfilter_core.files.task_files import Part
 
 N = 25
 RECORDS = [
@@ -334,3 +335,22 @@ def test_rows_are_found_at_their_positions_as_they_are(tmp_path: Path) -> None:
 def test_a_position_without_a_row_is_an_error(tmp_path: Path, position: int) -> None:
     with ParquetSource(write(tmp_path / "x"), None) as source, pytest.raises(SourceError, match=r"has no row \d+ in"):
         list(source.rows_at(np.array([0, position])))
+
+
+def test_each_row_group_is_in_one_part(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", [{"text": str(i)} for i in range(50)], row_group_size=7)
+
+    def read_part(part: Part) -> list[tuple[int, int, bytes]]:
+        with open_source(path) as source:
+            lines = [(row.number, row.offset, row.content) for row in source.lines(1000, part) if isinstance(row, Line)]
+            assert source.n_lines == source.n_skipped + len(lines)
+            assert source.most_parts == 8
+            assert bool(source.sha256) == part.is_last
+        return lines
+
+    whole = read_part(Part())
+    for n_parts in (2, 3, 8, 20):
+        parts = [read_part(Part(number, n_parts)) for number in range(1, n_parts + 1)]
+        assert [row for part in parts for row in part] == whole
+        assert sum(map(bool, parts)) == min(n_parts, 8)
+        assert all((part[0][0] - 1) % 7 == 0 for part in parts if part)

@@ -1,6 +1,7 @@
 """Parquet through the steps that read sources, compared with the same records as JSON lines."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mlfilter_core.annotating.annotated_format import write_records
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.parquet_source import ROWS_PER_GROUP
 from mlfilter_core.corpus.source_files import find_sources
@@ -141,13 +143,15 @@ def test_an_interrupted_file_resumes_and_is_the_same_in_the_end(
 def test_output_values_are_found_in_other_columns(embed: Embed, keys: list[str]) -> None:
     """The limit on lines was for the columns that were embedded: others may be longer."""
     (_, of_lines), (_, of_rows) = embed("lines"), embed("rows", max_line_bytes=180)
-    found = []
+    found: list[list[Any]] = []
     for path in (of_lines, of_rows):
         with (
             EmbeddingFile(path, "train") as file,
             OutputValues(file, ["document_id", *keys], ["score"], None) as values,
         ):
-            found.append(list(values.records(slice(0, file.n_rows))))
+            sink = io.BytesIO()
+            write_records(sink, values.records(slice(0, file.n_rows)))
+            found.append([json.loads(line) for line in sink.getvalue().splitlines()])
             values.check_complete()
     assert found[0] == found[1]
     assert len(found[1]) == N - 4

@@ -1,5 +1,6 @@
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,24 @@ def test_a_file_that_another_process_writes_is_waited_for_and_its_death_ends_the
         with claim(target):
             assert other.wait() == -signal.SIGKILL
     assert f"{target} is being written by process {other.pid} on " in caplog.text
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_folder_that_its_holder_removes_is_made_again_by_who_waits(tmp_path: Path) -> None:
+    target = tmp_path / "a/x.h5"
+    waited: list[bool] = []
+
+    def wait() -> None:
+        with claim(target) as has_died:
+            waited.append(has_died)
+
+    with claim(target):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.1)
+        shutil.rmtree(target.parent)
+    thread.join()
+    assert waited == [False]
     assert list(target.parent.iterdir()) == []
 
 

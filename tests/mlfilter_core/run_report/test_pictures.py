@@ -13,7 +13,7 @@ def test_pictures_stand_alone_and_are_small(write_outputs: WriteOutputs) -> None
     heads = [head(f"h{i} <&>", i) for i in range(MAX_SCORES + 2)]
     facts = collect(write_outputs({"a.jsonl": documents("a", 30), "b.jsonl": documents("b", 5)}, heads))
     embed, annotate = (pictures_of(facts, flow) for flow in ("embed", "annotate"))
-    assert (len(embed), len(annotate)) == (3, 2 + MAX_SCORES)
+    assert (len(embed), len(annotate)) == (3, MAX_SCORES)
     for address in (*embed.values(), *annotate.values()):
         kind, _, content = address.partition(",")
         assert kind == "data:image/svg+xml;base64"

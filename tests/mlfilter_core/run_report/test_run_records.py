@@ -102,7 +102,7 @@ def test_the_command_runs_the_job_that_the_run_left(tmp_path: Path) -> None:
     (folder / JOB).write_text("params: {}\n")
     (record,) = read_run_records(tmp_path, folder.parent)
     quoted = "'" + str(folder / JOB).replace("'", "'\"'\"'") + "'"
-    expected = f"ml_filter run_embedding_pipeline --config_file_path {quoted} --set params.output_dir=ANOTHER_FOLDER"
+    expected = f"ml_filter embed --config {quoted} --set params.output_dir=ANOTHER_FOLDER"
     assert record.run.command == expected
     (folder / RUN).write_text(json.dumps({"flow": "filter", "started": STARTED, "seconds": 1}))
-    assert read_run_records(tmp_path, folder.parent)[0].run.command.startswith("ml_filter filter --config_file_path")
+    assert read_run_records(tmp_path, folder.parent)[0].run.command.startswith("ml_filter filter --config ")

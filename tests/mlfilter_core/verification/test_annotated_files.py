@@ -20,6 +20,7 @@ from mlfilter_core.files.identity import file_identity
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.files.zstd import zstd
 from mlfilter_core.verification.annotated_files import (
+    NO_COPIES,
     NO_EMBEDDINGS,
     NO_REJECTS,
     NO_SOURCE,
@@ -303,3 +304,65 @@ def test_an_annotated_file_is_checked_against_its_parquet_source(outputs: Output
     assert (found.problems, found.counts) == ((), LineCounts(3, 2, 1, 0))
     (first, _) = map(json.loads, (outputs.folder / "annotated_data/x.jsonl").read_text().splitlines())
     assert [first[key] for key in ("id", "text", "unread")] == ["a", "one", [1]]
+
+
+COPIED: list[Any] = [
+    b'{"id": "a", "text": "one", "n": 1.0, "same": 1, "same": 2, "big": 123456789012345678901, "m": {"q": 0.10}}',
+    b'{"m": {"q": 1e5, "q": 1.50} , "text": "caf\\u00e9", "n": -0, "id": "b"}\r',
+    b'{"text": "none of the others"}',
+]
+
+
+def as_lines(outputs: Outputs, change: Callable[[bytes], bytes] = bytes) -> list[bytes]:
+    """Returns the lines of the annotated file, after a change that its provenance tells."""
+    path = outputs.folder / FILE
+    path.write_bytes(change(path.read_bytes()))
+    state(outputs, output=file_identity(path))
+    return path.read_bytes().splitlines()
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize(
+    ("keys", "old", "new", "key"),
+    [
+        (("document_id", "*"), b'"n": 1.0', b'"n": 1.00', "*"),
+        (("document_id", "*"), b'"same": 1, ', b"", "*"),
+        (("*", "m.q"), b'"m.q":1.50', b'"m.q":1.5', "m.q"),
+        (("n", "m"), b'"n":-0', b'"n":0', "n"),
+        (("n", "m"), b'{"q": 0.10}', b'{"q": 0.1}', "m"),
+        (("big",), b"678901", b"678902", "big"),
+        (("text",), "café".encode(), b"cafe", "text"),
+        (("n",), b'"n":null', b'"n":0', "n"),
+    ],
+)
+def test_values_that_are_copied_are_those_of_the_source_to_the_digit(
+    outputs: Outputs, is_kept: bool, keys: tuple[str, ...], old: bytes, new: bytes, key: str
+) -> None:
+    file, _ = outputs.embed("a/x.jsonl", COPIED)
+    outputs.annotate(file, output_keys=keys)
+    if not is_kept:
+        file.path.unlink()
+    assert check(outputs).problems == ()
+    assert old in b"\n".join(as_lines(outputs))
+    as_lines(outputs, lambda content: content.replace(old, new, 1))
+    (problem,) = check(outputs).problems
+    assert f'the value of "{key}" is not that of the source; annotate it again' in problem
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_line_that_is_no_json_leaves_the_others_beside_their_own_records(outputs: Outputs, is_kept: bool) -> None:
+    file, _ = outputs.embed("a/x.jsonl", COPIED)
+    outputs.annotate(file, output_keys=("n",))
+    if not is_kept:
+        file.path.unlink()
+    first = as_lines(outputs)[0]
+    as_lines(outputs, lambda content: content.replace(first, b"{"))
+    (problem,) = check(outputs).problems
+    assert "line 1 is no JSON object" in problem
+
+
+def test_copies_of_a_missing_source_are_not_checked(outputs: Outputs) -> None:
+    file, _ = outputs.embed("a/x.jsonl", COPIED)
+    outputs.annotate(file, output_keys=("n",))
+    (outputs.corpus / "a/x.jsonl").unlink()
+    assert check(outputs).not_checked == (NO_COPIES,)

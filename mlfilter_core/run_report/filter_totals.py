@@ -1,0 +1,84 @@
+"""Sums over the filtered files of a folder, from what they state."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import isfinite
+
+from mlfilter_core.config.filtering import Bound
+from mlfilter_core.filtering.kept_counts import KeptCounts
+from mlfilter_core.filtering.ranks import score_of
+from mlfilter_core.filtering.thresholds import describe_rank
+from mlfilter_core.run_report.facts import FilterFacts
+from mlfilter_core.verification.stated_facts import StatedFilter
+
+
+class FilterTotals:
+    """Adds up filtered files, one after another."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, str] = {}
+        self._needed = 1
+        self._per: str | None = None
+        self._ranks: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        self._reached: Counter[str] = Counter()
+        self._counts = KeptCounts()
+        self._by_group: defaultdict[str, KeptCounts] = defaultdict(KeptCounts)
+        self._without_score = 0
+        self._n_files = 0
+        self._have_one_limit = True
+
+    def add(self, stated: StatedFilter) -> None:
+        """Adds a filtered file."""
+        request, report = stated.request, stated.report
+        self._n_files += 1
+        self._needed, self._per = request["at_least"], request["per"]
+        for asked, ranks in zip(request["keep"], request["cuts"], strict=True):
+            name = asked["score"]
+            bound = Bound(**{key: value for key, value in asked.items() if key != "score"}).describe()
+            known = self._ranks[name]
+            self._have_one_limit &= self._asked.setdefault(name, bound) == bound
+            self._have_one_limit &= all(known.get(group, rank) == rank for group, rank in ranks.items())
+            known |= ranks
+        self._reached.update(report["reached"])
+        self._counts += _counts(report)
+        for group, counts in report["by_group"].items():
+            self._by_group[group] += _counts(counts)
+        self._without_score += report["without_score"]
+
+    def notices(self) -> list[str]:
+        """Returns the notices about the sums."""
+        if self._have_one_limit:
+            return []
+        return ["filtered files have different limits: the counts include all of them; `ml_filter verify` lists them"]
+
+    def facts(self) -> FilterFacts | None:
+        """Returns the sums; None where no file was added."""
+        if not self._n_files:
+            return None
+        return FilterFacts(
+            asked=self._asked,
+            needed=self._needed,
+            per=self._per,
+            limits={name: {group: _limit(rank) for group, rank in own.items()} for name, own in self._ranks.items()},
+            limits_as_text={
+                name: {group: describe_rank(rank) for group, rank in own.items()} for name, own in self._ranks.items()
+            },
+            reached=self._reached,
+            counts=asdict(self._counts),
+            by_group={
+                group: asdict(counts)
+                for group, counts in sorted(self._by_group.items(), key=lambda item: (-item[1].documents, item[0]))
+            },
+            without_score=self._without_score,
+            files=self._n_files,
+        )
+
+
+def _counts(stated: Mapping[str, int]) -> KeptCounts:
+    return KeptCounts(**{name: stated[name] for name in KeptCounts.__dataclass_fields__})
+
+
+def _limit(rank: int) -> float | None:
+    score = score_of(rank)
+    return score if isfinite(score) else None

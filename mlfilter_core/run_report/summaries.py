@@ -1,0 +1,72 @@
+"""What the outputs of training and filtering amount to, as Markdown for the summaries of the Prefect UI."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+from mlfilter_core.run_report.facts import FilterFacts, LimitExample, OutputFacts
+from mlfilter_core.wording import count, number, share
+
+MAX_ROWS = 40
+N_CHARACTERS = 200
+
+
+def summary_of_heads(facts: OutputFacts) -> str:
+    """Returns the metrics of each head on its held-out documents."""
+    names = list(dict.fromkeys(name for head in facts.trained for name in head.metrics if "." not in name))
+    rows = [
+        [head.name, *(number(head.metrics.get(name)) for name in names), count(head.trained_on), count(head.held_out)]
+        for head in facts.trained[:MAX_ROWS]
+    ]
+    if not rows:
+        return ""
+    return _table("Metrics on held-out documents", ["head", *names, "trained on", "held out"], rows)
+
+
+def summary_of_filter(facts: OutputFacts) -> str:
+    """Returns the limits, what was kept, and documents near the limits."""
+    filtered = facts.filtered
+    if filtered is None:
+        return ""
+    parts = [_table("Limits", ["score", "asked for", "limit", "reach it", "share"], list(_limits(filtered)))]
+    if len(filtered.by_group) > 1:
+        names = [filtered.per or "", "documents", "kept", "share", "of tokens"]
+        groups = [_kept(group, counts) for group, counts in list(filtered.by_group.items())[:MAX_ROWS]]
+        parts.append(_table(f"Kept by {filtered.per}", names, groups))
+    for (score, group), examples in groupby(filtered.examples, key=lambda each: (each.score, each.group)):
+        parts.append(_near(score, group, list(examples)))
+    return "\n\n".join(parts)
+
+
+def escaped(text: str) -> str:
+    """Returns text in one line that Markdown shows as it is."""
+    for letter in "\\`*_[]<>!|#":
+        text = text.replace(letter, f"\\{letter}")
+    return " ".join(text.split())
+
+
+def _limits(filtered: FilterFacts) -> Iterator[list[str]]:
+    for name, asked in filtered.asked.items():
+        limits = sorted(filtered.limits_as_text[name].items())[:MAX_ROWS]
+        shown = "; ".join(
+            f"{group or 'without the key'}: {limit}" if filtered.per else limit for group, limit in limits
+        )
+        reached = filtered.reached[name]
+        yield [name, asked, shown, count(reached), share(reached, filtered.counts["documents"])]
+
+
+def _kept(group: str, counts: Mapping[str, int]) -> list[str]:
+    shares = [share(counts["kept"], counts["documents"]), share(counts["kept_tokens"], counts["tokens"])]
+    return [group or "without the key", count(counts["documents"]), count(counts["kept"]), *shares]
+
+
+def _near(score: str, group: str, examples: Sequence[LimitExample]) -> str:
+    lines = [f"## Near the limit of {escaped(score)}{f', {escaped(group)}' if group else ''}", ""]
+    for each in sorted(examples, key=lambda each: -each.value):
+        side = "above" if each.reaches else "below"
+        lines.append(f"- {side}, **{each.value:.4g}**, {escaped(each.id)}: {escaped(each.text[:N_CHARACTERS])}")
+    return "\n".join(lines)
+
+
+def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [list(names), ["---"] * len(names), *([escaped(cell) for cell in row] for row in rows)]
+    return "\n".join([f"## {title}", "", *(f"| {' | '.join(line)} |" for line in lines)])

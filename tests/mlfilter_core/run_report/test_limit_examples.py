@@ -1,0 +1,66 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlfilter_core.run_report.collect import collect
+from mlfilter_core.run_report.facts import FilterFacts
+from tests.pipeline_folder import NAMES, make_pipeline
+
+
+@pytest.fixture
+def out(tmp_path: Path, tiny_model: Path) -> Path:
+    return make_pipeline(tmp_path, tiny_model)
+
+
+def filtered(out: Path) -> FilterFacts:
+    found = collect(out).filtered
+    assert found is not None
+    return found
+
+
+def test_examples_are_the_nearest_documents_on_both_sides(out: Path) -> None:
+    found = filtered(out)
+    lines = [
+        json.loads(line)
+        for folder in ("filtered", "dropped")
+        for name in NAMES
+        for line in (out / folder / f"{name}.jsonl").read_text().splitlines()
+    ]
+    for name, field in (("good", "score_good"), ("fine", "score_fine")):
+        for group in ("de", "en"):
+            limit = found.limits[name][group]
+            assert limit is not None
+            values = sorted(line[field] for line in lines if line["language"] == group)
+            above, below = ([value for value in values if (value >= limit - 1e-6) == side] for side in (True, False))
+            examples = [each for each in found.examples if (each.score, each.group) == (name, group)]
+            assert [each.value for each in examples] == pytest.approx([*below[-2:], *above[:2]])
+            assert [each.reaches for each in examples] == [False, False, True, True]
+
+
+def test_examples_have_the_texts_of_their_sources(out: Path) -> None:
+    texts = {
+        record["id"]: record["text"]
+        for name in NAMES
+        for line in (out.parent / "corpus" / f"{name}.jsonl").read_text().splitlines()
+        if "id" in line and (record := json.loads(line))
+    }
+    examples = filtered(out).examples
+    assert len(examples) == 16
+    assert {each.id: each.text for each in examples} == {each.id: texts[each.id] for each in examples}
+
+
+def test_without_the_sources_examples_show_the_annotated_lines(out: Path) -> None:
+    (out.parent / "corpus").rename(out.parent / "moved")
+    examples = filtered(out).examples
+    assert len(examples) == 16
+    assert all(json.loads(each.text)["document_id"] == each.id for each in examples)
+
+
+def test_without_annotations_and_surveys_there_are_no_examples(out: Path) -> None:
+    shutil.rmtree(out / "annotated_data")
+    assert len(filtered(out).examples) == 16  # of the sources
+    shutil.rmtree(out / "filtered/.survey")
+    found = filtered(out)
+    assert (found.examples, found.counts["documents"]) == ([], 90)
