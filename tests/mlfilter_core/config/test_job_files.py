@@ -565,6 +565,18 @@ def test_the_url_of_a_head_is_checked() -> None:
         load_job(job, AnnotationJob)
 
 
+def test_files_of_urls_are_not_divided() -> None:
+    job = yaml.safe_load(EMBEDDING + "}")
+    job["params"] |= {"input_dir": "s3://bucket/in", "split": 4}
+    with pytest.raises(
+        ConfigError, match=r"split is 4, and input_dir a URL, whose files are not divided; remove split"
+    ):
+        load_job(job, EmbeddingJob)
+    for split in ("auto", False):
+        job["params"]["split"] = split
+        assert load_job(job, EmbeddingJob).params.split == split
+
+
 def test_credentials_in_a_refused_url_are_not_repeated() -> None:
     job = yaml.safe_load(EMBEDDING + "}")
     job["params"]["input_dir"] = "s3://id:hunter2@bucket/in"
