@@ -31,6 +31,7 @@ from flows.embed import embed
 from flows.prefect_api.server import prefect_api
 from flows.running.fan_out import fan_out
 from flows.running.report import RunReport
+from flows.watching.logs import PROGRESS as PROGRESS_LOG
 from flows.workers.local import local_workers
 from mlfilter_core.config.execution import LocalSettings
 
@@ -199,7 +200,7 @@ def task_runs(n_files: int) -> dict[str, float]:
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Listens to the flow's log."""
-    noted, log = Progress(), logging.getLogger("prefect.flow_runs")
+    noted, log = Progress(), logging.getLogger(PROGRESS_LOG)
     log.addHandler(noted)
     try:
         yield noted

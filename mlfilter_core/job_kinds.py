@@ -65,9 +65,9 @@ class JobKind:
     step: str | None = None
     is_optional_step: bool = False
     outputs: str | None = None
-    pictures: str | None = None
     title: str = ""
     markdown: str | None = None
+    pictures: str | None = None
 
 
 _kinds = [

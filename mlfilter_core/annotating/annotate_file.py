@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -21,7 +21,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
 from mlfilter_core.files.new_file import HashedFile
 from mlfilter_core.files.publishing import publish, publish_json
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.heads.scores import ScoreColumns, Values
 from mlfilter_core.tallies.score_statistics import score_statistics, write_score_statistics
 from mlfilter_core.work.progress import Progress, ProgressTeller
@@ -47,57 +47,89 @@ def annotate_file(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
         EmbeddingFileError: The file is not a file of embeddings.
         OSError: Reading or writing failed.
     """
-    from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads, score
-
     started = time.monotonic()
     output = request.output(embeddings)
+    with EmbeddingFile(embeddings.path, request.group) as file, publish(output) as temporary:
+        made = write_scored(temporary, embeddings, file, request, heads)
+        # Published first: an annotated file without matching provenance is of unknown origin, and never replaced.
+        publish_json(request.provenance_file(embeddings), made)
+    seconds = time.monotonic() - started
+    _log.info("%s: %d documents in %.1f s", embeddings.relative, made["documents"], seconds)
+    return report_of(embeddings, output, made, seconds)
+
+
+def write_scored(
+    target: Path, embeddings: TaskFile, file: EmbeddingFile, request: AnnotateRequest, heads: list["Head"]
+) -> dict[str, Any]:
+    """Scores the rows of a file, or of a part of it, and writes them to a new file.
+
+    Args:
+        target: The new file.
+        embeddings: The HDF5 file, or a part of it.
+        file: The same, open.
+        request: The request of this run.
+        heads: Heads of `request.head_sha256`, in the same order.
+
+    Returns:
+        The provenance of the annotated file; that of a part also has its `rows`.
+
+    Raises:
+        HeadError, AnnotationError, SourceError, OSError: As `annotate_file`.
+    """
+    from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads, score
+
     columns = score_columns(heads, request)
     statistics = score_statistics(columns.scores(columns.table(np.empty((0, columns.n_outputs), np.float32))))
     teller = ProgressTeller()
-    with (
-        EmbeddingFile(embeddings.path, request.group) as file,
-        OutputValues(file, request.output_keys, columns.names, request.source_dir) as values,
-        publish(output) as temporary,
-    ):
+    all_slices = list(file.slices(request.batch_size))
+    first, last = embeddings.part.bounds(len(all_slices))
+    slices = all_slices[first:last]
+    start, stop = (slices[0].start, slices[-1].stop) if slices else (0, 0)
+    with OutputValues(file, request.output_keys, columns.names, request.source_dir) as values:
         check_heads_fit(heads, file.dim, str(embeddings.path))
         mismatched = find_mismatched_heads(
             heads, fingerprint(file.provenance), str(embeddings.path), request.allow_mismatched_head
         )
-        with HashedFile(temporary) as on_disk, compressed(on_disk, request.compression) as sink:
-            for rows in file.slices(request.batch_size):
+        with HashedFile(target) as on_disk, compressed(on_disk, request.compression) as sink:
+            for rows in slices:
                 outputs = score(heads, file.embeddings(rows))
                 check_finite(outputs, heads, file, rows)
                 table = columns.table(outputs, file.chunk_starts(rows))
                 statistics += score_statistics(columns.scores(table))
                 write_rows(sink, scored(values.records(rows), table), embeddings.path, rows)
                 if teller.is_due():
-                    teller.tell(Progress(embeddings.relative, rows.stop, share=rows.stop / file.n_rows))
-        values.check_complete()
-        n_rows = file.n_rows
-        made = {
-            "request": request.provenance(),
-            "embeddings": file.identity(),
-            "output": on_disk.identity(),
-            "documents": n_rows,
-            "columns": columns.names,
-            "missing_values": values.missing_values,
-            "mismatched_heads": mismatched,
-            "assumed_of_heads": {head.name: list(head.assumptions) for head in heads if head.assumptions},
-            # Facts of the embeddings, which may be removed later.
-            "source": dict(file.provenance.source) if file.provenance else None,
-            "encoder": dict(file.provenance.encoder) if file.provenance else None,
-            "counts": dict(file.provenance.counts) if file.provenance else None,
-            "statistics": {
-                **(file.provenance.statistics if file.provenance else {}),
-                "scores": write_score_statistics(statistics),
-            },
-        }
-        # Published first: an annotated file without matching provenance is of unknown origin, and never replaced.
-        publish_json(request.provenance_file(embeddings), made)
-    seconds = time.monotonic() - started
-    _log.info("%s: %d documents in %.1f s", embeddings.relative, n_rows, seconds)
+                    n_done = rows.stop - start
+                    teller.tell(Progress(embeddings.name, n_done, share=n_done / (stop - start)))
+        if embeddings.part == WHOLE:
+            values.check_complete()
+        elif embeddings.part.is_last:
+            values.check_unchanged()
+    return {
+        "request": request.provenance(),
+        "embeddings": file.identity(),
+        **({} if embeddings.part == WHOLE else {"rows": [start, stop]}),
+        "output": on_disk.identity(),
+        "documents": stop - start,
+        "columns": columns.names,
+        "missing_values": values.missing_values,
+        "mismatched_heads": mismatched,
+        "assumed_of_heads": {head.name: list(head.assumptions) for head in heads if head.assumptions},
+        # Facts of the embeddings, which may be removed later.
+        "source": dict(file.provenance.source) if file.provenance else None,
+        "encoder": dict(file.provenance.encoder) if file.provenance else None,
+        "counts": dict(file.provenance.counts) if file.provenance else None,
+        "statistics": {
+            **(file.provenance.statistics if file.provenance else {}),
+            "scores": write_score_statistics(statistics),
+        },
+    }
+
+
+def report_of(embeddings: TaskFile, output: Path, made: Mapping[str, Any], seconds: float) -> AnnotateReport:
+    """Returns the report of an annotated file or part, given its provenance."""
     return AnnotateReport(
-        embeddings.relative, str(output), "annotated", n_rows, values.missing_values, mismatched, seconds
+        *(embeddings.name, str(output), "annotated", made["documents"], made["missing_values"]),
+        *(made["mismatched_heads"], seconds),
     )
 
 

@@ -7,6 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
 from mlfilter_core.annotating.annotate_file import annotate_file, score_columns
+from mlfilter_core.annotating.annotate_parts import (
+    MIN_PART_ROWS,
+    annotate_in_parts,
+    annotate_part,
+    part_outputs,
+    parts_of,
+)
 from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation
 from mlfilter_core.annotating.staged_heads import with_staged_heads
@@ -16,8 +23,9 @@ from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.output_values import check_output_keys, joined_keys
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
+from mlfilter_core.files.part_files import n_parts_before
 from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import TaskFile, find_files, shard
+from mlfilter_core.files.task_files import WHOLE, TaskFile, find_files, shard
 from mlfilter_core.heads.checkpoint_files import head_digests
 from mlfilter_core.heads.chunk_scores import ChunkCombination
 from mlfilter_core.work.staged_work import staged, stores_of
@@ -43,7 +51,14 @@ class AnnotateWork(Work[AnnotateReport]):
     params: AnnotationPipelineParameters
     request: AnnotateRequest
 
+    def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
+        if self.params.split == "auto":
+            return parts_of(file, self.request, n_parts, MIN_PART_ROWS)
+        return parts_of(file, self.request, int(self.params.split))
+
     def outputs(self, file: TaskFile) -> Sequence[Path]:
+        if file.part != WHOLE:
+            return part_outputs(file, self.request)
         return self.request.output(file), self.request.provenance_file(file)
 
     def finished(self, file: TaskFile, read_content: bool) -> AnnotateReport | None:
@@ -79,7 +94,9 @@ class AnnotateWork(Work[AnnotateReport]):
         check_output_keys(paths, request.group, request.output_keys, columns.names, request.source_dir)
 
     def make(self, file: TaskFile) -> AnnotateReport:
-        return annotate_file(file, self.request, heads_of_process(self.params, self.request))
+        annotate = annotate_in_parts if n_parts_before(self.request.output(file)) else annotate_file
+        annotate = annotate if file.part == WHOLE else annotate_part
+        return annotate(file, self.request, heads_of_process(self.params, self.request))
 
 
 def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:

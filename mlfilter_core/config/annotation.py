@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mlfilter_core.config.execution import Job
-from mlfilter_core.config.written import Written
+from mlfilter_core.config.written import SPLIT, Split, Written
 from mlfilter_core.files.urls import check_url, shown_path, url_of
 
 HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -128,6 +128,7 @@ class AnnotationPipelineParameters(Scoring):
     )
     output_dir: Path = Field(description="Output folder or URL; annotated files go to annotated_data/ in it.")
     overwrite: bool = Field(False, description="Replace finished files that were made with other settings.")
+    split: Split = Field("auto", description=SPLIT.format(work="score", limit="batches of rows allow"))
     embedding_dtype: str | None = Field(
         None, description="Ignored; accepted from older job files. Embeddings are read as stored."
     )

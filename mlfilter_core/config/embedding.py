@@ -8,11 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from mlfilter_core.config.annotation import ANNOTATED_DIR, Scoring
 from mlfilter_core.config.execution import Job
-from mlfilter_core.config.written import Written
+from mlfilter_core.config.written import SPLIT, Split, Written
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES
 from mlfilter_core.corpus.windows import DEFAULT_COMMIT_DOCUMENTS
-from mlfilter_core.files.urls import shown_path, url_of
+from mlfilter_core.files.urls import shown_path
 
 DEFAULT_EMBEDDING_DIR = "embeddings"
 UNKEPT_DIR = ".embeddings"
@@ -93,12 +93,7 @@ class EmbeddingPipelineParameters(Written):
     batch_size: int | None = Field(
         None, ge=1, description="Most documents per forward pass. Unset: only max_batch_tokens limits it."
     )
-    split: Literal["auto", False] | Annotated[int, Field(ge=2)] = Field(
-        "auto",
-        description="Parts of each file that different workers embed; they are joined into one output. auto: several "
-        "for a file that is large beside a worker's share of the work. false: none. A number: as many, as far as the "
-        "file's format allows. Files of URLs are not divided.",
-    )
+    split: Split = Field("auto", description=SPLIT.format(work="embed", limit="the file's format allows"))
     writer_batch_size: int = Field(1024, ge=1, description="Documents per write to HDF5.")
     commit_documents: int = Field(
         DEFAULT_COMMIT_DOCUMENTS,
@@ -216,13 +211,6 @@ class EmbeddingPipelineParameters(Written):
     def _keeps_something(self) -> "EmbeddingPipelineParameters":
         if not self.keep_embeddings and self.annotate_inline is None:
             raise ValueError("keep_embeddings: false leaves nothing without annotate_inline; name the heads there")
-        return self
-
-    @model_validator(mode="after")
-    def _divides_files_of_this_machine(self) -> "EmbeddingPipelineParameters":
-        urls = [name for name in self.URLS if url_of(getattr(self, name)) is not None]
-        if urls and isinstance(self.split, int) and self.split > 1:
-            raise ValueError(f"split is {self.split}, and {urls[0]} a URL, whose files are not divided; remove split")
         return self
 
     @property

@@ -2,19 +2,28 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_serializer,
     field_validator,
+    model_validator,
 )
 
 from mlfilter_core.errors import in_one_line
 from mlfilter_core.files.urls import check_url, refuse_url, url_of
+
+SPLIT = (
+    "Parts of each file that different workers {work}; they are joined into one output. auto: several for a file that "
+    "is large beside a worker's share of the work. false: none. A number: as many, as far as {limit}. Files of URLs "
+    "are not divided."
+)
+Split = Literal["auto", False] | Annotated[int, Field(ge=2)]
 
 
 def _with_titles_in_order(schema: dict[str, Any]) -> None:
@@ -58,6 +67,14 @@ class Written(BaseModel):
             return value.expanduser()
         except RuntimeError as error:  # ~nobody/x
             raise ValueError(f"{in_one_line(error)} Write the path in full") from error
+
+    @model_validator(mode="after")
+    def _divides_files_of_this_machine(self) -> Self:
+        split = getattr(self, "split", False)
+        urls = [name for name in self.URLS if (path := getattr(self, name)) is not None and url_of(path) is not None]
+        if urls and isinstance(split, int) and split > 1:
+            raise ValueError(f"split is {split}, and {urls[0]} a URL, whose files are not divided; remove split")
+        return self
 
     @field_serializer("*", mode="wrap", when_used="json")
     def _urls_as_written(self, value: Any, serialize: SerializerFunctionWrapHandler) -> Any:

@@ -1,12 +1,10 @@
 """A large source file in parts: tasks embed them into hidden files of their own, and another joins these into one.
 
-The parts of a file are in a folder beside its output, `.x.h5.parts/3-of-8.h5`, with their rejected lines and their
-checkpoints. They are there until the joined file is complete, so that no kill loses them.
+Rejected lines and checkpoints of a part lie beside its embeddings.
 """
 
 import json
 import logging
-import re
 import shutil
 import time
 from collections import Counter
@@ -28,7 +26,8 @@ from mlfilter_core.embedding_store.writer import EmbeddingWriter
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.claims import hidden_name
 from mlfilter_core.files.new_file import open_new
-from mlfilter_core.files.publishing import COMMITTED_SUFFIX, PARTS_SUFFIX, claim_outputs, publish
+from mlfilter_core.files.part_files import n_parts_before, part_file, remove_parts
+from mlfilter_core.files.publishing import COMMITTED_SUFFIX, claim_outputs, publish
 from mlfilter_core.files.task_files import Part, TaskFile
 from mlfilter_core.tallies.histogram import read_histogram, total, write_histogram
 from mlfilter_core.versions import library_versions
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import Encoder
 
 SUMMED = ("lines", "documents", "rejected", "blank", "truncated", "tokens", "chunks", "out_of_memory")
-_PART_NAME = re.compile(r"\.?[0-9]+-of-([0-9]+)\.h5")
 
 _log = logging.getLogger(__name__)
 
@@ -54,17 +52,9 @@ def parts_of(source: TaskFile, output: Path, n_wanted: int) -> list[TaskFile]:
     return [replace(source, part=Part(number + 1, n_parts)) for number in range(n_parts)] if n_parts > 1 else []
 
 
-def n_parts_before(output: Path) -> int:
-    """Returns into how many parts an earlier run divided the source of an unfinished output; 0 if it did not."""
-    folder = hidden_name(output, PARTS_SUFFIX)
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return next((int(match[1]) for name in names if (match := _PART_NAME.match(name))), 0)
-
-
 def part_outputs(output: Path, part: Part) -> tuple[Path, Path]:
     """Returns the files of a part: its embeddings, and its rejected lines."""
-    path = hidden_name(output, PARTS_SUFFIX) / f"{part.number}-of-{part.of}.h5"
-    return path, path.with_suffix(".jsonl")
+    return part_file(output, part, ".h5"), part_file(output, part, ".jsonl")
 
 
 def embed_part(source: TaskFile, output: Path, request: EmbedRequest, encoder: "Encoder") -> EmbedReport:
@@ -109,7 +99,7 @@ def embed_in_parts(
     made = [_provenance(path, request.group) for path, _ in outputs]
     if not _are_of_one_source(made):
         _log.warning("%s: its parts do not meet, and are discarded; the whole file is embedded", source.relative)
-        _remove_parts(output)
+        remove_parts(output)
         return embed_file(source, output, rejects, request, encoder)
     counts = _sums(made)
     bad_lines = [path for _, path in outputs if path.exists()]
@@ -122,7 +112,7 @@ def embed_in_parts(
     ):
         counts["duplicate_ids"] = _copy_rows([path for path, _ in outputs], writer, request.group)
         writer.finish(_joined_provenance(made, request, counts))
-    _remove_parts(output)
+    remove_parts(output)
     _log.info("%s: joined %d parts, %d documents", source.relative, len(parts), counts["documents"])
     seconds = time.monotonic() - started
     return EmbedReport(source.relative, str(output), "embedded", **counts, seconds=seconds, encoder=str(encoder))
@@ -151,11 +141,6 @@ def _joined_provenance(made: Sequence[Provenance], request: EmbedRequest, counts
         versions=library_versions(),
         statistics={"document_tokens": write_histogram(total(statistics))},
     )
-
-
-def _remove_parts(output: Path) -> None:
-    # Another run may have just claimed one of them; `remove_leftovers` removes what stays.
-    shutil.rmtree(hidden_name(output, PARTS_SUFFIX), ignore_errors=True)
 
 
 def _finished_part(source: TaskFile, embeddings: Path, request: EmbedRequest, encoder: "Encoder") -> EmbedReport | None:

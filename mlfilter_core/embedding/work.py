@@ -21,13 +21,14 @@ from mlfilter_core.embedding.annotate_inline import (
     finished_embedding_and_annotation,
 )
 from mlfilter_core.embedding.embed_file import embed_file
-from mlfilter_core.embedding.embed_parts import embed_in_parts, embed_part, n_parts_before, part_outputs, parts_of
+from mlfilter_core.embedding.embed_parts import embed_in_parts, embed_part, part_outputs, parts_of
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest, finished_embedding
 from mlfilter_core.embedding.wanted_keys import check_wanted_keys
 from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolve_model, stated_dim
 from mlfilter_core.encoder.settings import Chunks, EncoderSettings
 from mlfilter_core.files.disk_space import check_room_for
+from mlfilter_core.files.part_files import n_parts_before
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import WHOLE, TaskFile, shard
 from mlfilter_core.work.staged_work import staged, stores_of

@@ -89,13 +89,22 @@ class OutputValues:
         """
         if self._source is None:
             return
-        self._source.check_unchanged()
+        self.check_unchanged()
         for key, n_missing in self.missing_values.items():
             if n_missing == self._file.n_rows:
                 raise AnnotationError(
                     f'params.output_keys: "{key}" is neither in {self._file.path} nor in any document of '
                     f"{self._source.path}; there are: {', '.join(self.known_keys())}"
                 )
+
+    def check_unchanged(self) -> None:
+        """Checks, after the last row, that the source is unchanged.
+
+        Raises:
+            SourceError: The source is not the one that was embedded.
+        """
+        if self._source is not None:
+            self._source.check_unchanged()
 
     def known_keys(self) -> list[str]:
         """Returns the names in the HDF5 file, and the keys of the source or of a document that lacked an output key."""

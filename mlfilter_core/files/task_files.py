@@ -5,7 +5,7 @@ Knows nothing about what the files contain.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from mlfilter_core.errors import ConfigError
@@ -137,8 +137,8 @@ def find_files(
             left_out.setdefault(f"are {content}", []).append(relative)
         else:
             stem = relative.removesuffix(suffix or "")
-            of_store = (listing.url, listing.files[relative]) if listing else ()
-            files.append(TaskFile(relative, stem, folder.absolute(), *of_store))
+            file = TaskFile(relative, stem, folder.absolute())
+            files.append(replace(file, url=listing.url, stored=listing.files[relative]) if listing else file)
     hidden = left_out.pop(HIDDEN, [])
     told = (*suffixes, "/") if tells_hidden_folders else suffixes
     left_out[HIDDEN] = [name for name in hidden if name.endswith(told)]

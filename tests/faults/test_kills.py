@@ -127,26 +127,30 @@ def with_kills(
         assert killer.n_killed, "the run was over before the first kill"
         n_killed += killer.n_killed
         check(output)
-        assert not [path for path in output.rglob(".*") if path.suffix in (".part", ".lock", ".committed")]
+        assert not [path for path in output.rglob(".*") if path.suffix in (".part", ".parts", ".lock", ".committed")]
         shutil.rmtree(output)
     return n_killed, len(reports), reports
 
 
 @pytest.mark.timeout(3600)
-def test_workers_killed_while_they_embed(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_parts", [1, 4])
+def test_workers_killed_while_they_embed(
+    n_parts: int, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embed_work_module, "embed_work", lambda params: CountingWork(**vars(embed_work(params))))
     (tmp_path / "corpus").mkdir()
     words = random.Random(SEED)
-    for i in range(N_FILES):
-        records = [{"id": f"{i}-{k}", "text": "ba be bi " * words.randrange(1, 20)} for k in range(DOCUMENTS)]
+    n_files, n_lines = N_FILES // n_parts, DOCUMENTS * n_parts
+    for i in range(n_files):
+        records = [{"id": f"{i}-{k}", "text": "ba be bi " * words.randrange(1, 20)} for k in range(n_lines)]
         lines = [json.dumps(record) for record in records]
-        lines.insert(DOCUMENTS // 2, "{broken")
+        lines.insert(n_lines // 2, "{broken")
         (tmp_path / "corpus" / f"{i:02}.jsonl").write_text("\n".join(lines))
 
     def run(output: Path) -> RunReport:
         params = {"input_dir": str(tmp_path / "corpus"), "output_dir": str(output), "text_field": "text",
                   "embedding_model": str(tiny_model), "max_batch_tokens": 128,
-                  "commit_documents": WINDOW}  # fmt: skip
+                  "commit_documents": WINDOW, "split": n_parts if n_parts > 1 else False}  # fmt: skip
         return embed(written(output, "embed", params))
 
     def contents(output: Path) -> dict[str, Any]:
@@ -165,14 +169,14 @@ def test_workers_killed_while_they_embed(tmp_path: Path, tiny_model: Path, monke
         assert contents(output) == expected
         n_encoded.append(sum(map(int, (output / "encoded").read_text().split())))
 
-    n_killed, n_runs, reports = with_kills(amount(20, 200), tmp_path, run, check)
-    n_documents = n_runs * N_FILES * DOCUMENTS
+    n_killed, n_runs, reports = with_kills(amount(20 // n_parts, 200), tmp_path, run, check)
+    n_documents = n_runs * n_files * n_lines
     assert sum(report.totals()["documents"] for report in reports) == n_documents
     n_again = sum(n_encoded) - n_documents
     assert 0 <= n_again <= n_killed * 3 * WINDOW  # windows that a worker may lose
     record(
-        "kills_embedding",
-        **{"kills": n_killed, "runs": n_runs, "files": n_runs * N_FILES, "documents": n_documents},
+        "kills_embedding" if n_parts == 1 else "kills_embedding_parts",
+        **{"kills": n_killed, "runs": n_runs, "files": n_runs * n_files, "documents": n_documents},
         **{"documents_lost": 0, "documents_encoded_again": n_again, "window_documents": WINDOW, "seed": SEED},
     )
 

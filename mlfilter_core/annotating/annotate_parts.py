@@ -1,0 +1,154 @@
+"""A large file of embeddings in parts: tasks score them into hidden files, and another joins these into one.
+
+A part is some of the batches of rows, so that the joined file has the lines of one that was not divided. Compressed
+parts are joined as they are: readers of gzip and Zstandard take several streams as one.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlfilter_core.annotating.annotate_file import annotate_file, report_of, write_scored
+from mlfilter_core.annotating.annotate_report import AnnotateReport
+from mlfilter_core.annotating.annotate_request import AnnotateRequest
+from mlfilter_core.annotating.annotated_format import SUFFIXES
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.errors import EmbeddingFileError
+from mlfilter_core.files.identity import is_same_file
+from mlfilter_core.files.new_file import HashedFile
+from mlfilter_core.files.part_files import n_parts_before, part_file, remove_parts
+from mlfilter_core.files.publishing import claim_outputs, publish, publish_json
+from mlfilter_core.files.task_files import Part, TaskFile
+from mlfilter_core.tallies.score_statistics import read_score_statistics, write_score_statistics
+
+if TYPE_CHECKING:
+    from mlfilter_core.heads.head import Head
+
+# Arbitrary: seconds of work on two cores.
+MIN_PART_ROWS = 100_000
+
+_log = logging.getLogger(__name__)
+
+
+def parts_of(embeddings: TaskFile, request: AnnotateRequest, n_wanted: int, min_rows: int = 1) -> list[TaskFile]:
+    """Returns the parts of a file, as an earlier run divided it or in the wanted number; none for a single part.
+
+    Args:
+        embeddings: The file.
+        request: Request of this run.
+        n_wanted: Number of parts.
+        min_rows: Rows that a part has at least.
+    """
+    n_parts = n_parts_before(request.output(embeddings))
+    if not n_parts and n_wanted > 1:
+        try:
+            with EmbeddingFile(embeddings.path, request.group) as file:
+                n_batches = sum(1 for _ in file.slices(request.batch_size))
+                n_parts = min(n_wanted, n_batches, file.n_rows // min_rows)
+        except (EmbeddingFileError, OSError):  # its task reports it
+            return []
+    return [replace(embeddings, part=Part(number + 1, n_parts)) for number in range(n_parts)] if n_parts > 1 else []
+
+
+def part_outputs(embeddings: TaskFile, request: AnnotateRequest) -> tuple[Path, Path]:
+    """Returns the files of a part: its lines, and their provenance."""
+    output, suffix = request.output(embeddings), SUFFIXES[request.compression]
+    return part_file(output, embeddings.part, suffix), part_file(output, embeddings.part, f"{suffix}.json")
+
+
+def annotate_part(embeddings: TaskFile, request: AnnotateRequest, heads: list["Head"]) -> AnnotateReport:
+    """Scores a part of a file, unless that was done by the same request from the same embeddings.
+
+    Raises:
+        HeadError, AnnotationError, SourceError, OSError: As `annotate_file`.
+    """
+    started = time.monotonic()
+    lines, provenance = part_outputs(embeddings, request)
+    with EmbeddingFile(embeddings.path, request.group) as file:
+        made = _finished_part(lines, provenance, file, request)
+        if made is not None:
+            return replace(report_of(embeddings, lines, made, 0.0), status="skipped")
+        with publish(lines) as temporary:
+            made = write_scored(temporary, embeddings, file, request, heads)
+            publish_json(provenance, made)
+    return report_of(embeddings, lines, made, time.monotonic() - started)
+
+
+def annotate_in_parts(embeddings: TaskFile, request: AnnotateRequest, heads: list["Head"]) -> AnnotateReport:
+    """Joins the parts of a file; scores those that are missing. The output appears complete or not at all.
+
+    Args:
+        embeddings: The whole file, which was divided before.
+        request: Request of this run.
+        heads: Heads of `request.head_sha256`, in the same order.
+
+    Raises:
+        HeadError, AnnotationError, SourceError, OSError: As `annotate_file`.
+    """
+    parts = parts_of(embeddings, request, 1)
+    outputs = [part_outputs(part, request) for part in parts]
+    for part, files in zip(parts, outputs, strict=True):
+        with claim_outputs(*files):
+            annotate_part(part, request, heads)
+    started = time.monotonic()
+    output = request.output(embeddings)
+    made = [json.loads(provenance.read_bytes()) for _, provenance in outputs]
+    whole = _joined(made)
+    if not _are_all(embeddings, made, request) or whole["documents"] in whole["missing_values"].values():
+        _log.warning("%s: its parts do not make the whole, and are discarded", embeddings.relative)
+        remove_parts(output)
+        return annotate_file(embeddings, request, heads)
+    with publish(output) as temporary:
+        with HashedFile(temporary) as on_disk:
+            for lines, _ in outputs:
+                with open(lines, "rb") as file:
+                    shutil.copyfileobj(file, on_disk)
+        whole["output"] = on_disk.identity()
+        publish_json(request.provenance_file(embeddings), whole)
+    remove_parts(output)
+    _log.info("%s: joined %d parts, %d documents", embeddings.relative, len(parts), whole["documents"])
+    return report_of(embeddings, output, whole, time.monotonic() - started)
+
+
+def _finished_part(
+    lines: Path, provenance: Path, file: EmbeddingFile, request: AnnotateRequest
+) -> dict[str, Any] | None:
+    """Returns the provenance of a part that is finished by the same request, and was not changed."""
+    try:
+        made: dict[str, Any] = json.loads(provenance.read_bytes())
+        is_ours = made["request"] == json.loads(json.dumps(request.provenance()))
+        is_ours = is_ours and made["embeddings"] == json.loads(json.dumps(file.identity()))
+        return made if is_ours and is_same_file(lines, made["output"], read_content=True) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _are_all(embeddings: TaskFile, made: Sequence[dict[str, Any]], request: AnnotateRequest) -> bool:
+    """Returns whether the parts meet: another run may have had batches of another size."""
+    bounds = [0, *(row for part in made for row in part["rows"])]
+    with EmbeddingFile(embeddings.path, request.group) as file:
+        bounds.append(file.n_rows)
+    return all(before == after for before, after in zip(bounds[::2], bounds[1::2], strict=True))
+
+
+def _joined(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the provenance of the whole file, without that of its content."""
+    missing: Counter[str] = Counter()
+    for part in made:
+        missing.update(part["missing_values"])
+    statistics = reduce(add, (read_score_statistics(part["statistics"]["scores"]) for part in made))
+    first = {name: value for name, value in made[0].items() if name != "rows"}
+    return {
+        **first,
+        "documents": sum(part["documents"] for part in made),
+        "missing_values": dict(missing),
+        "statistics": {**first["statistics"], "scores": write_score_statistics(statistics)},
+    }

@@ -1,0 +1,32 @@
+"""The files of the parts of an unfinished output, in a hidden folder beside it: `.x.h5.parts/3-of-8.h5`.
+
+They are there until the joined output is complete, so that no kill loses them.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from mlfilter_core.files.claims import hidden_name
+from mlfilter_core.files.publishing import PARTS_SUFFIX
+from mlfilter_core.files.task_files import Part
+
+_PART_NAME = re.compile(r"\.?[0-9]+-of-([0-9]+)\.")
+
+
+def part_file(output: Path, part: Part, suffix: str) -> Path:
+    """Returns the file of a part of an output."""
+    return hidden_name(output, PARTS_SUFFIX) / f"{part.number}-of-{part.of}{suffix}"
+
+
+def n_parts_before(output: Path) -> int:
+    """Returns into how many parts an earlier run divided the file of an unfinished output; 0 if it did not."""
+    folder = hidden_name(output, PARTS_SUFFIX)
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return next((int(match[1]) for name in names if (match := _PART_NAME.match(name))), 0)
+
+
+def remove_parts(output: Path) -> None:
+    """Removes the parts of an output, which is complete or is to be made in another way."""
+    # Another run may have just claimed one of them; `remove_leftovers` removes what stays.
+    shutil.rmtree(hidden_name(output, PARTS_SUFFIX), ignore_errors=True)
