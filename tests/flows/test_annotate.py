@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prefect.client.orchestration import SyncPrefectClient
 from safetensors.torch import save_file
 
 from flows.annotate import annotate
@@ -14,6 +15,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, HeadError, OtherSettingsError
 from tests.conftest import TINY_DIM
 from tests.flows.conftest import WriteJob, write_embeddings
+from tests.flows.dask_workers import last_task_runs
 
 
 def test_both_flows_equal_the_direct_computation(
@@ -34,6 +36,21 @@ def test_both_flows_equal_the_direct_computation(
             embeddings = torch.from_numpy(file.embeddings(slice(0, None)))
         expected = embeddings @ state["0.weight"][0] + state["0.bias"]
         np.testing.assert_allclose([record["score_linear"] for record in written], expected, atol=1e-5)
+
+
+def test_parts_of_a_file_are_tasks_and_make_the_same_output(
+    annotate_job: WriteJob, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    write_embeddings(tmp_path / "out/embeddings/a.h5", 100)
+    annotate(annotate_job(split=False, batch_size=16))
+    output = tmp_path / "out/annotated_data/a.jsonl"
+    whole = output.read_bytes()
+    report = annotate(annotate_job(split=3, batch_size=16, overwrite=True), {"params.score_prefix": "s_"})
+    assert [(row.status, row.documents) for row in report.reports] == [("annotated", 100)]
+    names = {run.name for run in last_task_runs(client, 4)}
+    assert names == {"annotate a.h5", *(f"annotate a.h5 ({i} of 3)" for i in (1, 2, 3))}
+    assert output.read_bytes() == whole.replace(b'"score_', b'"s_')
+    assert not list((tmp_path / "out").rglob("*.parts"))
 
 
 def test_a_head_of_the_wrong_width_is_refused_before_the_first_file(annotate_job: WriteJob, tmp_path: Path) -> None:

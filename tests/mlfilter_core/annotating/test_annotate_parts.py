@@ -117,7 +117,10 @@ def test_parts_equal_the_whole(
 def test_documents_of_several_chunks_stay_whole(
     embed: Callable[..., TaskFile], heads: list[Head], tmp_path: Path
 ) -> None:
-    file, request = embed(chunks=Chunks(most=4)), request_for(tmp_path / "out", output_keys=("document_id", "score_edu_chunks"))
+    file, request = (
+        embed(chunks=Chunks(most=4)),
+        request_for(tmp_path / "out", output_keys=("document_id", "score_edu_chunks")),
+    )
     in_parts(file, 4, request, heads)
     whole = request_for(tmp_path / "whole", output_keys=request.output_keys)
     annotate_file(file, whole, heads)
