@@ -26,8 +26,10 @@ from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.part_files import n_parts_before
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import WHOLE, TaskFile, find_files, shard
-from mlfilter_core.heads.checkpoint_files import head_digests
+from mlfilter_core.heads.checkpoint_files import find_head, head_digests
 from mlfilter_core.heads.chunk_scores import ChunkCombination
+from mlfilter_core.heads.scores import INTEGER_PREFIX, LABEL_PREFIX
+from mlfilter_core.heads.trained_head import check_width, stated_width
 from mlfilter_core.work.staged_work import staged, stores_of
 from mlfilter_core.work.workload import Work, Workload
 
@@ -78,6 +80,20 @@ class AnnotateWork(Work[AnnotateReport]):
             return ()
         return () if relative.is_absolute() or ".." in relative.parts else (request.source_dir / relative,)
 
+    def check(self, files: Sequence[TaskFile]) -> None:
+        """Checks the output keys, and the widths of heads that were trained by this project.
+
+        Raises:
+            HeadError: A head does not fit the first readable file.
+            ConfigError: An output key is not found.
+        """
+        self._check_output_keys(files, ())
+        dim, where = _first_width(files, self.request.group)
+        for name, checkpoint in self.params.regression_head_checkpoints.items():
+            width = stated_width(find_head(name, checkpoint).weights)
+            if width is not None and dim is not None:
+                check_width(name, width, dim, where)
+
     def prepare(self, files: Sequence[TaskFile]) -> None:
         """Checks that the heads load and fit every readable file of a run; unreadable files fail in their tasks.
 
@@ -89,14 +105,20 @@ class AnnotateWork(Work[AnnotateReport]):
         heads = load_heads(self.params)
         columns = score_columns(heads, self.request)
         _check_contract(heads, files, self.request)
-        paths = [file.path for file in files]
-        request = self.request
-        check_output_keys(paths, request.group, request.output_keys, columns.names, request.source_dir)
+        self._check_output_keys(files, columns.names)
 
     def make(self, file: TaskFile) -> AnnotateReport:
         annotate = annotate_in_parts if n_parts_before(self.request.output(file)) else annotate_file
         annotate = annotate if file.part == WHOLE else annotate_part
         return annotate(file, self.request, heads_of_process(self.params, self.request))
+
+    def _check_output_keys(self, files: Sequence[TaskFile], columns: Sequence[str]) -> None:
+        """Looks for the output keys that are no scores, given the names of the scores once the heads are loaded."""
+        request, keys = self.request, self.request.output_keys
+        if not columns:
+            of_scores = (request.score_prefix, LABEL_PREFIX, INTEGER_PREFIX)
+            keys = tuple(key for key in keys if not key.startswith(of_scores))
+        check_output_keys([file.path for file in files], request.group, keys, columns, request.source_dir)
 
 
 def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
@@ -174,6 +196,17 @@ def heads_of_process(params: Scoring, request: AnnotateRequest) -> list["Head"]:
         _heads_of_process.clear()
         _heads_of_process[key] = load_heads(params)
     return _heads_of_process[key]
+
+
+def _first_width(files: Iterable[TaskFile], group: str) -> tuple[int | None, str]:
+    """Returns the width of the embeddings of the first readable file, and its path."""
+    for file in files:
+        try:
+            with EmbeddingFile(file.path, group) as embeddings:
+                return embeddings.dim, str(file.path)
+        except (EmbeddingFileError, OSError):  # its task reports it
+            continue
+    return None, ""
 
 
 def _check_contract(heads: list["Head"], files: Iterable[TaskFile], request: AnnotateRequest) -> None:

@@ -23,6 +23,7 @@ from mlfilter_core.heads.layers import (
     linear_widths,
     output_width,
 )
+from mlfilter_core.heads.trained_head import check_width
 
 ALLOW = "params.allow_mismatched_head: true"
 TASKS = ("regression", "binary", "multiclass", "multilabel")
@@ -110,11 +111,7 @@ def check_heads_fit(heads: list[Head], dim: int, where: str) -> None:
         HeadError: A head takes another width.
     """
     for head in heads:
-        if head.dim != dim:
-            raise HeadError(
-                f"head {head.name} takes embeddings of width {head.dim}, but those of {where} are {dim} wide; "
-                "use the head that was trained on this encoder's embeddings"
-            )
+        check_width(head.name, head.dim, dim, where)
 
 
 def find_mismatched_heads(heads: list[Head], made_by: Fingerprint, where: str, are_allowed: bool) -> dict[str, str]:

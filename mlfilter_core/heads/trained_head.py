@@ -87,5 +87,39 @@ def read_training(path: Path) -> dict[str, Any] | None:
     return training if isinstance(training, dict) else None
 
 
+def stated_width(path: Path) -> int | None:
+    """Returns the width of the embeddings that a head takes, without torch; None if the file is not of this format.
+
+    The head's loading reports what is wrong with other files.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            is_ours = (file.metadata() or {}).get("format") == FORMAT
+            return int(file.get_slice("0.weight").get_shape()[1]) if is_ours else None
+    except Exception:  # safetensors raises its own errors, and OSError
+        return None
+
+
+def check_width(name: str, takes: int, dim: int, where: str) -> None:
+    """Checks that a head takes embeddings of a width.
+
+    Args:
+        name: The head's name in the job.
+        takes: Width that the head takes.
+        dim: Width of the embeddings.
+        where: The file of embeddings, for the message.
+
+    Raises:
+        HeadError: The head takes another width.
+    """
+    if takes != dim:
+        raise HeadError(
+            f"head {name} takes embeddings of width {takes}, but those of {where} are {dim} wide; use the head that "
+            "was trained on this encoder's embeddings"
+        )
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 import yaml
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from flows.commands.app import build_app
@@ -22,6 +24,7 @@ from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.heads.trained_head import FORMAT
 from mlfilter_core.versions import library_versions
 from tests.conftest import WriteLines
 from tests.flows.commands.processes import REPOSITORY, command, ml_filter, ml_filter_here
@@ -130,6 +133,25 @@ def test_a_wrong_job_is_refused_before_anything_heavy_is_imported(
     assert message in "\n".join(said)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert not imported.intersection({"torch", "transformers", "prefect", "distributed"})
+
+
+def test_a_wrong_annotation_is_refused_before_anything_heavy_is_imported(
+    embed_job: WriteJob, annotate_job: WriteJob, tmp_path: Path
+) -> None:
+    assert ml_filter_here("embed", "--config", embed_job()).exit_code == 0
+    tensors = {"0.weight": np.zeros((1, 77), np.float32), "0.bias": np.zeros(1, np.float32)}
+    save_file(tensors, tmp_path / "wide.safetensors", {"format": FORMAT})
+    wide = {"regression_head_checkpoints": {"edu": str(tmp_path / "wide.safetensors")}}
+    for params, message in (
+        (wide, "head edu takes embeddings of width 77, but those of .*/a/x.h5 are 32 wide"),
+        ({"output_keys": ["document_id", "lang"]}, "params.output_keys: 'lang' is neither in the files of embeddings"),
+    ):
+        job = annotate_job(**params)
+        done = command("-X", "importtime", "flows/annotate.py", "--config", job, PREFECT_API_URL="")
+        assert done.returncode == 1
+        assert re.search(f"^error: {message}", done.stderr, re.MULTILINE), done.stderr
+        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+        assert not imported.intersection({"torch", "transformers", "prefect", "distributed"})
 
 
 def test_what_is_done_is_said_before_anything_heavy_is_imported(embed_job: WriteJob, corpus: Path) -> None:
