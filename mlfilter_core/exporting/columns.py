@@ -51,25 +51,29 @@ class Column:
 def columns_of(file: EmbeddingFile, first_line: Mapping[str, Any] | None) -> list[Column]:
     """Returns the columns that a file has: ids first, then scores, then the rest, then embeddings.
 
+    Datasets of types or shapes that Parquet does not have are left out.
+
     Args:
         file: The file of embeddings.
         first_line: Scores of the first document, by field; None where none are exported.
 
     Raises:
-        EmbeddingFileError: A dataset has a type that Parquet does not have.
+        EmbeddingFileError: The embeddings have such a type.
     """
     scores = [_score_column(name, value) for name, value in (first_line or {}).items()]
     reserved = {EMBEDDING, EMBEDDINGS, EMBEDDING_SCALE, FIRST_CHUNK, *(column.name for column in scores)}
-    stored = []
+    stored: list[Column] = []
     for place in file.names():
         key = place.removeprefix(f"{INDEX}/")
         name = place if key in reserved or key in file.names() else key
         if name not in reserved:  # as in annotated files, a score takes the place of what has its name
-            stored.append(Column(name, place, "document", *_type_of(file, place)))
+            stored += [Column(name, place, "document", *of) for of in [_type_of(file, place)] if of is not None]
     stored.sort(key=lambda column: column.place != DOCUMENT_ID)
     n_ids = sum(column.place == DOCUMENT_ID for column in stored)
     vectors, scales = file.stored_embeddings(NO_ROWS)
-    embedding = [Column(EMBEDDING, EMBEDDINGS, "embedding", _number_type(file, EMBEDDINGS, vectors), file.dim)]
+    if (number := _number_type(vectors)) is None:
+        raise EmbeddingFileError(f"{file.path}: embeddings are {vectors.dtype}, which Parquet does not have")
+    embedding = [Column(EMBEDDING, EMBEDDINGS, "embedding", number, file.dim)]
     if scales is not None:
         embedding.append(Column(EMBEDDING_SCALE, EMBEDDING_SCALE, "embedding", pa.float32()))
     return [*stored[:n_ids], *scores, *stored[n_ids:], *embedding]
@@ -114,21 +118,21 @@ def list_type(element: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", element, nullable=False))
 
 
-def _type_of(file: EmbeddingFile, name: str) -> tuple[pa.DataType, int | None]:
-    """Returns the type of a dataset's elements, and their number in a row of two dimensions."""
+def _type_of(file: EmbeddingFile, name: str) -> tuple[pa.DataType, int | None] | None:
+    """Returns the type of a dataset's elements, and their number in a row of two dimensions; None for other datasets."""
     values = file.column(name, NO_ROWS)
     if isinstance(values, list):
         return pa.string(), None
-    if values.ndim > 2:
-        raise EmbeddingFileError(f"{file.path}: {name} has {values.ndim} dimensions; only two can be exported")
-    return _number_type(file, name, values), None if values.ndim == 1 else values.shape[1]
+    if values.ndim > 2 or (number := _number_type(values)) is None:
+        return None
+    return number, None if values.ndim == 1 else values.shape[1]
 
 
-def _number_type(file: EmbeddingFile, name: str, values: NDArray[Any]) -> pa.DataType:
+def _number_type(values: NDArray[Any]) -> pa.DataType | None:
     try:
         return pa.from_numpy_dtype(values.dtype.newbyteorder("="))
-    except pa.ArrowNotImplementedError as error:
-        raise EmbeddingFileError(f"{file.path}: {name} is {values.dtype}, which Parquet does not have") from error
+    except pa.ArrowNotImplementedError:
+        return None
 
 
 def _score_column(name: str, value: Any) -> Column:

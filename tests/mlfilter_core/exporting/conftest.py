@@ -1,6 +1,6 @@
 """Files of embeddings with real scores, to export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from mlfilter_core.versions import library_versions
 from tests.conftest import TINY_DIM
 
 COUNTS = ("lines", "rejected", "blank", "truncated", "duplicate_ids", "tokens")
-LABELS = ("news", "sport")
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,16 @@ def inputs(tmp_path: Path, heads: list[Head]) -> Inputs:
 
 
 @pytest.fixture
-def run(inputs: Inputs, tmp_path: Path) -> Export:
-    """Exports to `exported/` in one process; keywords change the request. Reasons of failures go to `on_file`."""
+def run(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
+    """Exports to `exported/`, in this process; keywords change the request. `on_file` gets the reports."""
+
+    def in_this_process(function: Any, items: Any, n_processes: int, died: Any) -> Iterator[Any]:
+        return (function(item) for item, _ in items)
+
+    monkeypatch.setattr("mlfilter_core.exporting.export_folder.in_processes", in_this_process)
 
     def run_export(on_file: Any = lambda report: None, **changes: Any) -> ExportTotals:
-        request = ExportRequest(**{"embeddings": inputs.embeddings, "output_dir": tmp_path / "exported", **changes})
-        return export(request, 1, on_file)
+        settings = {"embeddings": inputs.embeddings, "output_dir": tmp_path / "exported", **changes}
+        return export(ExportRequest(**settings), 1, on_file)
 
     return run_export
