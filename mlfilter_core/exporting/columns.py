@@ -119,7 +119,10 @@ def list_type(element: pa.DataType) -> pa.DataType:
 
 
 def _type_of(file: EmbeddingFile, name: str) -> tuple[pa.DataType, int | None] | None:
-    """Returns the type of a dataset's elements, and their number in a row of two dimensions; None for other datasets."""
+    """Returns the type of a dataset's elements, and the width of its rows if it has two dimensions.
+
+    None for a dataset that cannot be exported.
+    """
     values = file.column(name, NO_ROWS)
     if isinstance(values, list):
         return pa.string(), None

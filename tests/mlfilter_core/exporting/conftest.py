@@ -53,7 +53,7 @@ class Inputs:
         with EmbeddingWriter(
             *(path, "train"),
             **{"dim": TINY_DIM, "embedding_dtype": dtype, "label_shape": (2,), "label_dtype": "float32"},
-            **{"index_keys": ["meta/lang"], "slice_rows": 3, "has_chunks": n_chunks is not None},
+            **{"index_keys": ["meta/lang"], "slice_rows": 3 if n < 100 else n, "has_chunks": n_chunks is not None},
         ) as writer:
             writer.append(documents, vectors, np.arange(1, n + 1, dtype=np.int32), chunks)
             writer.finish(
