@@ -14,8 +14,7 @@ import pytest
 
 from mlfilter_core.heads.head import Head
 from tests.conftest import within
-from tests.flows.commands.processes import ml_filter_here
-from tests.flows.commands.test_results import HEAVY
+from tests.flows.commands.processes import HEAVY, ml_filter_here
 from tests.mlfilter_core.conftest import heads  # noqa: F401
 from tests.mlfilter_core.exporting.conftest import Inputs
 
