@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.export import exports
 from flows.commands.reports import reports
 from flows.commands.results import results
 from flows.running.script import STYLE, ConfigPath, Overrides, command_of, fit_any_machine, run_and_print
@@ -33,6 +34,7 @@ def build_app() -> typer.Typer:
     app.command("job-script")(job_script_command)
     app.add_typer(results)  # without a name, so that its commands are added to those of this module
     app.add_typer(reports)
+    app.add_typer(exports)
     return app
 
 

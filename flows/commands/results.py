@@ -141,7 +141,7 @@ def aggregate_command(
     from mlfilter_core.evaluation.scale import parse_scale
     from mlfilter_core.evaluation.score_fields import ScoreFields
 
-    with errors_as_messages(), _progress_on_stderr():
+    with errors_as_messages(), progress_on_stderr():
         how = parse_aggregation(aggregation, "--aggregation")
         scale = parse_scale(labels, "--labels") if labels is not None else None
         if score_keys is not None and raw_data_lookup_dir is not None:
@@ -227,7 +227,7 @@ def evaluate_command(
     from mlfilter_core.evaluation.scale import parse_numbers, parse_scale
     from mlfilter_core.evaluation.score_fields import ScoreFields
 
-    with errors_as_messages(), _progress_on_stderr():
+    with errors_as_messages(), progress_on_stderr():
         options = MeasureOptions(
             parse_scale(valid_labels, "--valid_labels"),
             tuple(parse_numbers(thresholds, "--thresholds")) if thresholds is not None else (),
@@ -249,7 +249,7 @@ def evaluate_command(
 
 
 @contextmanager
-def _progress_on_stderr() -> Iterator[None]:
+def progress_on_stderr() -> Iterator[None]:
     """Shows what the core logs meanwhile; a command of minutes should not be silent."""
     logger, handler = logging.getLogger("mlfilter_core"), logging.StreamHandler()
     level = logger.level

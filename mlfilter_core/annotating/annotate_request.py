@@ -90,7 +90,8 @@ def finished_annotation(
     if made is None:
         return None
     output = request.output(embeddings)
-    are_same_embeddings = _are_same_embeddings(embeddings.path, request.group, made["embeddings"], read_content)
+    with EmbeddingFile(embeddings.path, request.group) as file:
+        are_same_embeddings = file.is_version(made["embeddings"], read_content)
     if are_same_embeddings is False:
         raise OutputConflictError(f"{output} was made from another version of {embeddings.path}; {REPLACE}")
     if are_same_embeddings is None:
@@ -124,10 +125,3 @@ def read_annotation(embeddings: TaskFile, request: AnnotateRequest, read_content
     if is_same_output is False:
         raise OutputConflictError(f"{output} was changed since it was annotated; {REPLACE}")
     return made if is_same_output else None
-
-
-def _are_same_embeddings(path: Path, group: str, recorded: dict[str, Any], read_content: bool) -> bool | None:
-    with EmbeddingFile(path, group) as file:
-        if file.provenance is None and "mtime_ns" in recorded:
-            return is_same_file(path, recorded, read_content)
-        return file.identity() == recorded

@@ -1,1 +1,1 @@
-"""Devices, dtypes and matrix products."""
+"""Devices, dtypes, worker processes and matrix products."""

@@ -7,7 +7,8 @@ import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-# Folders that jobs make in their output_dir. Outputs of annotations and filters keep their provenance beside them.
+# Folders that jobs make in their output_dir. Outputs of annotations and filters keep their provenance beside them, and
+# so do exports, whose folders have any name.
 WITH_PROVENANCE = ("annotated_data", "filtered", "dropped")
 OUTPUT_FOLDERS = (*WITH_PROVENANCE, "rejected", "heads", "logs", "report")
 PROVENANCE_FOLDER = ".provenance"  # beside the outputs
@@ -37,7 +38,11 @@ def outputs_below(folder: Path, output_dir: Path) -> Callable[[str], str | None]
             or any(path.glob("logs/*/run.json"))
         )
 
-    return _reason(own_below, holds_outputs)
+    @functools.cache
+    def has_provenance(inner: str) -> bool:
+        return (root / inner / PROVENANCE_FOLDER).is_dir()
+
+    return _reason(own_below, holds_outputs, has_provenance)
 
 
 def outputs_listed(url: str, output_url: str, names: Iterable[str]) -> Callable[[str], str | None]:
@@ -56,16 +61,23 @@ def outputs_listed(url: str, output_url: str, names: Iterable[str]) -> Callable[
         is_own = parent == "." and output_url == url
         return is_own or any(str(PurePosixPath(parent, mark)) in folders for mark in marks)
 
-    return _reason(own_below, holds_outputs)
+    def has_provenance(inner: str) -> bool:
+        return str(PurePosixPath(inner, PROVENANCE_FOLDER)) in folders
+
+    return _reason(own_below, holds_outputs, has_provenance)
 
 
-def _reason(own_below: str, holds_outputs: Callable[[str], bool]) -> Callable[[str], str | None]:
+def _reason(
+    own_below: str, holds_outputs: Callable[[str], bool], has_provenance: Callable[[str], bool]
+) -> Callable[[str], str | None]:
     def reason(relative: str) -> str | None:
         if own_below and relative.startswith(own_below):
             return ARE_OUTPUTS
         names = PurePosixPath(relative).parts[:-1]
         is_output = any(
-            name in OUTPUT_FOLDERS and holds_outputs(str(PurePosixPath(*names[:i]))) for i, name in enumerate(names)
+            has_provenance(str(PurePosixPath(*names[: i + 1])))
+            or (name in OUTPUT_FOLDERS and holds_outputs(str(PurePosixPath(*names[:i]))))
+            for i, name in enumerate(names)
         )
         return ARE_OUTPUTS if is_output else None
 

@@ -70,8 +70,8 @@ class OneEncoder:
         if differing:
             raise ConfigError(
                 f"{self._first} and {path} were made by different encoders, {name_of(self.fingerprint)} and "
-                f"{name_of(made_by)}: they differ in {_described(differing, self.fingerprint, made_by)}. Their scores "
-                "would not be comparable; set params.glob_pattern to the files of one encoder"
+                f"{name_of(made_by)}: they differ in {_described(differing, self.fingerprint, made_by)}. They are "
+                "not comparable, nor are their scores; set glob_pattern to the files of one encoder"
             )
 
 

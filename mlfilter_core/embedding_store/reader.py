@@ -24,7 +24,7 @@ from mlfilter_core.embedding_store.layout import (
     index_name,
 )
 from mlfilter_core.errors import EmbeddingFileError, in_one_line
-from mlfilter_core.files.identity import file_identity
+from mlfilter_core.files.identity import file_identity, is_same_file
 
 UNIT_LENGTH_TOLERANCE = 5e-3  # float16 keeps three digits
 # Limits on what a file may claim to contain. All three are arbitrary, and far above what any encoder or tool writes:
@@ -111,6 +111,20 @@ class EmbeddingFile:
             "rows": self.n_rows,
         }
 
+    def is_version(self, recorded: Mapping[str, Any], read_content: bool) -> bool | None:
+        """Returns whether this is the version of the file whose `identity` was recorded.
+
+        Args:
+            recorded: The identity.
+            read_content: Whether to read a file of another tool whose modification time differs.
+
+        Returns:
+            None where only the content decides and `read_content` is false.
+        """
+        if self.provenance is None:
+            return is_same_file(self.path, recorded, read_content) if "mtime_ns" in recorded else False
+        return all(recorded.get(name) == value for name, value in self.identity().items())
+
     def names(self) -> list[str]:
         """Returns the names of the datasets with rows: `embeddings`, `document_id`, `index/<key>`, ..."""
         return list(self._names)
@@ -136,14 +150,16 @@ class EmbeddingFile:
 
         Where the file has chunks, a document has one or several; `chunk_starts` says which.
         """
+        stored, scales = self.stored_embeddings(rows)
+        return stored.astype(np.float32, copy=False) if scales is None else dequantize(stored, scales)
+
+    def stored_embeddings(self, rows: slice) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Returns what `embeddings` does, in the precision of the file, with the scale of each where that is int8."""
         if self.has_chunks:
             start, stop, _ = rows.indices(self.n_rows)
             bounds = self._chunk_bounds
             rows = slice(int(bounds[start]), int(bounds[max(start, stop)]))
-        stored = self._values(EMBEDDINGS, rows)
-        if self._is_int8:
-            return dequantize(stored, self._values(EMBEDDING_SCALE, rows))
-        return stored.astype(np.float32, copy=False)
+        return self._values(EMBEDDINGS, rows), self._values(EMBEDDING_SCALE, rows) if self._is_int8 else None
 
     def chunk_starts(self, rows: slice) -> NDArray[np.int64]:
         """Returns int64 (n_documents,), the place of each document's first embedding in `embeddings(rows)`.

@@ -192,7 +192,7 @@ class _Check:
             except (EmbeddingFileError, OSError):  # reported by the check of that file
                 continue
             self.files.enter_context(file)
-            if _were_made_from(made["embeddings"], file, self.request.read_content):
+            if file.is_version(made["embeddings"], self.request.read_content) is not False:
                 return file, []
             others.append(name)
         return None, others
@@ -290,12 +290,6 @@ class _Check:
 
 def _stated(made: Mapping[str, Any]) -> str:
     return f"it states {made['documents']:,} documents"
-
-
-def _were_made_from(recorded: Mapping[str, Any], file: EmbeddingFile, read_content: bool) -> bool:
-    if file.provenance is None:  # made by another tool: only the whole file identifies it
-        return "mtime_ns" in recorded and is_same_file(file.path, recorded, read_content) is not False
-    return all(recorded.get(name) == value for name, value in file.identity().items())
 
 
 def _stored_ids(file: EmbeddingFile) -> Iterator[bytes]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfilter_core.compute.cores import usable_cores
+from mlfilter_core.compute.isolation import DIED, in_processes, time_limit_s
 from mlfilter_core.config.embedding import UNKEPT_DIR
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.publishing import COMMITTED_SUFFIX, TEMPORARY_SUFFIX
 from mlfilter_core.verification.discrepancies import FileCheck, LineCounts, Place
 from mlfilter_core.verification.embedding_files import REJECTED_DIR
-from mlfilter_core.verification.isolation import in_processes
 from mlfilter_core.verification.output_kinds import (
     Output,
     OutputKind,
@@ -27,10 +27,6 @@ from mlfilter_core.verification.whole_folder import differing_settings, missing_
 LOGS_DIR = "logs"
 # Suffixes of hidden files beside an unfinished output; a lock alone does not show one.
 UNFINISHED_SUFFIXES = (COMMITTED_SUFFIX, TEMPORARY_SUFFIX)
-# Time limit of a check, as HDF5 may never return over broken bytes: seconds for a file, and for each byte of it and of
-# its related outputs. Arbitrary, and far slower than the slowest disk.
-FILE_S = 600.0
-BYTE_S = 2e-6
 
 
 @dataclass(frozen=True)
@@ -194,14 +190,13 @@ class _Task:
 
     def limit_s(self) -> float:
         paths = [self.request.output_dir / path for path in (self.path, *self.related.outputs)]
-        return FILE_S + BYTE_S * sum(path.stat().st_size for path in paths if path.exists())
+        return time_limit_s(sum(path.stat().st_size for path in paths if path.exists()))
 
     def run(self) -> FileCheck:
         return self.kind.check(self.path, self.request, self.related)
 
     def died(self) -> FileCheck:
-        problem = "the process that read it died or did not return, as over broken HDF5; make the file again"
-        return FileCheck(self.path, (problem,))
+        return FileCheck(self.path, (DIED,))
 
 
 def _checks(folder: OutputFolder, request: VerifyRequest, n_workers: int) -> Iterator[FileCheck]:

@@ -136,7 +136,7 @@ def test_embeddings_of_two_encoders_are_refused_before_the_first_file(
     embed(embed_job(glob_pattern="b/*", prompt="query: "))
     message = (
         r"out/embeddings/a/x\.h5 and .*/out/embeddings/b/x\.h5 were made by different encoders, .*: they differ in "
-        r"prompt \('' and 'query: '\)\. Their scores would not be comparable; set params.glob_pattern to the files"
+        r"prompt \('' and 'query: '\)\. They are not comparable, nor are their scores; set glob_pattern to the files"
     )
     with pytest.raises(ConfigError, match=message):
         annotate(annotate_job())

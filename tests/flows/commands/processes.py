@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from flows.commands.app import build_app
 
 REPOSITORY = Path(__file__).parents[3]
+# What no `--help` may import.
+HEAVY = ("torch", "h5py", "matplotlib", "sklearn", "scipy", "krippendorff", "prefect", "pyarrow")
 
 
 def api_variables() -> dict[str, str]:

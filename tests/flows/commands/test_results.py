@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import WriteLines
-from tests.flows.commands.processes import ml_filter_here
+from tests.flows.commands.processes import HEAVY, ml_filter_here
 from tests.mlfilter_core.evaluation.conftest import draw_record
-
-HEAVY = ("torch", "h5py", "matplotlib", "sklearn", "scipy", "krippendorff", "prefect", "pyarrow")
 
 
 @pytest.fixture

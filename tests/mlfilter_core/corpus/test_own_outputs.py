@@ -60,6 +60,13 @@ def test_outputs_of_other_jobs_are_left_out(tmp_path: Path) -> None:
     assert found(tmp_path, tmp_path.parent / "elsewhere") == ["a.jsonl", "de/b.jsonl"]
 
 
+def test_exports_are_left_out_whatever_their_folder_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", "de/vectors/x.parquet", "de/vectors/fr/y.parquet", "de/vectors/.provenance/export.json")
+    write(tmp_path, "de/vectors-of-lines.jsonl")
+    assert found(tmp_path, tmp_path.parent / "elsewhere") == ["a.jsonl", "de/vectors-of-lines.jsonl"]
+    assert found(tmp_path / "de/vectors", tmp_path.parent / "elsewhere") == ["fr/y.parquet", "x.parquet"]
+
+
 def test_folders_that_only_have_such_names_are_read(tmp_path: Path) -> None:
     names = [f"{name}/x.jsonl" for name in sorted(OUTPUT_FOLDERS)]
     write(tmp_path, *names)

@@ -162,7 +162,7 @@ def test_a_file_that_kills_its_reader_is_named_and_the_others_are_checked(
 
 def test_broken_bytes_anywhere_do_not_end_the_verification(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     """libhdf5 reads most of these files, raises errors for many, loops on some and dies on a few."""
-    monkeypatch.setattr("mlfilter_core.verification.verify.FILE_S", 5.0)
+    monkeypatch.setattr("mlfilter_core.compute.isolation.FILE_S", 5.0)
     chance = random.Random(0)
     file, _ = outputs.embed("x.jsonl", RECORDS)
     content = file.path.read_bytes()

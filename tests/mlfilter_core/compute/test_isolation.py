@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.verification.isolation import in_processes
+from mlfilter_core.compute.isolation import in_processes
 
 
 def square(n: int) -> int:

@@ -21,6 +21,16 @@ Result = TypeVar("Result")
 ITEMS_AHEAD = 64
 # The pool gives each process an item and prefetches one more; any of them may have broken the pool.
 SUSPECTS_BEYOND_PROCESSES = 2
+# Time limit of a file, as HDF5 may never return over broken bytes: seconds, and seconds for each byte. Arbitrary, and
+# far slower than the slowest disk.
+FILE_S = 600.0
+BYTE_S = 2e-6
+DIED = "the process that read it died or did not return, as over broken HDF5; make the file again"
+
+
+def time_limit_s(n_bytes: int) -> float:
+    """Returns the time limit of an item that reads this many bytes."""
+    return FILE_S + BYTE_S * n_bytes
 
 
 def in_processes(

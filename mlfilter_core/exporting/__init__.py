@@ -1,0 +1,1 @@
+"""Embeddings, ids and scores to files of other tools: Parquet and NumPy."""
