@@ -155,6 +155,8 @@ class ParquetSource:
     def _groups(self, part: Part) -> range:
         """Returns the row groups whose first row is in a part's share of the rows; passes over the rows before them."""
         sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
+        if any(size < 0 for size in sizes):
+            raise SourceError(f"{self.path}: its footer states {min(sizes)} rows in a row group; {DAMAGED}")
         ends = list(itertools.accumulate(sizes, initial=0))
         start, stop = (bisect_left(ends, row) for row in part.bounds(ends[-1]))
         self.n_lines = self.n_skipped = ends[start]
