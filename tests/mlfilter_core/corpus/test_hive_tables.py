@@ -14,6 +14,7 @@ from mlfilter_core.corpus.lines import Line
 from mlfilter_core.corpus.source_files import find_sources
 from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.errors import SourceError
+from mlfilter_core.files.stores import Listing, StoredFile
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,14 @@ def test_each_part_is_a_source_and_files_that_are_no_data_are_left_out_with_a_li
 def test_a_pattern_with_the_mark_finds_names_that_have_it(table: Path) -> None:
     (table / "_more.jsonl").write_text('{"text": "a"}\n')
     assert [file.stem for file in find_sources(table, "_*.jsonl", table / "out")] == ["_more"]
+
+
+def test_files_in_a_store_are_told_in_the_same_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["x/lang=de/part-0.parquet", "x/_temporary/0/part-0.parquet", "x/_SUCCESS"]
+    listing = Listing("s3://bucket/corpus", {name: StoredFile(1, 0, "") for name in names})
+    (file,) = find_sources(tmp_path, "**/*", tmp_path / "out", listing)
+    assert (file.relative, file.stem) == ("x/lang=de/part-0.parquet", "x/lang=de/part-0")
+    assert "2 are not data of Spark, Hive or Delta tables" in caplog.text
 
 
 def read(table: Path, lang: str, keys: RecordKeys | None = None) -> list[dict[str, Any]]:
