@@ -1,6 +1,7 @@
 """An output folder as a whole pipeline leaves it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,30 @@ def make_pipeline(folder: Path, model: Path, **filtering: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(document(name, i)) for i in range(30)]
         path.write_text("\n".join([*lines[:4], "{broken", "", *lines[4:9], "[1]", *lines[9:]]) + "\n")
+    return run_pipeline(folder, model, {}, {}, **filtering)
+
+
+def run_pipeline(
+    folder: Path, model: str | Path, embedding: Mapping[str, Any], annotation: Mapping[str, Any], **filtering: Any
+) -> Path:
+    """Does the same with the corpus that is there; parameters of each job override the defaults."""
     out = folder / "out"
     labels = {"keys_to_index": ["language"], "save_labels": True, "label_key": "label", "id_key": "id"}
     source = {"input_dir": folder / "corpus", "text_field": "text", "embedding_model": model, "max_batch_tokens": 512}
-    do(job(EmbeddingJob, {**source, **labels, "output_dir": out}))
+    do(job(EmbeddingJob, {**source, **labels, "output_dir": out, **embedding}))
     embeddings = {"embeddings_directory": out / "embeddings", "output_dir": out}
     recipes = {"good": LINEAR, "fine": {**LINEAR, "hidden_dims": [8], "activation": "gelu"}}
     do(job(TrainingJob, {**embeddings, "heads": recipes, "device": "cpu"}))
-    heads = {name: out / "heads" / f"{name}.safetensors" for name in recipes}
-    do(job(AnnotationJob, {**embeddings, "regression_head_checkpoints": heads, "device": "cpu"}))
+    annotate(out, **annotation)
     filter_corpus(out, **filtering)
     return out
+
+
+def annotate(out: Path, **annotation: Any) -> None:
+    """Scores the embeddings of an output folder with its heads, into the same one."""
+    heads = {name: out / "heads" / f"{name}.safetensors" for name in ("good", "fine")}
+    embeddings = {"embeddings_directory": out / "embeddings", "output_dir": out}
+    do(job(AnnotationJob, {**embeddings, "regression_head_checkpoints": heads, "device": "cpu", **annotation}))
 
 
 def filter_corpus(out: Path, **filtering: Any) -> None:

@@ -42,7 +42,8 @@ def read_first_documents(files: Sequence[TaskFile], max_line_bytes: int) -> Firs
     for i in range(n_files):
         own_bytes = 0
         try:
-            with open_source(files[i * len(files) // n_files].path) as reader:
+            file = files[i * len(files) // n_files]
+            with open_source(file.path, relative=file.relative) as reader:
                 for line in islice(reader.lines(max_line_bytes), N_LINES):
                     if isinstance(line, Line) and (record := _record(line.content)) is not None:
                         records.append(record)

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 N_SHOWN_COLUMNS = 20
 
 
-def wanted_columns(path: Path, schema: "pa.Schema", keys: RecordKeys | None) -> list[str] | None:
+def wanted_columns(
+    path: Path, schema: "pa.Schema", keys: RecordKeys | None, others: Sequence[str] = ()
+) -> list[str] | None:
     """Returns the columns to read, as dotted paths; None for all.
 
     Args:
         path: The file, for messages.
         schema: Its columns.
         keys: Wanted keys, which may be dotted paths into structs and maps; None for all.
+        others: Keys that have their values from elsewhere.
 
     Raises:
         SourceError: A required key has no column, or a name to read is there twice.
@@ -30,10 +33,10 @@ def wanted_columns(path: Path, schema: "pa.Schema", keys: RecordKeys | None) -> 
     if keys is None:
         _check_unique(path, list(schema), "")
         return None
-    found = {key: _column_of(schema, key) for key in (*keys.required, *keys.optional)}
-    missing = [key for key in keys.required if found[key] is None]
+    found = {key: _column_of(schema, key) for key in (*keys.required, *keys.optional) if key not in others}
+    missing = [key for key in keys.required if key not in others and found[key] is None]
     if missing:
-        names = schema.names
+        names = [*schema.names, *others]
         shown = ", ".join(names[:N_SHOWN_COLUMNS]) + (", ..." if len(names) > N_SHOWN_COLUMNS else "")
         raise SourceError(
             f'{path} has no column "{missing[0]}"; it has: {shown or "none"}; correct the key, or leave the file out '

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,18 +46,20 @@ class ParquetSource:
         path: The file.
         n_lines: Rows up to the last one read.
         n_skipped: Rows before the part that is read.
-        keys: Names of its columns.
+        keys: Names of its columns and of its partition keys.
         is_columnar: True: a row has the wanted columns alone.
     """
 
     is_columnar: bool = True
 
-    def __init__(self, path: Path, keys: RecordKeys | None) -> None:
+    def __init__(self, path: Path, keys: RecordKeys | None, partitions: Mapping[str, str | None] | None = None) -> None:
         """Opens the file, and reads its footer.
 
         Args:
             path: The file.
             keys: Keys to read, which may be dotted paths into structs; None for all columns.
+            partitions: Values that all rows have, by key, as the names of the file's folders tell them. They follow
+                the columns; a column of the same name wins.
 
         Raises:
             SourceError: The file is missing, not readable, damaged or encrypted, has no column for a required key, or
@@ -84,8 +86,11 @@ class ParquetSource:
                 )
                 self._metadata = self._opened.metadata
                 self._schema = self._opened.schema_arrow
-            self.keys: Sequence[str] = tuple(self._schema.names)
-            self._columns = wanted_columns(path, self._schema, keys)
+            constants = {key: value for key, value in (partitions or {}).items() if key not in self._schema.names}
+            self.keys: Sequence[str] = (*self._schema.names, *constants)
+            self._columns = wanted_columns(path, self._schema, keys, tuple(constants))
+            wanted = constants if keys is None else {*keys.required, *keys.optional}
+            self._constants = {key: value for key, value in constants.items() if key in wanted}
         except BaseException:
             self._file.close()
             raise
@@ -114,7 +119,7 @@ class ParquetSource:
 
     @property
     def schema(self) -> "pa.Schema":
-        """Names and types of all columns."""
+        """Names and types of all columns, without partition keys."""
         return self._schema
 
     def lines(self, max_line_bytes: int, part: Part = WHOLE) -> Iterator[Line | OverlongLine]:
@@ -150,6 +155,8 @@ class ParquetSource:
     def _groups(self, part: Part) -> range:
         """Returns the row groups whose first row is in a part's share of the rows; passes over the rows before them."""
         sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
+        if any(size < 0 for size in sizes):
+            raise SourceError(f"{self.path}: its footer states {min(sizes)} rows in a row group; {DAMAGED}")
         ends = list(itertools.accumulate(sizes, initial=0))
         start, stop = (bisect_left(ends, row) for row in part.bounds(ends[-1]))
         self.n_lines = self.n_skipped = ends[start]
@@ -215,14 +222,15 @@ class ParquetSource:
 
     def _rows(self, group: int) -> Iterator[bytes]:
         if self._columns == []:
-            yield from (b"{}" for _ in range(self._metadata.row_group(group).num_rows))
+            constant = _json(self._constants)
+            yield from (constant for _ in range(self._metadata.row_group(group).num_rows))
             return
         for batch in self._batches(group):
             with self._naming_errors(f"row group {group}, after row {self.n_lines} of the file"):
                 columns = [json_values(column) for column in batch.columns]
             names = batch.schema.names
             for values in zip(*columns, strict=True):
-                yield _json(dict(zip(names, values, strict=True)))
+                yield _json(dict(zip(names, values, strict=True)) | self._constants)
 
     def _check_group(self, group: int, n_rows: int) -> None:
         """Checks that a row group was read to the end: only as many rows are read as its footer states."""

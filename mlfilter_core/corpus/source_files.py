@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from mlfilter_core.corpus.compression import COMPRESSIONS
+from mlfilter_core.corpus.hive_tables import ARE_OWN, OWN_MARK, is_own_file
 from mlfilter_core.corpus.own_outputs import outputs_below, outputs_listed
 from mlfilter_core.corpus.parquet_source import PARQUET_SUFFIX
 from mlfilter_core.corpus.sources import open_source, unread_content
@@ -30,7 +31,8 @@ def find_sources(folder: Path, pattern: str, output_dir: Path, listing: Listing 
     Args:
         folder: Folder of the corpus.
         pattern: Glob as for `find_files`. A pattern that spells names out, such as `*.txt.gz` or `part-*`, also finds
-            files without one of `SOURCE_SUFFIXES` whose content is a source's.
+            files without one of `SOURCE_SUFFIXES` whose content is a source's. Only one with a name that begins with
+            `_` finds files that do, or that lie in such folders: tables of Spark and Hive have them.
         output_dir: Output folder of the job, or its URL.
         listing: Files of the corpus, where it is in a store and `folder` its mirror.
 
@@ -39,13 +41,18 @@ def find_sources(folder: Path, pattern: str, output_dir: Path, listing: Listing 
     """
     content = unread_content if _spells_names_out(pattern) else None
     if listing is None:
-        against = outputs_below(folder, output_dir)
+        of_outputs = outputs_below(folder, output_dir)
     else:
-        against = outputs_listed(listing.url, shown_path(output_dir), listing.files)
+        of_outputs = outputs_listed(listing.url, shown_path(output_dir), listing.files)
+    takes_own = any(name.startswith(OWN_MARK) for name in PurePosixPath(pattern).parts)
+
+    def reason_against(relative: str) -> str | None:
+        return ARE_OWN if not takes_own and is_own_file(relative) else of_outputs(relative)
+
     return find_files(
         *(folder, pattern, SOURCE_SUFFIXES, content),
         tells_hidden_folders=True,
-        reason_against=against,
+        reason_against=reason_against,
         listing=listing,
     )
 

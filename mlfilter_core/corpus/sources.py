@@ -3,7 +3,7 @@
 Everything that reads sources opens them here. A new format is one module and one row of `FORMATS`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ from mlfilter_core.corpus import foreign_formats
 from mlfilter_core.corpus.compression import COMPRESSIONS, HEAD_BYTES
 from mlfilter_core.corpus.documents import RecordKeys
 from mlfilter_core.corpus.foreign_formats import describe_unknown, foreign_format
+from mlfilter_core.corpus.hive_tables import partition_values
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader, open_regular_file
 from mlfilter_core.corpus.parquet_source import ENCRYPTED_MAGIC, MAGIC, PARQUET_SUFFIX, ParquetSource
 from mlfilter_core.corpus.source_text import UTF8_BOM
@@ -76,16 +77,19 @@ class Format:
     Attributes:
         name: Name for messages.
         is_in: Returns whether a file with these first `HEAD_BYTES` has this format.
-        open: Opens a file, to read the keys, or all keys for None.
+        open: Opens a file, to read the keys, or all keys for None; the last argument are values of partition keys.
     """
 
     name: str
     is_in: Callable[[bytes], bool]
-    open: Callable[[Path, RecordKeys | None], Source]
+    open: Callable[[Path, RecordKeys | None, Mapping[str, str | None]], Source]
 
 
-def _open_lines(path: Path, keys: RecordKeys | None) -> Source:
-    """Opens JSON lines, or what may be: a file of any other content would be rejected line by line."""
+def _open_lines(path: Path, keys: RecordKeys | None, partitions: Mapping[str, str | None]) -> Source:
+    """Opens JSON lines, or what may be: a file of any other content would be rejected line by line.
+
+    Lines stay as they are, without values of the folders.
+    """
     reader = SourceReader(path)
     try:
         head = reader.head(foreign_formats.HEAD_BYTES)
@@ -140,12 +144,13 @@ def what_is_read() -> str:
     return f"Sources are {names}; JSON lines may be compressed ({compressed})"
 
 
-def open_source(path: Path, keys: RecordKeys | None = None) -> Source:
+def open_source(path: Path, keys: RecordKeys | None = None, relative: str = "") -> Source:
     """Opens a source file, whose first bytes determine the format.
 
     Args:
         path: The file.
         keys: Keys to read; None for all. A format that reads whole records gives all of them anyway.
+        relative: Path below the folder of the corpus. Its folders `key=value` are columns of Parquet.
 
     Raises:
         SourceError: The file is missing, not readable, not a regular file, of no format that is read, or lacks a
@@ -153,4 +158,4 @@ def open_source(path: Path, keys: RecordKeys | None = None) -> Source:
     """
     with open_regular_file(path) as file:
         head = file.read(HEAD_BYTES)
-    return format_of(head).open(path, keys)
+    return format_of(head).open(path, keys, partition_values(relative))

@@ -56,7 +56,7 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
     }
     # In this order the rejects appear first: a finished output always has them beside it.
     with (
-        open_source(source.path, request.schema.keys) as reader,
+        open_source(source.path, request.schema.keys, source.relative) as reader,
         publish(output) as temporary,
         RejectsFile(rejects) as rejected,
         CommittedRows(output, facts, encoder.dim, request.rows_dtype, request.commit_documents) as committed,

@@ -64,7 +64,8 @@ class SourceDocuments:
             ) from None
         if n_bytes != self._recorded["bytes"]:
             raise self._changed()
-        self._reader = open_source(self.path, None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys)))
+        wanted_keys = None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys))
+        self._reader = open_source(self.path, wanted_keys, str(relative))
         # Rows may be longer with these keys than with those of the embedding, which the limit was for.
         self._lines = self._reader.lines(sys.maxsize if self._reader.is_columnar else self._max_line_bytes)
 

@@ -139,7 +139,8 @@ class _Search:
             if is_folder and not below:
                 continue
             if entry.name.startswith("."):
-                self._leave_out(HIDDEN, f"{relative}/" if is_folder else relative)
+                if is_folder or is_match:
+                    self._leave_out(HIDDEN, f"{relative}/" if is_folder else relative)
             elif not is_folder:
                 if is_match:
                     self._add_file(entry, relative, own, link)

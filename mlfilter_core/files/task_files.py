@@ -14,6 +14,7 @@ from mlfilter_core.files.stores import Listing, StoredFile
 
 N_SHOWN_NAMES = 3
 LONGEST_OUTPUT_SUFFIX = ".jsonl.zst.json"
+CHECKSUM_SUFFIX = ".crc"  # of the hidden files that Hadoop's writers leave beside each file
 MAX_NAME_BYTES = 255  # of Linux's file systems
 
 _log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def find_files(
         suffixes: Suffixes of the files.
         unread_content: Returns what a file with another suffix is instead of a file of the job, None if it is one; its
             output then has its whole name. Without this function, all such files are left out.
-        tells_hidden_folders: Whether to warn of hidden folders; runs keep some beside their outputs.
+        tells_hidden_folders: Whether to warn of hidden folders, which runs keep beside their outputs, and checksums.
         reason_against: Returns why a path below `folder` is left out, as the end of a sentence; None if it is not.
         listing: The files of the store that `folder` is the mirror of, instead of those in `folder`.
 
@@ -140,7 +141,7 @@ def find_files(
             file = TaskFile(relative, stem, folder.absolute())
             files.append(replace(file, url=listing.url, stored=listing.files[relative]) if listing else file)
     hidden = left_out.pop(HIDDEN, [])
-    told = (*suffixes, "/") if tells_hidden_folders else suffixes
+    told = (*suffixes, "/", CHECKSUM_SUFFIX) if tells_hidden_folders else suffixes
     left_out[HIDDEN] = [name for name in hidden if name.endswith(told)]
     left_out[f"have names that do not end with {' or '.join(suffixes)}"] = others
     _tell(place, pattern, left_out)

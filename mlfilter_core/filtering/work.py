@@ -124,7 +124,7 @@ def _warn_of_files_without_annotations(params: FilterParameters) -> None:
     for path in params.filtered_dir.glob("**/[!.]*"):
         relative = path.relative_to(params.filtered_dir).as_posix()
         suffix = next((suffix for suffix in OUTPUT_SUFFIXES if relative.endswith(suffix)), None)
-        if suffix is None:
+        if suffix is None or path.is_dir():  # a table of files may have such a name
             continue
         stem = relative.removesuffix(suffix)
         if not any((params.annotated_directory / f"{stem}{suffix}").exists() for suffix in JSONL_SUFFIXES):

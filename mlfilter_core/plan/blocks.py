@@ -239,7 +239,7 @@ def _read_prefix(file: TaskFile, n_bytes: int, max_line_bytes: int, keys: Record
 def _read_rows(file: TaskFile, max_line_bytes: int, keys: RecordKeys | None) -> tuple[bytes, int, bool]:
     """Returns the first rows as lines, how many bytes on disk they stand for, and whether they are all of the file."""
     content, n_bytes = bytearray(), 0
-    with open_source(file.path, keys) as source:
+    with open_source(file.path, keys, file.relative) as source:
         for row in source.lines(max_line_bytes):
             if len(content) >= ROWS_BYTES:
                 return bytes(content), n_bytes, False

@@ -121,7 +121,7 @@ def _from_source(embeddings: Path, rows: Sequence[int], group: str) -> dict[int,
         row_of = {int(lines[row]): row for row in rows}
     found: dict[int, tuple[str, str]] = {}
     schema = schema_of(request)
-    with open_source(Path(source["folder"], source["path"]), schema.keys) as reader:
+    with open_source(Path(source["folder"], source["path"]), schema.keys, source["path"]) as reader:
         for line in islice(reader.lines(DEFAULT_MAX_LINE_BYTES), max(row_of)):
             if line.number in row_of and isinstance(line, Line):
                 document = parse_document(line, schema, source["path"])

@@ -82,9 +82,11 @@ def pair_scores(one: Path, other: Path, names: Sequence[str], max_documents: int
 
 def _annotated_files(output_dir: Path) -> dict[str, Path]:
     """Returns the annotated files by the name that they share with their embeddings."""
-    paths = (path for path in sorted((output_dir / ANNOTATED_DIR).rglob("*")) if not path.name.startswith("."))
+    paths = sorted((output_dir / ANNOTATED_DIR).rglob("[!.]*"))
     found = ((find_annotated(path.relative_to(output_dir).as_posix()), path) for path in paths)
-    return {output.name: path for output, path in found if output and output_dir / output.path == path}
+    return {
+        output.name: path for output, path in found if output and output_dir / output.path == path and path.is_file()
+    }
 
 
 def _scores(path: Path, names: Sequence[str]) -> Iterator[tuple[Key, tuple[float, ...] | None]]:

@@ -221,7 +221,8 @@ class _Check:
         if source is None or not self.request.read_content:
             self._check_lines(made, None)
             return
-        reader = self.files.enter_context(open_source(source, schema_of(made["embeddings"]["request"]).keys))
+        wanted = schema_of(made["embeddings"]["request"]).keys
+        reader = self.files.enter_context(open_source(source, wanted, made["source"]["path"]))
         self.readers.append(reader)
         rejected = read_rejected_lines(self._open(rejects)) if rejects else None
         if not self.counts.rejected:
@@ -265,7 +266,8 @@ class _Check:
         if not path.exists():
             self.not_checked.append(NO_COPIES)
             return (), iter(())
-        source = open_source(path, None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys)))
+        wanted = None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys))
+        source = open_source(path, wanted, made["source"]["path"])
         self.readers.append(self.files.enter_context(source))
         max_line_bytes = sys.maxsize if source.is_columnar else made["embeddings"]["request"]["max_line_bytes"]
         return keys, source.lines(max_line_bytes)

@@ -138,7 +138,8 @@ def _check(
                 file.check_content()
             with findings.collecting():
                 _check_tokens(file, made, findings)
-            reader = files.enter_context(open_source(source, schema_of(made.request).keys)) if source else None
+            keys, below = schema_of(made.request).keys, made.source["path"]
+            reader = files.enter_context(open_source(source, keys, below)) if source else None
             rejects_reader = files.enter_context(SourceReader(rejects_file)) if rejects_file else None
             counts = _check_lines(file, made, reader, rejects_reader, findings)
             n_bytes += sum(opened.n_bytes for opened in (reader, rejects_reader) if opened)

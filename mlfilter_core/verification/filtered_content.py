@@ -100,7 +100,7 @@ class FilteredContent:
             source = self._find_source(embeddings)
             if source is None:
                 return False
-            sources = source_lines(self._open(source), embeddings)
+            sources = source_lines(self._open(source, self._path_with_columns(embeddings)), embeddings)
         self._compare(annotated, annotation, embeddings, sources)
         return True
 
@@ -196,6 +196,11 @@ class FilteredContent:
             return None
         return find_source(embeddings.provenance.source, self.request, self.findings)
 
+    def _path_with_columns(self, embeddings: EmbeddingFile) -> str:
+        """Returns the source's path, for its partition keys, which a written Parquet file has in its own path."""
+        is_parquet = any(file.place.endswith(PARQUET_SUFFIX) for file in self.written)
+        return "" if is_parquet or embeddings.provenance is None else str(embeddings.provenance.source["path"])
+
     def _check_digest(self, file: WrittenFile, reader: Source) -> None:
         if reader.sha256 != file.sha256:
             self.findings.add(f"sha256 of {file.place}", f"{file.place} changed since it was written: another sha256")
@@ -204,7 +209,7 @@ class FilteredContent:
         reader = self._open(self.request.output_dir / file.place)
         return reader, WrittenDocuments(reader, self.findings, file.place.endswith(PARQUET_SUFFIX), file.place)
 
-    def _open(self, path: Path) -> Source:
-        reader = self.files.enter_context(open_source(path, None))
+    def _open(self, path: Path, relative: str = "") -> Source:
+        reader = self.files.enter_context(open_source(path, None, relative))
         self._readers.append(reader)
         return reader

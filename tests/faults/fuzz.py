@@ -134,6 +134,27 @@ class Parquet(Target):
             assert source.n_bytes == len(content)
 
 
+class ParquetFooter(Parquet):
+    """A footer of any bytes below sound pages. The first byte selects the pages."""
+
+    def seeds(self) -> list[bytes]:
+        return [bytes([i]) + content[_footer_of(content) : -8] for i, content in enumerate(self._sound)]
+
+    def try_input(self, content: bytes) -> None:
+        pages = self._sound[int.from_bytes(content[:1], "big") % len(self._sound)]
+        footer = content[1:]
+        super().try_input(pages[: _footer_of(pages)] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+    @functools.cached_property
+    def _sound(self) -> list[bytes]:
+        return super().seeds()
+
+
+def _footer_of(parquet: bytes) -> int:
+    """Returns where the footer of a sound file begins."""
+    return len(parquet) - 8 - int.from_bytes(parquet[-8:-4], "little")
+
+
 class Config(Target):
     """A job file. The first byte selects the kind of job."""
 
@@ -297,6 +318,7 @@ class Sham(Target):
 TARGETS: dict[str, type[Target]] = {
     "reader": Reader,
     "parquet": Parquet,
+    "parquet_footer": ParquetFooter,
     "config": Config,
     "embeddings": Embeddings,
     "checkpoint": Checkpoint,

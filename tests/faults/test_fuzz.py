@@ -23,7 +23,7 @@ def fuzz(target: str, n_inputs: int, crashes: Path) -> tuple[int, dict[str, Any]
     return run.returncode, json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("target", ["reader", "parquet", "config", "embeddings", "checkpoint"])
+@pytest.mark.parametrize("target", ["reader", "parquet", "parquet_footer", "config", "embeddings", "checkpoint"])
 def test_no_input_of_thousands_does_anything_unexpected(tmp_path: Path, target: str) -> None:
     n_inputs = amount(5000, 100_000)
     status, report = fuzz(target, n_inputs, tmp_path)

@@ -36,9 +36,9 @@ def test_what_cannot_be_read_and_what_is_no_object_is_passed_over(write_lines: W
 def test_of_a_thousand_files_a_few_are_opened(write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
 
-    def noted(path: Path) -> Source:
+    def noted(path: Path, relative: str) -> Source:
         opened.append(path)
-        return open_source(path)
+        return open_source(path, relative=relative)
 
     monkeypatch.setattr(first_documents_module, "open_source", noted)
     path = write_lines("x.jsonl.gz", [{"text": "word " * 100}] * 40)

@@ -2,6 +2,9 @@ import base64
 import hashlib
 import json
 import os
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,6 +241,42 @@ def forge(footer: bytes, metadata: pq.FileMetaData, n_group: int, n_file: int) -
             if read_back.num_rows == n_file and read_back.row_group(0).num_rows == n_group:
                 return bytes(forged)
     raise AssertionError("the numbers of rows were not found in the footer")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"compression": "none"}, {"compression": "zstd", "data_page_version": "2.0", "write_page_checksum": True}],
+    ids=str,
+)
+def test_no_lie_of_a_footer_or_a_page_does_anything_unexpected(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A separate process tries them: a crash of the library, a hang and full memory would end it."""
+    records = [{"text": f"text {i}" if i % 3 else None, "meta": {"scores": [i / 2]}} for i in range(9)]
+    path = write(tmp_path / "x.parquet", records, row_group_size=5, write_statistics=False, **options)
+    command = [sys.executable, "-m", "tests.mlfilter_core.corpus.lying_parquet", str(path), "0"]
+    run = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert run.returncode == 0, f"after {results[-1:]}: {run.stderr}"
+    kinds = Counter(kind for _, _, kind, _ in results)
+    assert kinds["unexpected"] == 0, [result for result in results if result[2] == "unexpected"]
+    assert kinds["refused"] > 500 < kinds["same"]
+    # Nothing contradicts another codec or encoding of which the bytes are valid, too.
+    assert kinds["other"] < 10, [result for result in results if result[2] == "other"]
+    assert all("x.parquet" in message for _, _, kind, message in results if kind == "refused")
+
+
+def test_memory_does_not_depend_on_the_size_of_a_row_group(tmp_path: Path) -> None:
+    """Also of one above 2 GiB, more than a string array of Arrow can have."""
+    path = tmp_path / "x.parquet"
+    text = [base64.b64encode(os.urandom(300)).decode() * 80 for _ in range(4000)]
+    pq.write_table(pa.table({"text": text}), path, use_dictionary=False, compression="zstd", data_page_size=1 << 18)
+    assert pq.read_metadata(path).num_row_groups == 1
+    most = 0
+    with ParquetSource(path, None) as source:
+        before = pa.total_allocated_bytes()
+        for i, row in enumerate(source.lines(1 << 20)):
+            assert isinstance(row, Line) and json.loads(row.content) == {"text": text[i]}
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 64 << 20 < pq.read_metadata(path).row_group(0).total_byte_size / 1.9
 
 
 def test_rows_that_unpack_to_too_much_are_a_suspected_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,32 @@ def test_a_source_that_changes_between_its_parts(
     check_equal(report, as_a_whole(file, request_, tiny_encoder))
 
 
+@pytest.mark.parametrize("group_rows", [13, 9, 60])
+def test_parquet_that_changes_between_its_parts(
+    corpus: Callable[..., TaskFile],
+    request_: EmbedRequest,
+    tiny_encoder: Encoder,
+    caplog: pytest.LogCaptureFixture,
+    group_rows: int,
+) -> None:
+    """Also to other row groups, and to fewer than there are parts."""
+
+    def write(word: str, group_rows: int) -> bytes:
+        sink = pa.BufferOutputStream()
+        rows = [{"text": f"{word} be " * (1 + i % 9), "n": i, "label": i / 3} for i in range(100)]
+        pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=group_rows)
+        return sink.getvalue().to_pybytes()
+
+    file = corpus("x.parquet", write("ba", 13))
+    output, _ = outputs(file, "in 3")
+    for part in parts_of(file, output, 3)[:2]:
+        embed_part(part, output, request_, tiny_encoder)
+    file.path.write_bytes(write("bo", group_rows))
+    report = in_parts(file, 3, request_, tiny_encoder)
+    assert caplog.text.count(f"{file.path} changed") == 2
+    check_equal(report, as_a_whole(file, request_, tiny_encoder))
+
+
 @pytest.mark.parametrize("damage", ["cut short", "another request", "of other lines"])
 def test_a_part_that_does_not_fit_is_made_again(
     damage: str, corpus: Callable[..., TaskFile], request_: EmbedRequest, tiny_encoder: Encoder

@@ -377,3 +377,14 @@ def test_a_corpus_of_parquet_is_known_as_one_of_lines_is(plan: PlanJob, tmp_path
     assert facts_of(made, "keys")["types"]["text"] == {"string": 20, "null": 1}
     wrong = plan(glob_pattern="**/*", text_field="texts")
     assert any("none of 21 sampled documents has 'texts' (did you mean 'text'?)" in line for line in wrong.problems)
+
+
+def test_the_keys_of_a_tables_folders_are_known(plan: PlanJob, tmp_path: Path) -> None:
+    for language in ("de", "en"):
+        path = tmp_path / f"in/x.parquet/language={language}/part-0.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(records(20)), path)
+    made = plan(glob_pattern="**/*.parquet", keys_to_index=["language"])
+    assert made.problems == []
+    assert facts_of(made, "documents")["documents"] == {"value": 40, "low": 40, "high": 40}
+    assert facts_of(made, "keys")["types"]["language"] == {"string": 40}
