@@ -16,6 +16,7 @@ from flows.running.tables import print_prose, print_table
 from mlfilter_core.errors import ConfigError, MlfilterError
 from mlfilter_core.evaluation.aggregation import DEFAULT_BATCH_SIZE
 from mlfilter_core.files.urls import refuse_url
+from mlfilter_core.wording import plural
 
 MAX_SHOWN_REMARKS = 20
 
@@ -164,7 +165,8 @@ def aggregate_command(
         print(f"results: {output_directory}")
         if report.failures:
             reasons = "\n".join(f"  {reason}" for reason in report.failures.values())
-            raise MlfilterError(f"{len(report.failures)} files failed; the others are aggregated:\n{reasons}")
+            n_failed = plural(len(report.failures), "file")
+            raise MlfilterError(f"{n_failed} failed; the others are aggregated:\n{reasons}")
 
 
 @results.command("evaluate-predicted-annotations")

@@ -97,7 +97,7 @@ def read_heads(folder: Path, truth: Truth, score_fields: ScoreFields, bad_lines:
         SourceError: A file is not readable.
     """
     found: dict[tuple[str, str], Predictions] = {}
-    for path in find_inputs(folder, "--input_directory"):
+    for path in find_inputs(folder, "--input_directory", written_by="annotate"):
         for row in filter(None, score_fields.read(path, bad_lines)):
             language = row.record.get(LANGUAGE_KEY)
             if not isinstance(language, str) or not language:

@@ -31,7 +31,7 @@ def find_annotated_files(request: AggregationRequest) -> dict[str, list[Path]]:
                 f"--output_directory {request.output_directory} is in --input_directory {folder}, so the next run "
                 "would read the outputs as inputs; give a folder outside it"
             )
-        for path in find_inputs(folder, "--input_directory"):
+        for path in find_inputs(folder, "--input_directory", written_by="annotate"):
             place = (path.parent / stem_of(path)).relative_to(folder).as_posix()
             paths = by_place.setdefault(place, [])
             if len(paths) > i:

@@ -70,7 +70,10 @@ def find_head(name: str, checkpoint: str | Path) -> HeadFiles:
     if path.is_dir():
         return _in_folder(name, path)
     if not path.is_file():
-        raise HeadError(f"head {name}: the checkpoint {path} does not exist; fix the path")
+        raise HeadError(
+            f"head {name}: the checkpoint {path} does not exist; fix the path, or run `ml_filter train-head` first, "
+            "which writes heads"
+        )
     sidecar = path.with_name(f"{path.name}{SIDECAR_SUFFIX}")
     return HeadFiles(path, sidecar if sidecar.is_file() else None, shards=_shards(name, path))
 

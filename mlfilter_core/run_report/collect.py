@@ -48,7 +48,8 @@ def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = Non
     except ConfigError as error:
         if not records:
             raise ConfigError(
-                f"nothing to report of in {output_dir}: no outputs, and no logs of runs; give the output_dir of a job"
+                f"nothing to report in {output_dir}: no outputs, and no logs of runs; give the output_dir of a job, or "
+                "run one first, such as `ml_filter embed`"
             ) from error
     files = _files(records, on_disk, output_dir)
     encoder = outputs.encoder.made_by if outputs.encoder else {}

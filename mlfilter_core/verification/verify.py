@@ -162,7 +162,10 @@ def find_outputs(output_dir: Path) -> OutputFolder:
                     found[flow].add(output)
                     break
     if not (any(found.values()) or rejects):
-        raise ConfigError(f"nothing to verify in {output_dir}; give the output_dir of a job")
+        raise ConfigError(
+            f"nothing to verify in {output_dir}; give the output_dir of a job, or run one first, such as "
+            "`ml_filter embed`"
+        )
     outputs = {flow: sorted(own, key=lambda output: output.path) for flow, own in found.items()}
     return OutputFolder(outputs, sorted(rejects), (output_dir / UNKEPT_DIR).is_dir(), unfinished)
 

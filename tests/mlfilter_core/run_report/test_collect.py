@@ -244,7 +244,7 @@ def test_a_run_before_its_first_file_is_a_report_too(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing to report of in .*; give the output_dir of a job"):
+    with pytest.raises(ConfigError, match=r"nothing to report in .*; give the output_dir of a job"):
         collect(tmp_path)
 
 

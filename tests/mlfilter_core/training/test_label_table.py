@@ -57,7 +57,9 @@ def test_contradicting_labels_are_refused_with_examples(write_lines: WriteLines)
 
 
 def test_a_file_without_labels_is_refused_with_its_first_line(write_lines: WriteLines) -> None:
-    with pytest.raises(TrainingError, match=r'1 missing_label \(.*l.jsonl:1: no "label" or "score".*set label_key'):
+    with pytest.raises(
+        TrainingError, match=r'1 missing_label \(.*l.jsonl:1: neither "label" nor "score".*set label_key'
+    ):
         read_labels([write_lines("l.jsonl", [{"id": "a", "scores": {"x": 1}}])], None, None)
     with pytest.raises(TrainingError, match="it is empty"):
         read_labels([write_lines("l.jsonl", [])], None, None)
