@@ -43,7 +43,7 @@ class ApiLostError(MlfilterError):
         super().__init__(
             f"the Prefect API at {masked(str(PREFECT_API_URL.value()))} was lost ({type(error).__name__}: {error}); "
             "it may show this run as Running, or without its last states and log lines. Finished files are kept, and a "
-            "rerun skips them"
+            "rerun continues"
         )
 
 

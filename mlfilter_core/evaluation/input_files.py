@@ -47,8 +47,8 @@ def find_draw_files(folder: Path) -> list[Path]:
         others = find_jsonl(folder, "*")
         instead = f"other .jsonl files: {len(others)}, such as {others[0]}" if others else "there is no .jsonl file"
         raise ConfigError(
-            f"--input_directory: no file below {folder} is named annotations_*.jsonl or *__annotations_*.jsonl; "
-            f"{instead}. To use the scores in annotated files, give --score_keys, such as 'score_*'"
+            f"--input-directory: no file below {folder} is named annotations_*.jsonl or *__annotations_*.jsonl; "
+            f"{instead}. To use the scores in annotated files, give --score-keys, such as 'score_*'"
         )
     return found
 

@@ -171,8 +171,8 @@ def _check_folder(folder: Path, advice: str) -> None:
         raise ConfigError(f"the folder {folder} does not exist; fix the path{advice}") from None
     except NotADirectoryError:
         raise ConfigError(f"{folder} is a file; give its folder, and a glob_pattern") from None
-    except PermissionError:
-        raise ConfigError(f"the folder {folder} is not readable; check its permissions") from None
+    except PermissionError as error:
+        raise ConfigError(f"the folder {folder} cannot be read ({error.strerror}); fix its permissions") from None
 
 
 def _tell(folder: str, pattern: str, left_out: Mapping[str, Sequence[str]]) -> None:

@@ -157,7 +157,7 @@ def _notices_of_runs(runs: Sequence[RunFacts]) -> list[str]:
 
 def _was_repeated(run: RunFacts, runs: Sequence[RunFacts]) -> bool:
     """Returns whether a later run of the same flow finished."""
-    if run.state == "going on" or run.started is None:
+    if run.state == "running" or run.started is None:
         return False
     ended = run.started + run.seconds
     later = (other for other in runs if other.flow == run.flow and (other.started or 0.0) >= ended and other is not run)

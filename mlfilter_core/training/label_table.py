@@ -80,7 +80,7 @@ def read_labels(
         raise TrainingError(
             f"{contradictions.total} documents are labelled twice, and differently: "
             f"{', '.join(contradictions.examples[CONTRADICTION])}; aggregate the labels with `ml_filter "
-            "aggregate_scores`"
+            "aggregate-scores`"
         )
     if not by_id:
         raise TrainingError(f"{files[0]}: no line has a label: {bad_lines or 'it is empty'}; set label_key and id_key")

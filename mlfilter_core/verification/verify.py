@@ -86,7 +86,7 @@ class Verification:
     def summary(self) -> str:
         """Returns the totals as text of a few lines."""
         numbers = {kind.plural: len(self.folder.outputs[flow]) for flow, kind in output_kinds().items()}
-        files = ", ".join(f"{n:,} {plural}" for plural, n in numbers.items() if n) or "rejects files only"
+        files = ", ".join(f"{n:,} {plural}" for plural, n in numbers.items() if n) or "files of rejected lines only"
         filtered = f"; {self.kept:,} documents kept + {self.dropped:,} dropped" if self.kept + self.dropped else ""
         lines = [
             f"{files}: {f'{len(self.wrong):,} not right' if self.wrong else 'all right'}",
@@ -176,7 +176,9 @@ def _walk(folder: Path, output_dir: Path, seen: set[tuple[int, int]]) -> Iterato
         status = folder.stat()
         entries = [] if (status.st_dev, status.st_ino) in seen else list(os.scandir(folder))
     except OSError as error:
-        raise ConfigError(f"the folder {folder} cannot be read ({error.strerror}); fix its path or rights") from error
+        raise ConfigError(
+            f"the folder {folder} cannot be read ({error.strerror}); fix its path or permissions"
+        ) from error
     seen.add((status.st_dev, status.st_ino))
     for entry in entries:
         path = folder / entry.name

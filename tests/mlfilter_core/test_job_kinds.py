@@ -23,7 +23,10 @@ def test_a_job_file_of_another_kind_is_named_as_that(asked: str, written: str) -
     if asked == written:
         assert type(load_job_of_kind(path, kind, {})) is kind.config
         return
-    with pytest.raises(ConfigError, match=rf"{written}\.yaml is a job file of {written}, as .*or give one of {asked}"):
+    command = written.replace("_", "-")
+    with pytest.raises(
+        ConfigError, match=rf"{written}\.yaml is a job file of {written}, as .*; run it with `ml_filter {command}`, or"
+    ):
         load_job_of_kind(path, kind, {})
 
 

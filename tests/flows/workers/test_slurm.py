@@ -350,7 +350,7 @@ def test_a_pending_job_is_shown_with_slurm_s_reason_runs_the_script_that_is_show
     running = start(job)
     assert running.stdout is not None
     waiting = next(line for line in running.stdout if "waiting" in line)
-    assert "Slurm jobs: 0 running, 1 waiting (PartitionDown); 0 workers" in waiting
+    assert "Slurm jobs: 0 running, 1 pending (PartitionDown); 0 workers" in waiting
     (job_id,) = queue()
     line = ["scontrol", "write", "batch_script", job_id, "-"]
     submitted = subprocess.run(line, capture_output=True, text=True, check=True).stdout

@@ -42,9 +42,9 @@ def test_where_there_are_none_it_is_said_what_there_is(tmp_path: Path) -> None:
 
 def test_scores_that_are_not_made_yet_name_the_command_that_makes_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"no \.jsonl file below {tmp_path}, .*; run `ml_filter annotate` first"):
-        find_inputs(tmp_path, "--input_directory", written_by="annotate")
+        find_inputs(tmp_path, "--input-directory", written_by="annotate")
     with pytest.raises(ConfigError, match=r"compressed or not$"):
-        find_inputs(tmp_path, "--path_to_ground_truth_file")
+        find_inputs(tmp_path, "--path-to-ground-truth-file")
 
 
 def test_a_record_has_its_id_as_a_string_and_its_draws_as_they_are() -> None:
