@@ -154,5 +154,5 @@ def test_an_empty_file_gives_an_empty_output(write_lines: WriteLines, tmp_path: 
 
 def test_a_folder_without_files_is_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(ConfigError, match=re.escape(f".jsonl.zst file below {tmp_path / 'in'}")):
+    with pytest.raises(ConfigError, match=re.escape(f".jsonl file below {tmp_path / 'in'}, compressed or not; run")):
         aggregate_scores(aggregation(tmp_path, "mean", "score_*"))

@@ -51,7 +51,7 @@ def test_a_document_that_is_labelled_twice_alike_counts_once(write_lines: WriteL
 
 def test_contradicting_labels_are_refused_with_examples(write_lines: WriteLines) -> None:
     path = write_lines("l.jsonl", [{"id": i % 5, "score": i} for i in range(10)])
-    message = r"5 documents are labelled twice, and differently: 0 \(0 and 5, .*l.jsonl:6\), 1 .*aggregate_scores"
+    message = r"5 documents are labelled twice, and differently: 0 \(0 and 5, .*l.jsonl:6\), 1 .*aggregate-scores"
     with pytest.raises(TrainingError, match=message):
         read_labels([path], None, None)
 
