@@ -69,6 +69,11 @@ class JobKind:
     markdown: str | None = None
     pictures: str | None = None
 
+    @property
+    def command_name(self) -> str:
+        """Name of its command: `train-head`."""
+        return self.flow.replace("_", "-")
+
 
 _kinds = [
     JobKind(
@@ -200,8 +205,8 @@ def load_job_of_kind(config: Path, kind: JobKind, overrides: Mapping[str, Any]) 
         other = next((other for other in _kinds if other.field in fields), kind)
         if kind.field not in fields and other is not kind:
             raise ConfigError(
-                f"{config} is a job file of {other.flow}, as it has params.{other.field}; give it to that command, or "
-                f"give one of {kind.flow}"
+                f"{config} is a job file of {other.flow}, as it has params.{other.field}; run it with `ml_filter "
+                f"{other.command_name}`, or give one of {kind.flow}"
             )
         return kind.config
 

@@ -28,7 +28,7 @@ def build_app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_about)  # --version needs no command
     for kind in kinds():
-        _add(app, kind.flow, kind.old_command, command_of(kind.flow))
+        _add(app, kind.command_name, kind.old_command, command_of(kind.flow))
     _add(app, PIPELINE, OLD_PIPELINE, command_of(PIPELINE))
     app.command("plan")(plan_command)
     app.command("job-script")(job_script_command)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _add(app: typer.Typer, name: str, old_name: str | None, command: Callable[..., None]) -> None:
-    app.command(name.replace("_", "-"))(command)
+    app.command(name)(command)
     if old_name is not None:
         app.command(old_name.replace("_", "-"), hidden=True)(command)
 

@@ -16,6 +16,7 @@ from flows.running.tables import print_prose, print_table
 from mlfilter_core.errors import ConfigError, MlfilterError
 from mlfilter_core.evaluation.aggregation import DEFAULT_BATCH_SIZE
 from mlfilter_core.files.urls import refuse_url
+from mlfilter_core.wording import plural
 
 MAX_SHOWN_REMARKS = 20
 
@@ -27,7 +28,7 @@ InputDirectories = Annotated[
         "--input-directory",
         metavar="DIR",
         help="Folder of draw files (annotations_*.jsonl), searched recursively. "
-        "With --score_keys: folder of annotated files; repeatable.",
+        "With --score-keys: folder of annotated files; repeatable.",
     ),
 ]
 InputDirectory = Annotated[
@@ -36,7 +37,7 @@ InputDirectory = Annotated[
         "--input-directory",
         metavar="DIR",
         help="Folder of draw files (annotations_*.jsonl), with a subfolder for each language. "
-        "With --score_keys: folder of annotated files.",
+        "With --score-keys: folder of annotated files.",
     ),
 ]
 
@@ -145,11 +146,11 @@ def aggregate_command(
         how = parse_aggregation(aggregation, "--aggregation")
         scale = parse_scale(labels, "--labels") if labels is not None else None
         if score_keys is not None and raw_data_lookup_dir is not None:
-            raise ConfigError("--raw_data_lookup_dir goes with draw files, not with --score_keys")
+            raise ConfigError("--raw-data-lookup-dir goes with draw files, not with --score-keys")
         if score_keys is None and scale is None:
             raise ConfigError("give --labels, such as 0,1,2,3,4,5: a model may also write values that are not labels")
         if score_keys is None and len(input_directory) > 1:
-            raise ConfigError("several --input_directory go with --score_keys; aggregate draw files one by one")
+            raise ConfigError("several --input-directory go with --score-keys; aggregate draw files one by one")
         fields = ScoreFields(score_keys) if score_keys is not None else None
         report = aggregate_scores(
             AggregationRequest(
@@ -164,7 +165,8 @@ def aggregate_command(
         print(f"results: {output_directory}")
         if report.failures:
             reasons = "\n".join(f"  {reason}" for reason in report.failures.values())
-            raise MlfilterError(f"{len(report.failures)} files failed; the others are aggregated:\n{reasons}")
+            n_failed = plural(len(report.failures), "file")
+            raise MlfilterError(f"{n_failed} failed; the others are aggregated:\n{reasons}")
 
 
 @results.command("evaluate-predicted-annotations")
@@ -229,13 +231,13 @@ def evaluate_command(
 
     with errors_as_messages(), progress_on_stderr():
         options = MeasureOptions(
-            parse_scale(valid_labels, "--valid_labels"),
+            parse_scale(valid_labels, "--valid-labels"),
             tuple(parse_numbers(thresholds, "--thresholds")) if thresholds is not None else (),
             *(bootstrap, seed),
         )
         request = EvaluationRequest(
             *(input_directory, output_directory, path_to_ground_truth_file),
-            parse_aggregation(aggregation_strategy, "--aggregation_strategy"),
+            parse_aggregation(aggregation_strategy, "--aggregation-strategy"),
             *(options, label_key, ScoreFields(score_keys) if score_keys is not None else None),
         )
         report = evaluate(request)

@@ -23,8 +23,8 @@ class DatabaseError(MlfilterError):
     def __init__(self, folder: Path, problem: str) -> None:
         super().__init__(
             f"Prefect's database in {folder} cannot be written: {problem}. Make room there, or set logging_dir (in "
-            "local_settings or slurm_settings) to a folder on another disk. Finished files are kept, and a rerun skips "
-            "them"
+            "local_settings or slurm_settings) to a folder on another disk. Finished files are kept, and a rerun "
+            "continues"
         )
 
 

@@ -17,6 +17,7 @@ from flows.prefect_api import serve
 from flows.prefect_api.database import UP_TO_DATE, has_tables, keep_as_template
 from flows.prefect_api.database_disk import DatabaseError, check_room
 from mlfilter_core.errors import MlfilterError
+from mlfilter_core.files.urls import masked
 
 # The first start creates the database: about 10 s on a laptop, several times that on a slow disk.
 STARTUP_TIMEOUT_S = 180
@@ -40,9 +41,9 @@ class ApiLostError(MlfilterError):
         from prefect.settings import PREFECT_API_URL
 
         super().__init__(
-            f"the Prefect API at {PREFECT_API_URL.value()} was lost ({type(error).__name__}: {error}); it may show "
-            "this run as Running, or without its last states and log lines. Finished files are kept, and a rerun skips "
-            "them"
+            f"the Prefect API at {masked(str(PREFECT_API_URL.value()))} was lost ({type(error).__name__}: {error}); "
+            "it may show this run as Running, or without its last states and log lines. Finished files are kept, and a "
+            "rerun continues"
         )
 
 

@@ -112,7 +112,7 @@ class ReportError(MlfilterError):
         rows = report.logs / run_log.ROWS
         super().__init__(
             f"{rows} cannot be written ({error.strerror or error}); {len(report.reports)} files are "
-            f"finished, {len(report.failures)} failed. Free some space and run again; finished files are kept" + failed
+            f"finished, {len(report.failures)} failed. Make room and run again; finished files are kept" + failed
         )
 
 

@@ -183,9 +183,9 @@ def _do_files(
 
 
 def _found(n_to_do: int, n_finished: int, n_refused: int) -> str:
-    """Returns what a run found: `3 files to do, 2 finished before`."""
+    """Returns what a run found: `3 files to do, 2 finished before (skipped)`."""
     parts = [f"{plural(n_to_do, 'file')} to do"]
-    parts += [f"{n:,} {state}" for n, state in ((n_finished, "finished before"), (n_refused, "refused")) if n]
+    parts += [f"{n:,} {state}" for n, state in ((n_finished, "finished before (skipped)"), (n_refused, "refused")) if n]
     return ", ".join(parts)
 
 

@@ -31,7 +31,7 @@ STYLE: dict[str, Any] = {
     "context_settings": {"token_normalize_func": lambda name: name.replace("_", "-")},
 }
 
-STOPPING = "stopping: finished files stay, and the same command continues"
+STOPPING = "stopping: finished files are kept, and a rerun continues"
 
 ConfigPath = Annotated[
     Path,

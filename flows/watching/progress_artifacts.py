@@ -36,6 +36,11 @@ class ProgressArtifact:
         """Shows the progress of a file."""
         self._show(progress.share, f"{progress.file}: {progress.documents:,} documents")
 
+    def end(self, name: str) -> None:
+        """Shows that a file or several, by the name of the last, are finished; does nothing if nothing was shown."""
+        if self._id is not None:
+            self._show(1.0, f"{name}: finished")
+
     def _show(self, share: float, description: str) -> None:
         if self._is_lost:
             return

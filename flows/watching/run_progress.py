@@ -79,11 +79,12 @@ class RunProgress:
 
     def __init__(self, n_files: int, tasks: Sequence[TaskFile], n_failed: int) -> None:
         """Takes the number of all files, the files and parts to process, and the number of files that failed before."""
-        self._bytes = {task.name: max(1, task.size()) for task in tasks}
+        self._left = {task.name: max(1, task.size()) for task in tasks}  # bytes of the tasks that have not ended
+        self._of_file = {task.name: task.relative for task in tasks}
         self._n_files = n_files
         self._n_before = n_files - len({task.relative for task in tasks}) - n_failed
         self._n_failed = n_failed
-        self._all_bytes = max(1, sum(self._bytes.values()))
+        self._all_bytes = max(1, sum(self._left.values()))
         self._done: Counter[str] = Counter()
         self._waited: Counter[str] = Counter()
         self._under_way: dict[str, tuple[str, Progress, float]] = {}
@@ -103,7 +104,7 @@ class RunProgress:
         """Takes the report of a finished file; one that was joined from its parts adds nothing but itself."""
         with self._lock:
             self._done["files"] += 1
-            if name in self._bytes:
+            if name in self._of_file:
                 self._add(name, report)
 
     def finish_part(self, name: str, report: FileReport) -> None:
@@ -112,9 +113,12 @@ class RunProgress:
             self._add(name, report)
 
     def fail(self, name: str) -> None:
-        """Counts a file that failed."""
+        """Counts a file that failed, by its own name or that of a part; its other parts are not waited for."""
         with self._lock:
-            self._end(name)
+            file = self._of_file.get(name, name)
+            for part in [other for other in self._left if self._of_file[other] == file]:
+                self._end(part)
+            self._under_way.pop(name, None)
             self._n_failed += 1
 
     def snapshot(self) -> Snapshot:
@@ -132,7 +136,7 @@ class RunProgress:
                 totals.update(documents=progress.documents, tokens=progress.tokens, rejected=progress.rejected)
                 totals.update(out_of_memory=progress.out_of_memory)
                 waited.update(progress.waited)
-                n_bytes += progress.share * self._bytes.get(progress.file, 0)
+                n_bytes += progress.share * self._left.get(progress.file, 0)
             share = min(1.0, n_bytes / self._all_bytes)
             self._sample(now, totals["documents"], totals["tokens"], share)
             documents_per_s, tokens_per_s, _ = self._rates(RATE_S)
@@ -174,7 +178,7 @@ class RunProgress:
 
     def _end(self, name: str) -> None:
         self._under_way.pop(name, None)
-        self._done["bytes"] += self._bytes.get(name, 0)
+        self._done["bytes"] += self._left.pop(name, 0)
 
     def _sample(self, now: float, documents: int, tokens: int, share: float) -> None:
         if not self._samples:

@@ -64,6 +64,8 @@ def slurm_workers(
     folder.mkdir(parents=True, exist_ok=True)
     if settings.security:
         write_certificate(folder)
+    if settings.env_command:
+        _log.info("env_command: each Slurm job first runs: %s", settings.env_command)
     longest_s, _ = lifetime_s(job.options["time"])
     _log.info(
         "Slurm jobs of at most %s: each worker stops after %d minutes, and the next one resumes its file",

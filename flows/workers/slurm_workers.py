@@ -174,8 +174,8 @@ class SlurmWorkers:
                 f"Slurm would never run the jobs ({', '.join(sorted(hopeless))}); compare slurm_settings with what "
                 "`scontrol show partition` allows"
             )
-        waiting = f", {reasons.total()} waiting ({', '.join(sorted(reasons))})" if reasons else ""
-        shown = f"Slurm jobs: {len(jobs) - reasons.total()} running{waiting}; {self._n_workers()} workers"
+        pending = f", {reasons.total()} pending ({', '.join(sorted(reasons))})" if reasons else ""
+        shown = f"Slurm jobs: {len(jobs) - reasons.total()} running{pending}; {self._n_workers()} workers"
         if shown != self._shown:
             self._shown = shown
             self._news.append((logging.INFO, shown))

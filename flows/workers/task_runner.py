@@ -161,7 +161,7 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
 
     def _execute(self, function: Callable[..., Result], arguments: dict[str, Any], run_id: str) -> Result:
         """Returns the result of the function on a worker; restarts it after deaths while it makes progress."""
-        run = self._runs[run_id]
+        run, bar = self._runs[run_id], ProgressArtifact(None)
         while True:
             # Dask groups tasks by what is before the last dash.
             key = f"{function.__name__}-{uuid4().hex}"
@@ -170,10 +170,12 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
             if self._is_ending:
                 run.future.cancel()
             try:
-                self._wait(run.future, run)
+                self._wait(run.future, run, bar)
                 result: Result | MlfilterError = run.future.result()
                 if isinstance(result, MlfilterError):
                     raise result
+                if run.progress is not None:
+                    bar.end(run.progress.file)
                 return result
             except KilledWorker:  # raised after some deaths, no matter how much was done in between
                 if not run.has_progressed:
@@ -183,10 +185,10 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
                 # unless they are released (PrefectHQ/prefect#15442).
                 run.future.release()
 
-    def _wait(self, future: Future, run: _TaskRun) -> None:
+    def _wait(self, future: Future, run: _TaskRun, bar: ProgressArtifact) -> None:
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
-        began, bar = time.monotonic(), ProgressArtifact(None)
+        began = time.monotonic()
         while not done.wait(LOOK_S):
             if time.monotonic() - began > LONG_S and run.progress is not None:
                 bar.show_file(run.progress)

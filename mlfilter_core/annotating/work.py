@@ -131,7 +131,9 @@ def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
     params = with_staged_heads(job).params
     store = stores_of(job).get("embeddings_directory")
     listing = store.listing() if store else None
-    files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES, listing=listing)
+    files = find_files(
+        params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES, listing=listing, written_by="embed"
+    )
     files, work = shard(files, job.local.ranks, job.local.tasks), annotate_work(params)
     workload = Workload("annotate", files, work, params.annotated_output_dir)
     return staged(workload, job, "embeddings_directory", AnnotateReport, work.request.provenance())

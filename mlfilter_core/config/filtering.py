@@ -51,12 +51,10 @@ class Selection(Written):
 
     scores: dict[str, Bound] = Field(
         min_length=1,
-        description="Threshold of each score, by its name with or without `score_`: `percentile`, `threshold` or "
+        description="Limit of each score, by its name with or without `score_`: `percentile`, `threshold` or "
         "`best_tokens`. Empty: `percentile: 70`.",
     )
-    at_least: int | None = Field(
-        None, ge=1, description="Number of scores that must reach their thresholds. Unset: all."
-    )
+    at_least: int | None = Field(None, ge=1, description="Number of scores that must reach their limits. Unset: all.")
     per: str | None = Field(
         None,
         description="Key to group documents by, such as language; percentile and best_tokens apply within each group. "

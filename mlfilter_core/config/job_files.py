@@ -8,10 +8,12 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from mlfilter_core.config.environment import reading_no_secrets
 from mlfilter_core.config.execution import Job as AnyJob
+from mlfilter_core.config.site_rules import check_site_rules
 from mlfilter_core.errors import ConfigError, in_one_line
 from mlfilter_core.files.urls import masked
 from mlfilter_core.wording import plural
@@ -19,6 +21,7 @@ from mlfilter_core.wording import plural
 # Length of a job after its ${...} are replaced. Arbitrary: some hundred times the longest job in practice.
 MAX_CHARACTERS = 1_000_000
 MAX_STEPS = 100  # from one ${...} to the next; the recursion limit of Python allows fewer
+RAISED = re.compile(r"^\w+ raised while resolving interpolation: ")  # before the message of what a ${...} raised
 WORD = re.compile(r"[^\s.:,${}\[\]]+(?![^\s:,}\]])")  # the last word of a path such as ${params.output_dir}
 
 Job = TypeVar("Job", bound=AnyJob)
@@ -40,9 +43,11 @@ def load_job(
         overrides: Values that replace those of `config`, by dotted name: `{"params.batch_size": 8}`.
 
     Raises:
-        ConfigError: A field is unknown, missing or out of range; names every such field and how to fix it.
+        ConfigError: A field is unknown, missing or out of range; names every such field and how to fix it. Or the job
+            reads a secret from the environment, or sets a field that the site forbids.
     """
     if isinstance(config, kind) and not overrides:
+        check_site_rules(config)
         return config
     return load_job_of(config, lambda content: kind, overrides)
 
@@ -67,11 +72,15 @@ def load_job_of(
         for field, value in (overrides or {}).items():
             OmegaConf.update(written, field, value, merge=False, force_add=True)
         _check_length(written, name)
-        content = OmegaConf.to_container(written, resolve=True)
+        with reading_no_secrets():
+            content = OmegaConf.to_container(written, resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"the job file {name} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the job file {name} cannot be read: {error}") from error
+    except InterpolationResolutionError as error:
+        reason = RAISED.sub("", str(error.msg)).partition("\n    full_key:")[0]
+        raise ConfigError(f"{name}: {error.full_key}: {reason}") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         has_tabs = "cannot start any token" in str(error) and "\t" in Path(str(config)).read_text(errors="replace")
         tabs = "; indent with spaces, as YAML allows no tabs there" if has_tabs else ""
@@ -85,10 +94,12 @@ def load_job_of(
         raise ConfigError(f"{name} is not valid YAML: {in_one_line(error)}") from error
     kind = kind_of(cast(Mapping[str, Any], content))
     try:
-        return kind.model_validate(content)
+        job = kind.model_validate(content)
     except ValidationError as error:
         problems: list[str] = _explain(kind, error.errors())
         raise ConfigError("\n  ".join([f"{name}: {plural(len(problems), 'problem')}", *problems])) from None
+    check_site_rules(job)
+    return job
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mlfilter_core.corpus.source_text import UTF8_BOM, SourceRecord, without_spa
 
 DEFAULT_ID_KEYS = ("document_id", "doc_id", "id", "uuid", "warc_record_id")
 DEFAULT_LABEL_KEYS = ("label", "score", "scores.score")
+MISSING_LABEL = "missing_label"  # reason of a rejected line
 
 
 @dataclass(frozen=True)
@@ -255,10 +256,9 @@ def labels_of(record: Mapping[str, Any], schema: DocumentSchema) -> tuple[float,
     if schema.label_keys is None:
         present = next((key for key in DEFAULT_LABEL_KEYS if has_value(record, key)), None)
         if present is None:
-            looked_for = " or ".join(f'"{key}"' for key in DEFAULT_LABEL_KEYS)
-            raise BadRecordError(
-                "missing_label", f"no {looked_for}; set params.label_key, or params.save_labels: false"
-            )
+            looked_for = " nor ".join(f'"{key}"' for key in DEFAULT_LABEL_KEYS)
+            present = ", ".join(list(record)[:8]) or "nothing"
+            raise BadRecordError(MISSING_LABEL, f"neither {looked_for} is present; the record has: {present}")
         return (_label(record, present, schema.label_dtype),)
     keys = (schema.label_keys,) if isinstance(schema.label_keys, str) else schema.label_keys
     return tuple(_label(record, key, schema.label_dtype) for key in keys)
@@ -316,9 +316,9 @@ def _label(record: Mapping[str, Any], key: str, dtype: str) -> float:
     try:
         value = find_value(record, key)
     except KeyError:
-        raise BadRecordError("missing_label", f'"{key}" is missing') from None
+        raise BadRecordError(MISSING_LABEL, f'"{key}" is missing') from None
     if value is None:
-        raise BadRecordError("missing_label", f'"{key}" is null')
+        raise BadRecordError(MISSING_LABEL, f'"{key}" is null')
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise BadRecordError("bad_label", f'"{key}" is {_json_type(value)}, not a finite number')
     if np.issubdtype(np.dtype(dtype), np.integer):

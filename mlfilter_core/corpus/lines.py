@@ -205,7 +205,7 @@ class SourceReader:
         except BrokenStreamError as error:
             raise SourceError(
                 f"{self.path}:{self.n_lines + 1}: the compressed stream breaks off here ({error}); "
-                "fetch or compress the file again (nothing was written for it)"
+                "download or compress the file again (nothing was written for it)"
             ) from error
 
 

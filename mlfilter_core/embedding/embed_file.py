@@ -15,6 +15,7 @@ from mlfilter_core.embedding.committed import CommittedRows
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest
 from mlfilter_core.embedding.file_embedding import FileEmbedding, OpenFiles
+from mlfilter_core.embedding.wanted_keys import advice_on_rejects
 from mlfilter_core.embedding_store.layout import Provenance
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.publishing import publish
@@ -124,7 +125,7 @@ def check_rejected_fraction(
         reasons = ", ".join(f"{n} {reason}" for reason, n in by_reason.most_common())
         raise SourceError(
             f"{source.path}: {by_reason.total()} of {n_lines} lines are rejected ({reasons}; first: {first}), more "
-            f"than params.max_rejected_fraction, {request.max_rejected_fraction}; check the keys, or raise it"
+            f"than params.max_rejected_fraction, {request.max_rejected_fraction}; {advice_on_rejects(by_reason)}"
         )
 
 

@@ -5,20 +5,26 @@ Knows nothing about files.
 
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
-from mlfilter_core.corpus.documents import DEFAULT_LABEL_KEYS, has_value
+from mlfilter_core.corpus.documents import DEFAULT_LABEL_KEYS, MISSING_LABEL, has_value
 from mlfilter_core.errors import ConfigError
 
 N_SHOWN_KEYS = 12
+LABEL_FIELD = "params.label_key"
 JSON_TYPES: Mapping[type, str] = {
     **{str: "string", bool: "boolean", int: "number", float: "number"},
     **{list: "array", dict: "object", type(None): "null"},
 }
+LABEL_ADVICE = (
+    "set params.glob_pattern to the files with labels; or set params.save_labels: false, and give the labels to the "
+    "training job as labels_path"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -50,10 +56,10 @@ def wanted_keys(params: EmbeddingPipelineParameters) -> list[WantedKey]:
     if schema.id_key is not None:
         wanted.append(WantedKey("params.id_key", (schema.id_key,)))
     if schema.label_keys is None:
-        wanted.append(WantedKey("params.label_key", DEFAULT_LABEL_KEYS))
+        wanted.append(WantedKey(LABEL_FIELD, DEFAULT_LABEL_KEYS))
     else:
         labels = (schema.label_keys,) if isinstance(schema.label_keys, str) else schema.label_keys
-        wanted += [WantedKey("params.label_key", (key,)) for key in labels]
+        wanted += [WantedKey(LABEL_FIELD, (key,)) for key in labels]
     return wanted
 
 
@@ -66,8 +72,14 @@ def describe_absent(wanted: Sequence[WantedKey], records: Sequence[Mapping[str, 
     return [
         f"{key.field}: none of {len(records)} sampled documents has {' or '.join(map(repr, key.keys))}"
         f"{_nearest(key.keys[0], list(types))}; they have: {there or 'no keys'}{more}"
+        + ("; without labels, set params.save_labels: false" if key.field == LABEL_FIELD else "")
         for key in absent
     ]
+
+
+def advice_on_rejects(by_reason: Counter[str]) -> str:
+    """Returns what helps a file of which too many lines are rejected, by their most frequent reason."""
+    return LABEL_ADVICE if by_reason.most_common(1)[0][0] == MISSING_LABEL else "check the keys, or raise it"
 
 
 def types_by_key(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:

@@ -155,7 +155,7 @@ def _cure(found: LoadedWeights, folder: Path, runs_own_code: bool) -> str:
             f"its files contain {_named(sorted(found.surplus))} instead: save the model with save_pretrained(...), or "
             "correct config.json"
         )
-    return "fetch it again, or correct config.json"
+    return "download it again, or correct config.json"
 
 
 def _named(names: Iterable[str]) -> str:

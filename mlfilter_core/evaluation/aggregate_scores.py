@@ -40,7 +40,7 @@ def aggregate_scores(request: AggregationRequest) -> AggregationReport:
         outputs = scores_of_heads(find_annotated_files(request), request, request.score_fields)
     else:
         outputs = scores_of_draws(find_draw_files(request.input_directories[0]), request, report.failures)
-    check_writable(request.output_directory, "--output_directory")
+    check_writable(request.output_directory, "--output-directory")
     for output, documents in outputs:
         try:
             _write(output, documents, request)

@@ -32,7 +32,7 @@ def evaluate(request: EvaluationRequest) -> EvaluationReport:
             annotator scores no document of the truth.
         OSError: Reading or writing failed.
     """
-    check_writable(request.output_directory, "--output_directory")
+    check_writable(request.output_directory, "--output-directory")
     truth = read_truth(request.truth, request.options.scale, request.aggregation, request.label_key)
     bad_lines = Tally()
     results = []

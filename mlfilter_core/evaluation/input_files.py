@@ -18,15 +18,21 @@ MODEL_KEYS = ("meta_information.model_name", "meta_information.model")
 RAW_KEY = "meta_information.raw_data_file_path"
 
 
-def find_inputs(folder: Path, option: str) -> list[Path]:
+def find_inputs(folder: Path, option: str, written_by: str = "") -> list[Path]:
     """Returns the JSONL files below a folder, sorted by path.
+
+    Args:
+        folder: The folder.
+        option: Option that names it, for the message.
+        written_by: Command that writes such files, for the message; empty where none does.
 
     Raises:
         ConfigError: There are none, or the folder is not readable.
     """
     found = find_jsonl(folder, "*")
     if not found:
-        raise ConfigError(f"{option}: there is no .jsonl, .jsonl.gz or .jsonl.zst file below {folder}")
+        advice = f"; run `ml_filter {written_by}` first, which writes such files" if written_by else ""
+        raise ConfigError(f"{option}: there is no .jsonl file below {folder}, compressed or not{advice}")
     return found
 
 
@@ -41,8 +47,8 @@ def find_draw_files(folder: Path) -> list[Path]:
         others = find_jsonl(folder, "*")
         instead = f"other .jsonl files: {len(others)}, such as {others[0]}" if others else "there is no .jsonl file"
         raise ConfigError(
-            f"--input_directory: no file below {folder} is named annotations_*.jsonl or *__annotations_*.jsonl; "
-            f"{instead}. To use the scores in annotated files, give --score_keys, such as 'score_*'"
+            f"--input-directory: no file below {folder} is named annotations_*.jsonl or *__annotations_*.jsonl; "
+            f"{instead}. To use the scores in annotated files, give --score-keys, such as 'score_*'"
         )
     return found
 

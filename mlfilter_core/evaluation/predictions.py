@@ -73,7 +73,7 @@ def read_annotators(folder: Path, truth: Truth, scoring: Scoring, bad_lines: Tal
     label_files = {path.resolve() for path in truth.files}
     files = [path for path in find_draw_files(folder) if path.resolve() not in label_files]
     if not files:
-        raise ConfigError(f"--input_directory: the only draw files below {folder} are the ground truth")
+        raise ConfigError(f"--input-directory: the only draw files below {folder} are the ground truth")
     predictions = [Predictions(annotator_of_records(path), _language_of_folder(path), path) for path in files]
     _check_names(predictions)
     for part in predictions:
@@ -97,7 +97,7 @@ def read_heads(folder: Path, truth: Truth, score_fields: ScoreFields, bad_lines:
         SourceError: A file is not readable.
     """
     found: dict[tuple[str, str], Predictions] = {}
-    for path in find_inputs(folder, "--input_directory"):
+    for path in find_inputs(folder, "--input-directory", written_by="annotate"):
         for row in filter(None, score_fields.read(path, bad_lines)):
             language = row.record.get(LANGUAGE_KEY)
             if not isinstance(language, str) or not language:

@@ -43,7 +43,7 @@ class ScoreFields:
     """Field names or patterns for them: `score_*`, or `score_a,scores.score`."""
 
     def __init__(self, written: str) -> None:
-        """Takes the value of `--score_keys`.
+        """Takes the value of `--score-keys`.
 
         Raises:
             ConfigError: It names no field.
@@ -51,7 +51,7 @@ class ScoreFields:
         self.written = written
         self._parts = tuple(part.strip() for part in written.split(",") if part.strip())
         if not self._parts:
-            raise ConfigError(f'--score_keys "{written}" names no field; give a pattern such as "score_*", or names')
+            raise ConfigError(f'--score-keys "{written}" names no field; give a pattern such as "score_*", or names')
         self._matching = lru_cache(N_CACHED)(self._find)
 
     def read(self, path: Path, bad_lines: Tally) -> Iterator[ScoredRecord | None]:
@@ -86,7 +86,7 @@ class ScoreFields:
             if not set(found).issubset(expected):
                 raise AnnotationError(
                     f"{path}:{line}: the score fields are {', '.join(found)}, but those of earlier lines are "
-                    f"{', '.join(expected)}; name the fields to use with --score_keys"
+                    f"{', '.join(expected)}; name the fields to use with --score-keys"
                 )
             row = ScoredRecord(line, record, key, {name: _value(record, name) for name in expected})
             first = first or row
@@ -97,7 +97,7 @@ class ScoreFields:
 
     def _no_match(self, path: Path, line: int, record: Record) -> AnnotationError:
         return AnnotationError(
-            f'{path}: no field matches --score_keys "{self.written}"; line {line} has: {", ".join(record)}'
+            f'{path}: no field matches --score-keys "{self.written}"; line {line} has: {", ".join(record)}'
         )
 
     def _find(self, keys: tuple[str, ...]) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def _plan(
             if other is not output:
                 raise ConfigError(
                     f"{other.made_from[0]} (of {other.raw_data_file}) and {path} (of {raw}) would both be written to "
-                    f"{name}; rename one, or aggregate their folders one by one, each to its own --output_directory"
+                    f"{name}; rename one, or aggregate their folders one by one, each to its own --output-directory"
                 )
     return plan
 
@@ -135,5 +135,5 @@ def _why_unmatched(raw: Path, scores: Scores, output: Output) -> str:
     here, there = list(scores)[:N_EXAMPLES], output.left_out.examples.get(NOT_ANNOTATED, [])
     return (
         f"none of its {len(scores):,} documents is among the {output.documents:,} in {raw}; it contains "
-        f"{', '.join(here)}, the raw file {', '.join(there) or output.bad_lines or 'none'}; check --raw_data_lookup_dir"
+        f"{', '.join(here)}, the raw file {', '.join(there) or output.bad_lines or 'none'}; check --raw-data-lookup-dir"
     )

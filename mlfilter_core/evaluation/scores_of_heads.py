@@ -28,10 +28,10 @@ def find_annotated_files(request: AggregationRequest) -> dict[str, list[Path]]:
     for i, folder in enumerate(folders):
         if request.output_directory.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
-                f"--output_directory {request.output_directory} is in --input_directory {folder}, so the next run "
+                f"--output-directory {request.output_directory} is in --input-directory {folder}, so the next run "
                 "would read the outputs as inputs; give a folder outside it"
             )
-        for path in find_inputs(folder, "--input_directory"):
+        for path in find_inputs(folder, "--input-directory", written_by="annotate"):
             place = (path.parent / stem_of(path)).relative_to(folder).as_posix()
             paths = by_place.setdefault(place, [])
             if len(paths) > i:
@@ -40,7 +40,7 @@ def find_annotated_files(request: AggregationRequest) -> dict[str, list[Path]]:
     for place, paths in by_place.items():
         if len(paths) < len(folders):
             raise ConfigError(
-                f"{paths[0]}: not every --input_directory has a file {place}.jsonl[.gz|.zst]; {SAME_DOCUMENTS}"
+                f"{paths[0]}: not every --input-directory has a file {place}.jsonl[.gz|.zst]; {SAME_DOCUMENTS}"
             )
     return by_place
 
@@ -88,7 +88,7 @@ def _documents(request: AggregationRequest, score_fields: ScoreFields, output: O
     if not output.scored and (output.documents or output.bad_lines):
         why = "; ".join(str(tally) for tally in (output.invalid_draws, output.bad_lines) if tally)
         raise AnnotationError(
-            f"{output.failure_key}: no score is valid: {why}; check --score_keys and --labels (without --labels, any "
+            f"{output.failure_key}: no score is valid: {why}; check --score-keys and --labels (without --labels, any "
             "finite number is valid)"
         )
 
@@ -98,6 +98,6 @@ def _check_labels(path: Path, document: ScoredRecord) -> None:
         if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
             raise AnnotationError(
                 f"{path}:{document.line}: {name} is {value}, which hardly ever equals the score of another head; a "
-                "majority needs labels: give --score_keys 'int_score_*' (integer_scales of the annotation job writes "
+                "majority needs labels: give --score-keys 'int_score_*' (integer_scales of the annotation job writes "
                 "them), or another --aggregation"
             )

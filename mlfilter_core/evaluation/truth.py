@@ -72,7 +72,7 @@ def read_truth(path: Path, scale: Scale, aggregation: Aggregation, label_key: st
         SourceError: A file is not readable.
         AnnotationError: No document has a valid label, or one has two different ones.
     """
-    files = find_inputs(path, "--path_to_ground_truth_file") if path.is_dir() else [path]
+    files = find_inputs(path, "--path-to-ground-truth-file") if path.is_dir() else [path]
     truth = Truth(files)
     places: dict[str, str] = {}
     contradictions = Tally()
@@ -145,5 +145,5 @@ def _check_usable(truth: Truth, contradictions: Tally, path: Path) -> None:
     if not truth.scores:
         why = "; ".join(str(tally) for tally in (truth.invalid_labels, truth.bad_lines) if tally)
         raise AnnotationError(
-            f"{path}: no document has a valid label: {why or 'it is empty'}; check --label_key and --valid_labels"
+            f"{path}: no document has a valid label: {why or 'it is empty'}; check --label-key and --valid-labels"
         )

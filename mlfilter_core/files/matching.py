@@ -179,7 +179,7 @@ def _entries(path: str) -> Iterator[os.DirEntry[str]]:
             yield from sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise ConfigError(
-            f"the folder {path} is not readable ({error.strerror}); check its permissions, or narrow glob_pattern"
+            f"the folder {path} cannot be read ({error.strerror}); fix its permissions, or narrow glob_pattern"
         ) from error
 
 

@@ -95,6 +95,7 @@ def find_files(
     tells_hidden_folders: bool = False,
     reason_against: Callable[[str], str | None] = lambda relative: None,
     listing: Listing | None = None,
+    written_by: str = "",
 ) -> list[TaskFile]:
     """Returns the files below `folder` that match, sorted by path. Links to folders are followed.
 
@@ -109,6 +110,7 @@ def find_files(
         tells_hidden_folders: Whether to warn of hidden folders, which runs keep beside their outputs, and checksums.
         reason_against: Returns why a path below `folder` is left out, as the end of a sentence; None if it is not.
         listing: The files of the store that `folder` is the mirror of, instead of those in `folder`.
+        written_by: Command that writes such files, for the message where there are none; empty for sources.
 
     Raises:
         ConfigError: The folder or one below it is missing or unreadable, the pattern leaves it, nothing
@@ -117,10 +119,11 @@ def find_files(
     place = listing.url if listing else str(folder)
     if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
         raise ConfigError(f'glob_pattern "{pattern}" leaves {place}; give a pattern below that folder')
+    advice = f", or run `ml_filter {written_by}` first, which writes such files" if written_by else ""
     if listing is None:
-        _check_folder(folder)
+        _check_folder(folder, advice)
     elif not listing.files:
-        raise ConfigError(f"{place} does not exist, or has no files; fix the URL")
+        raise ConfigError(f"{place} does not exist, or has no files; fix the URL{advice}")
     try:
         matches = match_names(listing.files, pattern) if listing else match_files(folder, pattern)
     except ValueError as error:
@@ -148,7 +151,7 @@ def find_files(
     if not files:
         raise ConfigError(
             f'no file below {place} matches glob_pattern "{pattern}" and ends with '
-            f'{" or ".join(suffixes)}; "**/*" matches files in every folder below it'
+            f'{" or ".join(suffixes)}; "**/*" matches files in every folder below it{advice}'
         )
     files.sort()
     _check_names(files)
@@ -162,15 +165,15 @@ def shard(files: list[TaskFile], ranks: Iterable[int], n_shards: int) -> list[Ta
     return [file for i, file in enumerate(files) if i % n_shards in wanted]
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, advice: str) -> None:
     try:
         next(folder.iterdir(), None)
     except FileNotFoundError:
-        raise ConfigError(f"the folder {folder} does not exist; fix the path") from None
+        raise ConfigError(f"the folder {folder} does not exist; fix the path{advice}") from None
     except NotADirectoryError:
         raise ConfigError(f"{folder} is a file; give its folder, and a glob_pattern") from None
-    except PermissionError:
-        raise ConfigError(f"the folder {folder} is not readable; check its permissions") from None
+    except PermissionError as error:
+        raise ConfigError(f"the folder {folder} cannot be read ({error.strerror}); fix its permissions") from None
 
 
 def _tell(folder: str, pattern: str, left_out: Mapping[str, Sequence[str]]) -> None:

@@ -96,7 +96,7 @@ class FilterReport(ReportDefaults):
         if total.kept in (0, total.documents):
             remarks.append(
                 f"{'nothing' if total.kept == 0 else 'everything'} is kept; `ml_filter filter --dry-run` shows what "
-                "other thresholds would keep"
+                "other limits would keep"
             )
         return remarks
 
@@ -157,7 +157,7 @@ def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) 
         OutputConflictError: The output was made from another annotated file, by another request or by another tool.
     """
     for path in request.stale(file):
-        raise OutputConflictError(f"{path} was written by another request; {REPLACE}")
+        raise OutputConflictError(f"{path} was made by another request; {REPLACE}")
     outputs = request.outputs(file)
     if not all(path.exists() for path in outputs):
         return None

@@ -116,7 +116,7 @@ def _files(params: FilterParameters) -> list[TaskFile]:
                 f"params.annotated_directory: {params.annotated_directory} and the output folder {folder} lie within "
                 "each other; give another output_dir"
             )
-    return find_files(params.annotated_directory, params.glob_pattern, JSONL_SUFFIXES)
+    return find_files(params.annotated_directory, params.glob_pattern, JSONL_SUFFIXES, written_by="annotate")
 
 
 def _warn_of_files_without_annotations(params: FilterParameters) -> None:

@@ -70,7 +70,10 @@ def find_head(name: str, checkpoint: str | Path) -> HeadFiles:
     if path.is_dir():
         return _in_folder(name, path)
     if not path.is_file():
-        raise HeadError(f"head {name}: the checkpoint {path} does not exist; fix the path")
+        raise HeadError(
+            f"head {name}: the checkpoint {path} does not exist; fix the path, or run `ml_filter train-head` first, "
+            "which writes heads"
+        )
     sidecar = path.with_name(f"{path.name}{SIDECAR_SUFFIX}")
     return HeadFiles(path, sidecar if sidecar.is_file() else None, shards=_shards(name, path))
 
@@ -103,11 +106,11 @@ def _shards(name: str, index: Path) -> tuple[Path, ...]:
     try:
         files = sorted(set(read_weight_map(index).values()))
     except (OSError, ValueError, RecursionError) as error:
-        raise HeadError(f"head {name}: {index} cannot be read ({in_one_line(error)}); fetch it again") from error
+        raise HeadError(f"head {name}: {index} cannot be read ({in_one_line(error)}); download it again") from error
     for file in files:
         if not index.with_name(file).is_file():
             raise HeadError(
-                f"head {name}: {index.with_name(file)} is missing, which {index.name} names; fetch it again"
+                f"head {name}: {index.with_name(file)} is missing, which {index.name} names; download it again"
             )
     return tuple(index.with_name(file) for file in files)
 

@@ -148,7 +148,7 @@ def _check_widths(facts: Mapping[str, Any], widths: Sequence[int], where: str) -
     for names, width in own:
         stated = _width(facts, names)
         if stated is not None and width is not None and stated != width:
-            raise HeadError(f"{where}: its settings say {names[0]} {stated}, its weights {width}; fetch it again")
+            raise HeadError(f"{where}: its settings say {names[0]} {stated}, its weights {width}; download it again")
 
 
 def _width(facts: Mapping[str, Any], names: Sequence[str]) -> int | None:

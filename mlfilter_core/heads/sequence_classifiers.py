@@ -194,7 +194,7 @@ def _find(entry: str, keys: list[str], facts: Mapping[str, Any], where: str) -> 
     found = [key for key in keys if (key.endswith(wanted) if entry.startswith("*") else key == wanted)]
     if len(found) != 1:
         kind = facts.get("model_type", "NVIDIA")
-        raise HeadError(f"{where}: {wanted.lstrip('.')} is missing, which a {kind} classifier has; fetch it again")
+        raise HeadError(f"{where}: {wanted.lstrip('.')} is missing, which a {kind} classifier has; download it again")
     return found[0].removesuffix(".weight")
 
 

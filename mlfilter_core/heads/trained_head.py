@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mlfilter_core.embedding_store.fingerprint import Fingerprint
 from mlfilter_core.errors import HeadError, in_one_line
+from mlfilter_core.files.new_file import open_new
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class TrainedHead:
 
 def write_head(path: Path, head: TrainedHead) -> None:
     """Writes a head as safetensors, with layers numbered as in `torch.nn.Sequential` and the rest in the metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, torch.Tensor] = {}
     for i, (weight, bias) in enumerate(zip(head.weights, head.biases, strict=True)):
@@ -59,7 +60,9 @@ def write_head(path: Path, head: TrainedHead) -> None:
         **({"encoder": dict(head.encoder)} if head.encoder else {}),
         TRAINING: dict(head.training),
     }
-    save_file(tensors, path, {name: value if isinstance(value, str) else _json(value) for name, value in facts.items()})
+    content = save(tensors, {name: value if isinstance(value, str) else _json(value) for name, value in facts.items()})
+    with open_new(path) as file:  # `save_file` replaces the file by one that only its owner can read
+        file.write(content)
 
 
 def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:

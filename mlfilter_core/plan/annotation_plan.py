@@ -55,7 +55,7 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, find
     files = find_files_to_do(
         job,
         annotation_workload,
-        lambda: find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES),
+        lambda: find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES, written_by="embed"),
         findings,
     )
     embeddings = _read_embeddings(files.found, params, heads, findings)

@@ -51,7 +51,7 @@ def output_section(
         "bytes": total.to_json(),
         **room,
     }
-    until = "" if params.keep_embeddings else ", deleted once they are scored"
+    until = "" if params.keep_embeddings else ", removed once they are annotated"
     lines = [
         ("outputs", f"{plural(n_files, 'file')} such as {name}{until}"),
         ("", f"{total.words(size)} of embeddings; {words}"),

@@ -6,8 +6,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
-from mlfilter_core.corpus.documents import BadRecordError, parse_record
-from mlfilter_core.embedding.wanted_keys import describe_absent, types_by_key, wanted_keys
+from mlfilter_core.corpus.documents import MISSING_LABEL, BadRecordError, parse_record
+from mlfilter_core.embedding.wanted_keys import (
+    LABEL_ADVICE,
+    advice_on_rejects,
+    describe_absent,
+    types_by_key,
+    wanted_keys,
+)
 from mlfilter_core.plan.blocks import BlockSample
 from mlfilter_core.plan.corpus_sample import CorpusSample, Piece
 from mlfilter_core.plan.estimates import METHOD, Estimate, estimate_total
@@ -112,7 +118,8 @@ def check_rejects(params: EmbeddingPipelineParameters, sample: CorpusSample, fin
     by_file: dict[str, list[Piece]] = {}
     for piece in sample.pieces:
         by_file.setdefault(piece.block.file.relative, []).append(piece)
-    failing = []
+    failing: list[str] = []
+    why: Counter[str] = Counter()
     for name, pieces in by_file.items():
         n_lines = sum(piece.n_lines for piece in pieces)
         reasons = sum((piece.reasons for piece in pieces), Counter())
@@ -122,12 +129,19 @@ def check_rejects(params: EmbeddingPipelineParameters, sample: CorpusSample, fin
         doubt = 0.0 if is_whole else 2 * math.sqrt(share * (1 - share) / max(n_lines, 1))
         if share - doubt > params.max_rejected_fraction and (is_whole or n_lines >= MIN_TELLING_LINES):
             most = reasons.most_common(1)[0][0]
+            why += reasons
             failing.append(f"{name} ({reasons.total()} of {n_lines} lines, most of them {most})")
     if failing:
         shown = ", ".join(failing[:N_SHOWN_FILES]) + (", ..." if len(failing) > N_SHOWN_FILES else "")
         findings.add_problem(
             f"{len(failing)} of {len(by_file)} sampled files would fail with more rejected lines than "
-            f"params.max_rejected_fraction, {params.max_rejected_fraction}: {shown}; check the keys, or raise it"
+            f"params.max_rejected_fraction, {params.max_rejected_fraction}: {shown}; {advice_on_rejects(why)}"
+        )
+    elif n_unlabelled := sample.reasons[MISSING_LABEL]:
+        n_lines = sum(piece.n_lines for piece in sample.pieces)
+        findings.add_warning(
+            f"{rough_share(n_unlabelled, n_lines)} of the sampled lines have no label and would be rejected, because "
+            f"of save_labels: true. To keep them out of the job, or to embed them as well: {LABEL_ADVICE}"
         )
 
 

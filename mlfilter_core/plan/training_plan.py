@@ -79,17 +79,16 @@ def _head_section(name: str, parts: DividedDocuments, findings: Findings) -> Sec
     found, task = parts.found, parts.task
     n_documents, n_labels = found.labels.shape
     n_held_out = int(parts.held_out.sum())
-    left_out = {**(parts.table.bad_lines.counts if parts.table else {}), **found.left_out}
     targets = [_distribution(found.labels[:, i]) for i in range(n_labels)]
-    for remark in found.remarks:
+    for remark in (*(parts.table.remarks if parts.table else ()), *found.remarks):
         findings.add_warning(f"head {name}: {remark}")
     n_unlabelled = found.left_out.get("without_label", 0)
     words = f"{task.kind}: {n_documents:,} labelled documents, {n_held_out:,} of them held out"
     if n_unlabelled:
         words += f"; {rough_share(n_unlabelled, n_unlabelled + n_documents)} have no label"
     lines = [(name, words)]
-    if left_out:
-        lines.append(("", "left out: " + ", ".join(f"{n:,} {reason}" for reason, n in left_out.items())))
+    if found.left_out:
+        lines.append(("", "left out: " + ", ".join(f"{n:,} {reason}" for reason, n in found.left_out.items())))
     names = task.names if task.kind in ("regression", "multilabel") and task.names else [""] * n_labels
     for label, target in zip(names, targets, strict=True):
         lines.append(("", f"{label}: {_in_words(target)}" if label else _in_words(target)))
@@ -97,7 +96,7 @@ def _head_section(name: str, parts: DividedDocuments, findings: Findings) -> Sec
         "documents": n_documents,
         "trained_on": n_documents - n_held_out,
         "held_out": n_held_out,
-        "left_out": left_out,
+        "left_out": dict(found.left_out),
         "task": task.kind,
         "targets": targets,
         "dim": found.dim,

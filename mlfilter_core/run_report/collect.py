@@ -48,7 +48,8 @@ def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = Non
     except ConfigError as error:
         if not records:
             raise ConfigError(
-                f"nothing to report of in {output_dir}: no outputs, and no logs of runs; give the output_dir of a job"
+                f"nothing to report in {output_dir}: no outputs, and no logs of runs; give the output_dir of a job, or "
+                "run one first, such as `ml_filter embed`"
             ) from error
     files = _files(records, on_disk, output_dir)
     encoder = outputs.encoder.made_by if outputs.encoder else {}
@@ -156,7 +157,7 @@ def _notices_of_runs(runs: Sequence[RunFacts]) -> list[str]:
 
 def _was_repeated(run: RunFacts, runs: Sequence[RunFacts]) -> bool:
     """Returns whether a later run of the same flow finished."""
-    if run.state == "going on" or run.started is None:
+    if run.state == "running" or run.started is None:
         return False
     ended = run.started + run.seconds
     later = (other for other in runs if other.flow == run.flow and (other.started or 0.0) >= ended and other is not run)

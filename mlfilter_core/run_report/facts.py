@@ -12,7 +12,7 @@ from mlfilter_core.tallies.score_statistics import ScoreStatistics
 FACTS_VERSION = 1
 
 
-State = Literal["finished", "finished, some files failed", "ended by an error", "going on", "killed", "without an end"]
+State = Literal["finished", "finished, some files failed", "ended by an error", "running", "killed", "without an end"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class RunFacts:
     Attributes:
         name: Name of the log folder: `embed-stony-beetle`.
         flow: `embed`, `annotate`, ...
-        state: State of the run: how it ended, or that it is going on.
+        state: State of the run: how it ended, or that it is running.
         started: Seconds since 1970, UTC; None where there is no record.
         seconds: Wall time, including the start of the workers. Without a recorded end: until now, or until the last
             finished file.
@@ -202,7 +202,7 @@ class RunFacts:
     def notice(self) -> str | None:
         """Returns the notice about the run; None where it finished."""
         return {
-            "going on": f"{self.name} is still running: this report shows what is finished; make it again later",
+            "running": f"{self.name} is still running: this report shows what is finished; make it again later",
             "killed": f"{self.name} was killed before its end; run it again to continue",
             "without an end": f"{self.name} has no recorded end: it runs on another machine, or was killed",
             "ended by an error": f"{self.name} ended by an error: {self.error}",

@@ -114,7 +114,7 @@ class OutputTotals:
             notices.append("there are no annotated files yet")
         notices += self.filtered.notices()
         if n := self._sums["unfinished_files"]:
-            notices.append(f"{plural(n, 'file')} unfinished: their runs are still going on or were killed")
+            notices.append(f"{plural(n, 'file')} unfinished: their runs are still running or were killed")
         return notices
 
     def _add_source(self, output: StatedFacts) -> None:

@@ -72,7 +72,7 @@ def read_run_record(folder: Path) -> RunRecord:
     state = _state(folder, about)
     seconds = _number(about.get("seconds"))
     if not seconds and started is not None:
-        seconds = (time.time() if state == "going on" else max(last, started)) - started
+        seconds = (time.time() if state == "running" else max(last, started)) - started
     busy_s, waited_s = _stages([row for row, _ in done])
     finished = [file for _, file in done]
     n_failed = sum(file.status == FAILED for file in files)
@@ -121,13 +121,12 @@ def _state(folder: Path, about: Row) -> State:
     if "seconds" in about:
         return "finished, some files failed" if about.get("failed") else "finished"
     is_alive = is_claimed(folder / RUN) if not folder.name.startswith(EARLIER) else False
-    return {True: "going on", False: "killed", None: "without an end"}[is_alive]  # type: ignore[return-value]
+    return {True: "running", False: "killed", None: "without an end"}[is_alive]  # type: ignore[return-value]
 
 
 def _command(flow: str, folder: Path) -> str:
     kind = kind_of_flow(flow)
-    command = (kind.flow if kind else flow).replace("_", "-")
-    words = ["ml_filter", command, "--config", str(folder / JOB)]
+    words = ["ml_filter", kind.command_name if kind else flow, "--config", str(folder / JOB)]
     return shlex.join(words) + " --set params.output_dir=ANOTHER_FOLDER"
 
 
@@ -188,7 +187,7 @@ def _rows(path: Path) -> Iterator[Row]:
                 try:
                     row = json.loads(line)
                 except ValueError:
-                    _log.warning("%s has a line that is not JSON, as a killed run leaves; it is skipped", path)
+                    _log.warning("%s has a line that is not JSON, as a killed run leaves; it is left out", path)
                     continue
                 if isinstance(row, dict):
                     yield row

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from mlfilter_core.corpus.documents import BadRecordError, DocumentSchema, id_of, labels_of
+from mlfilter_core.corpus.documents import MISSING_LABEL, BadRecordError, DocumentSchema, id_of, labels_of
 from mlfilter_core.corpus.records import Record, parse_records
 from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.errors import ConfigError, TrainingError
@@ -27,6 +27,11 @@ class LabelTable:
 
     by_id: Mapping[str, tuple[float, ...]]
     bad_lines: Tally
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Remarks for a person. These lines are not among the documents left out, whose labels they may be."""
+        return (f"lines of labels_path without a valid label: {self.bad_lines}",) if self.bad_lines else ()
 
 
 def label_files(path: Path) -> list[Path]:
@@ -75,7 +80,7 @@ def read_labels(
         raise TrainingError(
             f"{contradictions.total} documents are labelled twice, and differently: "
             f"{', '.join(contradictions.examples[CONTRADICTION])}; aggregate the labels with `ml_filter "
-            "aggregate_scores`"
+            "aggregate-scores`"
         )
     if not by_id:
         raise TrainingError(f"{files[0]}: no line has a label: {bad_lines or 'it is empty'}; set label_key and id_key")
@@ -95,9 +100,7 @@ def _labelled(
     if scale is not None:
         valid = [draw for draw in valid if scale[0] <= draw <= scale[1]]
     if not valid:
-        raise BadRecordError(
-            "missing_label", f'none of "{DRAWS}" is a number{"" if scale is None else " on the scale"}'
-        )
+        raise BadRecordError(MISSING_LABEL, f'none of "{DRAWS}" is a number{"" if scale is None else " on the scale"}')
     return name, labels_of({"label": fmean(valid)}, schema)
 
 

@@ -177,7 +177,10 @@ def _stored(file: EmbeddingFile, columns: list[int], rows: slice) -> NDArray[np.
 def _columns(file: EmbeddingFile, keys: Sequence[str] | None) -> list[int]:
     """Returns the columns of the stored labels with the given keys."""
     if LABELS not in file.names():
-        raise TrainingError(f"{file.path} contains no labels; embed with save_labels: true, or set labels_path")
+        raise TrainingError(
+            f"{file.path} contains no labels; set labels_path of the head, set params.glob_pattern to the files that "
+            "contain labels, or embed its source again with save_labels: true"
+        )
     asked = file.provenance.request.get("label_keys") if file.provenance else None
     stored = [asked] if isinstance(asked, str) else list(asked or ())
     shape = file.array(LABELS, slice(0, 0)).shape

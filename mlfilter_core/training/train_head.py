@@ -75,7 +75,7 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
         held_out=len(labels),
         epochs=fitted.epochs,
         metrics=head_metrics(task, outputs, labels),
-        left_out={**(documents.table.bad_lines.counts if documents.table else {}), **found.left_out},
+        left_out=dict(found.left_out),
         remarks=_remarks(documents),
         seconds=time.monotonic() - started,
     )
@@ -124,9 +124,8 @@ def _outputs(head: Head, rows: RowBuffers) -> NDArray[np.float32]:
 
 
 def _remarks(documents: DividedDocuments) -> tuple[str, ...]:
-    bad_lines = documents.table.bad_lines if documents.table else None
     return (
-        *((f"lines without a valid label: {bad_lines}",) if bad_lines else ()),
+        *(documents.table.remarks if documents.table else ()),
         *documents.found.remarks,
         *(() if documents.found.encoder else ("neither the embeddings nor the head state their encoder",)),
     )

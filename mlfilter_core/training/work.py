@@ -49,7 +49,7 @@ def training_workload(job: TrainingJob) -> Workload[TrainReport]:
         ConfigError: The folder of embeddings is missing or contains none.
     """
     params = job.params
-    files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES)
+    files = find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES, written_by="embed")
     requests = {
         name: TrainRequest(
             name,

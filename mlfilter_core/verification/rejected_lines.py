@@ -87,4 +87,4 @@ def _decoded(pieces: Iterator[bytes], where: str) -> Iterator[bytes]:
 
 
 def _broken(where: str, why: object) -> SourceError:
-    return SourceError(f"{where}: no line of a rejects file ({why}); embed the source again")
+    return SourceError(f"{where}: no line of a file of rejected lines ({why}); embed the source again")

@@ -82,7 +82,7 @@ class Verification:
     def summary(self) -> str:
         """Returns the totals as text of a few lines."""
         numbers = {kind.plural: len(self.folder.outputs[flow]) for flow, kind in output_kinds().items()}
-        files = ", ".join(f"{n:,} {plural}" for plural, n in numbers.items() if n) or "rejects files only"
+        files = ", ".join(f"{n:,} {plural}" for plural, n in numbers.items() if n) or "files of rejected lines only"
         filtered = f"; {self.kept:,} documents kept + {self.dropped:,} dropped" if self.kept + self.dropped else ""
         lines = [
             f"{files}: {f'{len(self.wrong):,} not right' if self.wrong else 'all right'}",
@@ -158,7 +158,10 @@ def find_outputs(output_dir: Path) -> OutputFolder:
                     found[flow].add(output)
                     break
     if not (any(found.values()) or rejects):
-        raise ConfigError(f"nothing to verify in {output_dir}; give the output_dir of a job")
+        raise ConfigError(
+            f"nothing to verify in {output_dir}; give the output_dir of a job, or run one first, such as "
+            "`ml_filter embed`"
+        )
     outputs = {flow: sorted(own, key=lambda output: output.path) for flow, own in found.items()}
     return OutputFolder(outputs, sorted(rejects), (output_dir / UNKEPT_DIR).is_dir(), unfinished)
 
@@ -169,7 +172,9 @@ def _walk(folder: Path, output_dir: Path, seen: set[tuple[int, int]]) -> Iterato
         status = folder.stat()
         entries = [] if (status.st_dev, status.st_ino) in seen else list(os.scandir(folder))
     except OSError as error:
-        raise ConfigError(f"the folder {folder} cannot be read ({error.strerror}); fix its path or rights") from error
+        raise ConfigError(
+            f"the folder {folder} cannot be read ({error.strerror}); fix its path or permissions"
+        ) from error
     seen.add((status.st_dev, status.st_ino))
     for entry in entries:
         path = folder / entry.name

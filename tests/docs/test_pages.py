@@ -114,6 +114,7 @@ def test_each_reason_of_rejection_is_listed() -> None:
     core = "".join((REPOSITORY / "mlfilter_core" / f"{name}.py").read_text() for name in modules)
     reasons = set(re.findall(BadRecordError.__name__ + r'\(\s*"(\w+)"', core))
     reasons |= set(re.findall(r'(?:Rejection|_drop)\([^()"]*(?:\([^()]*\))?[^()"]*, "(\w+)"', core))
+    reasons |= set(re.findall(r'= "(\w+)"  # reason of a rejected line', core))
     assert len(reasons) > 8
     table = (DOCS / "reference" / "formats.md").read_text().partition("| Reason | Meaning |")[2].partition("\n\n")[0]
     assert reasons == set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))

@@ -221,7 +221,7 @@ def test_a_log_that_cannot_be_written_costs_no_work(
     disk.fill(0)
     job = embed_job()
     settings = {"local_settings.logging_dir": str(disk.folder), "files_per_task": 3}
-    lost = r"files.jsonl cannot be written \(No space left on device\); 3 files are finished, 0 failed. Free some space"
+    lost = r"files.jsonl cannot be written \(No space left on device\); 3 files are finished, 0 failed. Make room"
     with pytest.raises(ReportError, match=lost):
         embed(job, settings)
     assert len(list((tmp_path / "out" / "embeddings").rglob("*.h5"))) == 3

@@ -1,6 +1,7 @@
 """The deployments of prefect.yaml, on a real server and a real process worker."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -125,6 +126,19 @@ def test_every_job_file_that_is_shipped_is_valid(job_file: Path) -> None:
     job = load_any_job(job_file, {})
     assert type(job) is BY_NAME[job_file.stem]
     assert job.running_on_slurm == job_file.parent.name.startswith("slurm")
+
+
+def test_every_page_makes_the_pools_that_it_needs_and_runs_deployments_that_exist() -> None:
+    pages = {path: path.read_text() for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"))}
+    deploying = [text for text in pages.values() if "deploy --all" in text]
+    assert len(deploying) == 2
+    for text in deploying:  # a missing pool ends `prefect deploy --all`
+        created = set(re.findall(r"^prefect work-pool create (\S+) --type process", text, re.MULTILINE))
+        assert created == set(POOLS.values())
+        assert set(re.findall(r"prefect worker start --pool (\S+?)'?(?:\s|$)", text)) <= created
+    named = {name for text in pages.values() for name in re.findall(r"prefect deployment run (\S+)", text)}
+    assert named >= {"pipeline/local", "embed/prod", "train_head/prod", "annotate/prod", "filter/prod", "pipeline/prod"}
+    assert named <= set(NAMES)
 
 
 def test_paths_of_the_job_files_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

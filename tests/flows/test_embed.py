@@ -10,6 +10,7 @@ import dask
 import numpy as np
 import pytest
 import torch
+import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from safetensors.torch import save_file
 
@@ -124,6 +125,20 @@ def test_code_of_a_model_is_named_before_it_is_run(
     job = load_job(embed_job(), EmbeddingJob, {"params.trust_remote_code": True})
     embedding_workload(job).work.prepare([])
     assert f"trust_remote_code: code of {tiny_model} is run" in caplog.text
+
+
+def test_a_job_from_a_form_may_neither_set_what_the_site_refuses_nor_read_secrets(
+    embed_job: WriteJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = yaml.safe_load(embed_job().read_text())
+    monkeypatch.setenv("MLFILTER_REFUSED_FIELDS", "trust_remote_code")
+    monkeypatch.setenv("HF_TOKEN", "s3cret")
+    with pytest.raises(ConfigError, match=r"params\.trust_remote_code: refused on this site"):
+        embed({**form, "params": {**form["params"], "trust_remote_code": True}})
+    with pytest.raises(ConfigError, match=r"params\.prompt: the variable HF_TOKEN looks like a secret"):
+        embed(form, {"params.prompt": "${oc.env:HF_TOKEN}"})
+    assert not (tmp_path / "out").exists()
+    assert embed(form).failures == {}
 
 
 def test_a_rerun_over_a_finished_tree_starts_no_worker(embed_job: WriteJob, monkeypatch: pytest.MonkeyPatch) -> None:

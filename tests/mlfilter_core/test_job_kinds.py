@@ -1,9 +1,16 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from mlfilter_core.errors import ConfigError
-from mlfilter_core.job_kinds import kind_of_flow, kinds, load_job_of_kind
+from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.execution import Job
+from mlfilter_core.config.filtering import FilterJob
+from mlfilter_core.config.training import TrainingJob
+from mlfilter_core.errors import ConfigError, HeadError
+from mlfilter_core.job_kinds import kind_of_flow, kind_of_job, kinds, load_entry_point, load_job_of_kind, workload_of
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments/local"
 
@@ -16,7 +23,10 @@ def test_a_job_file_of_another_kind_is_named_as_that(asked: str, written: str) -
     if asked == written:
         assert type(load_job_of_kind(path, kind, {})) is kind.config
         return
-    with pytest.raises(ConfigError, match=rf"{written}\.yaml is a job file of {written}, as .*or give one of {asked}"):
+    command = written.replace("_", "-")
+    with pytest.raises(
+        ConfigError, match=rf"{written}\.yaml is a job file of {written}, as .*; run it with `ml_filter {command}`, or"
+    ):
         load_job_of_kind(path, kind, {})
 
 
@@ -25,3 +35,39 @@ def test_a_job_file_of_no_kind_is_explained_by_its_fields(tmp_path: Path) -> Non
     for kind in kinds():
         with pytest.raises(ConfigError, match=rf"params\.{kind.field}: missing"):
             load_job_of_kind(tmp_path / "job.yaml", kind, {})
+
+
+STEPS: list[tuple[type[Job], dict[str, Any], str, str]] = [
+    (AnnotationJob, {"regression_head_checkpoints": {}}, "embeddings_directory", "embed"),
+    (TrainingJob, {"heads": {"good": {}}}, "embeddings_directory", "embed"),
+    (FilterJob, {"keep": {"scores": {"good": {}}}}, "annotated_directory", "annotate"),
+]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize(("kind", "params", "field", "command"), STEPS)
+def test_a_step_before_the_one_that_it_needs_names_the_command_of_that(
+    kind: type[Job], params: dict[str, Any], field: str, command: str, exists: bool, tmp_path: Path
+) -> None:
+    if "regression_head_checkpoints" in params:
+        save_file({"0.weight": torch.ones(1, 4), "0.bias": torch.ones(1)}, tmp_path / "x.safetensors")
+        params = {"regression_head_checkpoints": {"good": str(tmp_path / "x.safetensors")}}
+    folder = tmp_path / "inputs"
+    if exists:
+        folder.mkdir()
+        (folder / "corpus.txt").touch()
+    job = kind.model_validate({"params": {**params, field: folder, "output_dir": tmp_path / "out"}})
+    what = f"no file below {folder} matches" if exists else f"the folder {folder} does not exist"
+    advice = f", or run `ml_filter {command}` first, which writes such files$"
+    rounds = kind_of_job(job).rounds.values()
+    with pytest.raises(ConfigError, match=f"^{what}.*{advice}"):
+        load_entry_point(next(iter(rounds), kind_of_job(job).workload))(job)
+
+
+def test_a_head_that_is_not_trained_yet_names_the_command_that_trains(tmp_path: Path) -> None:
+    params = {"embeddings_directory": tmp_path, "output_dir": tmp_path / "out"}
+    (tmp_path / "x.h5").touch()
+    heads = {"good": str(tmp_path / "heads/good.safetensors")}
+    job = AnnotationJob.model_validate({"params": {**params, "regression_head_checkpoints": heads}})
+    with pytest.raises(HeadError, match=r"good\.safetensors does not exist; fix .* run `ml_filter train-head` first"):
+        workload_of(job)

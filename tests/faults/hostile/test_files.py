@@ -186,7 +186,7 @@ def zstd_stream(content: bytes) -> bytes:
 
 
 BREAKS_OFF = (
-    r"x\.jsonl:{line}: the compressed stream breaks off here \(.*{reason}.*\); fetch or compress the file again"
+    r"x\.jsonl:{line}: the compressed stream breaks off here \(.*{reason}.*\); download or compress the file again"
 )
 GZIPPED, FRAME = gzip.compress(LINES, mtime=0), zstd_stream(LINES)
 BZIPPED, XZ = bz2.compress(LINES), lzma.compress(LINES)

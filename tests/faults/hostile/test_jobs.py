@@ -89,13 +89,22 @@ BAD_JOBS: dict[str, tuple[str | bytes, str]] = {
         r"has more than 1000000 characters after each \$\{\.\.\.\} is replaced",
     ),
     "2 MB of text": (named("x" * 2_000_000), "has more than 1000000 characters"),
-    "a value that stands for itself": (named("${dataset_name}"), f"{NOT_YAML}Recursive interpolation"),
-    "values that stand for one another": (named("${x}") + "x: ${dataset_name}\n", f"{NOT_YAML}Recursive interpolation"),
-    "a value that stands for what it is in": ('params: {a: "${params}"}', f"{NOT_YAML}Interpolation to parent node"),
+    "a value that stands for itself": (named("${dataset_name}"), r"job\.yaml: dataset_name: Recursive interpolation"),
+    "values that stand for one another": (
+        named("${x}") + "x: ${dataset_name}\n",
+        r"job\.yaml: dataset_name: Recursive interpolation",
+    ),
+    "a value that stands for what it is in": (
+        'params: {a: "${params}"}',
+        r"job\.yaml: params\.a: Interpolation to parent node",
+    ),
     "an interpolation that never ends": (named('"${"'), NOT_YAML),
     "500 interpolations in one another": (named('"' + "${a:" * 500 + "}" * 500 + '"'), NOT_YAML),
-    "an unknown resolver": (named("${python:x}"), f"{NOT_YAML}Unsupported interpolation type python"),
-    "a variable that is not set": (named("${oc.env:MLFILTER_NOBODY_SETS_THIS}"), NOT_YAML),
+    "an unknown resolver": (named("${python:x}"), r"job\.yaml: dataset_name: Unsupported interpolation type python"),
+    "a variable that is not set": (
+        named("${oc.env:MLFILTER_NOBODY_SETS_THIS}"),
+        r"job\.yaml: dataset_name: the variable",
+    ),
     "the home of nobody": (
         PARAMS.replace("in,", "~nobody-has-this-name/in,"),
         r"params\.input_dir = .*Write the path in full",

@@ -43,7 +43,7 @@ def test_a_report_is_made_from_the_files(tmp_path: Path) -> None:
 def test_a_report_of_nothing_is_an_error(tmp_path: Path) -> None:
     code, _, said = run("report", tmp_path / "absent")
     assert code == 1
-    assert "nothing to report of" in said
+    assert "nothing to report in" in said
     assert not (tmp_path / "absent").exists()
 
 

@@ -93,10 +93,10 @@ def test_a_failed_file_is_a_reason_and_status_1_and_the_others_are_done(
         (["--aggregation", "median", "--labels", "0,1"], '--aggregation "median" is unknown'),
         (["--aggregation", "mean"], "give --labels, such as 0,1,2,3,4,5"),
         (["--aggregation", "mean", "--labels", "0,x"], '--labels 0,x: "x" is not a finite number'),
-        (["--aggregation", "mean", "--labels", "0,1", "--input_directory", "."], "several --input_directory go with"),
+        (["--aggregation", "mean", "--labels", "0,1", "--input_directory", "."], "several --input-directory go with"),
         (
             ["--aggregation", "mean", "--score_keys", "s", "--raw_data_lookup_dir", "."],
-            "--raw_data_lookup_dir goes with",
+            "--raw-data-lookup-dir goes with",
         ),
     ],
 )

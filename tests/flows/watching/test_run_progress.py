@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from flows.watching import run_progress as progress_module
 from flows.watching.run_progress import RunProgress, Snapshot, describe
 from mlfilter_core.annotating.annotate_report import AnnotateReport
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import Part, TaskFile
 from mlfilter_core.work.progress import Progress
 from tests.flows.watching.reports import WAITED, report
 
@@ -68,6 +69,18 @@ def test_a_failed_file_counts_as_done(clock: Clock, files: list[TaskFile]) -> No
     now = run.snapshot()
     assert (now.files_before, now.files_failed, now.documents, now.under_way) == (0, 2, 0, [])
     assert now.share == pytest.approx(0.6)
+
+
+def test_a_file_that_failed_in_one_of_its_parts_counts_as_done(clock: Clock, files: list[TaskFile]) -> None:
+    parts = [replace(files[2], part=Part(n, 3)) for n in (1, 2, 3)]
+    run = RunProgress(3, [*files[:2], *parts], n_failed=0)
+    run.finish("a.jsonl", report("a.jsonl"))
+    run.finish("b.jsonl", report("b.jsonl"))
+    run.hear("w", Progress(parts[0].name, 6, share=0.5))
+    run.fail(parts[1].name)
+    run.hear("w", Progress(parts[0].name, 7, share=0.6))  # told before its task was dropped
+    now = run.snapshot()
+    assert (now.files_done, now.files_failed, now.share) == (2, 1, 1.0)
 
 
 def test_a_file_that_another_worker_takes_up_begins_anew(clock: Clock, files: list[TaskFile]) -> None:

@@ -7,10 +7,11 @@ import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId, ArtifactFilterKey
 
 from flows.embed import embed
 from flows.watching import watching as watching_module
@@ -42,6 +43,7 @@ def test_progress_moves_while_a_single_file_is_under_way(
     monkeypatch.setattr(task_runner_module, "LONG_S", 0)
     monkeypatch.setattr(task_runner_module, "LOOK_S", 0.2)
     seen: dict[str | None, set[float]] = {}
+    bars: set[UUID] = set()
     dashboards: set[str] = set()
     is_over, started = threading.Event(), datetime.now(UTC)
 
@@ -50,6 +52,8 @@ def test_progress_moves_while_a_single_file_is_under_way(
             for artifact in client.read_artifacts(artifact_filter=None, limit=20, sort="CREATED_DESC"):
                 if artifact.type == "progress" and (artifact.description or "").find("documents") > 0:
                     seen.setdefault(artifact.key, set()).add(float(str(artifact.data)))
+                    if artifact.key is None:
+                        bars.add(artifact.id)
                 is_new = artifact.created is not None and artifact.created >= started
                 if artifact.key == "embed-dashboard" and is_new and not dashboards:
                     dashboards.add(title_of(str(artifact.data)))
@@ -66,6 +70,8 @@ def test_progress_moves_while_a_single_file_is_under_way(
     assert dashboards == {"Dask Diagnostic UI"}
     assert sum(0 < percent < 100 for percent in seen["embed-progress"]) >= 3
     assert sum(0 < percent < 100 for percent in seen[None]) >= 1  # artifact of the task run
+    ended: list[Any] = client.read_artifacts(artifact_filter=ArtifactFilter(id=ArtifactFilterId(any_=list(bars))))
+    assert [(float(bar.data), bar.description) for bar in ended] == [(100, "z.jsonl: finished")]
     by_key = ArtifactFilter(key=ArtifactFilterKey(any_=["embed-progress"]))
     last: Any = client.read_artifacts(artifact_filter=by_key, limit=1, sort="CREATED_DESC")[0]
     assert float(last.data) == 100

@@ -318,10 +318,11 @@ def test_a_job_with_two_gpus_holds_two_workers_and_lets_in_nobody_without_the_ru
 
 
 def test_nodes_that_cannot_reach_the_api_embed_all_the_same(
-    slurm_job: WriteSlurmJob, client: SyncPrefectClient
+    slurm_job: WriteSlurmJob, client: SyncPrefectClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     report = embed(slurm_job({"a": 4}, env_command="export PREFECT_API_URL=http://127.0.0.1:9/api"))
     assert [row.documents for row in report.reports] == [4]
+    assert "env_command: each Slurm job first runs: export PREFECT_API_URL=http://127.0.0.1:9/api" in caplog.text
     (run,) = last_task_runs(client, 1)
     assert (run.name, run.state_type) == ("embed a.jsonl", "COMPLETED")
 
@@ -349,7 +350,7 @@ def test_a_pending_job_is_shown_with_slurm_s_reason_runs_the_script_that_is_show
     running = start(job)
     assert running.stdout is not None
     waiting = next(line for line in running.stdout if "waiting" in line)
-    assert "Slurm jobs: 0 running, 1 waiting (PartitionDown); 0 workers" in waiting
+    assert "Slurm jobs: 0 running, 1 pending (PartitionDown); 0 workers" in waiting
     (job_id,) = queue()
     line = ["scontrol", "write", "batch_script", job_id, "-"]
     submitted = subprocess.run(line, capture_output=True, text=True, check=True).stdout

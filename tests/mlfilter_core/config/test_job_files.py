@@ -403,7 +403,7 @@ def test_values_may_refer_to_one_another(load: Load, monkeypatch: pytest.MonkeyP
 
 
 def test_a_reference_to_nothing_is_an_error(load: Load) -> None:
-    with pytest.raises(ConfigError, match=r"job\.yaml .*'datset_name' not found\n    full_key: params\.glob_pattern"):
+    with pytest.raises(ConfigError, match=r"job\.yaml: params\.glob_pattern: .*'datset_name' not found$"):
         load(embedding("glob_pattern: '${datset_name}/*.jsonl'", "dataset_name: de"))
 
 

@@ -201,7 +201,7 @@ def test_the_default_label_is_label_else_score_else_scores_score() -> None:
     assert document({"text": "a", "scores": {"score": 3}}, schema).labels == (3,)
     rejected = rejection({"text": "a"}, schema)
     assert rejected.reason == "missing_label"
-    assert rejected.detail.startswith('no "label" or "score" or "scores.score"; set params.label_key, or')
+    assert rejected.detail == 'neither "label" nor "score" nor "scores.score" is present; the record has: text'
 
 
 def test_a_key_alone_makes_a_number_and_a_list_of_keys_makes_columns() -> None:

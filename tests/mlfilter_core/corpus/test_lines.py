@@ -221,7 +221,7 @@ def assert_breaks_off_after(tmp_path: Path, stream: bytes, n_whole_lines: int) -
     lines = []
     with SourceReader(path) as reader:
         with pytest.raises(
-            SourceError, match=rf"x\.jsonl:{n_whole_lines + 1}: .*breaks off here .*; fetch or compress"
+            SourceError, match=rf"x\.jsonl:{n_whole_lines + 1}: .*breaks off here .*; download or compress"
         ):
             lines += [line.content for line in reader.lines(1000) if isinstance(line, Line)]
             pytest.fail("the end of the stream was taken for the end of the file")

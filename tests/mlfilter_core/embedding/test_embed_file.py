@@ -338,6 +338,18 @@ def test_a_long_document_fails_its_file_where_that_is_asked_for(
         embed(path, load_encoder(tiny_files, settings, "cpu", 512), fail_on_bad_record=True)
 
 
+def test_a_file_without_labels_fails_with_what_helps(write_lines: WriteLines, embed: Embed) -> None:
+    path = write_lines("x.jsonl", [{"text": "one"}, {"text": "two"}])
+    schema = DocumentSchema(("text",), label_keys=None)
+    message = (
+        r'2 of 2 lines are rejected \(2 missing_label; first: line 1: neither "label" nor "score" nor "scores\.score" '
+        r"is present; the record has: text\), .*; set params\.glob_pattern to the files with labels; or set "
+        r"params\.save_labels: false, and give the labels to the training job as labels_path$"
+    )
+    with pytest.raises(SourceError, match=message):
+        embed(path, schema=schema, max_rejected_fraction=0.5)
+
+
 def test_more_rejected_lines_than_allowed_fail_the_file(write_lines: WriteLines, embed: Embed) -> None:
     path = write_lines("x.jsonl", [{"body": "a"}, {"text": "one"}, b"broken", {"body": "b"}])
     message = (

@@ -36,7 +36,9 @@ def without(start: str) -> Callable[[Tensors], Tensors]:
 @pytest.mark.parametrize("part", [QUERY, f"{QUERY}.bias", "embeddings.word_embeddings", "embeddings.LayerNorm"])
 def test_a_missing_weight_is_refused(tiny_model: Path, tmp_path: Path, part: str) -> None:
     folder = changed(tiny_model, tmp_path / "model", without(part))
-    with pytest.raises(EncoderError, match=f"lacks . weights of BertModel, among them {part}.*random; fetch it again"):
+    with pytest.raises(
+        EncoderError, match=f"lacks . weights of BertModel, among them {part}.*random; download it again"
+    ):
         tiny(folder)
 
 

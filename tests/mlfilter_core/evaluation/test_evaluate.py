@@ -166,5 +166,5 @@ def test_an_output_folder_that_cannot_be_made_is_named_before_anything_is_read(
     truth: Path, scale: Scale, tmp_path: Path
 ) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(ConfigError, match=r"--output_directory: .*/out cannot be written to"):
+    with pytest.raises(ConfigError, match=r"--output-directory: .*/out cannot be written to"):
         evaluate(evaluation(tmp_path, truth, scale))

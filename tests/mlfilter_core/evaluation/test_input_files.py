@@ -9,6 +9,7 @@ from mlfilter_core.evaluation.input_files import (
     annotator_of_name,
     annotator_of_records,
     find_draw_files,
+    find_inputs,
     parse_draws,
     raw_data_file,
 )
@@ -37,6 +38,13 @@ def test_where_there_are_none_it_is_said_what_there_is(tmp_path: Path) -> None:
         ConfigError, match=r"other \.jsonl files: 1, such as .*/x\.jsonl\. To use the scores in annotated"
     ):
         find_draw_files(tmp_path)
+
+
+def test_scores_that_are_not_made_yet_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"no \.jsonl file below {tmp_path}, .*; run `ml_filter annotate` first"):
+        find_inputs(tmp_path, "--input-directory", written_by="annotate")
+    with pytest.raises(ConfigError, match=r"compressed or not$"):
+        find_inputs(tmp_path, "--path-to-ground-truth-file")
 
 
 def test_a_record_has_its_id_as_a_string_and_its_draws_as_they_are() -> None:

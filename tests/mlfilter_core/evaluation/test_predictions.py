@@ -120,7 +120,7 @@ def test_languages_that_would_share_a_folder_are_refused(write_lines: WriteLines
 
 
 def test_a_folder_without_annotated_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--input_directory: there is no \.jsonl"):
+    with pytest.raises(ConfigError, match=r"--input-directory: there is no \.jsonl"):
         read_heads(tmp_path, TRUTH, ScoreFields("score_*"), Tally())
 
 

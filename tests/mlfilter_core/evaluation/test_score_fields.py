@@ -41,7 +41,7 @@ def test_broken_lines_and_lines_without_an_id_keep_their_place(write_lines: Writ
 @pytest.mark.parametrize("written", ["score_*", "score_a,score_b"])
 def test_a_file_without_such_fields_is_refused_with_those_that_it_has(write_lines: WriteLines, written: str) -> None:
     path = write_lines("x.jsonl", [b"{", {"id": "a", "quality": 1}, {"id": "b", "quality": 1}])
-    expected = f'{path}: no field matches --score_keys "{written}"; line 2 has: id, quality'
+    expected = f'{path}: no field matches --score-keys "{written}"; line 2 has: id, quality'
     with pytest.raises(AnnotationError, match=re.escape(expected)):
         list(ScoreFields(written).read(path, Tally()))
 

@@ -166,7 +166,7 @@ def test_where_no_id_matches_both_sides_are_shown(
     report = aggregate_scores(request_)
     assert report.failures == {
         "raw_x_aggregated_scores_majority.jsonl": f"{path}: none of its 4 documents is among the 5 in {raw}; it "
-        "contains 0, 1, 2, the raw file <urn:0>, <urn:1>, <urn:2>; check --raw_data_lookup_dir; no output is written "
+        "contains 0, 1, 2, the raw file <urn:0>, <urn:1>, <urn:2>; check --raw-data-lookup-dir; no output is written "
         "for it"
     }
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["aggregation_report.json"]

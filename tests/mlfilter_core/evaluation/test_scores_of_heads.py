@@ -84,7 +84,7 @@ def test_a_folder_without_one_of_the_files_is_refused(write_lines: WriteLines, t
     for name in ("one/x.jsonl", "one/y.jsonl", "two/x.jsonl"):
         write_lines(name, [{"id": "p", "score_a": 1}])
     with pytest.raises(
-        ConfigError, match=r"one/y\.jsonl: not every --input_directory has a file y\.jsonl\[\.gz\|\.zst\]"
+        ConfigError, match=r"one/y\.jsonl: not every --input-directory has a file y\.jsonl\[\.gz\|\.zst\]"
     ):
         aggregate_scores(aggregation(tmp_path, "mean", "score_*", "one", "two"))
 
@@ -99,7 +99,7 @@ def test_two_files_of_one_output_are_refused(write_lines: WriteLines, tmp_path: 
 @pytest.mark.parametrize("inputs", [("",), ("out",), ("in", "out/..")])
 def test_outputs_among_the_inputs_are_refused(write_lines: WriteLines, tmp_path: Path, inputs: tuple[str, ...]) -> None:
     write_lines("in/x.jsonl", [{"id": "p", "score_a": 1}])
-    with pytest.raises(ConfigError, match=r"--output_directory .*/out is in --input_directory"):
+    with pytest.raises(ConfigError, match=r"--output-directory .*/out is in --input-directory"):
         aggregate_scores(aggregation(tmp_path, "mean", "score_*", *inputs))
 
 
@@ -136,14 +136,14 @@ def test_a_majority_of_scores_that_are_no_labels_is_refused_with_advice(
     assert reason.startswith(
         f"{path}:2: score_a is 2.25, which hardly ever equals the score of another head; a majority"
     )
-    assert "give --score_keys 'int_score_*'" in reason
+    assert "give --score-keys 'int_score_*'" in reason
 
 
 def test_where_no_score_is_valid_the_reasons_are_shown(write_lines: WriteLines, tmp_path: Path, scale: Scale) -> None:
     path = write_lines("in/x.jsonl", [{"id": 0, "score_a": 2.5}, b"{"])
     (reason,) = aggregate_scores(aggregation(tmp_path, "mean", "score_*", scale=scale)).failures.values()
     assert reason.startswith(f"{path}: no score is valid: 1 not_a_label ({path}:1: 2.5); 1 not_json ({path}:2: ")
-    assert reason.endswith("check --score_keys and --labels (without --labels, any finite number is valid)")
+    assert reason.endswith("check --score-keys and --labels (without --labels, any finite number is valid)")
 
 
 def test_an_empty_file_gives_an_empty_output(write_lines: WriteLines, tmp_path: Path) -> None:
@@ -154,5 +154,5 @@ def test_an_empty_file_gives_an_empty_output(write_lines: WriteLines, tmp_path: 
 
 def test_a_folder_without_files_is_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(ConfigError, match=re.escape(f".jsonl.zst file below {tmp_path / 'in'}")):
+    with pytest.raises(ConfigError, match=re.escape(f".jsonl file below {tmp_path / 'in'}, compressed or not; run")):
         aggregate_scores(aggregation(tmp_path, "mean", "score_*"))

@@ -77,12 +77,12 @@ def test_a_truth_without_a_valid_label_is_an_error_with_the_reasons(write_lines:
         AnnotationError, match=r"no document has a valid label: 1 outside_the_scale \(.*:1: 7\); 1 no_label"
     ):
         read_truth(path, scale, "mean", None)
-    with pytest.raises(AnnotationError, match="no document has a valid label: it is empty; check --label_key"):
+    with pytest.raises(AnnotationError, match="no document has a valid label: it is empty; check --label-key"):
         read_truth(write_lines("empty.jsonl", []), scale, "mean", None)
 
 
 def test_a_folder_without_files_is_refused(tmp_path: Path, scale: Scale) -> None:
-    with pytest.raises(ConfigError, match=r"--path_to_ground_truth_file: there is no \.jsonl"):
+    with pytest.raises(ConfigError, match=r"--path-to-ground-truth-file: there is no \.jsonl"):
         read_truth(tmp_path, scale, "mean", None)
 
 

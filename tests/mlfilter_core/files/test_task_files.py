@@ -116,7 +116,7 @@ def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_read_is_refused_and_not_passed_over(unprivileged: Path, hidden: str) -> None:
     touch(unprivileged, "corpus/x.jsonl", "corpus/de/a/y.jsonl")
     (unprivileged / hidden).chmod(0)
-    with pytest.raises(ConfigError, match=f"the folder {unprivileged}/{hidden} is not readable"):
+    with pytest.raises(ConfigError, match=f"the folder {unprivileged}/{hidden} cannot be read"):
         find_files(unprivileged / "corpus", "**/*.jsonl", JSONL_SUFFIXES)
 
 

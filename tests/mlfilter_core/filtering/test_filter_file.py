@@ -185,7 +185,7 @@ def test_outputs_of_another_form_are_in_the_way_and_are_replaced(parameters: Fil
     _, other = surveyed(parameters(output_format="parquet"))
     for path in (params.filtered_dir / "y.jsonl", dropped):
         assert path in other.stale(files[1])
-    with pytest.raises(OutputConflictError, match=r"filtered/y.jsonl was written by another request; use another outp"):
+    with pytest.raises(OutputConflictError, match=r"filtered/y.jsonl was made by another request; use another outp"):
         finished_filter(files[1], other, read_content=True)
     filter_file(files[1], other)
     assert {path.name for path in params.filtered_dir.glob("y*")} == {"y.parquet"}

@@ -122,10 +122,10 @@ def test_the_index_and_the_shards_are_downloaded(hub: Path, monkeypatch: pytest.
     ("index", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", r"cannot be read \(it has no weight_map\); fetch it again"),
+        ("[]", r"cannot be read \(it has no weight_map\); download it again"),
         ('{"weight_map": {"a": "../x.safetensors"}}', "it names '../x.safetensors', which is no file of weights"),
         ('{"weight_map": {"a": 1}}', "it names '1', which is no file of weights in its folder"),
-        ('{"weight_map": {"a": "x.bin"}}', r"x\.bin is missing, which model\.safetensors\.index\.json names; fetch"),
+        ('{"weight_map": {"a": "x.bin"}}', r"x\.bin is missing, which model\.safetensors\.index\.json names; download"),
     ],
 )
 def test_a_broken_index_is_refused(tmp_path: Path, index: str, message: str) -> None:

@@ -340,7 +340,7 @@ def test_a_folder_of_the_predecessor_is_read(tmp_path: Path, caplog: pytest.LogC
 
 def test_a_folder_whose_weights_are_not_its_own_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "head", {**ML_FILTER, "num_tasks": 3}, mlp(DIM, 4, 2).state_dict())
-    with pytest.raises(HeadError, match="its settings say num_tasks 3, its weights 2; fetch it again"):
+    with pytest.raises(HeadError, match="its settings say num_tasks 3, its weights 2; download it again"):
         load_head("edu", folder)
 
 

@@ -264,7 +264,7 @@ def test_the_head_of_a_sequence_classifier_says_how_to_embed(tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"model_type": "xlnet"}, "a sequence classifier of model_type 'xlnet'; supported are albert, "),
-        ({"model_type": "roberta"}, r"classifier\.dense\.weight is missing, which a roberta classifier has; fetch"),
+        ({"model_type": "roberta"}, r"classifier\.dense\.weight is missing, which a roberta classifier has; download"),
         ({"id2label": {"0": "a", "1": ""}}, "id2label gives output 1 no name; correct config"),
         ({"id2label": {"0": "a", "1": None}}, "id2label gives output 1 no name; correct config"),
         ({"id2label": {"0": "a", "1": "a"}}, "id2label gives two outputs one name; correct config"),

@@ -1,4 +1,6 @@
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mlfilter_core.errors import HeadError
+from mlfilter_core.files.publishing import publish
 from mlfilter_core.heads.checkpoint_formats import load_head
 from mlfilter_core.heads.head import score
 from mlfilter_core.heads.trained_head import TrainedHead, read_training, write_head
@@ -39,6 +42,18 @@ def test_a_head_of_an_unknown_encoder_says_so_by_saying_nothing(tmp_path: Path) 
     write_head(tmp_path / "x.safetensors", trained(encoder={}, labels=()))
     head = load_head("quality", tmp_path / "x.safetensors")
     assert (head.encoder, head.labels) == ({}, ())
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read_a_head(tmp_path: Path, umask: int, mode: int) -> None:
+    (tmp_path / "x.safetensors").touch()
+    before = os.umask(umask)
+    try:
+        with publish(tmp_path / "x.safetensors") as temporary:
+            write_head(temporary, trained())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x.safetensors").stat().st_mode) == mode
 
 
 def test_the_layers_can_be_loaded_into_a_torch_module(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.embedding.embed_file import embed_file
+from mlfilter_core.embedding.wanted_keys import LABEL_ADVICE
 from mlfilter_core.embedding.work import embed_work
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder
@@ -352,6 +353,33 @@ def test_a_file_with_more_rejected_lines_than_allowed_is_a_problem(
     problems = plan().problems
     assert len(problems) == n_problems
     assert all(f"a.jsonl ({n_bad} of 20 lines, most of them not_an_object)" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("label_key", [None, "label"])
+def test_files_without_labels_among_labelled_ones_are_a_problem_with_what_helps(
+    plan: PlanJob, write_lines: WriteLines, label_key: str | None
+) -> None:
+    plain = [{"id": str(i), "text": f"tea {i}"} for i in range(9)]
+    write_lines("in/labelled.jsonl", [{**record, "label": 1} for record in plain[:5]])
+    write_lines("in/plain.jsonl", plain[5:])
+    made = plan(save_labels=True, label_key=label_key)
+    assert [problem.partition("; ")[2] for problem in made.problems] == [LABEL_ADVICE]
+    assert "plain.jsonl (4 of 4 lines, most of them missing_label); set params.glob_pattern to" in made.problems[0]
+    facts = facts_of(made, "documents")
+    assert (facts["documents"]["value"], facts["rejected_by_reason"]["missing_label"]["value"]) == (5, 4)
+    assert plan(save_labels=True, label_key=label_key, glob_pattern="labelled*").problems == []
+    assert plan(save_labels=False).problems == []
+
+
+def test_lines_without_a_label_that_a_job_would_reject_are_a_warning_with_what_helps(
+    plan: PlanJob, write_lines: WriteLines
+) -> None:
+    write_lines("in/a.jsonl", [{**record, "label": 1 if i else None} for i, record in enumerate(records(4))])
+    made = plan(save_labels=True)
+    assert made.problems == []
+    (warning,) = (warning for warning in made.warnings if "label" in warning)
+    assert warning.startswith("25 % of the sampled lines have no label and would be rejected, because of save_labels")
+    assert warning.endswith(LABEL_ADVICE)
 
 
 def test_a_file_of_which_some_was_read_is_a_problem_only_where_that_speaks_clearly(

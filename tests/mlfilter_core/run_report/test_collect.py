@@ -151,7 +151,7 @@ def test_a_run_that_goes_on_is_told_by_its_claim(write_outputs: WriteOutputs) ->
     output_dir = write_outputs(FILES, has_end=False)
     with claim(output_dir / "logs" / "embed-one" / RUN):
         facts = collect(output_dir)
-    assert facts.runs[0].state == "going on"
+    assert facts.runs[0].state == "running"
     assert any("embed-one is still running" in notice for notice in facts.notices)
 
 
@@ -244,7 +244,7 @@ def test_a_run_before_its_first_file_is_a_report_too(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing to report of in .*; give the output_dir of a job"):
+    with pytest.raises(ConfigError, match=r"nothing to report in .*; give the output_dir of a job"):
         collect(tmp_path)
 
 

@@ -99,5 +99,5 @@ def test_a_broken_annotated_file_is_named(write_outputs: WriteOutputs) -> None:
 
 
 def test_a_folder_without_outputs_is_refused(write_outputs: WriteOutputs, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing to report of"):
+    with pytest.raises(ConfigError, match="nothing to report in"):
         compare(write_outputs(FILES), tmp_path / "nothing")

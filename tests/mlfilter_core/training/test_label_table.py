@@ -51,13 +51,15 @@ def test_a_document_that_is_labelled_twice_alike_counts_once(write_lines: WriteL
 
 def test_contradicting_labels_are_refused_with_examples(write_lines: WriteLines) -> None:
     path = write_lines("l.jsonl", [{"id": i % 5, "score": i} for i in range(10)])
-    message = r"5 documents are labelled twice, and differently: 0 \(0 and 5, .*l.jsonl:6\), 1 .*aggregate_scores"
+    message = r"5 documents are labelled twice, and differently: 0 \(0 and 5, .*l.jsonl:6\), 1 .*aggregate-scores"
     with pytest.raises(TrainingError, match=message):
         read_labels([path], None, None)
 
 
 def test_a_file_without_labels_is_refused_with_its_first_line(write_lines: WriteLines) -> None:
-    with pytest.raises(TrainingError, match=r'1 missing_label \(.*l.jsonl:1: no "label" or "score".*set label_key'):
+    with pytest.raises(
+        TrainingError, match=r'1 missing_label \(.*l.jsonl:1: neither "label" nor "score".*set label_key'
+    ):
         read_labels([write_lines("l.jsonl", [{"id": "a", "scores": {"x": 1}}])], None, None)
     with pytest.raises(TrainingError, match="it is empty"):
         read_labels([write_lines("l.jsonl", [])], None, None)

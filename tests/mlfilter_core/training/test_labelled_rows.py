@@ -56,7 +56,9 @@ def test_labels_of_other_documents_are_refused_with_examples(write_labelled: Wri
 
 
 def test_files_without_labels_are_refused(write_labelled: WriteLabelled) -> None:
-    with pytest.raises(TrainingError, match="contains no labels; embed with save_labels: true, or set labels_path"):
+    with pytest.raises(
+        TrainingError, match=r"contains no labels; set labels_path of the head, set params\.glob_pattern to"
+    ):
         find_labelled_rows([write_labelled(n=5, label_keys=None)], "train", None, None, None)
     with pytest.raises(TrainingError, match=r"no document has a valid label \(5 outside_scale\)"):
         find_labelled_rows([write_labelled(n=5, labels=[9] * 5)], "train", None, None, (0, 5))

@@ -86,10 +86,10 @@ def test_labels_are_joined_from_a_file(write_labelled: WriteLabelled, write_line
     file = write_lines("labels.jsonl", [*records, b"{", {"id": "elsewhere", "score": 1}])
     report = train(path, recipe={"labels_path": file})
     assert report.documents == 150
-    assert report.left_out == {"not_json": 1, "without_label": 50, "label_without_document": 1}
+    assert report.left_out == {"without_label": 50, "label_without_document": 1}
     assert report.metrics["spearman"] == pytest.approx(1, abs=0.02)
     assert [remark.partition(":")[0] for remark in report.remarks] == [
-        *("lines without a valid label", "1 labels are of no document here, such as elsewhere")
+        *("lines of labels_path without a valid label", "1 labels are of no document here, such as elsewhere")
     ]
 
 

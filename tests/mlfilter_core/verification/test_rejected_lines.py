@@ -69,7 +69,7 @@ def test_a_line_may_end_anywhere_in_a_piece(tmp_path: Path, size: int) -> None:
 def test_what_is_no_rejected_line_is_named(tmp_path: Path, line: bytes) -> None:
     good = b'{"line":1,"offset":0,"reason":"a","raw":"b"}\n'
     (tmp_path / "x.jsonl").write_bytes(good + line)
-    with pytest.raises(SourceError, match=r"x\.jsonl:2: no line of a rejects file"):
+    with pytest.raises(SourceError, match=r"x\.jsonl:2: no line of a file of rejected lines"):
         read(tmp_path / "x.jsonl")
 
 
