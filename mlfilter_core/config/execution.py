@@ -20,7 +20,8 @@ class LocalSettings(Written):
     workers: int = Field(
         -1,
         ge=-1,
-        description="Worker processes. -1: one per GPU, or one, to embed or train; one per core to annotate or filter.",
+        description="Worker processes. -1: one per GPU, or one, to embed or train; "
+        "one per core, with 1 GiB each, to annotate or filter.",
     )
     tasks: int = Field(1, ge=1, description="Number of shards of the files, over all machines.")
     local_tasks: int = Field(
