@@ -20,6 +20,7 @@ import dask
 from distributed import LocalCluster
 
 from flows.workers.on_worker import GPUS_VARIABLE, IMPORTS_VARIABLE, PRELOAD
+from flows.workers.open_files import allow_open_files
 from flows.workers.worker_count import most_workers, visible_gpus
 from mlfilter_core.compute.cores import usable_cores
 from mlfilter_core.compute.memory import usable_memory_bytes
@@ -154,6 +155,7 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 
 def _start(n_workers: int, device: str, folder: Path, imports: Sequence[str] = ()) -> _Started:
+    allow_open_files(n_workers)
     logging.getLogger("distributed").setLevel(logging.WARNING)
     logging.getLogger("distributed.nanny").addFilter(_says_something)
     environment = worker_environment(usable_cores() // n_workers, folder)
