@@ -111,6 +111,11 @@ class SlurmSettings(Written):
         None,
         description="Virtual environment to activate in the job. Without it and condaenv: the flow's Python.",
     )
+    python: str | None = Field(
+        None,
+        description="Shell command that starts Python in the job, such as apptainer exec mlfilter.sif python. "
+        "Default: that of venv_path or condaenv, else the flow's.",
+    )
     output: str | None = Field(None, description="File of a job's output: --output. Default: in slurm_logs_folder.")
     error: str | None = Field(None, description="File of a job's errors: --error. Default: where its output goes.")
     slurm_logs_folder: Path | None = Field(
