@@ -11,7 +11,8 @@ import typer
 from flows.commands.export import exports
 from flows.commands.reports import reports
 from flows.commands.results import results
-from flows.running.script import STYLE, ConfigPath, Overrides, command_of, fit_any_machine, run_and_print
+from flows.running.machine import fit_any_machine
+from flows.running.script import STYLE, ConfigPath, Overrides, command_of, run_and_print
 from mlfilter_core.config.job_files import parse_overrides
 from mlfilter_core.job_kinds import kinds, load_any_job
 from mlfilter_core.versions import library_versions

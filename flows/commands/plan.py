@@ -67,11 +67,11 @@ def planned_workers(job: Job, findings: Findings) -> PlannedWorkers:
         findings: Receives what would keep its workers from starting.
     """
     from flows.workers.local import shares_gpus
-    from flows.workers.worker_count import visible_gpus
+    from flows.workers.worker_count import one_per_usable_core, visible_gpus
 
     if not job.running_on_slurm:
         n_gpus = len(visible_gpus()) if shares_gpus(job.device) else 0
-        default = usable_cores() if job.one_per_core else max(1, n_gpus)
+        default = one_per_usable_core() if job.one_per_core else max(1, n_gpus)
         n = job.local.workers if job.local.workers > 0 else default
         words = f"{plural(n, 'worker')} on this machine"
         return PlannedWorkers(n, 1, max(1, usable_cores() // n), n_gpus > 0, False, words)

@@ -32,6 +32,9 @@ def usable_folder(folder: Path) -> Path:
     """Creates a folder that only this user can read; returns a temporary one, and says so, if it cannot serve.
 
     The temporary folder is removed when this process ends. SQLite on a disk without locks waits for them for minutes.
+
+    Raises:
+        DatabaseError: Neither can be used.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -39,7 +42,10 @@ def usable_folder(folder: Path) -> Path:
     if why is None:
         folder.chmod(0o700)  # made by an older version
         return folder
-    other = _temporary_folder()
+    try:
+        other = _temporary_folder()
+    except OSError as error:  # its text names the folders
+        raise DatabaseError(folder, f"it {why}, and no temporary folder can be made instead ({error})") from error
     print(
         f"warning: {folder} {why}; Prefect's records of this run are in {other} and are removed at its end. To keep "
         "them, set logging_dir to a folder on another disk, or PREFECT_API_URL to a server",

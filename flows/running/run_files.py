@@ -40,7 +40,7 @@ from flows.workers.task_runner import WorkerLostError
 from flows.workers.worker_count import most_workers
 from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import FileError, JobError, MlfilterError, OtherRequestError, OtherSettingsError
-from mlfilter_core.files.claims import why_locks_are_local
+from mlfilter_core.files.claims import has_locks, why_locks_are_local
 from mlfilter_core.files.publishing import check_writable, remove_leftovers
 from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.files.urls import url_of
@@ -211,12 +211,11 @@ def check_job(job: Job) -> None:
     check_writable(job.output_dir)
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
     check_port(job.metrics_port)
-    why_local = why_locks_are_local(job.output_dir)
-    if job.running_on_slurm and why_local:
+    if not has_locks(job.output_dir):
+        _log.warning("the file system of %s has no locks; start one run at a time on it", job.output_dir)
+    elif job.running_on_slurm and (why_local := why_locks_are_local(job.output_dir)):
         _log.warning(
-            "locks in %s do not reach other machines: %s; start one run at a time on it",
-            job.output_dir,
-            why_local,
+            "locks in %s do not reach other machines: %s; start one run at a time on it", job.output_dir, why_local
         )
 
 

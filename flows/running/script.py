@@ -4,8 +4,6 @@ Imports nothing heavy, so that `--help` answers at once. A flow is imported once
 """
 
 import inspect
-import io
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.running.machine import fit_any_machine
 from flows.running.start import reporting_to, run_job_file, run_pipeline
 from flows.running.stopping import Stopped, stopped_by_signals
 from flows.watching.terminal import Verbosity, verbosity
@@ -137,21 +136,6 @@ def hide_script_from_workers() -> None:
     nothing, and importing them loads Prefect: two seconds for each worker.
     """
     del sys.modules["__main__"].__file__
-
-
-def fit_any_machine() -> None:
-    """Lets a command run where the terminal lacks characters, and where the user has no home.
-
-    What a terminal or pipe cannot take is escaped, as in `\\u0411`. Users without an entry in the system's list, as in
-    containers, get the home that Docker gives them; Prefect and others ask for one when they are imported.
-    """
-    try:
-        Path.home()
-    except RuntimeError:
-        os.environ["HOME"] = "/"
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def run_and_print(run: Callable[[], Any], quiet: bool = False, verbose: bool = False) -> None:

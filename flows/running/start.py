@@ -22,6 +22,7 @@ from flows.prefect_api.server import (
     report_no_usage,
     server_ahead,
 )
+from flows.running.machine import check_semaphores
 from flows.watching.terminal import Verbosity, log_on_terminal, verbosity
 from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import ConfigError
@@ -124,7 +125,10 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
     job, *later = jobs
     check_writable(job.output_dir)
     check_writable(job.logging_dir, f"{job.settings_name}.logging_dir")
-    n_workers = 0 if job.running_on_slurm else most_workers(job.local, job.one_per_core)
+    n_workers = 0
+    if not job.running_on_slurm:
+        check_semaphores()
+        n_workers = most_workers(job.local, job.one_per_core)
     # The rounds before a run make what its files are compared with.
     first = finished_later(job) if kind_of_job(job).rounds else finished_before(job, max(1, n_workers))
     found = [first, *map(finished_later, later)]

@@ -20,12 +20,17 @@ import dask
 from distributed import LocalCluster
 
 from flows.workers.on_worker import GPUS_VARIABLE, IMPORTS_VARIABLE, PRELOAD
+from flows.workers.open_files import allow_open_files
 from flows.workers.worker_count import most_workers, visible_gpus
 from mlfilter_core.compute.cores import usable_cores
+from mlfilter_core.compute.memory import usable_memory_bytes
 from mlfilter_core.config.execution import LocalSettings
+from mlfilter_core.wording import plural, size
 
 if TYPE_CHECKING:
     from flows.workers.task_runner import WorkerTaskRunner
+
+_log = logging.getLogger(__name__)
 
 # Numbers of threads in torch, NumPy and the tokenizers.
 THREAD_VARIABLES = (
@@ -78,6 +83,11 @@ def local_workers(
     from flows.workers.task_runner import WorkerTaskRunner
 
     n_workers = min(most_workers(settings, one_per_core), max(1, n_tasks))
+    if settings.workers < 0 and one_per_core and n_workers < min(n_tasks, usable_cores()):
+        _log.warning(
+            "%s on %s, since %s of memory can be used here; local_settings.workers can ask for more",
+            *(plural(n_workers, "worker"), plural(usable_cores(), "core"), size(usable_memory_bytes())),
+        )
     started = _take_ahead(n_workers, device) or _start(n_workers, device, logs / "dask")
     with started.closing, WorkerTaskRunner(logs, cluster=started.cluster.result()) as runner:
         try:
@@ -145,6 +155,7 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 
 def _start(n_workers: int, device: str, folder: Path, imports: Sequence[str] = ()) -> _Started:
+    allow_open_files(n_workers)
     logging.getLogger("distributed").setLevel(logging.WARNING)
     logging.getLogger("distributed.nanny").addFilter(_says_something)
     environment = worker_environment(usable_cores() // n_workers, folder)

@@ -14,6 +14,7 @@ from dask_jobqueue import SLURMCluster
 from flows.workers.certificate import security_of, write_certificate
 from flows.workers.job_guard import job_guard
 from flows.workers.local import SCHEDULER_SETTINGS
+from flows.workers.open_files import allow_open_files
 from flows.workers.slurm_job import lifetime_s, slurm_job
 from flows.workers.slurm_queue import SubmittedJob
 from flows.workers.slurm_workers import SlurmWorkers
@@ -42,7 +43,7 @@ def slurm_workers(
         logs: Folder of the run's logs, which the compute nodes see as well.
 
     Raises:
-        ConfigError: Slurm is not installed here, or the settings are invalid.
+        ConfigError: Slurm is not installed here, the settings are invalid, or this process may not open enough files.
     """
     logging.getLogger("distributed").setLevel(logging.WARNING)
     if shutil.which("sbatch") is None:
@@ -59,6 +60,7 @@ def slurm_workers(
             "scheduler_interface to the one by which the nodes reach this machine; see ip address"
         )
     job = slurm_job(settings, one_per_core, device, logs)
+    allow_open_files(min(settings.max_jobs * job.n_workers, n_tasks + job.n_workers), are_elsewhere=True)
     Path(job.options["output"]).parent.mkdir(parents=True, exist_ok=True)
     folder = (logs / "dask").absolute()
     folder.mkdir(parents=True, exist_ok=True)

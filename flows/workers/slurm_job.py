@@ -63,8 +63,10 @@ def slurm_job(settings: SlurmSettings, one_per_core: bool, device: str, logs: Pa
     if n_gpus > 1 and shares_gpus(device):
         prologue.append(f'export {GPUS_VARIABLE}="$CUDA_VISIBLE_DEVICES"')
     memory_kib = _memory_kib(options)
-    python = "python" if settings.condaenv or settings.venv_path else shlex.quote(sys.executable)
-    python += " -P"  # not from the working folder, which may have a package `flows` of its own
+    default = "python" if settings.condaenv or settings.venv_path else shlex.quote(sys.executable)
+    python = (
+        f"{settings.python or default} -P"  # not from the working folder, which may have a package `flows` of its own
+    )
     if settings.srun_args:
         srun = {"ntasks": "1", "cpus-per-task": str(n_cores), **settings.srun_options()}
         python = " ".join(["srun", *_written(srun), python])

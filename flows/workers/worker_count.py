@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 from mlfilter_core.compute.cores import usable_cores
+from mlfilter_core.compute.memory import usable_memory_bytes
 from mlfilter_core.config.execution import LocalSettings
+
+# Least memory for each worker of several: what a worker that annotates takes, and its share of the run's own.
+WORKER_BYTES = 1 << 30
 
 
 def visible_gpus() -> list[str]:
@@ -20,8 +24,14 @@ def most_workers(settings: LocalSettings, one_per_core: bool) -> int:
 
     Args:
         settings: Local settings of the job file; `workers: -1` is the default.
-        one_per_core: Whether the default is one worker per core, or one per GPU (a single one without GPUs).
+        one_per_core: Whether the default is one worker per core, as far as memory reaches, or one per GPU (a single
+            one without GPUs).
     """
     if settings.workers > 0:
         return settings.workers
-    return usable_cores() if one_per_core else max(1, len(visible_gpus()))
+    return one_per_usable_core() if one_per_core else max(1, len(visible_gpus()))
+
+
+def one_per_usable_core() -> int:
+    """Returns the number of usable cores, or of workers that the usable memory is enough for."""
+    return min(usable_cores(), max(1, usable_memory_bytes() // WORKER_BYTES))

@@ -20,7 +20,8 @@ class LocalSettings(Written):
     workers: int = Field(
         -1,
         ge=-1,
-        description="Worker processes. -1: one per GPU, or one, to embed or train; one per core to annotate or filter.",
+        description="Worker processes. -1: one per GPU, or one, to embed or train; "
+        "one per core, with 1 GiB each, to annotate or filter.",
     )
     tasks: int = Field(1, ge=1, description="Number of shards of the files, over all machines.")
     local_tasks: int = Field(
@@ -109,6 +110,11 @@ class SlurmSettings(Written):
     venv_path: str | None = Field(
         None,
         description="Virtual environment to activate in the job. Without it and condaenv: the flow's Python.",
+    )
+    python: str | None = Field(
+        None,
+        description="Shell command that starts Python in the job, such as apptainer exec mlfilter.sif python. "
+        "Default: that of venv_path or condaenv, else the flow's.",
     )
     output: str | None = Field(None, description="File of a job's output: --output. Default: in slurm_logs_folder.")
     error: str | None = Field(None, description="File of a job's errors: --error. Default: where its output goes.")

@@ -12,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers.utils import HF_MODULES_CACHE
 
 from mlfilter_core.compute.devices import keep_freed_memory, pick_device, pick_dtype
 from mlfilter_core.encoder.adapter import merge_adapters
@@ -160,6 +161,8 @@ def _reason(error: Exception, folder: Path, settings: EncoderSettings) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if has_own_code(folder) and not settings.trust_remote_code:
         reason += "; its config.json names code of its own: read it, and set params.trust_remote_code: true to run it"
+    if isinstance(error, OSError) and str(error.filename).startswith(HF_MODULES_CACHE):
+        reason += "; set HF_MODULES_CACHE, or HF_HOME, to a folder that can be written: code of models is copied there"
     return reason
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlfilter_core.encoder.adapter import ADAPTER_CONFIG, base_model
 from mlfilter_core.errors import EncoderError
+from mlfilter_core.files.hub import HubError, from_hub
 from mlfilter_core.files.identity import cached_sha256
 
 PACKAGE_SCHEME = "package:"
@@ -142,15 +143,12 @@ def _package_folder(model: str) -> Path:
 
 def _download(model: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(model, revision=revision, ignore_patterns=UNUSED_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        folder = from_hub(snapshot_download, model, revision=revision, ignore_patterns=UNUSED_PATTERNS)
+    except HubError as error:
         raise EncoderError(
-            f"embedding_model: {model} is neither a local folder nor available from the hub ({reason}); "
-            "check the name and model_revision, log in for a private model, or give a local folder"
+            f"embedding_model: {model} is neither a local folder nor available from the hub: {error}"
         ) from error
     return folder, folder.name  # the hub cache names a snapshot's folder after its commit
 

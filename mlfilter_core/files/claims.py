@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -118,6 +119,12 @@ def machine() -> str:
     namespace = Path("/proc/self/ns/pid")
     inode = namespace.stat().st_ino if namespace.exists() else 0
     return hashlib.sha256(f"{socket.gethostname()} {inode}".encode()).hexdigest()[:8]
+
+
+def has_locks(folder: Path) -> bool:
+    """Returns whether the file system of a folder has locks at all; claims and `hold` do nothing where it has none."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        return _lock(probe) is not None
 
 
 def why_locks_are_local(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlfilter_core.errors import HeadError, in_one_line
+from mlfilter_core.files.hub import HubError, from_hub
 from mlfilter_core.files.identity import cached_sha256
 
 FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -144,17 +145,14 @@ def _digest(name: str, checkpoint: str) -> str:
 
 def _fetch(name: str, checkpoint: str, hub_id: re.Match[str]) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, revision, file = hub_id["repository"], hub_id["revision"], hub_id["file"]
     try:
         if file is not None:
-            return Path(hf_hub_download(repository, file, revision=revision))
+            return from_hub(hf_hub_download, repository, file, revision=revision)
         wanted = [FOLDER_CONFIG, *FOLDER_WEIGHTS, *(f"{file}{INDEX_SUFFIX}" for file in FOLDER_WEIGHTS), *SHARDS]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return from_hub(snapshot_download, repository, revision=revision, allow_patterns=wanted)
+    except HubError as error:
         raise HeadError(
-            f"head {name}: {checkpoint} is neither a local checkpoint nor available from the hub ({reason}); fix the "
-            "path or the id, or log in for a private repository"
+            f"head {name}: {checkpoint} is neither a local checkpoint nor available from the hub: {error}"
         ) from error

@@ -18,7 +18,7 @@ from mlfilter_core.plan.files_to_do import FilesToDo, find_files_to_do
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.job_heads import check_heads, find_heads, heads_section
 from mlfilter_core.plan.plan import Plan, PlannedWorkers, Section
-from mlfilter_core.plan.resources import check_folders, check_room, device_to_measure
+from mlfilter_core.plan.resources import check_folders, check_memory, check_room, device_to_measure
 from mlfilter_core.plan.slurm_advice import Work, speed_section
 from mlfilter_core.plan.worker_memory import annotation_memory
 from mlfilter_core.wording import plural, rate
@@ -75,7 +75,7 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, find
         trial = try_annotation(_evenly_spaced(list(rows_to_do)), request, heads, device, findings)
         if trial is not None:
             sections.append(_output_section(params, rows_to_do, trial, findings))
-            speed, advice = _speed(workers, rows_to_do, trial)
+            speed, advice = _speed(workers, rows_to_do, trial, findings)
             sections.append(speed)
     return Plan("annotate", sections, findings.problems, findings.warnings, advice)
 
@@ -139,11 +139,15 @@ def _output_section(
     )
 
 
-def _speed(workers: PlannedWorkers, rows: Mapping[TaskFile, int], trial: AnnotationTrial) -> tuple[Section, str]:
+def _speed(
+    workers: PlannedWorkers, rows: Mapping[TaskFile, int], trial: AnnotationTrial, findings: Findings
+) -> tuple[Section, str]:
     """Returns how long the job takes, and the `slurm_settings` that suit it, as YAML."""
     n_rows = sum(rows.values())
     total_s = Estimate.exact(n_rows / trial.rows_per_s)
-    work = Work(total_s, max(rows.values()) / n_rows, len(rows), annotation_memory(trial.peak_bytes))
+    memory = annotation_memory(trial.peak_bytes)
+    check_memory(memory, workers, findings, "local_settings.workers")
+    work = Work(total_s, max(rows.values()) / n_rows, len(rows), memory)
     measured = {
         "device": trial.device,
         "documents_per_s": trial.rows_per_s,

@@ -14,7 +14,7 @@ from mlfilter_core.plan.encoder_trial import EncoderTrial, LoadedEncoder
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import PlannedWorkers, Section
-from mlfilter_core.plan.resources import check_room
+from mlfilter_core.plan.resources import check_memory, check_room
 from mlfilter_core.plan.slurm_advice import Work, speed_section
 from mlfilter_core.plan.worker_memory import embedding_memory
 from mlfilter_core.versions import library_versions
@@ -72,6 +72,7 @@ def embedding_speed(
         n_bytes = sum(len(line) for piece in sample.pieces for line in piece.lines)
         chunks = sum(piece.n_chunks for piece in sample.pieces) * loaded.encoder.dim * FLOAT32_BYTES / max(1, n_bytes)
     memory = embedding_memory(trial.peak_bytes, loaded.request.max_line_bytes, chunks)
+    check_memory(memory, workers, findings, "params.max_line_bytes", "local_settings.workers")
     work = Work(worker_s, sample.share_of_largest(1), sample.n_files, memory, loaded.load_s)
     device = str(loaded.encoder.device)
     measured = {

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from mlfilter_core.compute.memory import usable_memory_bytes
 from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.disk_space import check_would_be_writable, free_space
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import PlannedWorkers
+from mlfilter_core.plan.worker_memory import WorkerMemory
 from mlfilter_core.wording import rough_number, size, sizes_apart
 
 
@@ -40,6 +42,24 @@ def device_to_measure(device: str, workers: PlannedWorkers, findings: Findings) 
         findings.add_warning(f"{error}; the Slurm nodes may have it; the measurements here are of the CPU")
         return "cpu"
     return device
+
+
+def check_memory(memory: WorkerMemory, workers: PlannedWorkers, findings: Findings, *fields: str) -> None:
+    """Warns where the workers of this machine may need more memory than they may use together.
+
+    Args:
+        memory: Memory of one worker.
+        workers: The workers.
+        findings: Receives the warning.
+        fields: Job fields that lower the memory.
+    """
+    most, usable = workers.n * memory.n_bytes, usable_memory_bytes()
+    if workers.are_elsewhere or most <= usable:
+        return
+    needed, given = sizes_apart(most, usable)
+    findings.add_warning(
+        f"{workers.words} may need up to {needed} of memory, and {given} can be used here; lower {' or '.join(fields)}"
+    )
 
 
 def check_room(folder: Path, needed: Estimate, n_files: int, findings: Findings) -> tuple[dict[str, Any], str]:

@@ -11,6 +11,8 @@ import pytest
 from flows.prefect_api import database_disk
 from flows.prefect_api.database_disk import DatabaseError, check_room, usable_folder
 from flows.prefect_api.server import TemporaryServer
+from tests.conftest import REPOSITORY
+from tests.machines import python_with_mounts, without_locks
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,23 @@ def test_without_locks_the_database_is_elsewhere(
         f"run are in {other}" in capsys.readouterr().err
     )
     assert usable_folder(tmp_path / "host") == other
+
+
+def test_a_disk_without_locks_and_no_temporary_folder_end_the_run(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path;"
+        "from flows.prefect_api.database_disk import DatabaseError, usable_folder\n"
+        "try: usable_folder(Path(sys.argv[1]) / 'host')\n"
+        "except DatabaseError as error: print(error)"
+    )
+    environment = {**without_locks(tmp_path, tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    closed = "mount --rbind {0} {0}; mount -o remount,ro,bind {0};"
+    mounts = f"mount --bind {tmp_path} {tmp_path}; {closed.format('/tmp')} {closed.format('/var/tmp')} cd /proc"
+    said = python_with_mounts(mounts, code, tmp_path, **environment)
+    assert said.startswith(
+        f"Prefect's database in {tmp_path}/host cannot be written: it cannot hold a database, which needs locks (No "
+        "locks available), and no temporary folder can be made instead ([Errno 2] No usable temporary directory "
+    )
 
 
 def test_a_folder_of_another_user_is_left_alone(unprivileged: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -327,6 +327,25 @@ def test_nodes_that_cannot_reach_the_api_embed_all_the_same(
     assert (run.name, run.state_type) == ("embed a.jsonl", "COMPLETED")
 
 
+# Runs a command in an image that has Python in another place, as a container engine does.
+IN_IMAGE = """#!/bin/sh
+root={folder}/root
+exec unshare --mount sh -e -c '
+    mkdir -p "$0"; mount --rbind / "$0"; mount -t tmpfs none "$0/opt"
+    mkdir "$0/opt/image"; mount --bind {environment} "$0/opt/image"
+    exec chroot "$0" "$@"' "$root" "$@"
+"""
+
+
+def test_jobs_run_the_python_of_an_image(slurm_job: WriteSlurmJob, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    engine.write_text(IN_IMAGE.format(folder=tmp_path, environment=sys.prefix))
+    engine.chmod(0o755)
+    assert not Path("/opt/image").exists()
+    report = embed(slurm_job({"a": 4}, python=f"{engine} env -C {tmp_path} /opt/image/bin/python"))
+    assert [row.documents for row in report.reports] == [4]
+
+
 def test_the_wheel_runs_jobs_from_a_folder_that_has_its_own_flows(
     installed: Path, slurm_job: WriteSlurmJob, tmp_path: Path
 ) -> None:

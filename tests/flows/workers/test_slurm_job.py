@@ -36,6 +36,8 @@ IN_SCRIPT: list[tuple[dict[str, Any], str]] = [
     ({"venv_path": "/shared/venv"}, "\nsource /shared/venv/bin/activate || exit 1\n"),
     ({"venv_path": "/shared/venv/bin/activate"}, "\nsource /shared/venv/bin/activate || exit 1\n"),
     ({"venv_path": "/shared/venv"}, "\npython -P -m distributed.cli.dask_worker "),
+    ({"python": "apptainer exec a.sif python"}, "\napptainer exec a.sif python -P -m distributed.cli.dask_worker "),
+    ({"python": "apptainer exec a.sif python", "srun_args": {"mpi": "none"}}, " --mpi=none apptainer exec a.sif pyt"),
     ({"output": "/logs/%j.out"}, "#SBATCH --output=/logs/%j.out\n"),
     ({"error": "/logs/%j.err"}, "#SBATCH --error=/logs/%j.err\n"),
     ({"slurm_logs_folder": "/logs/jobs"}, "#SBATCH --output=/logs/jobs/%x-%j.log\n"),

@@ -136,7 +136,7 @@ def test_a_hub_id_in_the_cache_needs_no_network_and_gives_the_commit(tiny_model:
     ("model", "revision"), [("org/absent", None), ("absent", None), ("org/tiny", "v2"), ("not a name", None)]
 )
 def test_a_model_that_is_not_to_be_had_is_an_error(model: str, revision: str | None) -> None:
-    message = f"embedding_model: {model} is neither a local folder nor available from the hub .*; check the name and"
+    message = f"embedding_model: {model} is neither a local folder nor available from the hub: .*check the name"
     with pytest.raises(EncoderError, match=message):
         resolve_model(model, revision)
 

@@ -12,6 +12,7 @@ import pytest
 
 from mlfilter_core.files import claims
 from mlfilter_core.files.claims import LOCK_SUFFIX, claim, hidden_name, is_claimed, why_locks_are_local
+from tests.machines import without_locks
 
 CLAIMS = """
 import sys, time
@@ -117,6 +118,19 @@ def test_without_locks_a_claim_makes_no_difference(tmp_path: Path, monkeypatch: 
     with claim(tmp_path / "x.h5"), claim(tmp_path / "x.h5"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "without").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from mlfilter_core.files.claims import claim, has_locks;"
+        "print(*(has_locks(Path(folder)) for folder in sys.argv[1:]))\n"
+        "with claim(Path(sys.argv[1]) / 'x.h5'), claim(Path(sys.argv[1]) / 'x.h5'): pass"
+    )
+    line = [sys.executable, "-c", code, tmp_path / "without", tmp_path]
+    environment = {**os.environ, **without_locks(tmp_path / "without", tmp_path)}
+    assert subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout == "False True\n"
+    assert list((tmp_path / "without").iterdir()) == []
 
 
 def test_a_hidden_name_fits_beside_the_longest_name(tmp_path: Path) -> None:
