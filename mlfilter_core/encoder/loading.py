@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers.utils import HF_MODULES_CACHE
+from transformers.utils.hub import HF_MODULES_CACHE
 
 from mlfilter_core.compute.devices import keep_freed_memory, pick_device, pick_dtype
 from mlfilter_core.encoder.adapter import merge_adapters
