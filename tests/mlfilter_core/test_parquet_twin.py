@@ -73,11 +73,11 @@ def test_parquet_and_lines_give_equal_results(tmp_path: Path, tiny_model: Path) 
     copied = {"output_keys": ["document_id", "*"]}
     of_rows = run_pipeline(tmp_path / "rows", tiny_model, {"glob_pattern": "**/*.parquet"}, copied)
     of_lines = run_pipeline(tmp_path / "lines", tiny_model, {}, copied)
-    check_twins(of_rows, of_lines)
+    check_twins(of_rows, of_lines, ["document_id", "more.share", "text", "language"])
     assert sum(len(path.read_text().splitlines()) for path in (of_rows / "annotated_data").rglob("*.jsonl")) == 114
 
 
-def check_twins(of_rows: Path, of_lines: Path) -> None:
+def check_twins(of_rows: Path, of_lines: Path, output_keys: Sequence[str]) -> None:
     """Compares the outputs of all jobs and verifies both folders; again with other output keys and filtered Parquet."""
     equal: Sequence[tuple[str, Callable[[Path], Any]]] = (
         ("embeddings/**/*.h5", stored_embeddings),
@@ -90,7 +90,7 @@ def check_twins(of_rows: Path, of_lines: Path) -> None:
         check_verified(out)
     filtered = all_of(of_rows, "filtered/**/*.jsonl", rows_of)
     for out in (of_rows, of_lines):
-        annotate(out, output_keys=["document_id", "more.share", "text", "language"], overwrite=True)
+        annotate(out, output_keys=output_keys, overwrite=True)
         filter_corpus(out, output_format="parquet", overwrite=True)
         check_verified(out)
     annotated = "annotated_data/**/*.jsonl"
