@@ -68,6 +68,8 @@ def slurm_workers(
         write_certificate(folder)
     if settings.env_command:
         _log.info("env_command: each Slurm job first runs: %s", settings.env_command)
+    if settings.python:
+        _log.info("python: each Slurm job starts Python by: %s", settings.python)
     longest_s, _ = lifetime_s(job.options["time"])
     _log.info(
         "Slurm jobs of at most %s: each worker stops after %d minutes, and the next one resumes its file",

@@ -337,12 +337,15 @@ exec unshare --mount sh -e -c '
 """
 
 
-def test_jobs_run_the_python_of_an_image(slurm_job: WriteSlurmJob, tmp_path: Path) -> None:
+def test_jobs_run_the_python_of_an_image(
+    slurm_job: WriteSlurmJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = tmp_path / "engine"
     engine.write_text(IN_IMAGE.format(folder=tmp_path, environment=sys.prefix))
     engine.chmod(0o755)
     assert not Path("/opt/image").exists()
     report = embed(slurm_job({"a": 4}, python=f"{engine} env -C {tmp_path} /opt/image/bin/python"))
+    assert f"python: each Slurm job starts Python by: {engine} env" in caplog.text
     assert [row.documents for row in report.reports] == [4]
 
 
