@@ -206,7 +206,7 @@ def test_a_run_is_started_watched_and_retried_in_the_ui(
     summary = next(artifact for artifact in newest if artifact.key == "embed-summary")
     browser.get(f"{server}/artifacts/artifact/{summary.id}")
     pictures = until(lambda: browser.find_elements(By.CSS_SELECTOR, "img[src^='data:image/svg']"))
-    assert len(pictures) == 3
+    assert len(pictures) == 2
     until(lambda: all(picture.size["height"] > 50 for picture in pictures))  # it shows them
     assert str(tmp_path / "out" / "report" / "index.html") in text(browser)
     browser.set_window_size(1400, 2600)

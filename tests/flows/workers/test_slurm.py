@@ -371,7 +371,7 @@ def test_a_pending_job_is_shown_with_slurm_s_reason_runs_the_script_that_is_show
     job = slurm_job({"a": 3}, partition="closed", sbatch_args={"comment": "embeddings", "nice": 5})
     running = start(job)
     assert running.stdout is not None
-    waiting = next(line for line in running.stdout if "waiting" in line)
+    waiting = next(line for line in running.stdout if " pending " in line)
     assert "Slurm jobs: 0 running, 1 pending (PartitionDown); 0 workers" in waiting
     (job_id,) = queue()
     line = ["scontrol", "write", "batch_script", job_id, "-"]
