@@ -66,6 +66,7 @@ def export_command(
     from mlfilter_core.errors import MlfilterError
     from mlfilter_core.exporting.export_folder import FAILED, export
     from mlfilter_core.exporting.export_request import ExportRequest
+    from mlfilter_core.wording import plural
 
     def print_failure(report: "ExportReport") -> None:
         if report.reason:
@@ -81,4 +82,4 @@ def export_command(
         print(totals.summary())
         print(f"results: {output_directory}")
         if totals.files[FAILED]:
-            raise MlfilterError(f"{totals.files[FAILED]} files failed; the others are exported")
+            raise MlfilterError(f"{plural(totals.files[FAILED], 'file')} failed; the others are exported")

@@ -49,7 +49,7 @@ def test_files_are_exported_by_processes_and_counted(inputs: Inputs, tmp_path: P
     assert (
         f"failed: {inputs.embeddings}/de/y.h5: there is no {inputs.annotated}/de/y.jsonl with its scores" in done.stderr
     )
-    assert "error: 1 files failed; the others are exported" in done.stderr
+    assert "error: 1 file failed; the others are exported" in done.stderr
     assert "2 files: 1 exported, 1 failed; 5 documents; wrote " in done.stdout
     table = pq.read_table(tmp_path / "e/de/x.parquet")
     assert table.column_names == ["document_id", "score_quality", "embedding"]

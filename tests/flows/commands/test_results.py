@@ -82,7 +82,7 @@ def test_a_failed_file_is_a_reason_and_status_1_and_the_others_are_done(
         "aggregate_scores", "--input-directory", annotations, "--output-directory", tmp_path / "out", *options
     )
     assert done.exit_code == 1
-    assert "\nerror: 1 files failed; the others are aggregated:\n" in done.stderr
+    assert "\nerror: 1 file failed; the others are aggregated:\n" in done.stderr
     assert f"{tmp_path}/gone.jsonl cannot be read (No such file or directory)" in done.stderr
     assert (tmp_path / "out/web_gemma_aggregated_scores_mean.jsonl").exists()
 
