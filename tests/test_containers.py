@@ -129,6 +129,8 @@ def test_the_steps_make_an_image_that_any_user_can_run(image: Image, root: Path)
     pip = root / "usr/local/bin/pip"
     pip.write_text(PIP.format(python=sys.executable))
     pip.chmod(0o755)
+    for folder in Path(sys.executable).resolve().parents:  # Python may lie in root's home
+        (root / folder.relative_to("/")).chmod(0o755)
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin", "PYTHONPATH": "/opt/mlfilter", "HOME": "/"}
     for step in image.steps:
         done = subprocess.run(
