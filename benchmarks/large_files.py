@@ -35,7 +35,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 
 class Sleeping(BertPreTrainedModel):
-    """Word embeddings, after a wait for the documents of the batch."""
+    """Word embeddings, after a wait for the tokens of the batch."""
 
     config_class = BertConfig
 
@@ -48,7 +48,7 @@ class Sleeping(BertPreTrainedModel):
     def forward(self, input_ids, attention_mask=None, **kwargs):
         if not self.has_begun:
             self.begin()
-        time.sleep(self.config.seconds_per_document * len(input_ids))
+        time.sleep(self.config.seconds_per_token * input_ids.numel())
         return BaseModelOutput(last_hidden_state=self.words(input_ids))
 
     def begin(self):
@@ -63,9 +63,9 @@ class Sleeping(BertPreTrainedModel):
 def main() -> None:
     """Runs the benchmark."""
     options = parser(__doc__)
-    options.add_argument("--documents", type=int, default=200_000, help="of the large file (default: 200,000)")
+    options.add_argument("--documents", type=int, default=100_000, help="of the large file (default: 100,000)")
     options.add_argument("--workers", type=int, default=8, help="workers that share it (default: 8)")
-    options.add_argument("--seconds", type=float, default=0.002, help="of a document in the encoder (default: 0.002)")
+    options.add_argument("--seconds", type=float, default=45e-6, help="of a token in the encoder (default: 0.000045)")
     arguments = options.parse_args()
     os.environ["HF_MODULES_CACHE"] = str(Path(tempfile.mkdtemp()))
     with tempfile.TemporaryDirectory() as name:
@@ -91,7 +91,7 @@ def main() -> None:
     publish(figures, about, arguments.json)
 
 
-def write_model(folder: Path, seconds_per_document: float) -> Path:
+def write_model(folder: Path, seconds_per_token: float) -> Path:
     """Writes an encoder that sleeps, with the tokenizer of MiniLM."""
     folder.mkdir()
     for path in (Path(minilm).parent / "model").glob("*token*"):
@@ -100,7 +100,7 @@ def write_model(folder: Path, seconds_per_document: float) -> Path:
     vocabulary = json.loads((Path(minilm).parent / "model/config.json").read_text())["vocab_size"]
     config = BertConfig(vocab_size=vocabulary, hidden_size=384, num_attention_heads=12, architectures=["Sleeping"])
     config.auto_map = {"AutoModel": "sleeping.Sleeping"}
-    config.seconds_per_document = seconds_per_document
+    config.seconds_per_token = seconds_per_token
     config.save_pretrained(folder)
     from safetensors.torch import save_file
 
