@@ -24,6 +24,7 @@ from flows.prefect_api.server import prefect_api
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 
 TEXT = "Some words of a page on the web, about as many as one sentence has, numbered {i}. "
+REST = "x" * 3000  # parts of a file have some MB at least
 SKEW = 50  # documents of the large file, over those of another
 N_OTHERS = 26
 SOURCE = '''
@@ -113,7 +114,8 @@ def write_documents(path: Path, n_documents: int) -> None:
     path.parent.mkdir(exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         for i in range(n_documents):
-            file.write(json.dumps({"id": f"{path.stem}-{i}", "text": TEXT.format(i=i) * (1 + i % 5)}) + "\n")
+            text = TEXT.format(i=i) * (1 + i % 5)
+            file.write(json.dumps({"id": f"{path.stem}-{i}", "text": text, "not read": REST}) + "\n")
 
 
 def embedding_s(folder: Path, corpus: str, model: Path, n_workers: int) -> float:
