@@ -68,9 +68,9 @@ def main() -> None:
     options.add_argument("--workers", type=int, default=8, help="workers that share it (default: 8)")
     options.add_argument("--seconds", type=float, default=45e-6, help="of a token in the encoder (default: 0.000045)")
     arguments = options.parse_args()
-    os.environ["HF_MODULES_CACHE"] = str(Path(tempfile.mkdtemp()))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["HF_MODULES_CACHE"] = str(folder / "modules")  # of the workers, which copy the model's code there
         model = write_model(folder / "model", arguments.seconds)
         write_documents(folder / "one/large.jsonl", arguments.documents)
         write_documents(folder / "skewed/large.jsonl", arguments.documents)

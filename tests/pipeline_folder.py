@@ -11,6 +11,8 @@ from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.filtering.work import survey_workload
 from mlfilter_core.job_kinds import workload_of
+from mlfilter_core.run_report.collect import collect
+from mlfilter_core.run_report.facts import FilterFacts
 from mlfilter_core.work.workload import Workload
 
 WORDS = ("ba", "be", "bi", "bo", "bu", "ca", "ce", "ci", "co", "cu")
@@ -61,6 +63,13 @@ def annotate(out: Path, **annotation: Any) -> None:
     heads = {name: out / "heads" / f"{name}.safetensors" for name in ("good", "fine")}
     embeddings = {"embeddings_directory": out / "embeddings", "output_dir": out}
     do(job(AnnotationJob, {**embeddings, "regression_head_checkpoints": heads, "device": "cpu", **annotation}))
+
+
+def filter_facts(out: Path) -> FilterFacts:
+    """Returns what a report says about the filtered files of an output folder."""
+    found = collect(out).filtered
+    assert found is not None
+    return found
 
 
 def filter_corpus(out: Path, **filtering: Any) -> None:

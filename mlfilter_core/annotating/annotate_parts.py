@@ -24,10 +24,11 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.new_file import HashedFile
-from mlfilter_core.files.part_files import n_parts_before, part_file, remove_parts
+from mlfilter_core.files.part_files import do_meet, n_parts_before, part_file, remove_parts
 from mlfilter_core.files.publishing import claim_outputs, publish, publish_json
-from mlfilter_core.files.task_files import Part, TaskFile
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.tallies.score_statistics import read_score_statistics, write_score_statistics
+from mlfilter_core.work.same_request import differing_fields
 
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
@@ -55,7 +56,7 @@ def parts_of(embeddings: TaskFile, request: AnnotateRequest, n_wanted: int, min_
                 n_parts = min(n_wanted, n_batches, file.n_rows // min_rows)
         except (EmbeddingFileError, OSError):  # its task reports it
             return []
-    return [replace(embeddings, part=Part(number + 1, n_parts)) for number in range(n_parts)] if n_parts > 1 else []
+    return embeddings.divided(n_parts)
 
 
 def part_outputs(embeddings: TaskFile, request: AnnotateRequest) -> tuple[Path, Path]:
@@ -124,8 +125,8 @@ def _finished_part(
     """Returns the provenance of a part that is finished by the same request, and was not changed."""
     try:
         made: dict[str, Any] = json.loads(provenance.read_bytes())
-        is_ours = made["request"] == json.loads(json.dumps(request.provenance()))
-        is_ours = is_ours and made["embeddings"] == json.loads(json.dumps(file.identity()))
+        is_ours = not differing_fields(made["request"], request.provenance())
+        is_ours = is_ours and bool(file.is_version(made["embeddings"], read_content=True))
         return made if is_ours and is_same_file(lines, made["output"], read_content=True) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -133,10 +134,9 @@ def _finished_part(
 
 def _are_all(embeddings: TaskFile, made: Sequence[dict[str, Any]], request: AnnotateRequest) -> bool:
     """Returns whether the parts meet: another run may have had batches of another size."""
-    bounds = [0, *(row for part in made for row in part["rows"])]
+    bounds = [part["rows"] for part in made]
     with EmbeddingFile(embeddings.path, request.group) as file:
-        bounds.append(file.n_rows)
-    return all(before == after for before, after in zip(bounds[::2], bounds[1::2], strict=True))
+        return do_meet(bounds) and bounds[-1][1] == file.n_rows
 
 
 def _joined(made: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The report of an annotated file."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,8 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from mlfilter_core.annotating.annotated_format import first_lines
 from mlfilter_core.files.urls import url_of
-from mlfilter_core.wording import plural
-from mlfilter_core.work.workload import ReportDefaults
+from mlfilter_core.work.workload import ReportDefaults, time_of_parts
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,7 @@ class AnnotateReport(ReportDefaults):
     def with_parts(self, parts: "Sequence[AnnotateReport]") -> Self:
         """Returns the report of a joined file, with what its parts took in this run."""
         new = [part for part in parts if part.status == "annotated"]
-        if not new:
-            return self
-        began = min(part.started for part in new)
-        worker = plural(len({part.worker for part in new}), "worker")
-        return replace(self, seconds=time.time() - began, started=began, worker=worker)
+        return replace(self, **time_of_parts(new)) if new else self
 
     @staticmethod
     def remarks_on(reports: "Sequence[AnnotateReport]") -> list[str]:

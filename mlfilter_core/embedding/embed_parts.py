@@ -26,7 +26,7 @@ from mlfilter_core.embedding_store.writer import EmbeddingWriter
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.claims import hidden_name
 from mlfilter_core.files.new_file import open_new
-from mlfilter_core.files.part_files import n_parts_before, part_file, remove_parts
+from mlfilter_core.files.part_files import do_meet, n_parts_before, part_file, remove_parts
 from mlfilter_core.files.publishing import COMMITTED_SUFFIX, claim_outputs, publish
 from mlfilter_core.files.task_files import Part, TaskFile
 from mlfilter_core.tallies.histogram import read_histogram, total, write_histogram
@@ -49,7 +49,7 @@ def parts_of(source: TaskFile, output: Path, n_wanted: int) -> list[TaskFile]:
     n_parts = n_parts_before(output)
     if not n_parts and n_wanted > 1 and not hidden_name(output, COMMITTED_SUFFIX).exists():
         n_parts = min(n_wanted, most_parts(source.path))
-    return [replace(source, part=Part(number + 1, n_parts)) for number in range(n_parts)] if n_parts > 1 else []
+    return source.divided(n_parts)
 
 
 def part_outputs(output: Path, part: Part) -> tuple[Path, Path]:
@@ -175,9 +175,10 @@ def _are_of_one_source(made: Sequence[Provenance]) -> bool:
 
     Parts of compressed files may not meet where nodes have different libraries for decompression.
     """
-    bounds = [0, *(line for each in made for line in each.source["lines"])]
-    meet = all(before == after for before, after in zip(bounds[::2], bounds[1::2], strict=False))
-    return meet and len({(each.source["bytes"], each.source["mtime_ns"]) for each in made}) == 1
+    return (
+        do_meet([each.source["lines"] for each in made])
+        and len({(each.source["bytes"], each.source["mtime_ns"]) for each in made}) == 1
+    )
 
 
 def _sums(made: Sequence[Provenance]) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """The report of an embedded source file."""
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 from mlfilter_core.wording import plural
-from mlfilter_core.work.workload import ReportDefaults
+from mlfilter_core.work.workload import ReportDefaults, time_of_parts
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,14 @@ class EmbedReport(ReportDefaults):
         new = [part for part in parts if part.status == "embedded"]
         if not new:
             return self
-        began = min(part.started for part in new)
         waited: Counter[str] = Counter()
         for part in new:
             waited.update(part.waited)
         return replace(
             self,
             resumed=self.documents - sum(part.documents - part.resumed for part in new),
-            seconds=time.time() - began,
             waited=dict(waited),
-            started=began,
-            worker=plural(len({part.worker for part in new}), "worker"),
+            **time_of_parts(new),
         )
 
     @staticmethod

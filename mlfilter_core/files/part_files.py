@@ -5,6 +5,7 @@ They are there until the joined output is complete, so that no kill loses them.
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlfilter_core.files.claims import hidden_name
@@ -24,6 +25,12 @@ def n_parts_before(output: Path) -> int:
     folder = hidden_name(output, PARTS_SUFFIX)
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return next((int(match[1]) for name in names if (match := _PART_NAME.match(name))), 0)
+
+
+def do_meet(bounds: Sequence[Sequence[int]]) -> bool:
+    """Returns whether the first part begins at 0, and each other one where that before it ends."""
+    ends = [0, *(end for _, end in bounds)]
+    return all(start == end for (start, _), end in zip(bounds, ends, strict=False))
 
 
 def remove_parts(output: Path) -> None:

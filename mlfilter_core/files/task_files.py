@@ -82,6 +82,10 @@ class TaskFile:
         start, stop = self.part.bounds(n_bytes)
         return stop - start
 
+    def divided(self, n_parts: int) -> "list[TaskFile]":
+        """Returns the parts of the file; none for a single one."""
+        return [replace(self, part=Part(number + 1, n_parts)) for number in range(n_parts)] if n_parts > 1 else []
+
     def output(self, folder: Path, suffix: str) -> Path:
         """Returns the path in an output folder that mirrors the path in `folder`."""
         return folder / f"{self.stem}{suffix}"

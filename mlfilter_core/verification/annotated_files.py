@@ -39,7 +39,7 @@ from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedF
 from mlfilter_core.verification.rejected_lines import read_rejected_lines
 from mlfilter_core.verification.source_account import AGAIN as EMBED_AGAIN
 from mlfilter_core.verification.source_account import ENCODER_REASONS, SourceAccount, find_source, schema_of
-from mlfilter_core.verification.stated_facts import StatedFacts, UnreadableOutputError, stated_lengths, stated_scores
+from mlfilter_core.verification.stated_facts import StatedFacts, reading, stated_lengths, stated_scores
 
 NO_EMBEDDINGS = "against their embeddings, which are not in this folder"
 NO_SOURCE = "against their sources: another tool made the embeddings"
@@ -77,7 +77,7 @@ def read_annotated(relative: str, request: VerifyRequest) -> StatedFacts:
         UnreadableOutputError: The file or its provenance is missing, or the provenance is broken.
     """
     path, provenance = request.output_dir / relative, request.output_dir / provenance_of(relative)
-    try:
+    with reading(provenance):
         n_bytes = path.stat().st_size
         made = json.loads(provenance.read_bytes())
         statistics, source = made.get("statistics") or {}, made.get("source")
@@ -92,10 +92,6 @@ def read_annotated(relative: str, request: VerifyRequest) -> StatedFacts:
             stated_scores(statistics),
             dict(made["request"]["heads"]),
         )
-    except OSError as error:
-        raise UnreadableOutputError(f"{error.filename}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableOutputError(f"{provenance} is broken ({type(error).__name__}: {error})") from error
 
 
 def check_annotations(relative: str, request: VerifyRequest, related: RelatedFiles) -> FileCheck:

@@ -19,7 +19,7 @@ from mlfilter_core.verification.corpus_limits import FilterTally, check_limits
 from mlfilter_core.verification.discrepancies import FileCheck, Findings, Place
 from mlfilter_core.verification.filtered_content import FilteredContent, WrittenFile
 from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest, without_suffix
-from mlfilter_core.verification.stated_facts import StatedFacts, StatedFilter, UnreadableOutputError
+from mlfilter_core.verification.stated_facts import StatedFacts, StatedFilter, reading
 from mlfilter_core.verification.stated_limits import StatedLimits
 
 AGAIN = "filter again"
@@ -49,16 +49,12 @@ def read_filtered(relative: str, request: VerifyRequest) -> StatedFacts:
         UnreadableOutputError: The file or its provenance is missing, or the provenance is broken.
     """
     path, provenance = request.output_dir / relative, request.output_dir / provenance_of(relative)
-    try:
+    with reading(provenance):
         n_bytes = path.stat().st_size
         made = json.loads(provenance.read_bytes())
         report, dropped = made["report"], made["dropped"]
         n_bytes += int(dropped["bytes"]) if dropped else 0
         return StatedFacts(n_bytes, int(report["kept"]), filtered=StatedFilter(made["request"], report))
-    except OSError as error:
-        raise UnreadableOutputError(f"{error.filename}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableOutputError(f"{provenance} is broken ({type(error).__name__}: {error})") from error
 
 
 def check_filtered(relative: str, request: VerifyRequest, related: RelatedFiles) -> FileCheck:

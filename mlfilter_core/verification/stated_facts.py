@@ -1,7 +1,9 @@
 """The facts that an output states in its metadata."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mlfilter_core.tallies.histogram import Histogram, read_histogram
@@ -12,6 +14,17 @@ COUNTS = ("lines", "documents", "rejected", "blank", "truncated", "duplicate_ids
 
 class UnreadableOutputError(Exception):
     """The metadata of an output are missing or broken; the message says why."""
+
+
+@contextmanager
+def reading(provenance: Path) -> Iterator[None]:
+    """Turns errors of reading an output or its provenance, a JSON file, into `UnreadableOutputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableOutputError(f"{error.filename}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableOutputError(f"{provenance} is broken ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)

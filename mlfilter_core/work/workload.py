@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 from mlfilter_core.errors import FileError
 from mlfilter_core.files.publishing import claim_outputs
 from mlfilter_core.files.task_files import WHOLE, TaskFile
+from mlfilter_core.wording import plural
 
 
 class FileReport(Protocol):
@@ -227,6 +228,13 @@ def run_in_turn(files: Sequence[TaskFile], work: Work[Report]) -> list[Report]:
     if failures:
         raise SomeFilesFailedError(reports, failures)
     return reports
+
+
+def time_of_parts(parts: Sequence[FileReport]) -> dict[str, Any]:
+    """Returns `seconds`, `started` and `worker` of a file that was just joined from parts of this run."""
+    started = min(part.started for part in parts)
+    workers = plural(len({part.worker for part in parts}), "worker")
+    return {"seconds": time.time() - started, "started": started, "worker": workers}
 
 
 def name_of(report: FileReport) -> str:

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from mlfilter_core.run_report.collect import collect
-from mlfilter_core.run_report.facts import FilterFacts
-from tests.pipeline_folder import NAMES, filter_corpus, make_pipeline
+from tests.pipeline_folder import NAMES, filter_corpus, filter_facts, make_pipeline
 
 
 @pytest.fixture
@@ -13,18 +12,12 @@ def out(tmp_path: Path, tiny_model: Path) -> Path:
     return make_pipeline(tmp_path, tiny_model)
 
 
-def filtered(out: Path) -> FilterFacts:
-    found = collect(out).filtered
-    assert found is not None
-    return found
-
-
 def records(out: Path, folder: str) -> list[dict[str, float]]:
     return [json.loads(line) for name in NAMES for line in (out / folder / f"{name}.jsonl").read_text().splitlines()]
 
 
 def test_sums_are_those_of_the_documents(out: Path) -> None:
-    found, kept, dropped = filtered(out), records(out, "filtered"), records(out, "dropped")
+    found, kept, dropped = filter_facts(out), records(out, "filtered"), records(out, "dropped")
     assert found.counts["kept"] == len(kept) and found.counts["documents"] == len(kept) + len(dropped) == 90
     for group in ("de", "en"):
         assert found.by_group[group]["kept"] == sum(each["language"] == group for each in kept)
@@ -38,7 +31,7 @@ def test_sums_are_those_of_the_documents(out: Path) -> None:
 
 def test_a_threshold_above_all_scores_keeps_nothing_and_is_shown_as_it_is(out: Path) -> None:
     filter_corpus(out, overwrite=True, keep={"scores": {"good": {"threshold": 1e6}}})
-    found = filtered(out)
+    found = filter_facts(out)
     assert (found.counts["kept"], found.limits, found.limits_as_text) == (
         *(0, {"good": {"": 1e6}}, {"good": {"": "1e+06 and above"}}),
     )

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.run_report.collect import collect
-from mlfilter_core.run_report.facts import FilterFacts
-from tests.pipeline_folder import NAMES, make_pipeline
+from tests.pipeline_folder import NAMES, filter_facts, make_pipeline
 
 
 @pytest.fixture
@@ -14,14 +12,8 @@ def out(tmp_path: Path, tiny_model: Path) -> Path:
     return make_pipeline(tmp_path, tiny_model)
 
 
-def filtered(out: Path) -> FilterFacts:
-    found = collect(out).filtered
-    assert found is not None
-    return found
-
-
 def test_examples_are_the_nearest_documents_on_both_sides(out: Path) -> None:
-    found = filtered(out)
+    found = filter_facts(out)
     lines = [
         json.loads(line)
         for folder in ("filtered", "dropped")
@@ -46,21 +38,21 @@ def test_examples_have_the_texts_of_their_sources(out: Path) -> None:
         for line in (out.parent / "corpus" / f"{name}.jsonl").read_text().splitlines()
         if "id" in line and (record := json.loads(line))
     }
-    examples = filtered(out).examples
+    examples = filter_facts(out).examples
     assert len(examples) == 16
     assert {each.id: each.text for each in examples} == {each.id: texts[each.id] for each in examples}
 
 
 def test_without_the_sources_examples_show_the_annotated_lines(out: Path) -> None:
     (out.parent / "corpus").rename(out.parent / "moved")
-    examples = filtered(out).examples
+    examples = filter_facts(out).examples
     assert len(examples) == 16
     assert all(json.loads(each.text)["document_id"] == each.id for each in examples)
 
 
 def test_without_annotations_and_surveys_there_are_no_examples(out: Path) -> None:
     shutil.rmtree(out / "annotated_data")
-    assert len(filtered(out).examples) == 16  # of the sources
+    assert len(filter_facts(out).examples) == 16  # of the sources
     shutil.rmtree(out / "filtered/.survey")
-    found = filtered(out)
+    found = filter_facts(out)
     assert (found.examples, found.counts["documents"]) == ([], 90)
