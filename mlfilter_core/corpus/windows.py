@@ -19,6 +19,8 @@ from mlfilter_core.files.task_files import TaskFile
 # encoded again: minutes of work on two cores, seconds on a GPU.
 WINDOW_DOCUMENTS = 4096
 WINDOW_BYTES = 32 << 20
+# The encoder waits for the first window; each one after it is twice as large as the one before.
+FIRST_WINDOW = 1 / 16
 # Arbitrary: a flush takes tens of milliseconds on a disk, more on a shared file system, while the encoding continues.
 DEFAULT_COMMIT_DOCUMENTS = 4 * WINDOW_DOCUMENTS
 
@@ -88,14 +90,15 @@ def read_windows(
         SourceError: The compressed stream is broken.
         OSError: Reading failed, or writing to `scratch`.
     """
-    full = min(max_documents, WINDOW_DOCUMENTS)
+    most, share = min(max_documents, WINDOW_DOCUMENTS), FIRST_WINDOW
     window = Window()
     for line in reader.lines(max_line_bytes, source.part):
         # Only when there is a next line, so that the last window can be marked.
-        if len(window.documents) + len(window.rejected) >= full or window.n_bytes >= WINDOW_BYTES:
+        n_lines = len(window.documents) + len(window.rejected)
+        if n_lines >= min(most, WINDOW_DOCUMENTS * share) or window.n_bytes >= WINDOW_BYTES * share:
             window.sha256 = _sha256(window.lines)
             yield window
-            window = Window()
+            window, share = Window(), min(1.0, 2 * share)
         if isinstance(line, OverlongLine):
             detail = f"the line is longer than params.max_line_bytes, {max_line_bytes} bytes"
             rejection = Rejection(line.number, line.offset, "line_too_long", detail)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlfilter_core.corpus.rejects import RejectsFile
 from mlfilter_core.corpus.source_version import SourceVersion
 from mlfilter_core.corpus.sources import open_source
-from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
+from mlfilter_core.corpus.windows import FIRST_WINDOW, WINDOW_DOCUMENTS
 from mlfilter_core.embedding.committed import CommittedRows
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest
@@ -54,6 +54,7 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
     facts = {
         **made_by({**request.provenance(), **encoder.provenance()}),
         "window_documents": min(request.commit_documents, WINDOW_DOCUMENTS),
+        "first_window": FIRST_WINDOW,
     }
     # In this order the rejects appear first: a finished output always has them beside it.
     with (

@@ -135,15 +135,28 @@ def test_row_i_is_document_i_whatever_the_windows_and_batches(
         assert file.array("source_line", ALL).tolist() == list(range(1, len(TEXTS) + 1))
 
 
-def test_a_window_of_long_texts_ends_before_its_number_of_documents(
-    write_lines: WriteLines, embed: Embed, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def window_sizes(tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The documents of each window that is tokenized."""
     sizes: list[int] = []
     tokenize = tiny_encoder.tokenize
     monkeypatch.setattr(tiny_encoder, "tokenize", lambda texts: (sizes.append(len(texts)), tokenize(texts))[1])
-    monkeypatch.setattr("mlfilter_core.corpus.windows.WINDOW_BYTES", 100)
-    embed(write_lines("x.jsonl", [{"text": "a" * 60} for _ in range(5)]))
-    assert sizes == [2, 2, 1]
+    return sizes
+
+
+def test_a_window_of_long_texts_ends_before_its_number_of_documents(
+    write_lines: WriteLines, embed: Embed, window_sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlfilter_core.corpus.windows.WINDOW_BYTES", 16 * 100)
+    embed(write_lines("x.jsonl", [{"text": "a" * 60} for _ in range(9)]))
+    assert window_sizes == [2, 3, 4]
+
+
+def test_the_first_windows_are_small_so_that_the_encoder_soon_has_work(
+    write_lines: WriteLines, embed: Embed, window_sizes: list[int]
+) -> None:
+    embed(write_lines("x.jsonl", [{"text": f"number {i}"} for i in range(12_300)]))
+    assert window_sizes == [256, 512, 1024, 2048, 4096, 4096, 268]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
