@@ -28,8 +28,8 @@ from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import WHOLE, TaskFile, find_files, shard
 from mlfilter_core.heads.checkpoint_files import find_head, head_digests
 from mlfilter_core.heads.chunk_scores import ChunkCombination
+from mlfilter_core.heads.light_widths import check_layers
 from mlfilter_core.heads.scores import INTEGER_PREFIX, LABEL_PREFIX
-from mlfilter_core.heads.trained_head import check_width, stated_width
 from mlfilter_core.work.staged_work import staged, stores_of
 from mlfilter_core.work.workload import Work, Workload
 
@@ -81,7 +81,7 @@ class AnnotateWork(Work[AnnotateReport]):
         return () if relative.is_absolute() or ".." in relative.parts else (request.source_dir / relative,)
 
     def check(self, files: Sequence[TaskFile]) -> None:
-        """Checks the output keys, and the widths of heads that were trained by this project.
+        """Checks the output keys, and the widths of heads as far as their files show them.
 
         Raises:
             HeadError: A head does not fit the first readable file.
@@ -89,10 +89,9 @@ class AnnotateWork(Work[AnnotateReport]):
         """
         self._check_output_keys(files, ())
         dim, where = _first_width(files, self.request.group)
-        for name, checkpoint in self.params.regression_head_checkpoints.items():
-            width = stated_width(find_head(name, checkpoint).weights)
-            if width is not None and dim is not None:
-                check_width(name, width, dim, where)
+        if dim is not None:
+            for name, checkpoint in self.params.regression_head_checkpoints.items():
+                check_layers(name, find_head(name, checkpoint), dim, where)
 
     def prepare(self, files: Sequence[TaskFile]) -> None:
         """Checks that the heads load and fit every readable file of a run; unreadable files fail in their tasks.

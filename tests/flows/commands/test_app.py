@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 from safetensors.numpy import save_file
@@ -142,7 +143,10 @@ def test_a_wrong_annotation_is_refused_before_anything_heavy_is_imported(
     tensors = {"0.weight": np.zeros((1, 77), np.float32), "0.bias": np.zeros(1, np.float32)}
     save_file(tensors, tmp_path / "wide.safetensors", {"format": FORMAT})
     wide = {"regression_head_checkpoints": {"edu": str(tmp_path / "wide.safetensors")}}
+    torch.save(torch.nn.Linear(77, 1).state_dict(), tmp_path / "wide.pt")
+    of_torch = {"regression_head_checkpoints": {"edu": str(tmp_path / "wide.pt")}}
     for params, message in (
+        (of_torch, "head edu: no layer of .*wide.pt takes embeddings of width 32, as those of .*/a/x.h5 are"),
         (wide, "head edu takes embeddings of width 77, but those of .*/a/x.h5 are 32 wide"),
         ({"output_keys": ["document_id", "lang"]}, "params.output_keys: 'lang' is neither in the files of embeddings"),
     ):
