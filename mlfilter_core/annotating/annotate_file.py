@@ -29,6 +29,8 @@ from mlfilter_core.work.progress import Progress, ProgressTeller
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
 
+ROWS, SOURCE_VERSION = OF_PARTS = ("rows", "source_version")  # in the provenance of parts alone
+
 _log = logging.getLogger(__name__)
 
 
@@ -71,7 +73,7 @@ def write_scored(
         heads: Heads of `request.head_sha256`, in the same order.
 
     Returns:
-        The provenance of the annotated file; that of a part also has its `rows`.
+        The provenance of the annotated file; that of a part also has `OF_PARTS`.
 
     Raises:
         HeadError, AnnotationError, SourceError, OSError: As `annotate_file`.
@@ -107,7 +109,7 @@ def write_scored(
     return {
         "request": request.provenance(),
         "embeddings": file.identity(),
-        **({} if embeddings.part == WHOLE else {"rows": [start, stop]}),
+        **({} if embeddings.part == WHOLE else {ROWS: [start, stop], SOURCE_VERSION: values.source_version}),
         "output": on_disk.identity(),
         "documents": stop - start,
         "columns": columns.names,

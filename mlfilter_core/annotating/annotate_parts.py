@@ -6,7 +6,6 @@ parts are joined as they are: readers of gzip and Zstandard take several streams
 
 import json
 import logging
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,14 +15,21 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlfilter_core.annotating.annotate_file import annotate_file, report_of, write_scored
+from mlfilter_core.annotating.annotate_file import (
+    OF_PARTS,
+    ROWS,
+    SOURCE_VERSION,
+    annotate_file,
+    report_of,
+    write_scored,
+)
 from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.annotating.annotate_request import AnnotateRequest
 from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.identity import is_same_file
-from mlfilter_core.files.new_file import HashedFile
+from mlfilter_core.files.new_file import HashedFile, append_file
 from mlfilter_core.files.part_files import do_meet, n_parts_before, part_file, remove_parts
 from mlfilter_core.files.publishing import claim_outputs, publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
@@ -110,8 +116,7 @@ def annotate_in_parts(embeddings: TaskFile, request: AnnotateRequest, heads: lis
     with publish(output) as temporary:
         with HashedFile(temporary) as on_disk:
             for lines, _ in outputs:
-                with open(lines, "rb") as file:
-                    shutil.copyfileobj(file, on_disk)
+                append_file(on_disk, lines)
         whole["output"] = on_disk.identity()
         publish_json(request.provenance_file(embeddings), whole)
     remove_parts(output)
@@ -133,10 +138,14 @@ def _finished_part(
 
 
 def _are_all(embeddings: TaskFile, made: Sequence[dict[str, Any]], request: AnnotateRequest) -> bool:
-    """Returns whether the parts meet: another run may have had batches of another size."""
-    bounds = [part["rows"] for part in made]
+    """Returns whether the parts meet, and were joined with one version of the source.
+
+    Another run may have had batches of another size. Only the last part is compared with the source's digest.
+    """
+    bounds = [part[ROWS] for part in made]
     with EmbeddingFile(embeddings.path, request.group) as file:
-        return do_meet(bounds) and bounds[-1][1] == file.n_rows
+        is_whole = do_meet(bounds) and bounds[-1][1] == file.n_rows
+    return is_whole and all(part.get(SOURCE_VERSION) == made[0].get(SOURCE_VERSION) for part in made)
 
 
 def _joined(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -145,7 +154,7 @@ def _joined(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for part in made:
         missing.update(part["missing_values"])
     statistics = reduce(add, (read_score_statistics(part["statistics"]["scores"]) for part in made))
-    first = {name: value for name, value in made[0].items() if name != "rows"}
+    first = {name: value for name, value in made[0].items() if name not in OF_PARTS}
     return {
         **first,
         "documents": sum(part["documents"] for part in made),

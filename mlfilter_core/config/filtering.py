@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mlfilter_core.config.execution import Job
-from mlfilter_core.config.written import Written
+from mlfilter_core.config.written import SPLIT, Split, Written
 
 SCORE_PREFIX = "score_"
 FILTERED_DIR, DROPPED_DIR = "filtered", "dropped"
@@ -106,6 +106,7 @@ class FilterParameters(Written):
     compression: Literal["gzip", "zstd"] | None = Field(
         None, description="Compression of JSON lines. Parquet is always compressed with zstd."
     )
+    split: Split = Field("auto", description=SPLIT.format(work="filter", limit="rows allow"))
     overwrite: bool = Field(False, description="Replace finished files that were made with other settings.")
 
     @model_validator(mode="after")

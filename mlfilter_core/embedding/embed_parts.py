@@ -5,7 +5,6 @@ Rejected lines and checkpoints of a part lie beside its embeddings.
 
 import json
 import logging
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.embedding_store.writer import EmbeddingWriter
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.claims import hidden_name
-from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.new_file import append_file, open_new
 from mlfilter_core.files.part_files import do_meet, n_parts_before, part_file, remove_parts
 from mlfilter_core.files.publishing import COMMITTED_SUFFIX, claim_outputs, publish
 from mlfilter_core.files.task_files import Part, TaskFile
@@ -196,8 +195,7 @@ def _joined_lines(bad_lines: Sequence[Path], rejects: Path) -> Iterator[None]:
         if bad_lines:
             target: IO[bytes] = stack.enter_context(open_new(stack.enter_context(publish(rejects))))
             for path in bad_lines:
-                with open(path, "rb") as file:
-                    shutil.copyfileobj(file, target)
+                append_file(target, path)
         yield
     if not bad_lines:
         rejects.unlink(missing_ok=True)

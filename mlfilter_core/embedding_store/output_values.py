@@ -106,6 +106,11 @@ class OutputValues:
         if self._source is not None:
             self._source.check_unchanged()
 
+    @property
+    def source_version(self) -> list[int] | None:
+        """Size and modification time of the source, in bytes and ns, as it was opened; None where it is not read."""
+        return None if self._source is None else self._source.version
+
     def known_keys(self) -> list[str]:
         """Returns the names in the HDF5 file, and the keys of the source or of a document that lacked an output key."""
         return [*self._file.names(), *self._document_keys]

@@ -22,6 +22,10 @@ class SourceDocuments:
     """The source documents of a file of embeddings, read once, in row order. Use it as a context manager.
 
     Memory does not depend on the size of the source.
+
+    Attributes:
+        path: The source.
+        version: Its size and modification time, in bytes and ns, as it was opened.
     """
 
     def __init__(self, file: EmbeddingFile, source_dir: Path | None, keys: list[str]) -> None:
@@ -56,13 +60,14 @@ class SourceDocuments:
         self.path = Path(folder) / relative
         self._embeddings = file.path
         try:
-            n_bytes = self.path.stat().st_size
+            status = self.path.stat()
         except FileNotFoundError:
             raise SourceError(
                 f"params.output_keys: {wanted} is not in {file.path}, and the source {self.path} does not exist; set "
                 "params.source_dir to the folder of the sources"
             ) from None
-        if n_bytes != self._recorded["bytes"]:
+        self.version = [status.st_size, status.st_mtime_ns]
+        if status.st_size != self._recorded["bytes"]:
             raise self._changed()
         wanted_keys = None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys))
         self._reader = open_source(self.path, wanted_keys, str(relative))

@@ -29,7 +29,9 @@ from mlfilter_core.embedding_store.layout import (
 )
 
 CHUNK_BYTES = 1 << 20
-MIN_CHUNK_ROWS = 32  # arbitrary: at most 48 kB in a small file, and no tiny chunks after a single first row
+# Structures of HDF5 1.10, of 2016: a small file has a sixth of the bytes that older ones take, and they have checksums.
+HDF5_VERSION = ("v110", "v110")
+METADATA_BYTES = 512  # that HDF5 reserves at a time: 2,048 by default
 _UTF8 = h5py.string_dtype("utf-8")
 
 
@@ -67,7 +69,7 @@ class EmbeddingWriter:
             has_chunks: Whether documents have several embeddings, one for each chunk.
         """
         self._disk = CarefulDisk(path)
-        self._file = h5py.File(self._disk, "w", locking=False)
+        self._file = h5py.File(self._disk, "w", libver=HDF5_VERSION, locking=False, meta_block_size=METADATA_BYTES)
         self._group = self._file.create_group(group)
         self._dim = dim
         self._embedding_dtype = np.dtype(embedding_dtype)
@@ -79,6 +81,8 @@ class EmbeddingWriter:
         self._has_chunks = has_chunks
         self._n_rows = 0
         self._n_chunks = 0
+        # The first rows, until they fill a chunk or the file ends: a small file has chunks of its own size.
+        self._first: list[tuple[Mapping[str, Any], Mapping[str, Any]]] | None = []
 
     def __enter__(self) -> "EmbeddingWriter":
         return self
@@ -106,8 +110,6 @@ class EmbeddingWriter:
             n_tokens: int32 (n_documents,).
             n_chunks: int32 (n_documents,), embeddings of each; None where each has one.
         """
-        if self._n_rows == 0 and documents:
-            self._create_datasets(len(documents))
         n_chunks = np.ones(len(documents), np.int32) if n_chunks is None else n_chunks
         ends = np.cumsum(n_chunks, dtype=np.int64)
         for start in range(0, len(documents), self._slice_rows):
@@ -122,50 +124,49 @@ class EmbeddingWriter:
             columns: Values of each dataset with a row per document; `first_chunk` counts from the first document.
             of_chunks: Values of each dataset with a row per embedding.
         """
-        n = len(columns[DOCUMENT_ID])
-        if self._n_rows == 0 and n:
-            self._create_datasets(n)
         columns = dict(columns)
         if self._has_chunks:
             columns[FIRST_CHUNK] = columns[FIRST_CHUNK] + self._n_chunks
-        self._n_rows = self._extend(columns, self._n_rows, n)
-        self._n_chunks = self._extend(of_chunks, self._n_chunks, len(of_chunks[EMBEDDINGS]))
-        self._disk.check()
+        self._add(columns, of_chunks)
 
     def finish(self, provenance: Provenance) -> None:
         """Writes the provenance; after it the file is valid."""
-        if self._n_rows == 0:
-            self._create_datasets(0)
+        self._write_first(is_all=True)
         attributes = self._group.attrs
         attributes["format_version"] = FORMAT_VERSION
         for name in Provenance.__dataclass_fields__:
             attributes[name] = json.dumps(dict(getattr(provenance, name)), sort_keys=True)
         self._disk.check()
 
-    def _create_datasets(self, n_first: int) -> None:
-        """Creates empty datasets, with chunks no larger than the content of a small file."""
+    def _create_datasets(self, n: int | None, n_embeddings: int | None) -> None:
+        """Creates datasets for a number of documents and embeddings, or such that grow."""
         row_bytes = self._dim * self._embedding_dtype.itemsize
-        n_first = max(n_first, MIN_CHUNK_ROWS)
-        self._create(EMBEDDINGS, self._embedding_dtype, (self._dim,), min(n_first, CHUNK_BYTES // row_bytes or 1))
-        rows = min(n_first, CHUNK_ROWS)
+        self._create(EMBEDDINGS, self._embedding_dtype, (self._dim,), n_embeddings, CHUNK_BYTES // row_bytes or 1)
         for name in (DOCUMENT_ID, *self._index_names):
-            self._create(name, _UTF8, (), rows)
+            self._create(name, _UTF8, (), n)
         if self._is_int8:
-            self._create(EMBEDDING_SCALE, np.dtype(np.float32), (), rows)
+            self._create(EMBEDDING_SCALE, np.dtype(np.float32), (), n_embeddings)
         if self._has_chunks:
-            self._create(FIRST_CHUNK, np.dtype(np.int64), (), rows)
-        self._create(SOURCE_LINE, np.dtype(np.int64), (), rows)
-        self._create(SOURCE_OFFSET, np.dtype(np.int64), (), rows)
-        self._create(N_TOKENS, np.dtype(np.int32), (), rows)
-        self._create(TEXT_HASH, np.dtype(np.uint64), (), rows)
+            self._create(FIRST_CHUNK, np.dtype(np.int64), (), n)
+        self._create(SOURCE_LINE, np.dtype(np.int64), (), n)
+        self._create(SOURCE_OFFSET, np.dtype(np.int64), (), n)
+        self._create(N_TOKENS, np.dtype(np.int32), (), n)
+        self._create(TEXT_HASH, np.dtype(np.uint64), (), n)
         if self._label_shape is not None:
-            self._create(LABELS, self._label_dtype, self._label_shape, rows)
+            self._create(LABELS, self._label_dtype, self._label_shape, n)
 
-    def _create(self, name: str, dtype: Any, width: tuple[int, ...], chunk_rows: int) -> None:
-        shape, maxshape, chunks = (0, *width), (None, *width), (chunk_rows, *width)
-        # HDF5 reports a chunk whose bytes have changed when it is read. Strings are stored outside of the chunks.
-        has_checksums = dtype is not _UTF8
-        self._group.create_dataset(name, shape, dtype, maxshape=maxshape, chunks=chunks, fletcher32=has_checksums)
+    def _create(
+        self, name: str, dtype: Any, width: tuple[int, ...], n_rows: int | None, chunk_rows: int = CHUNK_ROWS
+    ) -> None:
+        self._group.create_dataset(
+            name,
+            (n_rows or 0, *width),
+            dtype,
+            maxshape=(n_rows or None, *width),  # HDF5 has no chunks in a dataset that is empty for ever
+            chunks=(min(chunk_rows, n_rows or chunk_rows), *width),
+            # HDF5 reports a chunk whose bytes have changed when it is read. Strings are stored outside of the chunks.
+            fletcher32=dtype is not _UTF8,
+        )
 
     def _append_slice(
         self,
@@ -193,14 +194,43 @@ class EmbeddingWriter:
         if self._label_shape is not None:
             labels = np.array([document.labels for document in documents], self._label_dtype)
             columns[LABELS] = labels.reshape(len(documents), *self._label_shape)
-        self._n_rows = self._extend(columns, self._n_rows, len(documents))
-        self._n_chunks = self._extend(of_chunks, self._n_chunks, len(embeddings))
+        self._add(columns, of_chunks)
+
+    def _add(self, columns: Mapping[str, Any], of_chunks: Mapping[str, Any]) -> None:
+        start, start_of_chunks = self._n_rows, self._n_chunks
+        self._n_rows += len(columns[DOCUMENT_ID])
+        self._n_chunks += len(of_chunks[EMBEDDINGS])
+        if self._first is None:
+            self._extend(columns, start)
+            self._extend(of_chunks, start_of_chunks)
+            self._disk.check()
+            return
+        self._first.append((_copied(columns), _copied(of_chunks)))  # the caller may use its arrays again
+        if max(self._n_rows, self._n_chunks) >= CHUNK_ROWS:
+            self._write_first(is_all=False)
+
+    def _write_first(self, is_all: bool) -> None:
+        """Creates the datasets and writes the first rows, unless that is done; `is_all` if no others follow."""
+        if self._first is None:
+            return
+        self._create_datasets(*((self._n_rows, self._n_chunks) if is_all else (None, None)))
+        start = start_of_chunks = 0
+        for columns, of_chunks in self._first:
+            start = self._extend(columns, start)
+            start_of_chunks = self._extend(of_chunks, start_of_chunks)
+        self._first = None
         self._disk.check()
 
-    def _extend(self, columns: Mapping[str, Any], start: int, n: int) -> int:
-        """Writes n more rows of some datasets, which have `start` rows; returns the new number."""
+    def _extend(self, columns: Mapping[str, Any], start: int) -> int:
+        """Writes rows of some datasets from row `start` on; returns the number of rows."""
+        end = start
         for name, values in columns.items():
-            dataset = self._group[name]
-            dataset.resize(start + n, axis=0)
-            dataset[start : start + n] = values
-        return start + n
+            dataset, end = self._group[name], start + len(values)
+            if len(dataset) < end:
+                dataset.resize(end, axis=0)
+            dataset[start:end] = values
+        return end
+
+
+def _copied(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values.copy() for name, values in columns.items()}

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,12 @@ def naming(path: Path) -> Iterator[None]:
 def open_new(path: Path) -> IO[bytes]:
     """Opens an empty file for writing; errors of writing name it."""
     return io.BufferedWriter(_NamedFile(path, "wb"))
+
+
+def append_file(target: IO[bytes], path: Path) -> None:
+    """Adds the content of a file to an open one."""
+    with open(path, "rb") as file:
+        shutil.copyfileobj(file, target)
 
 
 class HashedFile(io.BufferedWriter):

@@ -6,9 +6,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal, Self
 
 import numpy as np
 import orjson
@@ -32,7 +32,7 @@ from mlfilter_core.filtering.survey import Survey, check_unchanged, load_survey
 from mlfilter_core.filtering.thresholds import describe_rank
 from mlfilter_core.wording import share
 from mlfilter_core.work.same_request import REPLACE, check_same_request
-from mlfilter_core.work.workload import ReportDefaults
+from mlfilter_core.work.workload import ReportDefaults, time_of_parts
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +77,11 @@ class FilterReport(ReportDefaults):
     worker: str = ""
     started: float = 0.0
 
+    def with_parts(self, parts: "Sequence[FilterReport]") -> Self:
+        """Returns the report of a joined file, with what its parts took in this run."""
+        new = [part for part in parts if part.status == "filtered"]
+        return replace(self, **time_of_parts(new)) if new else self
+
     @staticmethod
     def remarks_on(reports: "Sequence[FilterReport]") -> list[str]:
         """Returns the thresholds, and how many documents reach them, by score and by group."""
@@ -112,37 +117,61 @@ def filter_file(file: TaskFile, request: FilterRequest) -> FilterReport:
     """
     started = time.monotonic()
     survey = load_survey(file, request.survey)
-    kept = request.thresholds.kept(survey)
-    report = _report(file, request, survey, kept)
+    report = report_of(file, request, survey)
     with ExitStack() as stack:
-        identities = []
-        try:
-            for path, wanted in zip(request.outputs(file), (kept, ~kept), strict=False):
-                output = stack.enter_context(publish(path))
-                with HashedFile(output) as on_disk:
-                    _write(on_disk, file, request, wanted, spool_dir=output.parent)
-                identities.append(on_disk.identity())
-        except ValueError:
-            check_unchanged(file, survey)  # a change explains a wrong number of lines
-            raise
-        check_unchanged(file, survey)
-        made = {
-            "request": request.provenance(survey.groups),
-            "groups": survey.groups,
-            "annotated": survey.annotated,
-            "output": identities[0],
-            "dropped": identities[1] if request.write_dropped else None,
-            "report": {name: value for name, value in asdict(report).items() if name not in ("output", "status")},
-        }
+        targets = [stack.enter_context(publish(path)) for path in request.outputs(file)]
+        made = provenance_of_filtered(request, survey, report, write_kept(targets, file, request, survey))
         # Published first: a filtered file without matching provenance is of unknown origin, and never replaced.
         publish_json(request.provenance_file(file), made)
-    for path in request.stale(file):  # there are none, unless the job overwrites
-        path.unlink(missing_ok=True)
-    for path in request.stale_provenance(file):
-        path.unlink(missing_ok=True)
+    remove_stale(file, request)
     seconds = time.monotonic() - started
     _log.info("%s: %d of %d documents kept in %.1f s", file.relative, report.kept, report.documents, seconds)
-    return FilterReport(**{**vars(report), "seconds": seconds})
+    return replace(report, seconds=seconds)
+
+
+def write_kept(targets: Sequence[Path], file: TaskFile, request: FilterRequest, survey: Survey) -> list[dict[str, Any]]:
+    """Writes the kept documents of a file, or of a part of it, and the dropped ones to a second target.
+
+    Returns:
+        Identity of each written file.
+
+    Raises:
+        AnnotationError, SourceError, OSError: As `filter_file`.
+    """
+    kept = request.thresholds.kept(survey)
+    inside = np.zeros(len(survey), np.bool_)
+    inside[_rows(file, survey)] = True
+    identities = []
+    try:
+        for target, wanted in zip(targets, (kept & inside, ~kept & inside), strict=False):
+            with HashedFile(target) as on_disk:
+                _write(on_disk, file, request, wanted, spool_dir=target.parent)
+            identities.append(on_disk.identity())
+    except ValueError:
+        check_unchanged(file, survey)  # a change explains a wrong number of lines
+        raise
+    check_unchanged(file, survey)
+    return identities
+
+
+def provenance_of_filtered(
+    request: FilterRequest, survey: Survey, report: FilterReport, identities: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns the provenance of a filtered file, given the identities of what was written."""
+    return {
+        "request": request.provenance(survey.groups),
+        "groups": survey.groups,
+        "annotated": survey.annotated,
+        "output": identities[0],
+        "dropped": identities[1] if request.write_dropped else None,
+        "report": {name: value for name, value in asdict(report).items() if name not in ("output", "status")},
+    }
+
+
+def remove_stale(file: TaskFile, request: FilterRequest) -> None:
+    """Removes what other requests made of a file: there is nothing, unless the job overwrites."""
+    for path in (*request.stale(file), *request.stale_provenance(file)):
+        path.unlink(missing_ok=True)
 
 
 def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) -> FilterReport | None:
@@ -196,14 +225,18 @@ def _by_score(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArray[np.bool_]) -> FilterReport:
+def report_of(file: TaskFile, request: FilterRequest, survey: Survey) -> FilterReport:
+    """Returns the report of a file, or of a part of it, given the survey of the whole file."""
+    rows = _rows(file, survey)
+    survey = replace(survey, scores=survey.scores[rows], tokens=survey.tokens[rows], group=survey.group[rows])
+    kept = request.thresholds.kept(survey)
     tokens = survey.known_tokens()
     by_group = {}
     for code, group in enumerate(survey.groups if request.survey.per is not None else ()):
         inside = survey.group == code
         by_group[group] = asdict(KeptCounts.of(tokens[inside], kept[inside]))
     return FilterReport(
-        annotated=file.relative,
+        annotated=file.name,
         output=str(request.outputs(file)[0]),
         status="filtered",
         **vars(KeptCounts.of(tokens, kept)),
@@ -212,6 +245,10 @@ def _report(file: TaskFile, request: FilterRequest, survey: Survey, kept: NDArra
         by_group=by_group,
         criteria=request.criteria(),
     )
+
+
+def _rows(file: TaskFile, survey: Survey) -> slice:
+    return slice(*file.part.bounds(len(survey)))
 
 
 def _write(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from mlfilter_core.corpus.source_text import joined
 from mlfilter_core.embedding_store.layout import SOURCE_OFFSET
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
 from mlfilter_core.errors import AnnotationError
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.filtering.annotated_file import embeddings_of, lines_of, provenance_of, record_of, score_field
 from mlfilter_core.filtering.filter_request import FilterRequest
 
@@ -43,7 +44,7 @@ def source_documents(file: TaskFile, request: FilterRequest, wanted: NDArray[np.
     Args:
         file: The annotated file of n documents.
         request: A request with a folder of embeddings.
-        wanted: bool (n,), with one wanted document at least.
+        wanted: bool (n,).
 
     Raises:
         AnnotationError: The embeddings do not belong to the file; a line is broken, as `scores` reads it.
@@ -81,14 +82,29 @@ def document_lines(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bo
     if request.survey.embeddings is None:
         yield from (line.content + b"\n" for line in _wanted_lines(file, wanted))
         return
-    if not wanted.any():
+    # The last part compares the whole source with its digest, also where no document of its own is wanted.
+    if not wanted.any() and (file.part == WHOLE or not file.part.is_last):
         return
     with source_documents(file, request, wanted) as kept:
         documents = kept.source.documents(kept.offsets)
         for document, scores in zip(documents, kept.scores(), strict=True):
             check_no_clash(document, scores, file)
             yield joined(document.text, exact_json.dumps(scores)) + b"\n"
-        kept.source.check_unchanged()
+        if file.part.is_last:
+            kept.source.check_unchanged()
+
+
+def source_version(file: TaskFile, request: FilterRequest) -> list[int] | None:
+    """Returns size and modification time of the source of a file, in bytes and ns; None where it is not read.
+
+    Raises:
+        AnnotationError, SourceError: As `source_documents`.
+    """
+    if request.survey.embeddings is None:
+        return None
+    with embeddings_of(file, request.survey.embeddings, request.survey.group) as embeddings:
+        with SourceDocuments(embeddings, request.source_dir, [WHOLE_DOCUMENT]) as source:
+            return source.version
 
 
 def check_no_clash(keys: Container[str], scores: Record, file: TaskFile) -> None:
@@ -105,7 +121,11 @@ def check_no_clash(keys: Container[str], scores: Record, file: TaskFile) -> None
 
 
 def _wanted_lines(file: TaskFile, wanted: NDArray[np.bool_]) -> Iterator[Line]:
-    return (line for line, is_wanted in zip(lines_of(file.path), wanted, strict=True) if is_wanted)
+    lines = lines_of(file.path)
+    if not file.part.is_last:
+        _, end = file.part.bounds(len(wanted))
+        lines, wanted = islice(lines, end), wanted[:end]
+    return (line for line, is_wanted in zip(lines, wanted, strict=True) if is_wanted)
 
 
 def _score_fields(file: TaskFile, request: FilterRequest, record: Record) -> Sequence[str]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.errors import ConfigError
+from mlfilter_core.files.part_files import n_parts_before
 from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import TaskFile, find_files, shard
+from mlfilter_core.files.task_files import WHOLE, TaskFile, find_files, shard
 from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
+from mlfilter_core.filtering.filter_parts import MIN_PART_ROWS, filter_in_parts, filter_part, part_outputs, parts_of
 from mlfilter_core.filtering.filter_request import OUTPUT_SUFFIXES, FilterRequest
 from mlfilter_core.filtering.make_survey import make_survey
 from mlfilter_core.filtering.rank_search import Surveys
@@ -55,13 +57,22 @@ class FilterWork(Work[FilterReport]):
     request: FilterRequest
 
     def outputs(self, file: TaskFile) -> Sequence[Path]:
+        if file.part != WHOLE:
+            return part_outputs(file, self.request)
         return *self.request.outputs(file), self.request.provenance_file(file)
+
+    def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
+        split = self.params.split
+        return parts_of(file, self.request, *((n_parts, MIN_PART_ROWS) if split == "auto" else (int(split), 1)))
 
     def finished(self, file: TaskFile, read_content: bool) -> FilterReport | None:
         return unless_overwritten(lambda: finished_filter(file, self.request, read_content), self.params.overwrite)
 
     def make(self, file: TaskFile) -> FilterReport:
-        return filter_file(file, self.request)
+        if file.part != WHOLE:
+            return filter_part(file, self.request)
+        is_divided = n_parts_before(self.request.outputs(file)[0])
+        return (filter_in_parts if is_divided else filter_file)(file, self.request)
 
 
 def survey_workload(job: FilterJob) -> Workload[SurveyReport]:

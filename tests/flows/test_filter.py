@@ -88,6 +88,21 @@ def test_the_best_documents_are_kept_whole_and_a_rerun_does_nothing(
     assert {path.name.removesuffix(".json") for path in times.keys() - unchanged} == {lost.name}
 
 
+def test_parts_of_a_file_are_tasks_of_their_own_and_make_the_same_output(
+    scored: None, filter_job: WriteFilterJob, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    filter(filter_job(split=False))
+    output = tmp_path / "out/filtered/a/x.jsonl"
+    whole = output.read_bytes()
+    output.unlink()
+    (row,) = [row for row in filter(filter_job(split=3)).reports if row.status == "filtered"]
+    assert row.annotated == "a/x.jsonl"
+    names = {run.name for run in last_task_runs(client, 4)}
+    assert names == {"filter a/x.jsonl", *(f"filter a/x.jsonl ({i} of 3)" for i in (1, 2, 3))}
+    assert output.read_bytes() == whole
+    assert not list((tmp_path / "out").rglob("*.parts"))
+
+
 def test_other_limits_are_refused_over_finished_files_unless_overwritten(
     scored: None, filter_job: WriteFilterJob, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from mlfilter_core.run_report.write_report import write_report
 from tests.browser import chromium, screenshot
 from tests.output_folders import STARTED, documents, head, make_outputs, write_run
 
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+SIZES = {"desktop": (1400, 900), "tablet": (800, 1100), "phone": (380, 844)}
 N_FILES, N_WORKERS = 10_000, 200
 FIRST_PAINT_MS = 2000
 

@@ -197,6 +197,19 @@ def test_a_source_that_changes_between_parts_is_found(
     assert not request.output(file).exists()
 
 
+def test_a_source_that_changes_after_the_last_part_is_found(
+    embed: Callable[..., TaskFile], heads: list[Head], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, request = embed("x.jsonl"), request_for(tmp_path / "out")
+    annotate_part(parts_of(file, request, 3)[-1], request, heads)
+    source = tmp_path / "corpus/x.jsonl"
+    source.write_bytes(source.read_bytes().replace(b"ba be bi 3 ", b"ba be bo 3 "))
+    with pytest.raises(SourceError, match=r"changed since .* was made from it"):
+        annotate_in_parts(file, request, heads)
+    assert "its parts do not make the whole" in caplog.text
+    assert not list(tmp_path.rglob("*.parts"))
+
+
 def test_parts_of_a_finished_file_are_removed(
     embed: Callable[..., TaskFile], heads: list[Head], tmp_path: Path
 ) -> None:

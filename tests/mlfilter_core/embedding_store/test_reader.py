@@ -66,7 +66,10 @@ def write(tmp_path: Path) -> Write:
     return write_file
 
 
-@pytest.mark.parametrize("portions", [(10,), (1,), (4, 5, 1), (3, 3), ()], ids=str)
+PORTIONS = [(10,), (1,), (4, 5, 1), (3, 3), (), (4095, 1), (4096, 1), (4000, 4000)]
+
+
+@pytest.mark.parametrize("portions", PORTIONS, ids=str)
 def test_every_dataset_is_read_as_it_was_written(write: Write, portions: tuple[int, ...]) -> None:
     n_rows = sum(portions)
     documents = make_documents(n_rows, 1)
@@ -355,6 +358,29 @@ def test_a_provenance_that_is_incomplete_is_refused(tmp_path: Path, attributes: 
         EmbeddingFile(tmp_path / "x.h5", "train")
 
 
-def test_one_long_document_at_the_start_does_not_make_a_chunk_of_each_row(write: Write) -> None:
-    with h5py.File(write(1, 2000)) as f:
-        assert all(f[f"train/{name}"].chunks[0] >= 32 for name in ("embeddings", "document_id", "n_tokens"))
+@pytest.mark.parametrize(
+    ("portions", "rows_per_chunk"), [((1,), 1), ((1, 2000), 2001), ((1, 4095), 4096), ((1, 4096, 1), 4096)], ids=str
+)
+def test_chunks_hold_thousands_of_rows_or_a_small_file(
+    write: Write, portions: tuple[int, ...], rows_per_chunk: int
+) -> None:
+    with h5py.File(write(*portions)) as f:
+        for name in ("embeddings", "document_id", "n_tokens"):
+            assert f[f"train/{name}"].chunks[0] == rows_per_chunk
+
+
+@pytest.mark.parametrize(("n", "most_bytes"), [(1, 12_000), (20, 2 * 20 * 384 * 4)])
+def test_a_small_file_has_few_bytes_beside_its_numbers(write: Write, n: int, most_bytes: int) -> None:
+    assert write(n, dim=384).stat().st_size < most_bytes
+
+
+def test_rows_that_wait_for_others_are_copies(tmp_path: Path) -> None:
+    embeddings, n_tokens = make_embeddings(2), np.ones(2, np.int32)
+    shape: dict[str, Any] = {"label_shape": None, "label_dtype": "float32", "index_keys": INDEX_KEYS, "slice_rows": 9}
+    with EmbeddingWriter(tmp_path / "x.h5", "train", dim=6, embedding_dtype="float32", **shape) as writer:
+        writer.append(make_documents(2, 0), embeddings, n_tokens)
+        embeddings[:], n_tokens[:] = 0, 0
+        writer.finish(provenance(2))
+    with EmbeddingFile(tmp_path / "x.h5", "train") as file:
+        np.testing.assert_array_equal(file.embeddings(ALL), make_embeddings(2))
+        assert file.array("n_tokens", ALL).tolist() == [1, 1]

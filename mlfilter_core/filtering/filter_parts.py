@@ -1,0 +1,133 @@
+"""A large annotated file in parts: tasks filter some of its rows into hidden files, and another joins these into one.
+
+Compressed parts are joined as they are: readers of gzip and Zstandard take several streams as one.
+"""
+
+import logging
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mlfilter_core.annotating.annotate_file import SOURCE_VERSION
+from mlfilter_core.files.identity import is_same_file
+from mlfilter_core.files.new_file import HashedFile, append_file
+from mlfilter_core.files.part_files import n_parts_before, part_file, remove_parts
+from mlfilter_core.files.publishing import claim_outputs, publish, publish_json
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.filtering.filter_file import (
+    FilterReport,
+    filter_file,
+    provenance_of_filtered,
+    remove_stale,
+    report_of,
+    write_kept,
+)
+from mlfilter_core.filtering.filter_request import FilterRequest
+from mlfilter_core.filtering.kept_documents import source_version
+from mlfilter_core.filtering.survey import Survey, finished_survey, load_survey
+
+# Arbitrary: seconds of work.
+MIN_PART_ROWS = 100_000
+
+_log = logging.getLogger(__name__)
+
+
+def parts_of(file: TaskFile, request: FilterRequest, n_wanted: int, min_rows: int = 1) -> list[TaskFile]:
+    """Returns the parts of a file, as an earlier run divided it or in the wanted number; none for a single part.
+
+    Parquet is written as a whole: the types of its columns are known after the last document.
+
+    Args:
+        file: The annotated file.
+        request: Request of this run.
+        n_wanted: Number of parts.
+        min_rows: Rows that a part has at least.
+    """
+    n_parts = n_parts_before(request.outputs(file)[0])
+    if not n_parts and n_wanted > 1 and request.output_format == "jsonl":
+        survey = finished_survey(file, request.survey)
+        n_parts = 0 if survey is None else min(n_wanted, survey.documents // min_rows)  # without one, its task fails
+    return file.divided(n_parts)
+
+
+def part_outputs(file: TaskFile, request: FilterRequest) -> list[Path]:
+    """Returns the files of a part: its kept documents, the dropped ones where asked, and their provenance."""
+    output = request.outputs(file)[0]
+    suffixes = (request.suffix, f".dropped{request.suffix}") if request.write_dropped else (request.suffix,)
+    return [part_file(output, file.part, suffix) for suffix in (*suffixes, ".json")]
+
+
+def filter_part(file: TaskFile, request: FilterRequest) -> FilterReport:
+    """Filters a part of a file, unless that was done by the same request from the same file.
+
+    Raises:
+        AnnotationError, SourceError, SurveyMissingError, OSError: As `filter_file`.
+    """
+    started = time.monotonic()
+    *outputs, provenance = part_outputs(file, request)
+    survey = load_survey(file, request.survey)
+    report = report_of(file, request, survey)
+    if _finished_part(file, request, survey) is not None:
+        return replace(report, status="skipped")
+    version = source_version(file, request)
+    with ExitStack() as stack:
+        targets = [stack.enter_context(publish(path)) for path in outputs]
+        made = provenance_of_filtered(request, survey, report, write_kept(targets, file, request, survey))
+        publish_json(provenance, {**made, SOURCE_VERSION: version})
+    return replace(report, seconds=time.monotonic() - started)
+
+
+def filter_in_parts(file: TaskFile, request: FilterRequest) -> FilterReport:
+    """Joins the parts of a file; filters those that are missing. Each output appears complete or not at all.
+
+    Args:
+        file: The whole file, which was divided before.
+        request: Request of this run.
+
+    Raises:
+        AnnotationError, SourceError, SurveyMissingError, OSError: As `filter_file`.
+    """
+    parts = parts_of(file, request, 1)
+    for part in parts:
+        with claim_outputs(*part_outputs(part, request)):
+            filter_part(part, request)
+    started = time.monotonic()
+    outputs = request.outputs(file)
+    survey = load_survey(file, request.survey)
+    made = [_finished_part(part, request, survey) for part in parts]
+    if any(each is None or each[SOURCE_VERSION] != source_version(file, request) for each in made):
+        # Only the last part is compared with the digest of the source.
+        _log.warning("%s: its parts are not of one version of the source, and are discarded", file.relative)
+        remove_parts(outputs[0])
+        return filter_file(file, request)
+    report = report_of(file, request, survey)
+    with ExitStack() as stack:
+        identities = []
+        for i, path in enumerate(outputs):
+            with HashedFile(stack.enter_context(publish(path))) as on_disk:
+                for part in parts:
+                    append_file(on_disk, part_outputs(part, request)[i])
+            identities.append(on_disk.identity())
+        publish_json(request.provenance_file(file), provenance_of_filtered(request, survey, report, identities))
+    remove_parts(outputs[0])
+    remove_stale(file, request)
+    _log.info("%s: joined %d parts, %d of %d documents kept", file.relative, len(parts), report.kept, report.documents)
+    return replace(report, seconds=time.monotonic() - started)
+
+
+def _finished_part(file: TaskFile, request: FilterRequest, survey: Survey) -> dict[str, Any] | None:
+    """Returns the provenance of a part that is finished by the same request, and was not changed."""
+    *outputs, provenance = part_outputs(file, request)
+    asked = orjson.loads(orjson.dumps([request.provenance(survey.groups), survey.groups, survey.annotated]))
+    try:
+        made: dict[str, Any] = orjson.loads(provenance.read_bytes())
+        is_ours = [made["request"], made["groups"], made["annotated"]] == asked
+        written = zip(outputs, (made["output"], made["dropped"]), strict=False)
+        is_ours = is_ours and all(is_same_file(path, identity, read_content=True) for path, identity in written)
+        return made if is_ours else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
