@@ -7,7 +7,7 @@ A line that is not UTF-8, or longer than the limit, has `raw_base64` instead of 
 import base64
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -41,6 +41,9 @@ class RejectsFile:
 
     def __exit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
         if self._file is not None:
+            if error is not None:
+                with suppress(OSError):  # what is not written yet may not fit on the disk; the first error counts
+                    self._file.close()
             self._stack.__exit__(type(error) if error else None, error, None)
         elif error is None:
             self._path.unlink(missing_ok=True)

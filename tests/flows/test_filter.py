@@ -21,6 +21,7 @@ from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.job_files import load_job
 from mlfilter_core.errors import ConfigError, OtherSettingsError
 from tests.flows.conftest import WriteJob
+from tests.flows.dask_workers import last_task_runs
 
 WriteFilterJob = Callable[..., Path]
 
