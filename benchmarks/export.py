@@ -1,11 +1,13 @@
 """Measures an export of embeddings, ids and scores, beside a copy of the file and pyarrow's own writer.
 
-A file of 768 float32 and its annotated file, in one process. The copy is of the HDF5 file; pyarrow writes the
-embeddings alone, from memory, with its defaults. Every output is on disk (fsync) when it counts as written.
+A file of 768 float32 and its annotated file, in one process; then several such files with a process for each core, from
+the start of the processes. The copy is of the HDF5 file; pyarrow writes the embeddings alone, from memory, with its
+defaults. Every output is on disk (fsync) when it counts as written.
 
     python benchmarks/export.py --json benchmarks/results/export.json
 """
 
+import os
 import shutil
 import statistics
 import tempfile
@@ -20,10 +22,12 @@ from annotate_cpu import DIM, annotate, write_embeddings, write_heads
 from measure import alternate, parser, publish
 
 from mlfilter_core.exporting.export_file import export_file
-from mlfilter_core.exporting.export_folder import look_at
+from mlfilter_core.exporting.export_folder import export, look_at
 from mlfilter_core.exporting.export_request import ExportRequest
 from mlfilter_core.files.publishing import fsync
 from mlfilter_core.files.task_files import TaskFile
+
+N_FILES = 8
 
 
 def main() -> None:
@@ -61,7 +65,16 @@ def main() -> None:
             name: lambda name=name, request=request: cpu_s[name].append(run(path, request))
             for name, request in requests.items()
         }
-        seconds = alternate(arguments.rounds, {**runs, "copy": copy, "pyarrow": write_with_pyarrow})
+        (folder / "many").mkdir()
+        for i in range(N_FILES):
+            os.link(path, folder / "many" / f"{i}.h5")
+        of_many = {
+            f"{format}_all_cores": lambda format=format: run_many(ExportRequest(folder / "many", out, format=format))
+            for format in ("parquet", "npy")
+        }
+        seconds = alternate(arguments.rounds, {**runs, **of_many, "copy": copy, "pyarrow": write_with_pyarrow})
+        for name in of_many:
+            seconds[name] /= N_FILES
         figures = {f"{name}_mb_per_s": rows.nbytes / 1e6 / value for name, value in seconds.items()}
         for name in requests:
             figures[f"{name}_cpu_mb_per_s"] = rows.nbytes / 1e6 / statistics.median(cpu_s[name])
@@ -79,6 +92,12 @@ def run(path: Path, request: ExportRequest) -> float:
     report = export_file(file, request, columns)
     assert report.status == "exported"
     return time.process_time() - started
+
+
+def run_many(request: ExportRequest) -> None:
+    """Exports a folder as the command does."""
+    shutil.rmtree(request.output_dir, ignore_errors=True)
+    assert export(request).files["exported"] == N_FILES
 
 
 if __name__ == "__main__":
