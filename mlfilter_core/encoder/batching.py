@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 # Sizes in tokens, tried by doubling. CPUs are fastest with small batches, which fit their caches, GPUs with large ones.
 SMALLEST, LARGEST = 512, 1 << 18
+UNTRIED = 2048  # without a trial; a good size for many encoders on CPUs
 # Shares of the highest speed. The smallest batch size that is about as fast is chosen; none larger than one that is
 # clearly slower is tried.
 ABOUT_AS_FAST = 0.98

@@ -16,7 +16,7 @@ from transformers.utils.hub import HF_MODULES_CACHE
 
 from mlfilter_core.compute.devices import keep_freed_memory, pick_device, pick_dtype
 from mlfilter_core.encoder.adapter import merge_adapters
-from mlfilter_core.encoder.batching import find_max_batch_tokens
+from mlfilter_core.encoder.batching import UNTRIED, find_max_batch_tokens
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.end_token import add_eos, missing_eos
 from mlfilter_core.encoder.forward_pass import ForwardPass
@@ -43,6 +43,7 @@ def load_encoder(
     device: str = "auto",
     max_batch_tokens: int | None = None,
     torch_compile: bool = False,
+    has_trial: bool = True,
 ) -> Encoder:
     """Loads an encoder onto a device.
 
@@ -52,6 +53,7 @@ def load_encoder(
         device: `auto` (CUDA, then MPS, then CPU), or a torch device such as `cuda:1`.
         max_batch_tokens: Most tokens in one forward pass; None measures for a few seconds which size is fastest here.
         torch_compile: Spend a minute on compiling the forward pass with torch.compile.
+        has_trial: Whether to measure for None; otherwise `UNTRIED` tokens are taken.
 
     Raises:
         EncoderError: The files are not an encoder of texts, or `max_length` exceeds the model's positions.
@@ -70,10 +72,12 @@ def load_encoder(
         forward_pass = ForwardPass(model, read_properties(model, settings), chosen, settings.pad_to_max_length)
         optimize(forward_pass, settings.pad_to_max_length, torch_compile)
         tokenizer = model[0].tokenizer
-    if max_batch_tokens is None:
+    if max_batch_tokens is not None:
+        reason = "as asked for"
+    elif has_trial:
         max_batch_tokens, reason = _find_max_batch_tokens(forward_pass)
     else:
-        reason = "as asked for"
+        max_batch_tokens, reason = UNTRIED, "without a trial, as the corpus is small"
     encoder = Encoder(settings, tokenizer, forward_pass, max_batch_tokens, reason, warnings)
     for warning in warnings:
         _log.warning(warning)

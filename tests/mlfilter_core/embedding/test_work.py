@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassificatio
 
 from mlfilter_core.annotating.work import annotate_work
 from mlfilter_core.config.annotation import AnnotationPipelineParameters, Scoring
-from mlfilter_core.config.embedding import EmbeddingPipelineParameters
+from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
-from mlfilter_core.embedding.work import embed_work
+from mlfilter_core.embedding.work import embed_work, embedding_workload
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.errors import HeadError
 from mlfilter_core.files.task_files import TaskFile, find_files
@@ -115,3 +115,15 @@ def test_the_pooling_of_the_model_itself_is_refused_with_the_one_to_set(classifi
     with pytest.raises(HeadError, match=r"Embed with params\.pooling: cls, or use the head"):
         work.run(files[0])
     assert not params.embedding_output_dir.exists() or not any(params.embedding_output_dir.glob("*.h5"))
+
+
+@pytest.mark.parametrize(("n_bytes", "why"), [(1000, "without a trial, as the corpus is small"), (2 << 20, "smallest")])
+def test_a_small_corpus_is_embedded_without_a_trial_of_batch_sizes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_bytes: int, why: str
+) -> None:
+    monkeypatch.setattr("mlfilter_core.encoder.batching.TRIALS_S", 0.1)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/x.jsonl").write_text(json.dumps({"text": "one", "not read": "x" * n_bytes}))
+    params = {"input_dir": tmp_path / "corpus", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
+    workload = embedding_workload(EmbeddingJob.model_validate({"params": {**params, "text_field": "text"}}))
+    assert why in workload.work.run(workload.files[0]).encoder
