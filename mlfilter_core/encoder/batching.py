@@ -18,6 +18,7 @@ UNTRIED = 2048  # without a trial; a good size for many encoders on CPUs
 ABOUT_AS_FAST = 0.98
 CLEARLY_SLOWER = 0.9
 TRIALS_S = 3.0
+PASSES = 3
 
 
 def plan_batches(
@@ -60,32 +61,41 @@ def plan_batches(
 def find_max_batch_tokens(encode: Callable[[int], int | None]) -> tuple[int, str]:
     """Times batches of growing size, for a few seconds at most.
 
+    Several passes over the sizes, of which the best time counts: other work on the machine slows some trials down.
+
     Args:
         encode: Encodes about this number of tokens and waits for the result. Returns their exact number, or None if
             they do not fit in memory.
 
     Returns:
-        The smallest of the fastest sizes, and what was measured, as text.
+        The smallest of the fastest sizes, and what was measured, as text. It is less than `UNTRIED` only where that
+        does not fit, or was tried twice and is slower.
     """
-    rates: dict[int, float] = {}
-    size, fits = SMALLEST, True
+    rates: dict[int, list[float]] = {}
+    most = LARGEST
     deadline = time.perf_counter() + TRIALS_S
-    while fits and size <= LARGEST and time.perf_counter() < deadline:
-        trials = [_tokens_per_s(encode, size) for _ in range(3)]
-        fits = all(trials)
-        rate = max(trials)
-        if fits:
-            rates[size] = rate
-        if rate < CLEARLY_SLOWER * max(rates.values(), default=0.0):
-            break
-        size *= 2
+    for _ in range(PASSES):
+        size = SMALLEST
+        while size <= most and time.perf_counter() < deadline:
+            rate = _tokens_per_s(encode, size)
+            if rate == 0.0:
+                most = size // 2
+                break
+            rates.setdefault(size, []).append(rate)
+            best = {tried: max(of_size) for tried, of_size in rates.items()}
+            if best[size] < CLEARLY_SLOWER * max(rate for tried, rate in best.items() if tried <= size):
+                break
+            size *= 2
     if not rates:
         return SMALLEST, "the smallest size tried; even that does not fit in memory"
-    chosen = min(size for size, rate in rates.items() if rate >= ABOUT_AS_FAST * max(rates.values()))
-    tried = ", ".join(f"{size}: {rate:.0f}" for size, rate in rates.items())
+    chosen = min(size for size, rate in best.items() if rate >= ABOUT_AS_FAST * max(best.values()))
+    tried = ", ".join(f"{size}: {rate:.0f}" for size, rate in best.items())
+    if chosen < UNTRIED <= most and len(rates.get(UNTRIED, ())) < 2:
+        return UNTRIED, f"as time did not suffice for a trial; tokens/s by size: {tried}"
     return chosen, f"the smallest of the fastest; tokens/s by size: {tried}"
 
 
 def _tokens_per_s(encode: Callable[[int], int | None], n_tokens: int) -> float:
+    """Returns the rate of one trial; 0 where the tokens do not fit in memory."""
     started = time.perf_counter()
     return (encode(n_tokens) or 0) / (time.perf_counter() - started)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mlfilter_core.encoder.batching import LARGEST, SMALLEST, find_max_batch_tokens, plan_batches
+from mlfilter_core.encoder.batching import LARGEST, PASSES, SMALLEST, UNTRIED, find_max_batch_tokens, plan_batches
 
 
 def plan(lengths: list[int], max_documents: int | None, max_tokens: int) -> list[list[int]]:
@@ -65,31 +65,56 @@ class Clock:
     def __init__(self, seconds: Callable[[int], float], most_tokens: int) -> None:
         self.now = 0.0
         self.tried: list[int] = []
-        self._seconds = seconds
+        self.seconds = seconds
         self._most_tokens = most_tokens
 
     def encode(self, n_tokens: int) -> int | None:
         self.tried.append(n_tokens)
-        self.now += self._seconds(n_tokens)
+        self.now += self.seconds(n_tokens)
         return n_tokens if n_tokens <= self._most_tokens else None
 
 
 @pytest.mark.parametrize(
-    ("seconds", "most_tokens", "chosen", "last_tried"),
+    ("seconds", "most_tokens", "chosen", "largest_tried"),
     [
         (lambda n: 1e-4 + n * 1e-8, 1 << 30, LARGEST, LARGEST),  # a GPU: larger batches are faster
         (lambda n: n * 1e-7, 1 << 30, SMALLEST, LARGEST),  # equal speeds: the smallest size is chosen
         (lambda n: n * (1e-6 if n <= 2048 else 2e-6), 1 << 30, SMALLEST, 4096),  # a CPU: slower beyond its cache
         (lambda n: 1e-3 + n * 1e-8, 10_000, 8192, 16384),  # larger sizes do not fit in memory
         (lambda n: 1e-3 + n * 1e-8, 100, SMALLEST, SMALLEST),  # no size fits in memory
-        (lambda n: 0.5 + n * 1e-8, 1 << 30, 1024, 1024),  # too slow to try more sizes
+        (lambda n: 0.5 + n * 1e-8, 1 << 30, 16384, 16384),  # too slow to try more sizes
+        (lambda n: n * 3e-3, 1 << 30, UNTRIED, 1024),  # too slow to try a size twice
+        (lambda n: n * 3e-3, 1024, UNTRIED, 1024),  # the same, and not known to fit
+        (lambda n: 1.6 + n * 1e-3, 512, SMALLEST, 1024),  # known not to fit
     ],
 )
 def test_the_size_taken_is_the_smallest_of_the_fastest(
-    monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float], most_tokens: int, chosen: int, last_tried: int
+    monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float], most_tokens: int, chosen: int, largest_tried: int
 ) -> None:
     clock = Clock(seconds, most_tokens)
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     found, why = find_max_batch_tokens(clock.encode)
-    assert (found, clock.tried[-1]) == (chosen, last_tried)
+    assert (found, max(clock.tried)) == (chosen, largest_tried)
     assert ("does not fit in memory" in why) == (most_tokens < SMALLEST)
+    assert len(clock.tried) <= PASSES * len(set(clock.tried))
+
+
+@pytest.mark.parametrize("pass_of_load", range(PASSES))
+@pytest.mark.parametrize("slowdown", [1.5, 10])
+def test_other_work_during_one_pass_does_not_decide(
+    monkeypatch: pytest.MonkeyPatch, slowdown: float, pass_of_load: int
+) -> None:
+    """A processor that is fastest with 4,096 tokens, and slower from some trial of a pass on, until the pass ends."""
+    quiet = Clock(lambda n: 1e-3 + n * (1e-6 if n <= 4096 else 2e-6), 1 << 30)
+    monkeypatch.setattr(time, "perf_counter", lambda: quiet.now)
+    assert find_max_batch_tokens(quiet.encode)[0] == 4096
+    for first_slow in (512, 1024, 4096):
+        clock = Clock(lambda n: 0.0, 1 << 30)
+
+        def busy(n: int, clock: Clock = clock, first_slow: int = first_slow) -> float:
+            is_in_pass = clock.tried.count(SMALLEST) == pass_of_load + 1 and n >= first_slow
+            return (1e-3 + n * (1e-6 if n <= 4096 else 2e-6)) * (slowdown if is_in_pass else 1)
+
+        clock.seconds = busy
+        monkeypatch.setattr(time, "perf_counter", lambda clock=clock: clock.now)
+        assert find_max_batch_tokens(clock.encode)[0] == 4096
