@@ -65,7 +65,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--documents", type=int, default=100_000, help="of the large file (default: 100,000)")
     options.add_argument("--workers", type=int, default=8, help="workers that share it (default: 8)")
-    options.add_argument("--seconds", type=float, default=45e-6, help="of a token in the encoder (default: 0.000045)")
+    options.add_argument("--seconds", type=float, default=90e-6, help="of a token in the encoder (default: 0.00009)")
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -101,25 +102,35 @@ def annotate_in_parts(embeddings: TaskFile, request: AnnotateRequest, heads: lis
         HeadError, AnnotationError, SourceError, OSError: As `annotate_file`.
     """
     parts = parts_of(embeddings, request, 1)
-    outputs = [part_outputs(part, request) for part in parts]
-    for part, files in zip(parts, outputs, strict=True):
-        with claim_outputs(*files):
+    with ExitStack() as claims:  # until they are joined, so that no other run replaces them by parts of its request
+        for part in parts:
+            claims.enter_context(claim_outputs(*part_outputs(part, request)))
             annotate_part(part, request, heads)
+        report = _join(embeddings, parts, request)
+    remove_parts(request.output(embeddings))
+    if report is None:
+        _log.warning("%s: its parts do not make the whole, and are discarded", embeddings.relative)
+        return annotate_file(embeddings, request, heads)
+    return report
+
+
+def _join(embeddings: TaskFile, parts: Sequence[TaskFile], request: AnnotateRequest) -> AnnotateReport | None:
+    """Writes the output from those of the parts; returns None where these do not make the whole."""
     started = time.monotonic()
     output = request.output(embeddings)
+    outputs = [part_outputs(part, request) for part in parts]
     made = [json.loads(provenance.read_bytes()) for _, provenance in outputs]
+    if not made or not _are_all(embeddings, made, request):
+        return None
     whole = _joined(made)
-    if not _are_all(embeddings, made, request) or whole["documents"] in whole["missing_values"].values():
-        _log.warning("%s: its parts do not make the whole, and are discarded", embeddings.relative)
-        remove_parts(output)
-        return annotate_file(embeddings, request, heads)
+    if whole["documents"] in whole["missing_values"].values():
+        return None
     with publish(output) as temporary:
         with HashedFile(temporary) as on_disk:
             for lines, _ in outputs:
                 append_file(on_disk, lines)
         whole["output"] = on_disk.identity()
         publish_json(request.provenance_file(embeddings), whole)
-    remove_parts(output)
     _log.info("%s: joined %d parts, %d documents", embeddings.relative, len(parts), whole["documents"])
     return report_of(embeddings, output, whole, time.monotonic() - started)
 

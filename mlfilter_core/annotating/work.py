@@ -16,6 +16,7 @@ from mlfilter_core.annotating.annotate_parts import (
 )
 from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation
+from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.annotating.staged_heads import with_staged_heads
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
 from mlfilter_core.embedding_store.fingerprint import OneEncoder, fingerprint
@@ -23,7 +24,7 @@ from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.output_values import check_output_keys, joined_keys
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
-from mlfilter_core.files.part_files import n_parts_before
+from mlfilter_core.files.part_files import n_parts_before, remove_parts
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import WHOLE, TaskFile, find_files, shard
 from mlfilter_core.heads.checkpoint_files import find_head, head_digests
@@ -109,7 +110,11 @@ class AnnotateWork(Work[AnnotateReport]):
     def make(self, file: TaskFile) -> AnnotateReport:
         annotate = annotate_in_parts if n_parts_before(self.request.output(file)) else annotate_file
         annotate = annotate if file.part == WHOLE else annotate_part
-        return annotate(file, self.request, heads_of_process(self.params, self.request))
+        report = annotate(file, self.request, heads_of_process(self.params, self.request))
+        if file.part == WHOLE:
+            for suffix in SUFFIXES.values():  # of a run with another compression
+                remove_parts(file.output(self.request.output_dir, suffix))
+        return report
 
     def _check_output_keys(self, files: Sequence[TaskFile], columns: Sequence[str]) -> None:
         """Looks for the output keys that are no scores, given the names of the scores once the heads are loaded."""

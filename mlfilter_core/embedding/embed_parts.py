@@ -90,16 +90,32 @@ def embed_in_parts(
         SourceError, OSError: As `embed_file`.
     """
     parts = parts_of(source, output, 1)
-    outputs = [part_outputs(output, part.part) for part in parts]
-    for part, files in zip(parts, outputs, strict=True):
-        with claim_outputs(*files):
+    with ExitStack() as claims:  # until they are joined, so that no other run replaces them by parts of its request
+        for part in parts:
+            claims.enter_context(claim_outputs(*part_outputs(output, part.part)))
             embed_part(part, output, request, encoder)
-    started = time.monotonic()
-    made = [_provenance(path, request.group) for path, _ in outputs]
-    if not _are_of_one_source(made):
+        report = _join(source, parts, output, rejects, request, encoder)
+    remove_parts(output)
+    if report is None:
         _log.warning("%s: its parts do not meet, and are discarded; the whole file is embedded", source.relative)
-        remove_parts(output)
         return embed_file(source, output, rejects, request, encoder)
+    return report
+
+
+def _join(
+    source: TaskFile,
+    parts: Sequence[TaskFile],
+    output: Path,
+    rejects: Path,
+    request: EmbedRequest,
+    encoder: "Encoder",
+) -> EmbedReport | None:
+    """Writes the outputs from those of the parts; returns None where these do not make the whole."""
+    started = time.monotonic()
+    outputs = [part_outputs(output, part.part) for part in parts]
+    made = [_provenance(path, request.group) for path, _ in outputs]
+    if not made or not _are_of_one_source(made):
+        return None
     counts = _sums(made)
     bad_lines = [path for _, path in outputs if path.exists()]
     first = first_rejected(bad_lines[0]) if bad_lines else ""
@@ -111,7 +127,6 @@ def embed_in_parts(
     ):
         counts["duplicate_ids"] = _copy_rows([path for path, _ in outputs], writer, request.group)
         writer.finish(_joined_provenance(made, request, counts))
-    remove_parts(output)
     _log.info("%s: joined %d parts, %d documents", source.relative, len(parts), counts["documents"])
     seconds = time.monotonic() - started
     return EmbedReport(source.relative, str(output), "embedded", **counts, seconds=seconds, encoder=str(encoder))

@@ -51,7 +51,7 @@ class EmbedWork(Work[EmbedReport]):
         params: Parameters of the job.
         request: Request that they make.
         annotation: Annotation of each embedded file; None without.
-        is_small: Whether the corpus is embedded in the time that a trial of batch sizes takes.
+        is_small: Whether a trial of batch sizes would take more time than it saves.
     """
 
     IMPORTS: ClassVar[Sequence[str]] = ("mlfilter_core.encoder.loading",)
@@ -183,7 +183,8 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
         *(params.input_dir, params.glob_pattern, job.params.output_dir), store.listing() if store else None
     )
     files, work = shard(files, job.local.ranks, job.local.tasks), embed_work(params)
-    work = replace(work, is_small=sum(file.size() for file in files) < MIN_TRIAL_BYTES)
+    sizes = [file.size() for file in files]
+    work = replace(work, is_small=0 not in sizes and sum(sizes) < MIN_TRIAL_BYTES)  # 0 where it is unknown
     workload = Workload("embed", files, work, params.results_dir)
     return staged(workload, job, "input_dir", EmbedReport, work.made_by())
 

@@ -29,6 +29,7 @@ from mlfilter_core.embedding_store.layout import (
 )
 
 CHUNK_BYTES = 1 << 20
+MOST_WAITING_BYTES = 8 << 20  # of the first rows, before they are written
 # Structures of HDF5 1.10, of 2016: a small file has a sixth of the bytes that older ones take, and they have checksums.
 HDF5_VERSION = ("v110", "v110")
 METADATA_BYTES = 512  # that HDF5 reserves at a time: 2,048 by default
@@ -83,6 +84,7 @@ class EmbeddingWriter:
         self._n_chunks = 0
         # The first rows, until they fill a chunk or the file ends: a small file has chunks of its own size.
         self._first: list[tuple[Mapping[str, Any], Mapping[str, Any]]] | None = []
+        self._n_waiting_bytes = 0
 
     def __enter__(self) -> "EmbeddingWriter":
         return self
@@ -141,7 +143,8 @@ class EmbeddingWriter:
     def _create_datasets(self, n: int | None, n_embeddings: int | None) -> None:
         """Creates datasets for a number of documents and embeddings, or such that grow."""
         row_bytes = self._dim * self._embedding_dtype.itemsize
-        self._create(EMBEDDINGS, self._embedding_dtype, (self._dim,), n_embeddings, CHUNK_BYTES // row_bytes or 1)
+        chunk_rows = min(CHUNK_ROWS, CHUNK_BYTES // row_bytes or 1)
+        self._create(EMBEDDINGS, self._embedding_dtype, (self._dim,), n_embeddings, chunk_rows)
         for name in (DOCUMENT_ID, *self._index_names):
             self._create(name, _UTF8, (), n)
         if self._is_int8:
@@ -162,7 +165,7 @@ class EmbeddingWriter:
             name,
             (n_rows or 0, *width),
             dtype,
-            maxshape=(n_rows or None, *width),  # HDF5 has no chunks in a dataset that is empty for ever
+            maxshape=(n_rows or None, *width),  # HDF5 refuses chunks in a dataset of the fixed length 0
             chunks=(min(chunk_rows, n_rows or chunk_rows), *width),
             # HDF5 reports a chunk whose bytes have changed when it is read. Strings are stored outside of the chunks.
             fletcher32=dtype is not _UTF8,
@@ -206,7 +209,8 @@ class EmbeddingWriter:
             self._disk.check()
             return
         self._first.append((_copied(columns), _copied(of_chunks)))  # the caller may use its arrays again
-        if max(self._n_rows, self._n_chunks) >= CHUNK_ROWS:
+        self._n_waiting_bytes += _n_bytes(columns) + _n_bytes(of_chunks)
+        if max(self._n_rows, self._n_chunks) >= CHUNK_ROWS or self._n_waiting_bytes >= MOST_WAITING_BYTES:
             self._write_first(is_all=False)
 
     def _write_first(self, is_all: bool) -> None:
@@ -230,6 +234,18 @@ class EmbeddingWriter:
                 dataset.resize(end, axis=0)
             dataset[start:end] = values
         return end
+
+
+def _n_bytes(columns: Mapping[str, Any]) -> int:
+    """Returns the bytes of some columns, about one for each character of a string."""
+    return sum(
+        values.nbytes if isinstance(values, np.ndarray) and values.dtype != object else sum(map(_length, values))
+        for values in columns.values()
+    )
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str | bytes) else 8
 
 
 def _copied(columns: Mapping[str, Any]) -> dict[str, Any]:

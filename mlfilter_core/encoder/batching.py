@@ -72,6 +72,7 @@ def find_max_batch_tokens(encode: Callable[[int], int | None]) -> tuple[int, str
         does not fit, or was tried twice and is slower.
     """
     rates: dict[int, list[float]] = {}
+    best: dict[int, float] = {}
     most = LARGEST
     deadline = time.perf_counter() + TRIALS_S
     for _ in range(PASSES):
@@ -82,11 +83,13 @@ def find_max_batch_tokens(encode: Callable[[int], int | None]) -> tuple[int, str
                 most = size // 2
                 break
             rates.setdefault(size, []).append(rate)
-            best = {tried: max(of_size) for tried, of_size in rates.items()}
-            if best[size] < CLEARLY_SLOWER * max(rate for tried, rate in best.items() if tried <= size):
+            best[size] = max(rates[size])
+            is_slower = best[size] < CLEARLY_SLOWER * max(rate for tried, rate in best.items() if tried <= size)
+            if is_slower and size >= UNTRIED:
                 break
             size *= 2
-    if not rates:
+    best = {size: rate for size, rate in best.items() if size <= most}  # another pass may have found less memory
+    if not best:
         return SMALLEST, "the smallest size tried; even that does not fit in memory"
     chosen = min(size for size, rate in best.items() if rate >= ABOUT_AS_FAST * max(best.values()))
     tried = ", ".join(f"{size}: {rate:.0f}" for size, rate in best.items())

@@ -14,13 +14,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotated_format import compressed
+from mlfilter_core.annotating.annotated_format import SUFFIXES, compressed
 from mlfilter_core.config.filtering import SCORE_PREFIX
 from mlfilter_core.corpus.documents import BadRecordError
 from mlfilter_core.corpus.records import Record, parse_line
 from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.new_file import HashedFile
+from mlfilter_core.files.part_files import remove_parts
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.filter_request import FilterRequest
@@ -139,11 +140,9 @@ def write_kept(targets: Sequence[Path], file: TaskFile, request: FilterRequest, 
         AnnotationError, SourceError, OSError: As `filter_file`.
     """
     kept = request.thresholds.kept(survey)
-    inside = np.zeros(len(survey), np.bool_)
-    inside[_rows(file, survey)] = True
     identities = []
     try:
-        for target, wanted in zip(targets, (kept & inside, ~kept & inside), strict=False):
+        for target, wanted in zip(targets, (kept, ~kept), strict=False):
             with HashedFile(target) as on_disk:
                 _write(on_disk, file, request, wanted, spool_dir=target.parent)
             identities.append(on_disk.identity())
@@ -169,9 +168,11 @@ def provenance_of_filtered(
 
 
 def remove_stale(file: TaskFile, request: FilterRequest) -> None:
-    """Removes what other requests made of a file: there is nothing, unless the job overwrites."""
+    """Removes what other requests made of a file: there are only parts, unless the job overwrites."""
     for path in (*request.stale(file), *request.stale_provenance(file)):
         path.unlink(missing_ok=True)
+    for suffix in SUFFIXES.values():
+        remove_parts(file.output(request.output_dir, suffix))
 
 
 def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) -> FilterReport | None:

@@ -5,6 +5,7 @@ Compressed parts are joined as they are: readers of gzip and Zstandard take seve
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,8 @@ def filter_part(file: TaskFile, request: FilterRequest) -> FilterReport:
     report = report_of(file, request, survey)
     if _finished_part(file, request, survey) is not None:
         return replace(report, status="skipped")
-    version = source_version(file, request)
+    is_read = request.write_dropped or request.thresholds.kept(survey).any()
+    version = source_version(file, request) if is_read else None
     with ExitStack() as stack:
         targets = [stack.enter_context(publish(path)) for path in outputs]
         made = provenance_of_filtered(request, survey, report, write_kept(targets, file, request, survey))
@@ -92,18 +94,30 @@ def filter_in_parts(file: TaskFile, request: FilterRequest) -> FilterReport:
         AnnotationError, SourceError, SurveyMissingError, OSError: As `filter_file`.
     """
     parts = parts_of(file, request, 1)
-    for part in parts:
-        with claim_outputs(*part_outputs(part, request)):
+    outputs = request.outputs(file)
+    with ExitStack() as claims:  # until they are joined, so that no other run replaces them by parts of its request
+        for part in parts:
+            claims.enter_context(claim_outputs(*part_outputs(part, request)))
             filter_part(part, request)
+        report = _join(file, parts, request)
+    remove_parts(outputs[0])
+    if report is None:
+        _log.warning("%s: its parts are not of one version of the source, and are discarded", file.relative)
+        return filter_file(file, request)
+    remove_stale(file, request)
+    return report
+
+
+def _join(file: TaskFile, parts: Sequence[TaskFile], request: FilterRequest) -> FilterReport | None:
+    """Writes the outputs from those of the parts; returns None where these do not make the whole."""
     started = time.monotonic()
     outputs = request.outputs(file)
     survey = load_survey(file, request.survey)
     made = [_finished_part(part, request, survey) for part in parts]
-    if any(each is None or each[SOURCE_VERSION] != source_version(file, request) for each in made):
-        # Only the last part is compared with the digest of the source.
-        _log.warning("%s: its parts are not of one version of the source, and are discarded", file.relative)
-        remove_parts(outputs[0])
-        return filter_file(file, request)
+    versions = [each and each[SOURCE_VERSION] for each in made]
+    # Only the last part is compared with the digest of the source.
+    if not parts or None in made or any(version != versions[-1] for version in versions):
+        return None
     report = report_of(file, request, survey)
     with ExitStack() as stack:
         identities = []
@@ -113,8 +127,6 @@ def filter_in_parts(file: TaskFile, request: FilterRequest) -> FilterReport:
                     append_file(on_disk, part_outputs(part, request)[i])
             identities.append(on_disk.identity())
         publish_json(request.provenance_file(file), provenance_of_filtered(request, survey, report, identities))
-    remove_parts(outputs[0])
-    remove_stale(file, request)
     _log.info("%s: joined %d parts, %d of %d documents kept", file.relative, len(parts), report.kept, report.documents)
     return replace(report, seconds=time.monotonic() - started)
 

@@ -15,7 +15,7 @@ from mlfilter_core.corpus.source_text import joined
 from mlfilter_core.embedding_store.layout import SOURCE_OFFSET
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
 from mlfilter_core.errors import AnnotationError
-from mlfilter_core.files.task_files import WHOLE, TaskFile
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import embeddings_of, lines_of, provenance_of, record_of, score_field
 from mlfilter_core.filtering.filter_request import FilterRequest
 
@@ -70,27 +70,29 @@ def document_lines(file: TaskFile, request: FilterRequest, wanted: NDArray[np.bo
     """Yields one line of JSON for each wanted document, in order.
 
     Args:
-        file: The annotated file of n documents.
+        file: The annotated file of n documents, or a part of it.
         request: Whether source documents are written, and where the sources are.
-        wanted: bool (n,).
+        wanted: bool (n,), also for a part.
 
     Raises:
         AnnotationError: A line is broken, the embeddings do not belong to the file, or a source document has a field
             of a score's name.
         SourceError: The source is missing, or changed since it was embedded.
     """
+    start, end = file.part.bounds(len(wanted))
+    own = np.zeros_like(wanted)
+    own[start:end] = wanted[start:end]
     if request.survey.embeddings is None:
-        yield from (line.content + b"\n" for line in _wanted_lines(file, wanted))
+        yield from (line.content + b"\n" for line in _wanted_lines(file, own))
         return
-    # The last part compares the whole source with its digest, also where no document of its own is wanted.
-    if not wanted.any() and (file.part == WHOLE or not file.part.is_last):
+    if not wanted.any():
         return
-    with source_documents(file, request, wanted) as kept:
+    with source_documents(file, request, own) as kept:
         documents = kept.source.documents(kept.offsets)
         for document, scores in zip(documents, kept.scores(), strict=True):
             check_no_clash(document, scores, file)
             yield joined(document.text, exact_json.dumps(scores)) + b"\n"
-        if file.part.is_last:
+        if file.part.is_last:  # also without a document of its own, as it stands for the other parts
             kept.source.check_unchanged()
 
 

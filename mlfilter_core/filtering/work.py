@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
@@ -134,6 +134,8 @@ def _warn_of_files_without_annotations(params: FilterParameters) -> None:
     """Warns of filtered files whose annotated files are gone: readers of the folder still read them."""
     for path in params.filtered_dir.glob("**/[!.]*"):
         relative = path.relative_to(params.filtered_dir).as_posix()
+        if any(name.startswith(".") for name in PurePosixPath(relative).parts):  # parts of an unfinished file
+            continue
         suffix = next((suffix for suffix in OUTPUT_SUFFIXES if relative.endswith(suffix)), None)
         if suffix is None or path.is_dir():  # a table of files may have such a name
             continue

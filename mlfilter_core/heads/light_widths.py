@@ -24,7 +24,7 @@ _PICKLED = "/data.pkl"
 
 
 def check_layers(name: str, files: HeadFiles, dim: int, where: str) -> None:
-    """Checks that some layer of a head has the width of the embeddings; accepts a file that cannot be told.
+    """Checks that some layer of a head has the width of the embeddings; accepts a file whose layers cannot be told.
 
     Args:
         name: The head's name in the job.
@@ -70,7 +70,7 @@ def _shapes(path: Path) -> Iterable[Shape]:
 
 
 class _Anything(dict[Any, Any]):
-    """Stands for every object but a tensor, and for what makes one: keeps nothing, and runs nothing."""
+    """Stands for every object but a tensor, and for what makes one; runs nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -91,8 +91,11 @@ class _Anything(dict[Any, Any]):
         pass
 
 
-class _ShapeReader(pickle.Unpickler):
-    """Reads the shapes of the tensors in a pickle. Nothing that the pickle names is imported."""
+class _ShapeReader(pickle._Unpickler):
+    """Reads the shapes of the tensors in a pickle. Nothing that the pickle names is imported.
+
+    Written in Python: that in C allocates whatever memory a broken or hostile pickle names.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)

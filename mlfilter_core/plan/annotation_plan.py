@@ -1,7 +1,7 @@
 """What an annotation job would do and need."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlfilter_core.annotating.annotate_file import score_columns
@@ -75,7 +75,7 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, find
         trial = try_annotation(_evenly_spaced(list(rows_to_do)), request, heads, device, findings)
         if trial is not None:
             sections.append(_output_section(params, rows_to_do, trial, findings))
-            speed, advice = _speed(workers, rows_to_do, trial, findings)
+            speed, advice = _speed(workers, files, rows_to_do, trial, findings)
             sections.append(speed)
     return Plan("annotate", sections, findings.problems, findings.warnings, advice)
 
@@ -140,14 +140,18 @@ def _output_section(
 
 
 def _speed(
-    workers: PlannedWorkers, rows: Mapping[TaskFile, int], trial: AnnotationTrial, findings: Findings
+    workers: PlannedWorkers,
+    files: FilesToDo,
+    rows: Mapping[TaskFile, int],
+    trial: AnnotationTrial,
+    findings: Findings,
 ) -> tuple[Section, str]:
     """Returns how long the job takes, and the `slurm_settings` that suit it, as YAML."""
     n_rows = sum(rows.values())
     total_s = Estimate.exact(n_rows / trial.rows_per_s)
     memory = annotation_memory(trial.peak_bytes)
     check_memory(memory, workers, findings, "local_settings.workers")
-    work = Work(total_s, max(rows.values()) / n_rows, len(rows), memory)
+    work = Work(total_s, replace(files, to_do=list(rows)).divided, memory)
     measured = {
         "device": trial.device,
         "documents_per_s": trial.rows_per_s,

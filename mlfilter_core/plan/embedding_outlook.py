@@ -12,6 +12,7 @@ from mlfilter_core.embedding_store.layout import Provenance
 from mlfilter_core.plan.corpus_sample import CorpusSample
 from mlfilter_core.plan.encoder_trial import EncoderTrial, LoadedEncoder
 from mlfilter_core.plan.estimates import Estimate
+from mlfilter_core.plan.files_to_do import FilesToDo
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import PlannedWorkers, Section
 from mlfilter_core.plan.resources import check_memory, check_room
@@ -63,7 +64,12 @@ def output_section(
 
 
 def embedding_speed(
-    workers: PlannedWorkers, sample: CorpusSample, loaded: LoadedEncoder, trial: EncoderTrial, findings: Findings
+    workers: PlannedWorkers,
+    files: FilesToDo,
+    sample: CorpusSample,
+    loaded: LoadedEncoder,
+    trial: EncoderTrial,
+    findings: Findings,
 ) -> tuple[Section, str]:
     """Returns how long the job takes, and the `slurm_settings` that suit it, as YAML."""
     worker_s = sample.total(lambda piece: piece.n_tokens).times(1 / trial.tokens_per_s)
@@ -73,7 +79,7 @@ def embedding_speed(
         chunks = sum(piece.n_chunks for piece in sample.pieces) * loaded.encoder.dim * FLOAT32_BYTES / max(1, n_bytes)
     memory = embedding_memory(trial.peak_bytes, loaded.request.max_line_bytes, chunks)
     check_memory(memory, workers, findings, "params.max_line_bytes", "local_settings.workers")
-    work = Work(worker_s, sample.share_of_largest(1), sample.n_files, memory, loaded.load_s)
+    work = Work(worker_s, files.divided, memory, loaded.load_s)
     device = str(loaded.encoder.device)
     measured = {
         "device": device,
@@ -92,7 +98,7 @@ def embedding_speed(
         f"{rate(trial.documents_per_s)} documents/s, {rate(trial.tokens_per_s)} tokens/s on {where} "
         f"({plural(trial.documents, 'document')} in {rough_duration(trial.seconds)}); bottleneck: {trial.bottleneck}"
     )
-    _warn_of_waiting(work, workers, sample, findings)
+    _warn_of_waiting(work, workers, findings)
     if device == "cpu" and trial.threads < workers.n_cores:
         findings.add_warning(
             f"a worker has {workers.n_cores} cores and is faster than this measurement with {trial.threads}"
@@ -132,17 +138,17 @@ def _embedding_bytes(loaded: LoadedEncoder) -> int:
     return loaded.encoder.dim * np.dtype(loaded.request.embedding_dtype).itemsize
 
 
-def _warn_of_waiting(work: Work, workers: PlannedWorkers, sample: CorpusSample, findings: Findings) -> None:
-    if workers.n > work.n_files:
+def _warn_of_waiting(work: Work, workers: PlannedWorkers, findings: Findings) -> None:
+    tasks = work.divided(workers.n)
+    if workers.n > tasks.n_tasks:
         findings.add_warning(
-            f"{workers.n - work.n_files} of {workers.n} workers would have nothing to do: a file is not "
-            f"divided, and there are {work.n_files}; split the files, or ask for fewer workers"
+            f"{workers.n - tasks.n_tasks} of {workers.n} workers would have nothing to do: the corpus makes "
+            f"{plural(tasks.n_tasks, 'task')}, which are files, or parts of large ones; ask for fewer workers"
         )
     run_s = work.run_s(workers.n).value + work.start_s
-    largest_s = work.total_s.value * work.largest_share
-    if largest_s > WAITING_SHARE * run_s and work.n_files > 1 and workers.n > 1:
-        sizes = sample.blocks.bytes_by_file
+    largest_s = work.total_s.value * tasks.largest_share
+    if largest_s > WAITING_SHARE * run_s and tasks.n_tasks > 1 and workers.n > 1:
         findings.add_warning(
-            f"{max(sizes, key=sizes.__getitem__)} alone takes {rough_duration(largest_s)} while the other workers "
-            "wait; split it"
+            f"{tasks.largest} alone takes {rough_duration(largest_s)} while the other workers wait; leave "
+            "params.split at auto, or give the corpus in smaller files"
         )

@@ -73,7 +73,7 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
     if sample.documents:
         sections.append(output_section(job, workers, sample, loaded, findings))
     if trial is not None:
-        speed, advice = embedding_speed(workers, sample, loaded, trial, findings)
+        speed, advice = embedding_speed(workers, files, sample, loaded, trial, findings)
         sections.append(speed)
     return Plan("embed", sections, findings.problems, findings.warnings, advice)
 

@@ -9,9 +9,25 @@ from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.errors import FileError
 from mlfilter_core.files.task_files import TaskFile, shard
 from mlfilter_core.plan.findings import Findings
-from mlfilter_core.work.workload import Workload
+from mlfilter_core.work.division import divide
+from mlfilter_core.work.workload import Work, Workload
 
 N_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Division:
+    """The tasks that workers share.
+
+    Attributes:
+        n_tasks: Their number: files, and parts of large ones.
+        largest_share: Share of the largest task in the bytes of all.
+        largest: Name of its file or part.
+    """
+
+    n_tasks: int
+    largest_share: float
+    largest: str
 
 
 @dataclass(frozen=True)
@@ -21,14 +37,22 @@ class FilesToDo:
     Attributes:
         found: All of them, sorted by name.
         to_do: Files that are not finished.
+        work: Work on each; None where it is unknown.
     """
 
     found: Sequence[TaskFile]
     to_do: Sequence[TaskFile]
+    work: Work[Any] | None = None
 
     @property
     def n_finished(self) -> int:
         return len(self.found) - len(self.to_do)
+
+    def divided(self, n_workers: int) -> Division:
+        """Returns the tasks that this number of workers would share."""
+        tasks = list(self.to_do) if self.work is None else divide(self.to_do, self.work, n_workers)
+        largest = max(tasks, key=TaskFile.size)
+        return Division(len(tasks), largest.size() / max(1, sum(task.size() for task in tasks)), largest.name)
 
     def __str__(self) -> str:
         return f"{len(self.found):,} found, {self.n_finished:,} finished, {len(self.to_do):,} to do"
@@ -73,4 +97,4 @@ def leave_out_finished(workload: Workload[Any], findings: Findings) -> FilesToDo
         findings.add_problem(problem)
     if len(in_the_way) > N_SHOWN:
         findings.add_problem(f"{len(in_the_way) - N_SHOWN:,} more files fail in the same way")
-    return FilesToDo(workload.files, to_do)
+    return FilesToDo(workload.files, to_do, workload.work)

@@ -4,13 +4,14 @@ Knows nothing about Slurm beyond a time limit, memory, and a number of jobs.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from mlfilter_core.plan.estimates import Estimate
+from mlfilter_core.plan.files_to_do import Division
 from mlfilter_core.plan.plan import PlannedWorkers, Section
 from mlfilter_core.plan.worker_memory import WorkerMemory
 from mlfilter_core.wording import plural, rough_duration
@@ -28,21 +29,20 @@ class Work:
 
     Attributes:
         total_s: Seconds that one worker takes for all files.
-        largest_share: Share of the largest file, which one worker does alone.
-        n_files: Number of files to do.
+        divided: Returns the tasks that a number of workers would share.
         memory: Memory of one worker.
         start_s: Seconds that each worker takes before its first file.
     """
 
     total_s: Estimate
-    largest_share: float
-    n_files: int
+    divided: Callable[[int], Division]
     memory: WorkerMemory
     start_s: float = 0.0
 
     def run_s(self, n_workers: int) -> Estimate:
         """Returns the seconds that this number of workers takes, without their start."""
-        return self.total_s.times(max(1 / max(1, min(n_workers, self.n_files)), self.largest_share))
+        tasks = self.divided(n_workers)
+        return self.total_s.times(max(1 / max(1, min(n_workers, tasks.n_tasks)), tasks.largest_share))
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ def advise(work: Work, workers: PlannedWorkers) -> SlurmAdvice:
         workers: Division of a job; given fields are kept unless others are recommended.
     """
     total_s = work.total_s.high
-    n_workers = max(1, min(math.ceil(total_s / WANTED_RUN_S), work.n_files))
-    n_jobs = math.ceil(n_workers / workers.n_per_job)
+    n_wanted = max(1, math.ceil(total_s / WANTED_RUN_S))
+    n_jobs = math.ceil(min(n_wanted, work.divided(n_wanted).n_tasks) / workers.n_per_job)
+    tasks = work.divided(n_jobs * workers.n_per_job)
     run_s = work.run_s(n_jobs * workers.n_per_job).high
     limit_s = min(max(_rounded_up(MARGIN * run_s + START_S, MIN_LIMIT_S), MIN_LIMIT_S), MAX_LIMIT_S)
     n_cores = workers.n_cores * workers.n_per_job
@@ -125,10 +126,10 @@ def advise(work: Work, workers: PlannedWorkers) -> SlurmAdvice:
     if workers.has_gpu and not workers.given:
         advised["gpus_per_task"] = workers.n_per_job
     advised = {name: value for name, value in advised.items() if name not in workers.overruled}
-    waits = run_s == total_s * work.largest_share and work.n_files > 1
+    waits = run_s == total_s * tasks.largest_share and tasks.n_tasks > 1
     reasons = [
         f"workers: {plural(n_jobs, 'job')} {'take' if n_jobs > 1 else 'takes'} {rough_duration(run_s)}, one worker "
-        f"{rough_duration(total_s)}" + ("; one worker does the largest file alone" if waits else ""),
+        f"{rough_duration(total_s)}" + (f"; one of them does {tasks.largest} alone" if waits else ""),
         f"time: {MARGIN} times that, plus {rough_duration(START_S)} to start"
         + ("; jobs that reach their limit are replaced" if limit_s == MAX_LIMIT_S else ""),
         f"mem_per_cpu_gb: {work.memory}",

@@ -241,6 +241,7 @@ class Checkpoint(Target):
         "mlfilter_core.heads.checkpoint_formats",
         "mlfilter_core.heads.checkpoint_tensors",
         "mlfilter_core.heads.inferred_layers",
+        "mlfilter_core.heads.light_widths",
         "mlfilter_core.heads.layer_notation",
         "mlfilter_core.heads.modules",
         "mlfilter_core.heads.sequence_classifiers",
@@ -272,7 +273,10 @@ class Checkpoint(Target):
         return [kinds[i : i + 1] + content for i, content in enumerate([*files, *facts])]
 
     def try_input(self, content: bytes) -> None:
+        from mlfilter_core.errors import HeadError
+        from mlfilter_core.heads.checkpoint_files import find_head
         from mlfilter_core.heads.checkpoint_formats import load_head
+        from mlfilter_core.heads.light_widths import check_layers
 
         kind, content = content[:1], content[1:]
         if kind >= b"\3":
@@ -284,6 +288,8 @@ class Checkpoint(Target):
             return
         path = self.folder / ("x.safetensors" if kind == b"\0" else "x.pt")
         path.write_bytes(content if kind < b"\x02" else in_archive(content))
+        with suppress(HeadError):  # no layer has this width
+            check_layers("x", find_head("x", path), 3, "y.h5")
         load_head("x", path)
 
 

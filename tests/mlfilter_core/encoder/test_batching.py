@@ -86,6 +86,7 @@ class Clock:
         (lambda n: n * 3e-3, 1 << 30, UNTRIED, 1024),  # too slow to try a size twice
         (lambda n: n * 3e-3, 1024, UNTRIED, 1024),  # the same, and not known to fit
         (lambda n: 1.6 + n * 1e-3, 512, SMALLEST, 1024),  # known not to fit
+        (lambda n: n * (1e-6 if n <= 512 else 2e-6), 1 << 30, SMALLEST, UNTRIED),  # a small cache
     ],
 )
 def test_the_size_taken_is_the_smallest_of_the_fastest(
@@ -97,6 +98,17 @@ def test_the_size_taken_is_the_smallest_of_the_fastest(
     assert (found, max(clock.tried)) == (chosen, largest_tried)
     assert ("does not fit in memory" in why) == (most_tokens < SMALLEST)
     assert len(clock.tried) <= PASSES * len(set(clock.tried))
+
+
+def test_a_size_that_fits_no_more_in_a_later_pass_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(lambda n: 1e-3 + n * 1e-8, 1 << 30)
+
+    def encode(n_tokens: int) -> int | None:
+        encoded = clock.encode(n_tokens)
+        return encoded if n_tokens < 8192 or clock.tried.count(n_tokens) == 1 else None
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    assert find_max_batch_tokens(encode)[0] == 4096
 
 
 @pytest.mark.parametrize("pass_of_load", range(PASSES))

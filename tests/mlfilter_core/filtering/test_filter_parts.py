@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 from mlfilter_core.annotating.annotated_format import Compression
-from mlfilter_core.config.filtering import FilterParameters
+from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.publishing import remove_leftovers
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
+from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter, report_of
 from mlfilter_core.filtering.filter_parts import filter_in_parts, filter_part, part_outputs, parts_of
 from mlfilter_core.filtering.filter_request import FilterRequest
-from tests.mlfilter_core.filtering.conftest import Filter, surveyed
+from mlfilter_core.filtering.survey import load_survey
+from mlfilter_core.filtering.work import filter_workload
+from tests.mlfilter_core.filtering.conftest import Filter, lines_of, surveyed
 
 N = 30  # documents of a/x.jsonl
 
@@ -133,22 +135,57 @@ def test_a_source_that_changes_after_the_last_part_is_found(
     assert not list(request.output_dir.rglob("*.parts"))
 
 
+def test_where_nothing_is_kept_no_source_is_needed(parameters: Filter, annotated: Path) -> None:
+    file, request = surveyed_file(parameters(keep={"scores": {"good": {"threshold": 1e30}}}))
+    (annotated / "corpus/a/x.jsonl").unlink()
+    assert in_parts(file, 3, request).kept == 0
+
+
 def test_the_last_part_checks_the_source_also_without_a_document_of_its_own(
     parameters: Filter, annotated: Path
 ) -> None:
-    file, request = surveyed_file(parameters(keep={"scores": {"good": {"threshold": 1e30}}}))
+    best = max(lines_of(annotated / "out/annotated_data", "a/x.jsonl")[:20], key=lambda line: line["score_good"])
+    above = {"good": {"threshold": best["score_good"]}}
+    file, request = surveyed_file(parameters(keep={"scores": above}))
+    *_, last = parts_of(file, request, N)
+    assert report_of(last, request, load_survey(file, request.survey)).kept == 0
     source = annotated / "corpus/a/x.jsonl"
     status = source.stat()
     source.write_bytes(source.read_bytes().replace(b"ba", b"bo", 1))
     os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(SourceError, match=r"changed since .* was made from it"):
-        filter_part(parts_of(file, request, 3)[-1], request)
+        filter_part(last, request)
+
+
+def test_parts_of_another_compression_are_removed_once_the_file_is_finished(parameters: Filter) -> None:
+    file, request = surveyed_file(parameters())
+    filter_part(parts_of(file, request, 3)[0], request)
+    _, other = surveyed_file(parameters(compression="zstd"))
+    filter_file(file, other)
+    assert not list(request.output_dir.rglob("*.parts"))
+
+
+def test_a_division_whose_parts_are_gone_is_filtered_as_a_whole(parameters: Filter) -> None:
+    file, request = surveyed_file(parameters())
+    report = filter_in_parts(file, request)
+    assert (report.documents, len(content(request.outputs(file)[0]))) == (N, report.kept)
+    assert report.kept > 0
+
+
+def test_unfinished_parts_are_not_taken_for_files_without_annotations(
+    parameters: Filter, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, request = surveyed_file(parameters())
+    filter_part(parts_of(file, request, 3)[0], request)
+    job = FilterJob.model_validate({"params": parameters().model_dump(mode="json", exclude_none=True)})
+    filter_workload(job)
+    assert "its annotated file is gone" not in caplog.text
 
 
 def test_parts_of_a_finished_file_are_removed(parameters: Filter) -> None:
     file, request = surveyed_file(parameters())
     filter_part(parts_of(file, request, 3)[0], request)
     assert remove_leftovers(request.output_dir) == 0
+    assert list(request.output_dir.rglob("*.parts"))
     filter_file(file, request)
-    assert remove_leftovers(request.output_dir) == 1
     assert not list(request.output_dir.rglob("*.parts"))

@@ -1,5 +1,7 @@
 import argparse
 import pickle
+import tracemalloc
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +85,16 @@ def test_a_file_whose_shapes_are_not_all_known_is_left_to_the_loading(
 ) -> None:
     save(tmp_path / "head.pt")
     check(tmp_path / "head.pt", OTHER)
+
+
+def test_a_pickle_that_names_a_huge_place_takes_no_memory(tmp_path: Path) -> None:
+    pickled = b"\x80\x02}r" + (2**32 - 1).to_bytes(4, "little") + b"."  # a memo of 4 billion entries
+    with zipfile.ZipFile(tmp_path / "head.pt", "w") as archive:
+        archive.writestr("head/data.pkl", pickled)
+    tracemalloc.start()
+    check(tmp_path / "head.pt", OTHER)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
 
 
 class Code:

@@ -291,6 +291,14 @@ def test_a_device_that_only_the_nodes_may_have_is_a_warning(plan: PlanJob, write
     SlurmSettings.model_validate(settings)
 
 
+def test_a_large_file_is_work_for_several_workers(plan: PlanJob, write_lines: WriteLines) -> None:
+    write_lines("in/a.jsonl", [{"text": "a", "not read": "x" * 1000} for _ in range(20_000)])
+    nodes = PlannedWorkers(4, 1, 2, False, True, "4 Slurm jobs", {})
+    assert not any("nothing to do" in warning for warning in plan(nodes).warnings)
+    (undivided,) = [warning for warning in plan(nodes, split=False).warnings if "nothing to do" in warning]
+    assert undivided.startswith("3 of 4 workers would have nothing to do: the corpus makes 1 task, which are files")
+
+
 def test_too_little_room_is_a_problem(plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines("in/a.jsonl", [*records(100), b"{"])
     # A full disk is full for every file.

@@ -3,6 +3,7 @@ import yaml
 
 from mlfilter_core.config.execution import SlurmSettings
 from mlfilter_core.plan.estimates import Estimate
+from mlfilter_core.plan.files_to_do import Division
 from mlfilter_core.plan.plan import PlannedWorkers
 from mlfilter_core.plan.slurm_advice import Work, advise
 from mlfilter_core.plan.worker_memory import WorkerMemory
@@ -12,7 +13,8 @@ GPUS = PlannedWorkers(4, 4, 8, True, True, "1 Slurm job of 4 workers")
 
 
 def work(hours: float, n_files: int = 1000, largest_hours: float = 0.0) -> Work:
-    return Work(Estimate.exact(hours * HOUR), largest_hours / hours, n_files, WorkerMemory(10 * 2**30, "measured"))
+    division = Division(n_files, largest_hours / hours, "a.jsonl")
+    return Work(Estimate.exact(hours * HOUR), lambda n_workers: division, WorkerMemory(10 * 2**30, "measured"))
 
 
 @pytest.mark.parametrize(
