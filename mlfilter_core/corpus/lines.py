@@ -9,7 +9,6 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +125,17 @@ class SourceReader:
         except BrokenStreamError:  # reading reports it, with its place
             return b""
 
+    def skip(self, offset: int) -> None:
+        """Passes over the lines before an offset in the decompressed source, counting them; faster than `lines` does.
+
+        To be called before `lines`, which then begins at the offset.
+
+        Raises:
+            SourceError: As `lines`.
+        """
+        while self._offset < offset and (content := self._peek()):
+            self._pass_over(content[: offset - self._offset])
+
     def lines(self, max_line_bytes: int, part: Part = WHOLE) -> Iterator[Line | OverlongLine]:
         """Yields every line of the file or a part of it in order; the last one needs no line feed.
 
@@ -164,16 +174,21 @@ class SourceReader:
         is_inside = False
         while (position := self._position()) < start and (content := self._peek()):
             content = content[: start - position] if self._compression is None else content
-            self.n_lines += content.count(b"\n")
             is_inside = not content.endswith(b"\n")
-            self._offset += len(self._stream.read(len(content)))
-            self._check_expansion()
+            self._pass_over(content)
         while is_inside and (content := self._read_piece(READ_BYTES)):
             self._offset += len(content)
             self.n_lines += content.endswith(b"\n")
             is_inside = not content.endswith(b"\n")
         self.n_lines += is_inside  # a last line without line feed
         self.n_skipped = self.n_lines
+
+    def _pass_over(self, content: bytes) -> None:
+        """Takes what begins the buffer out of it."""
+        self.n_lines += content.count(b"\n")
+        self._offset += len(self._stream.read(len(content)))
+        if self._offset > self._max_bytes:
+            raise self._expanded()
 
     def _pieces(self, piece: bytes) -> Iterator[bytes]:
         while piece:
@@ -182,31 +197,31 @@ class SourceReader:
             piece = b"" if piece.endswith(b"\n") else self._read_piece(READ_BYTES)
 
     def _read_piece(self, size: int) -> bytes:
-        self._check_expansion()
-        with self._naming_broken_places():
+        if self._offset > self._max_bytes:
+            raise self._expanded()
+        try:
             return self._stream.readline(size)
+        except BrokenStreamError as error:
+            raise self._broken(error) from error
 
     def _peek(self) -> bytes:
         """Returns the content of the buffer, which is filled if it is empty; nothing at the end of the file."""
-        with self._naming_broken_places():
-            return self._stream.peek(1)
-
-    def _check_expansion(self) -> None:
-        if self._offset > self._max_bytes:
-            raise SourceError(
-                f"{self.path}:{self.n_lines + 1}: the compressed stream unpacks to more than {self._max_bytes} bytes, "
-                f"{MAX_EXPANSION} times its size, as web text never does; if its content is sound, give it decompressed"
-            )
-
-    @contextmanager
-    def _naming_broken_places(self) -> Iterator[None]:
         try:
-            yield
+            return self._stream.peek(1)
         except BrokenStreamError as error:
-            raise SourceError(
-                f"{self.path}:{self.n_lines + 1}: the compressed stream breaks off here ({error}); "
-                "download or compress the file again (nothing was written for it)"
-            ) from error
+            raise self._broken(error) from error
+
+    def _expanded(self) -> SourceError:
+        return SourceError(
+            f"{self.path}:{self.n_lines + 1}: the compressed stream unpacks to more than {self._max_bytes} bytes, "
+            f"{MAX_EXPANSION} times its size, as web text never does; if its content is sound, give it decompressed"
+        )
+
+    def _broken(self, error: BrokenStreamError) -> SourceError:
+        return SourceError(
+            f"{self.path}:{self.n_lines + 1}: the compressed stream breaks off here ({error}); "
+            "download or compress the file again (nothing was written for it)"
+        )
 
 
 def open_regular_file(path: Path) -> io.FileIO:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfilter_core.corpus.documents import BadRecordError, RecordKeys, parse_record
-from mlfilter_core.corpus.lines import Line
+from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.corpus.source_text import SourceRecord
 from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.reader import EmbeddingFile
@@ -69,6 +69,7 @@ class SourceDocuments:
         self.version = [status.st_size, status.st_mtime_ns]
         if status.st_size != self._recorded["bytes"]:
             raise self._changed()
+        self._has_begun = False
         wanted_keys = None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys))
         self._reader = open_source(self.path, wanted_keys, str(relative))
         # Rows may be longer with these keys than with those of the embedding, which the limit was for.
@@ -96,6 +97,9 @@ class SourceDocuments:
         Raises:
             SourceError: There is no record at an offset, as the source changed.
         """
+        if isinstance(self._reader, SourceReader) and not self._has_begun and len(offsets):
+            self._reader.skip(int(offsets[0]))
+        self._has_begun = True
         return map(self._next, offsets.tolist())
 
     def check_unchanged(self) -> None:

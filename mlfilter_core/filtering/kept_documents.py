@@ -54,11 +54,11 @@ def source_documents(file: TaskFile, request: FilterRequest, wanted: NDArray[np.
     with embeddings_of(file, request.survey.embeddings, request.survey.group) as embeddings:
         if embeddings.n_rows != len(wanted):
             raise AnnotationError(f"{embeddings.path} was changed since {file.path} was surveyed; annotate again")
-        provenance = provenance_of(file)
+        provenance, path = provenance_of(file), file.path
 
         def scores() -> Iterator[Record]:
             for line in _wanted_lines(file, wanted):
-                record = record_of(line, file.path)
+                record = record_of(line, path)
                 fields = provenance["columns"] if provenance else _score_fields(file, request, record)
                 yield {name: record.get(name) for name in fields}
 

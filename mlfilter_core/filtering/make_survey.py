@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,20 +78,26 @@ def _read_lines(
     """Returns what the lines contain; checks their ids where no provenance ties them to the embeddings."""
     per = None if _stored_key(request.per, embeddings) else request.per  # stored groups replace those of the lines
     ids = repeat(None) if embeddings is None or provenance_of(file) is not None else _ids(embeddings)
-    scores: list[list[float]] = []
+    scores: list[float] = []
     tokens: list[int] = []
     group: list[int] = []
     codes: dict[str, int] = {}
     present: set[str] = set()
     record: Record = {}
-    for line in lines_of(file.path):
-        record = record_of(line, file.path)
-        fields = {name: score_field(name, record, file.path) for name in request.scores}
-        present.update(name for name, field in fields.items() if field is not None)
-        scores.append([math.nan if field is None else _number(record[field]) for field in fields.values()])
+    path = file.path
+    for line in lines_of(path):
+        record = record_of(line, path)
+        for name in request.scores:
+            field = score_field(name, record, path)
+            if field is None:
+                scores.append(math.nan)
+            else:
+                scores.append(_number(record[field]))
+                present.add(name)
         tokens.append(_tokens(record.get(N_TOKENS)))
-        group.append(_code(_group(record, per), codes, file, per))
-        _check_id(record, next(ids, None), f"{file.path}:{line.number}", embeddings)
+        group.append(_code(NO_GROUP if per is None else _group(record, per), codes, file, per))
+        if (expected := next(ids, None)) is not None:
+            _check_id(record, expected, path, line.number, embeddings)
     for name in request.scores:
         if scores and name not in present:
             raise AnnotationError(
@@ -100,7 +107,7 @@ def _read_lines(
     return Survey(
         file.stem,
         request.scores,
-        np.array(scores, np.float32).reshape(len(scores), len(request.scores)),
+        np.array(scores, np.float32).reshape(len(tokens), len(request.scores)),
         np.array(tokens, np.int64),
         np.array(group, np.int32),
         tuple(codes),
@@ -139,11 +146,11 @@ def _ids(embeddings: EmbeddingFile) -> Iterator[str | None]:
     return _strings(embeddings, DOCUMENT_ID) if DOCUMENT_ID in embeddings.names() else repeat(None)
 
 
-def _check_id(record: Record, expected: str | None, place: str, embeddings: EmbeddingFile | None) -> None:
-    if expected is not None and embeddings is not None and record.get(DOCUMENT_ID, expected) != expected:
+def _check_id(record: Record, expected: str, path: Path, line: int, embeddings: EmbeddingFile | None) -> None:
+    if embeddings is not None and record.get(DOCUMENT_ID, expected) != expected:
         raise AnnotationError(
-            f'{place}: the document is "{record[DOCUMENT_ID]}", but the same row of {embeddings.path} is "{expected}"; '
-            "annotate again"
+            f'{path}:{line}: the document is "{record[DOCUMENT_ID]}", but the same row of {embeddings.path} is '
+            f'"{expected}"; annotate again'
         )
 
 
@@ -157,9 +164,7 @@ def _tokens(value: Any) -> int:
     return int(value) if is_number and 0 <= value <= MAX_TOKENS else UNKNOWN
 
 
-def _group(record: Record, per: str | None) -> str:
-    if per is None:
-        return NO_GROUP
+def _group(record: Record, per: str) -> str:
     try:
         value = find_value(record, per)
     except KeyError:

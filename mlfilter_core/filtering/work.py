@@ -62,8 +62,11 @@ class FilterWork(Work[FilterReport]):
         return *self.request.outputs(file), self.request.provenance_file(file)
 
     def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
-        split = self.params.split
-        return parts_of(file, self.request, *((n_parts, MIN_PART_ROWS) if split == "auto" else (int(split), 1)))
+        if self.params.split != "auto":
+            return parts_of(file, self.request, int(self.params.split))
+        # Where annotated lines are written as they are, to read what precedes a part takes as long as to filter it.
+        n_parts = n_parts if self.request.survey.embeddings is not None else 1
+        return parts_of(file, self.request, n_parts, MIN_PART_ROWS)
 
     def finished(self, file: TaskFile, read_content: bool) -> FilterReport | None:
         return unless_overwritten(lambda: finished_filter(file, self.request, read_content), self.params.overwrite)

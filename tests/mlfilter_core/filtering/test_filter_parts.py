@@ -18,7 +18,7 @@ from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finis
 from mlfilter_core.filtering.filter_parts import filter_in_parts, filter_part, part_outputs, parts_of
 from mlfilter_core.filtering.filter_request import FilterRequest
 from mlfilter_core.filtering.survey import load_survey
-from mlfilter_core.filtering.work import filter_workload
+from mlfilter_core.filtering.work import FilterWork, filter_workload
 from tests.mlfilter_core.filtering.conftest import Filter, lines_of, surveyed
 
 N = 30  # documents of a/x.jsonl
@@ -189,3 +189,16 @@ def test_parts_of_a_finished_file_are_removed(parameters: Filter) -> None:
     assert list(request.output_dir.rglob("*.parts"))
     filter_file(file, request)
     assert not list(request.output_dir.rglob("*.parts"))
+
+
+def test_a_job_divides_of_itself_what_takes_longer_to_write_than_to_read(
+    parameters: Filter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlfilter_core.filtering.work.MIN_PART_ROWS", 10)
+    for changes, n_parts in (({}, 3), ({"embeddings_directory": None}, 0), ({"split": False}, 0)):
+        params = parameters(**changes, overwrite=True)
+        file, request = surveyed_file(params)
+        assert len(FilterWork(params, request).divide(file, 8)) == n_parts
+    params = parameters(embeddings_directory=None, split=4)
+    file, request = surveyed_file(params)
+    assert len(FilterWork(params, request).divide(file, 1)) == 4
