@@ -18,6 +18,7 @@ from flows.running.tables import print_files, print_prose
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.wording import duration, plural
 from mlfilter_core.work import run_log
+from mlfilter_core.work.failures import describe_failures
 from mlfilter_core.work.workload import FileReport, row_of
 
 # The UI loads a table artifact as a whole; files.jsonl has all rows.
@@ -96,10 +97,9 @@ class FilesFailedError(MlfilterError):
 
     def __init__(self, report: RunReport) -> None:
         self.report = report
-        reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(report.failures.items())[:MAX_PRINTED_ROWS])
         super().__init__(
             f"{len(report.failures)} of {len(report.failures) + len(report.reports)} files failed; the others are "
-            f"finished, and a rerun does the failed ones only:\n{reasons}"
+            f"finished, and a rerun does the failed ones only:\n{describe_failures(report.failures, MAX_PRINTED_ROWS)}"
         )
 
 
@@ -108,7 +108,7 @@ class ReportError(MlfilterError):
 
     def __init__(self, report: RunReport, error: OSError) -> None:
         self.report = report
-        failed = "".join(f"\n  {name}: {reason}" for name, reason in list(report.failures.items())[:MAX_PRINTED_ROWS])
+        failed = f"\n{describe_failures(report.failures, MAX_PRINTED_ROWS)}" if report.failures else ""
         rows = report.logs / run_log.ROWS
         super().__init__(
             f"{rows} cannot be written ({error.strerror or error}); {len(report.reports)} files are "

@@ -46,6 +46,7 @@ from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.files.urls import url_of
 from mlfilter_core.wording import count, duration, plural
 from mlfilter_core.work.division import divide
+from mlfilter_core.work.failures import RepeatedFailures
 from mlfilter_core.work.run_log import RunLog, run_log
 from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload, name_of, row_of, run_in_turn
 
@@ -142,7 +143,7 @@ def _do_files(
     """Runs the tasks of files and parts of files; adds the result of each file to `reports` or `failures`."""
     n_files = len(workload.files)
     bundles, joins = Bundles(tasks, job.files_per_task, _log.debug), Joins(tasks)
-    progress = RunProgress(n_files, tasks, len(failures))
+    progress, repeated = RunProgress(n_files, tasks, len(failures)), RepeatedFailures()
     with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(tasks), record.folder) as workers:
         workers.runner.on_progress = progress.hear
         link_dashboard(workers.runner.client.dashboard_link, workload.flow)
@@ -163,7 +164,8 @@ def _do_files(
                     bundles.drop_parts(file)
                     progress.fail(file.name)
                     record.add(failed_row(file.relative, result))
-                    _log.error("%s failed: %s", file.name, result)
+                    if line := repeated.describe(file.name, result):
+                        _log.error("%s", line)
                     continue
                 bundles.learn(file, result)
                 if file.part != WHOLE and name_of(result) == file.name:

@@ -25,6 +25,7 @@ from mlfilter_core.run_report.report_figures import (
 )
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
 from mlfilter_core.wording import count, duration, number, plural, rough_number, share, size
+from mlfilter_core.work.failures import by_reason
 
 TEMPLATE = "page.html"
 # Limits of what is shown; the table of files and report.json contain everything.
@@ -215,10 +216,9 @@ def _side(facts: OutputFacts, score: str, group: str, reaches: int) -> list[Limi
 
 def _by_reason(failed: Sequence[FileFacts]) -> list[tuple[str, str, list[str]]]:
     """Returns reason, flow and names of failed files; files with the same reason together."""
-    names: dict[tuple[str, str], list[str]] = {}
-    for file in failed:
-        names.setdefault((file.reason, file.flow), []).append(file.file)
-    return [(reason, flow, own) for (reason, flow), own in names.items()][:MAX_FAILED]
+    flows = dict.fromkeys(file.flow for file in failed)
+    of_flows = {flow: by_reason((file.file, file.reason) for file in failed if file.flow == flow) for flow in flows}
+    return [(reason, flow, names) for flow, reasons in of_flows.items() for reason, names in reasons][:MAX_FAILED]
 
 
 def _scores(statistics: ScoreStatistics | None, filtered: FilterFacts | None) -> Mapping[str, Any] | None:
