@@ -108,7 +108,7 @@ class ReportError(MlfilterError):
 
     def __init__(self, report: RunReport, error: OSError) -> None:
         self.report = report
-        failed = f"\n{describe_failures(report.failures, MAX_PRINTED_ROWS)}" if report.failures else ""
+        failed = "".join(f"\n  {name}: {reason}" for name, reason in list(report.failures.items())[:MAX_PRINTED_ROWS])
         rows = report.logs / run_log.ROWS
         super().__init__(
             f"{rows} cannot be written ({error.strerror or error}); {len(report.reports)} files are "

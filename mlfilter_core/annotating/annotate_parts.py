@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 # Arbitrary: seconds of work on two cores.
 MIN_PART_ROWS = 100_000
+MOST_PARTS = 64  # a join claims all of them
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def parts_of(embeddings: TaskFile, request: AnnotateRequest, n_wanted: int, min_
         try:
             with EmbeddingFile(embeddings.path, request.group) as file:
                 n_batches = sum(1 for _ in file.slices(request.batch_size))
-                n_parts = min(n_wanted, n_batches, file.n_rows // min_rows)
+                n_parts = min(n_wanted, MOST_PARTS, n_batches, file.n_rows // min_rows)
         except (EmbeddingFileError, OSError):  # its task reports it
             return []
     return embeddings.divided(n_parts)

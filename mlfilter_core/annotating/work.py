@@ -24,7 +24,7 @@ from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.output_values import check_output_keys, joined_keys
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
-from mlfilter_core.files.part_files import n_parts_before, remove_parts
+from mlfilter_core.files.part_files import n_parts_before, remove_unclaimed_parts
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import WHOLE, TaskFile, find_files, shard
 from mlfilter_core.heads.checkpoint_files import find_head, head_digests
@@ -112,8 +112,8 @@ class AnnotateWork(Work[AnnotateReport]):
         annotate = annotate if file.part == WHOLE else annotate_part
         report = annotate(file, self.request, heads_of_process(self.params, self.request))
         if file.part == WHOLE:
-            for suffix in SUFFIXES.values():  # of a run with another compression
-                remove_parts(file.output(self.request.output_dir, suffix))
+            for suffix in SUFFIXES.values():  # of an earlier run with another compression
+                remove_unclaimed_parts(file.output(self.request.output_dir, suffix))
         return report
 
     def _check_output_keys(self, files: Sequence[TaskFile], columns: Sequence[str]) -> None:

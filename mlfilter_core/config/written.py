@@ -23,7 +23,7 @@ SPLIT = (
     "is large beside a worker's share of the work. false: none. A number: as many, as far as {limit}. Files of URLs "
     "are not divided."
 )
-Split = Literal["auto", False] | Annotated[int, Field(ge=2)]
+Split = Literal["auto", False] | Annotated[int, Field(ge=2, le=64)]
 
 
 def _with_titles_in_order(schema: dict[str, Any]) -> None:

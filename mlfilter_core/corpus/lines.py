@@ -130,6 +130,9 @@ class SourceReader:
 
         To be called before `lines`, which then begins at the offset.
 
+        Args:
+            offset: Offset of a line's first byte.
+
         Raises:
             SourceError: As `lines`.
         """

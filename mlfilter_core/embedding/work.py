@@ -183,8 +183,8 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
         *(params.input_dir, params.glob_pattern, job.params.output_dir), store.listing() if store else None
     )
     files, work = shard(files, job.local.ranks, job.local.tasks), embed_work(params)
-    sizes = [file.size() for file in files]
-    work = replace(work, is_small=0 not in sizes and sum(sizes) < MIN_TRIAL_BYTES)  # 0 where it is unknown
+    is_known = all(file.size() > 0 or not file.url for file in files)
+    work = replace(work, is_small=is_known and sum(file.size() for file in files) < MIN_TRIAL_BYTES)
     workload = Workload("embed", files, work, params.results_dir)
     return staged(workload, job, "input_dir", EmbedReport, work.made_by())
 

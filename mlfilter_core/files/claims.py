@@ -53,7 +53,11 @@ def claim(target: Path) -> Iterator[bool]:
 
 def is_claimed(target: Path) -> bool | None:
     """Returns whether a living process has claimed a file; None where this machine cannot know."""
-    lock = hidden_name(target, LOCK_SUFFIX)
+    return is_held(hidden_name(target, LOCK_SUFFIX))
+
+
+def is_held(lock: Path) -> bool | None:
+    """Returns the same for the lock file of a claim."""
     made_on = machine_of_lock(lock)
     if made_on is None:
         return False

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlfilter_core.files.claims import hidden_name
+from mlfilter_core.files.claims import LOCK_SUFFIX, hidden_name, is_held
 from mlfilter_core.files.publishing import PARTS_SUFFIX
 from mlfilter_core.files.task_files import Part
 
@@ -31,6 +31,13 @@ def do_meet(bounds: Sequence[Sequence[int]]) -> bool:
     """Returns whether the first part begins at 0, and each other one where that before it ends."""
     ends = [0, *(end for _, end in bounds)]
     return all(start == end for (start, _), end in zip(bounds, ends, strict=False))
+
+
+def remove_unclaimed_parts(output: Path) -> None:
+    """Removes the parts of an output that no run makes any more, unless another run is making one of them."""
+    folder = hidden_name(output, PARTS_SUFFIX)
+    if not any(is_held(lock) is not False for lock in folder.glob(f".*{LOCK_SUFFIX}")):
+        remove_parts(output)
 
 
 def remove_parts(output: Path) -> None:

@@ -21,7 +21,7 @@ from mlfilter_core.corpus.records import Record, parse_line
 from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.new_file import HashedFile
-from mlfilter_core.files.part_files import remove_parts
+from mlfilter_core.files.part_files import remove_unclaimed_parts
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.filter_request import FilterRequest
@@ -172,7 +172,7 @@ def remove_stale(file: TaskFile, request: FilterRequest) -> None:
     for path in (*request.stale(file), *request.stale_provenance(file)):
         path.unlink(missing_ok=True)
     for suffix in SUFFIXES.values():
-        remove_parts(file.output(request.output_dir, suffix))
+        remove_unclaimed_parts(file.output(request.output_dir, suffix))
 
 
 def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) -> FilterReport | None:

@@ -33,6 +33,7 @@ from mlfilter_core.filtering.survey import Survey, finished_survey, load_survey
 
 # Arbitrary: seconds of work.
 MIN_PART_ROWS = 100_000
+MOST_PARTS = 64  # a join claims all of them
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ def parts_of(file: TaskFile, request: FilterRequest, n_wanted: int, min_rows: in
     n_parts = n_parts_before(request.outputs(file)[0])
     if not n_parts and n_wanted > 1 and request.output_format == "jsonl":
         survey = finished_survey(file, request.survey)
-        n_parts = 0 if survey is None else min(n_wanted, survey.documents // min_rows)  # without one, its task fails
+        n_parts = (
+            0 if survey is None else min(n_wanted, MOST_PARTS, survey.documents // min_rows)
+        )  # without one, its task fails
     return file.divided(n_parts)
 
 
@@ -102,7 +105,10 @@ def filter_in_parts(file: TaskFile, request: FilterRequest) -> FilterReport:
         report = _join(file, parts, request)
     remove_parts(outputs[0])
     if report is None:
-        _log.warning("%s: its parts are not of one version of the source, and are discarded", file.relative)
+        _log.warning(
+            "%s: its parts do not make the whole, or are of several versions of the source; they are discarded",
+            file.relative,
+        )
         return filter_file(file, request)
     remove_stale(file, request)
     return report

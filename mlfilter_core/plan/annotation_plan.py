@@ -1,5 +1,6 @@
 """What an annotation job would do and need."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -151,7 +152,7 @@ def _speed(
     total_s = Estimate.exact(n_rows / trial.rows_per_s)
     memory = annotation_memory(trial.peak_bytes)
     check_memory(memory, workers, findings, "local_settings.workers")
-    work = Work(total_s, replace(files, to_do=list(rows)).divided, memory)
+    work = Work(total_s, functools.cache(replace(files, to_do=list(rows)).divided), memory)
     measured = {
         "device": trial.device,
         "documents_per_s": trial.rows_per_s,

@@ -1,5 +1,6 @@
 """The disk space and the time for embedding a corpus."""
 
+import functools
 import tempfile
 from itertools import cycle, islice
 from pathlib import Path
@@ -79,7 +80,7 @@ def embedding_speed(
         chunks = sum(piece.n_chunks for piece in sample.pieces) * loaded.encoder.dim * FLOAT32_BYTES / max(1, n_bytes)
     memory = embedding_memory(trial.peak_bytes, loaded.request.max_line_bytes, chunks)
     check_memory(memory, workers, findings, "params.max_line_bytes", "local_settings.workers")
-    work = Work(worker_s, files.divided, memory, loaded.load_s)
+    work = Work(worker_s, functools.cache(files.divided), memory, loaded.load_s)
     device = str(loaded.encoder.device)
     measured = {
         "device": device,
@@ -143,12 +144,13 @@ def _warn_of_waiting(work: Work, workers: PlannedWorkers, findings: Findings) ->
     if workers.n > tasks.n_tasks:
         findings.add_warning(
             f"{workers.n - tasks.n_tasks} of {workers.n} workers would have nothing to do: the corpus makes "
-            f"{plural(tasks.n_tasks, 'task')}, which are files, or parts of large ones; ask for fewer workers"
+            f"{plural(tasks.n_tasks, 'task')}, as large files are divided with params.split: auto alone, and small "
+            "ones are not; ask for fewer workers"
         )
     run_s = work.run_s(workers.n).value + work.start_s
     largest_s = work.total_s.value * tasks.largest_share
     if largest_s > WAITING_SHARE * run_s and tasks.n_tasks > 1 and workers.n > 1:
         findings.add_warning(
-            f"{tasks.largest} alone takes {rough_duration(largest_s)} while the other workers wait; leave "
-            "params.split at auto, or give the corpus in smaller files"
+            f"{tasks.largest} alone takes {rough_duration(largest_s)} while the other workers wait; give the "
+            "corpus in smaller files, or have it divided with params.split: auto"
         )

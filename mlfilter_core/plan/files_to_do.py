@@ -1,6 +1,7 @@
 """Which files of a job are finished, which are to do, and which outputs are of other requests."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,9 @@ class FilesToDo:
 
     def divided(self, n_workers: int) -> Division:
         """Returns the tasks that this number of workers would share."""
-        tasks = list(self.to_do) if self.work is None else divide(self.to_do, self.work, n_workers)
+        tasks = list(self.to_do)
+        with suppress(OSError):  # of an output folder that cannot be read, which is a problem of its own
+            tasks = tasks if self.work is None else divide(tasks, self.work, n_workers)
         largest = max(tasks, key=TaskFile.size)
         return Division(len(tasks), largest.size() / max(1, sum(task.size() for task in tasks)), largest.name)
 

@@ -5,15 +5,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from mlfilter_core.wording import plural
-
 N_SHOWN = 3
 
-_NUMBER = re.compile(r"\d+")
+MAX_COMPARED = 2000  # characters of a reason
+
+_PART = re.compile(r" \(\d+ of \d+\)$")
+_PLACE = re.compile(r":\d+")
+_COUNTS = re.compile(r"\b\d+ of \d+\b")
 
 
 def same_reason(name: str, reason: str) -> str:
-    """Returns a reason such that it is the same for files that differ in their names and in numbers alone.
+    """Returns a reason such that it is the same for files that differ in their names, lines and counts alone.
 
     Args:
         name: Name of the file or part.
@@ -21,11 +23,12 @@ def same_reason(name: str, reason: str) -> str:
 
     Example: `a/x.jsonl` and `/corpus/a/x.jsonl:7: no "text"` give `FILE no "text"`.
     """
-    relative = name.partition(" (")[0]
+    relative = _PART.sub("", name)
     stem = PurePosixPath(relative).name.partition(".")[0]
-    for named in (relative, f"{stem}.") if stem else ():
-        reason = re.sub(rf"\S*{re.escape(named)}\S*", "FILE", reason)
-    return _NUMBER.sub("N", reason)
+    named = [re.escape(relative), *([rf"{re.escape(stem)}\."] if stem else [])]
+    is_file = re.compile(rf"(^|[/'\"(])({'|'.join(named)})")
+    words = ["FILE" if is_file.search(word) else word for word in reason[:MAX_COMPARED].split(" ")]
+    return _COUNTS.sub("N of N", _PLACE.sub(":N", " ".join(words)))
 
 
 def by_reason(failures: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
@@ -41,17 +44,18 @@ def by_reason(failures: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]
 
 
 def describe_failures(failures: Mapping[str, str], most: int) -> str:
-    """Returns a line for each reason, with the first of its files and how many more there are.
+    """Returns a line for each of the first files that failed for a reason, and how many more there are.
 
     Args:
         failures: Reasons by the names of the files.
         most: Most lines.
     """
-    reasons = by_reason(failures.items())
-    others = [f" and {len(names) - 1:,} more" if len(names) > 1 else "" for _, names in reasons]
-    lines = [f"  {names[0]}{more}: {reason}" for (reason, names), more in zip(reasons, others, strict=True)]
-    left = [f"  and {plural(len(lines) - most, 'more reason')}; the report has all"] if len(lines) > most else []
-    return "\n".join(lines[:most] + left)
+    lines: list[str] = []
+    for _, names in by_reason(failures.items()):
+        lines += [f"  {name}: {failures[name]}" for name in names[:N_SHOWN]]
+        if len(names) > N_SHOWN:
+            lines.append(f"  and {len(names) - N_SHOWN:,} more for the same reason")
+    return "\n".join(lines[:most] + (["  and others"] if len(lines) > most else []))
 
 
 class RepeatedFailures:

@@ -12,7 +12,7 @@ from mlfilter_core.annotating.annotated_format import Compression
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.errors import SourceError
-from mlfilter_core.files.publishing import remove_leftovers
+from mlfilter_core.files.publishing import claim_outputs, remove_leftovers
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter, report_of
 from mlfilter_core.filtering.filter_parts import filter_in_parts, filter_part, part_outputs, parts_of
@@ -131,7 +131,7 @@ def test_a_source_that_changes_after_the_last_part_is_found(
     source.write_bytes(source.read_bytes().replace(b"ba", b"bo", 1))
     with pytest.raises(SourceError, match=r"changed since .* was made from it"):
         filter_in_parts(file, request)
-    assert "its parts are not of one version of the source" in caplog.text
+    assert "its parts do not make the whole, or are of several versions of the source" in caplog.text
     assert not list(request.output_dir.rglob("*.parts"))
 
 
@@ -163,6 +163,16 @@ def test_parts_of_another_compression_are_removed_once_the_file_is_finished(para
     _, other = surveyed_file(parameters(compression="zstd"))
     filter_file(file, other)
     assert not list(request.output_dir.rglob("*.parts"))
+
+
+def test_parts_that_another_run_makes_stay(parameters: Filter) -> None:
+    file, request = surveyed_file(parameters())
+    first, second, _ = parts_of(file, request, 3)
+    filter_part(first, request)
+    with claim_outputs(*part_outputs(second, request)):
+        filter_file(file, request)
+        filter_part(second, request)
+    assert list(request.output_dir.rglob("*.parts"))
 
 
 def test_a_division_whose_parts_are_gone_is_filtered_as_a_whole(parameters: Filter) -> None:

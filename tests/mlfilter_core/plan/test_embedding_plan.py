@@ -296,7 +296,7 @@ def test_a_large_file_is_work_for_several_workers(plan: PlanJob, write_lines: Wr
     nodes = PlannedWorkers(4, 1, 2, False, True, "4 Slurm jobs", {})
     assert not any("nothing to do" in warning for warning in plan(nodes).warnings)
     (undivided,) = [warning for warning in plan(nodes, split=False).warnings if "nothing to do" in warning]
-    assert undivided.startswith("3 of 4 workers would have nothing to do: the corpus makes 1 task, which are files")
+    assert undivided.startswith("3 of 4 workers would have nothing to do: the corpus makes 1 task, as large files")
 
 
 def test_too_little_room_is_a_problem(plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
