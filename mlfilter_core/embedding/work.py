@@ -126,10 +126,7 @@ class EmbedWork(Work[EmbedReport]):
 
         params, request = self.params, self.request
         embeddings, rejects = self._embeddings(file), self._rejects(file)
-        encoder = _encoder(
-            *(request.model, request.encoder, params.device, params.batch_token_limit, params.torch_compile),
-            has_trial=not self.is_small,
-        )
+        encoder = self.encoder()
         if file.part != WHOLE:
             return embed_part(file, embeddings.path, request, encoder)
         embed = embed_in_parts if n_parts_before(embeddings.path) else embed_file
@@ -142,6 +139,14 @@ class EmbedWork(Work[EmbedReport]):
         embedded = self._finished(file, None, read_content=True)
         embedded = embedded or embed(file, embeddings.path, rejects, request, encoder)
         return annotate_embedded(embedded, embeddings, self.annotation, heads)
+
+    def encoder(self) -> "Encoder":
+        """Returns the encoder of the job, which is loaded once in a process."""
+        params = self.params
+        return _encoder(
+            *(self.request.model, self.request.encoder, params.device, params.batch_token_limit),
+            *(params.torch_compile, not self.is_small),
+        )
 
     def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
         """Checks the disk space for the embeddings alone, of half the documents that the bytes on disk suggest."""

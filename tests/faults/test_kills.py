@@ -49,10 +49,7 @@ class CountingWork(EmbedWork):
     """Records the number of encoded documents in a file that outlives the workers."""
 
     def run(self, file: TaskFile) -> EmbedReport:
-        encoder = embed_work_module._encoder(
-            *(self.request.model, self.request.encoder, self.params.device),
-            *(self.params.batch_token_limit, self.params.torch_compile),
-        )
+        encoder = self.encoder()
         if "encode" not in vars(encoder):
             encode, log = encoder.encode, self.params.output_dir / "encoded"
 
