@@ -20,6 +20,7 @@ from mlfilter_core.embedding_store.output_values import OutputValues
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError
 from mlfilter_core.files.new_file import HashedFile
+from mlfilter_core.files.part_files import SOURCE_VERSION
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.heads.scores import ScoreColumns, Values
@@ -29,7 +30,8 @@ from mlfilter_core.work.progress import Progress, ProgressTeller
 if TYPE_CHECKING:
     from mlfilter_core.heads.head import Head
 
-ROWS, SOURCE_VERSION = OF_PARTS = ("rows", "source_version")  # in the provenance of parts alone
+ROWS = "rows"
+OF_PARTS = (ROWS, SOURCE_VERSION)  # in the provenance of parts alone
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from mlfilter_core.annotating.annotate_file import (
     OF_PARTS,
     ROWS,
-    SOURCE_VERSION,
     annotate_file,
     report_of,
     write_scored,
@@ -31,8 +29,15 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.new_file import HashedFile, append_file
-from mlfilter_core.files.part_files import do_meet, n_parts_before, part_file, remove_parts
-from mlfilter_core.files.publishing import claim_outputs, publish, publish_json
+from mlfilter_core.files.part_files import (
+    MOST_PARTS,
+    SOURCE_VERSION,
+    do_meet,
+    make_and_join,
+    n_parts_before,
+    part_file,
+)
+from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.tallies.score_statistics import read_score_statistics, write_score_statistics
 from mlfilter_core.work.same_request import differing_fields
@@ -42,7 +47,6 @@ if TYPE_CHECKING:
 
 # Arbitrary: seconds of work on two cores.
 MIN_PART_ROWS = 100_000
-MOST_PARTS = 64  # a join claims all of them
 
 _log = logging.getLogger(__name__)
 
@@ -103,12 +107,13 @@ def annotate_in_parts(embeddings: TaskFile, request: AnnotateRequest, heads: lis
         HeadError, AnnotationError, SourceError, OSError: As `annotate_file`.
     """
     parts = parts_of(embeddings, request, 1)
-    with ExitStack() as claims:  # until they are joined, so that no other run replaces them by parts of its request
-        for part in parts:
-            claims.enter_context(claim_outputs(*part_outputs(part, request)))
-            annotate_part(part, request, heads)
-        report = _join(embeddings, parts, request)
-    remove_parts(request.output(embeddings))
+    report = make_and_join(
+        request.output(embeddings),
+        parts,
+        lambda part: part_outputs(part, request),
+        lambda part: annotate_part(part, request, heads),
+        lambda: _join(embeddings, parts, request),
+    )
     if report is None:
         _log.warning("%s: its parts do not make the whole, and are discarded", embeddings.relative)
         return annotate_file(embeddings, request, heads)
@@ -121,7 +126,7 @@ def _join(embeddings: TaskFile, parts: Sequence[TaskFile], request: AnnotateRequ
     output = request.output(embeddings)
     outputs = [part_outputs(part, request) for part in parts]
     made = [json.loads(provenance.read_bytes()) for _, provenance in outputs]
-    if not made or not _are_all(embeddings, made, request):
+    if not _are_all(embeddings, made, request):
         return None
     whole = _joined(made)
     if whole["documents"] in whole["missing_values"].values():

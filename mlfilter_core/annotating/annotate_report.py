@@ -1,13 +1,13 @@
 """The report of an annotated file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from mlfilter_core.annotating.annotated_format import first_lines
 from mlfilter_core.files.urls import url_of
-from mlfilter_core.work.workload import ReportDefaults, time_of_parts
+from mlfilter_core.work.workload import ReportDefaults
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ class AnnotateReport(ReportDefaults):
     seconds: float = 0.0
     worker: str = ""
     started: float = 0.0
-
-    def with_parts(self, parts: "Sequence[AnnotateReport]") -> Self:
-        """Returns the report of a joined file, with what its parts took in this run."""
-        new = [part for part in parts if part.status == "annotated"]
-        return replace(self, **time_of_parts(new)) if new else self
 
     @staticmethod
     def remarks_on(reports: "Sequence[AnnotateReport]") -> list[str]:

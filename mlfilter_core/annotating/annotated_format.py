@@ -13,6 +13,8 @@ from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
 from mlfilter_core.corpus.source_text import Parts, joined
+from mlfilter_core.files.part_files import remove_unclaimed_parts
+from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.files.zstd import zstd
 
 Compression = Literal["gzip", "zstd"] | None
@@ -31,6 +33,12 @@ def provenance_path(folder: Path, relative: str) -> Path:
         relative: The annotated file, relative to it.
     """
     return folder / PROVENANCE_FOLDER / f"{relative}.json"
+
+
+def remove_leftover_parts(file: TaskFile, folder: Path) -> None:
+    """Removes the parts of a finished output, of any compression, unless another run is making one of them."""
+    for suffix in SUFFIXES.values():
+        remove_unclaimed_parts(file.output(folder, suffix))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from mlfilter_core.annotating.annotate_parts import (
 )
 from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_annotation
-from mlfilter_core.annotating.annotated_format import SUFFIXES
+from mlfilter_core.annotating.annotated_format import remove_leftover_parts
 from mlfilter_core.annotating.staged_heads import with_staged_heads
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
 from mlfilter_core.embedding_store.fingerprint import OneEncoder, fingerprint
@@ -24,7 +24,7 @@ from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.output_values import check_output_keys, joined_keys
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
-from mlfilter_core.files.part_files import n_parts_before, remove_unclaimed_parts
+from mlfilter_core.files.part_files import n_parts_before
 from mlfilter_core.files.publishing import unless_overwritten
 from mlfilter_core.files.task_files import WHOLE, TaskFile, find_files, shard
 from mlfilter_core.heads.checkpoint_files import find_head, head_digests
@@ -112,8 +112,7 @@ class AnnotateWork(Work[AnnotateReport]):
         annotate = annotate if file.part == WHOLE else annotate_part
         report = annotate(file, self.request, heads_of_process(self.params, self.request))
         if file.part == WHOLE:
-            for suffix in SUFFIXES.values():  # of an earlier run with another compression
-                remove_unclaimed_parts(file.output(self.request.output_dir, suffix))
+            remove_leftover_parts(file, self.request.output_dir)
         return report
 
     def _check_output_keys(self, files: Sequence[TaskFile], columns: Sequence[str]) -> None:

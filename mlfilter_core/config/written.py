@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from mlfilter_core.errors import in_one_line
+from mlfilter_core.files.part_files import MOST_PARTS
 from mlfilter_core.files.urls import check_url, refuse_url, url_of
 
 SPLIT = (
@@ -23,7 +24,7 @@ SPLIT = (
     "is large beside a worker's share of the work. false: none. A number: as many, as far as {limit}. Files of URLs "
     "are not divided."
 )
-Split = Literal["auto", False] | Annotated[int, Field(ge=2, le=64)]
+Split = Literal["auto", False] | Annotated[int, Field(ge=2, le=MOST_PARTS)]
 
 
 def _with_titles_in_order(schema: dict[str, Any]) -> None:

@@ -72,6 +72,7 @@ class ParquetSource:
         self.n_lines = 0
         self.n_skipped = 0
         self._sha256 = ""
+        self._first_group = 0
         self._file = open_regular_file(path)
         self._size = os.fstat(self._file.fileno()).st_size
         try:
@@ -122,6 +123,13 @@ class ParquetSource:
         """Names and types of all columns, without partition keys."""
         return self._schema
 
+    def skip(self, offset: int) -> None:
+        """Passes over the row groups before that of an offset.
+
+        To be called before `lines`, which then begins with that row group.
+        """
+        self._first_group = offset // ROWS_PER_GROUP
+
     def lines(self, max_line_bytes: int, part: Part = WHOLE) -> Iterator[Line | OverlongLine]:
         """Yields every row in order, as JSON; its offset is its row group times `ROWS_PER_GROUP`, plus its row there.
 
@@ -159,6 +167,7 @@ class ParquetSource:
             raise SourceError(f"{self.path}: its footer states {min(sizes)} rows in a row group; {DAMAGED}")
         ends = list(itertools.accumulate(sizes, initial=0))
         start, stop = (bisect_left(ends, row) for row in part.bounds(ends[-1]))
+        start = max(start, min(self._first_group, len(sizes)))
         self.n_lines = self.n_skipped = ends[start]
         return range(start, len(sizes) if part.is_last else stop)
 

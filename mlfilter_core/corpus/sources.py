@@ -33,7 +33,7 @@ class Source(Protocol):
 
     @property
     def n_skipped(self) -> int:
-        """Records before the part that is read; 0 for a whole file."""
+        """Records before the part that is read, or that were passed over; 0 for a whole file."""
 
     @property
     def n_bytes(self) -> int:
@@ -54,6 +54,18 @@ class Source(Protocol):
     @property
     def is_columnar(self) -> bool:
         """Whether records have only the wanted keys, so that their length depends on what is wanted."""
+
+    def skip(self, offset: int) -> None:
+        """Passes over records before an offset of `lines`, as far as that is faster than to read them.
+
+        To be called before `lines`, which then begins there, or earlier.
+
+        Args:
+            offset: Offset of a record.
+
+        Raises:
+            SourceError: As `lines`.
+        """
 
     def lines(self, max_line_bytes: int, part: Part = WHOLE) -> Iterator[Line | OverlongLine]:
         """Yields each record of the file, or of a part of it, as one line of JSON.

@@ -25,8 +25,8 @@ from mlfilter_core.embedding_store.writer import EmbeddingWriter
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.claims import hidden_name
 from mlfilter_core.files.new_file import append_file, open_new
-from mlfilter_core.files.part_files import do_meet, n_parts_before, part_file, remove_parts
-from mlfilter_core.files.publishing import COMMITTED_SUFFIX, claim_outputs, publish
+from mlfilter_core.files.part_files import do_meet, make_and_join, n_parts_before, part_file
+from mlfilter_core.files.publishing import COMMITTED_SUFFIX, publish
 from mlfilter_core.files.task_files import Part, TaskFile
 from mlfilter_core.tallies.histogram import read_histogram, total, write_histogram
 from mlfilter_core.versions import library_versions
@@ -90,12 +90,13 @@ def embed_in_parts(
         SourceError, OSError: As `embed_file`.
     """
     parts = parts_of(source, output, 1)
-    with ExitStack() as claims:  # until they are joined, so that no other run replaces them by parts of its request
-        for part in parts:
-            claims.enter_context(claim_outputs(*part_outputs(output, part.part)))
-            embed_part(part, output, request, encoder)
-        report = _join(source, parts, output, rejects, request, encoder)
-    remove_parts(output)
+    report = make_and_join(
+        output,
+        parts,
+        lambda part: part_outputs(output, part.part),
+        lambda part: embed_part(part, output, request, encoder),
+        lambda: _join(source, parts, output, rejects, request, encoder),
+    )
     if report is None:
         _log.warning("%s: its parts do not meet, and are discarded; the whole file is embedded", source.relative)
         return embed_file(source, output, rejects, request, encoder)
@@ -114,7 +115,7 @@ def _join(
     started = time.monotonic()
     outputs = [part_outputs(output, part.part) for part in parts]
     made = [_provenance(path, request.group) for path, _ in outputs]
-    if not made or not _are_of_one_source(made):
+    if not _are_of_one_source(made):
         return None
     counts = _sums(made)
     bad_lines = [path for _, path in outputs if path.exists()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 from mlfilter_core.wording import plural
-from mlfilter_core.work.workload import ReportDefaults, time_of_parts
+from mlfilter_core.work.workload import ReportDefaults, made_in_this_run, time_of_parts
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class EmbedReport(ReportDefaults):
 
     def with_parts(self, parts: "Sequence[EmbedReport]") -> Self:
         """Returns the report of a joined file, with what its parts took in this run."""
-        new = [part for part in parts if part.status == "embedded"]
+        new = made_in_this_run(parts)
         if not new:
             return self
         waited: Counter[str] = Counter()

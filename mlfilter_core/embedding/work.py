@@ -188,10 +188,19 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
         *(params.input_dir, params.glob_pattern, job.params.output_dir), store.listing() if store else None
     )
     files, work = shard(files, job.local.ranks, job.local.tasks), embed_work(params)
-    is_known = all(file.size() > 0 or not file.url for file in files)
-    work = replace(work, is_small=is_known and sum(file.size() for file in files) < MIN_TRIAL_BYTES)
+    work = replace(work, is_small=_is_small(files))
     workload = Workload("embed", files, work, params.results_dir)
     return staged(workload, job, "input_dir", EmbedReport, work.made_by())
+
+
+def _is_small(files: Sequence[TaskFile]) -> bool:
+    """Returns whether a corpus is too small for a trial; looks at no more files than show that it is not."""
+    n_bytes = 0
+    for file in files:
+        n_bytes += file.size()
+        if n_bytes >= MIN_TRIAL_BYTES or (file.url and not file.size()):  # of unknown size
+            return False
+    return True
 
 
 def embed_work(params: EmbeddingPipelineParameters) -> EmbedWork:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfilter_core.corpus.documents import BadRecordError, RecordKeys, parse_record
-from mlfilter_core.corpus.lines import Line, SourceReader
+from mlfilter_core.corpus.lines import Line
 from mlfilter_core.corpus.source_text import SourceRecord
 from mlfilter_core.corpus.sources import Source, open_source
 from mlfilter_core.embedding_store.reader import EmbeddingFile
@@ -97,7 +97,7 @@ class SourceDocuments:
         Raises:
             SourceError: There is no record at an offset, as the source changed.
         """
-        if isinstance(self._reader, SourceReader) and not self._has_begun and len(offsets):
+        if not self._has_begun and len(offsets):
             self._reader.skip(int(offsets[0]))
         self._has_begun = True
         return map(self._next, offsets.tolist())

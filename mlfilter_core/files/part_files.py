@@ -5,12 +5,19 @@ They are there until the joined output is complete, so that no kill loses them.
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 from mlfilter_core.files.claims import LOCK_SUFFIX, hidden_name, is_held
-from mlfilter_core.files.publishing import PARTS_SUFFIX
-from mlfilter_core.files.task_files import Part
+from mlfilter_core.files.publishing import PARTS_SUFFIX, claim_outputs
+from mlfilter_core.files.task_files import Part, TaskFile
+
+Joined = TypeVar("Joined")
+
+MOST_PARTS = 64  # of a file: `make_and_join` claims all of them
+SOURCE_VERSION = "source_version"  # key in the provenance of parts alone: the source that they were joined with
 
 _PART_NAME = re.compile(r"\.?[0-9]+-of-([0-9]+)\.")
 
@@ -31,6 +38,36 @@ def do_meet(bounds: Sequence[Sequence[int]]) -> bool:
     """Returns whether the first part begins at 0, and each other one where that before it ends."""
     ends = [0, *(end for _, end in bounds)]
     return all(start == end for (start, _), end in zip(bounds, ends, strict=False))
+
+
+def make_and_join(
+    output: Path,
+    parts: Sequence[TaskFile],
+    outputs_of: Callable[[TaskFile], Sequence[Path]],
+    make: Callable[[TaskFile], object],
+    join: Callable[[], Joined | None],
+) -> Joined | None:
+    """Makes the parts that are missing, joins all, and removes them.
+
+    They are claimed until they are joined, so that no other run replaces them by parts of its request.
+
+    Args:
+        output: The output of the whole file.
+        parts: The parts of the file; none where they are gone.
+        outputs_of: Returns the files of a part.
+        make: Makes these unless they are finished.
+        join: Joins the parts; returns None where they do not make the whole.
+
+    Returns:
+        Result of `join`; None where there are no parts.
+    """
+    with ExitStack() as claims:
+        for part in parts:
+            claims.enter_context(claim_outputs(*outputs_of(part)))
+            make(part)
+        joined = join() if parts else None
+    remove_parts(output)
+    return joined
 
 
 def remove_unclaimed_parts(output: Path) -> None:

@@ -8,20 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, Self
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.annotating.annotated_format import SUFFIXES, compressed
+from mlfilter_core.annotating.annotated_format import compressed, remove_leftover_parts
 from mlfilter_core.config.filtering import SCORE_PREFIX
 from mlfilter_core.corpus.documents import BadRecordError
 from mlfilter_core.corpus.records import Record, parse_line
 from mlfilter_core.errors import AnnotationError, OutputConflictError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.new_file import HashedFile
-from mlfilter_core.files.part_files import remove_unclaimed_parts
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.filter_request import FilterRequest
@@ -33,7 +32,7 @@ from mlfilter_core.filtering.survey import Survey, check_unchanged, load_survey
 from mlfilter_core.filtering.thresholds import describe_rank
 from mlfilter_core.wording import share
 from mlfilter_core.work.same_request import REPLACE, check_same_request
-from mlfilter_core.work.workload import ReportDefaults, time_of_parts
+from mlfilter_core.work.workload import ReportDefaults
 
 _log = logging.getLogger(__name__)
 
@@ -77,11 +76,6 @@ class FilterReport(ReportDefaults):
     seconds: float = 0.0
     worker: str = ""
     started: float = 0.0
-
-    def with_parts(self, parts: "Sequence[FilterReport]") -> Self:
-        """Returns the report of a joined file, with what its parts took in this run."""
-        new = [part for part in parts if part.status == "filtered"]
-        return replace(self, **time_of_parts(new)) if new else self
 
     @staticmethod
     def remarks_on(reports: "Sequence[FilterReport]") -> list[str]:
@@ -171,8 +165,7 @@ def remove_stale(file: TaskFile, request: FilterRequest) -> None:
     """Removes what other requests made of a file: there are only parts, unless the job overwrites."""
     for path in (*request.stale(file), *request.stale_provenance(file)):
         path.unlink(missing_ok=True)
-    for suffix in SUFFIXES.values():
-        remove_unclaimed_parts(file.output(request.output_dir, suffix))
+    remove_leftover_parts(file, request.output_dir)
 
 
 def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) -> FilterReport | None:

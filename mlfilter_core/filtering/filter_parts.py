@@ -13,11 +13,10 @@ from typing import Any
 
 import orjson
 
-from mlfilter_core.annotating.annotate_file import SOURCE_VERSION
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.new_file import HashedFile, append_file
-from mlfilter_core.files.part_files import n_parts_before, part_file, remove_parts
-from mlfilter_core.files.publishing import claim_outputs, publish, publish_json
+from mlfilter_core.files.part_files import MOST_PARTS, SOURCE_VERSION, make_and_join, n_parts_before, part_file
+from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.filter_file import (
     FilterReport,
@@ -30,10 +29,10 @@ from mlfilter_core.filtering.filter_file import (
 from mlfilter_core.filtering.filter_request import FilterRequest
 from mlfilter_core.filtering.kept_documents import source_version
 from mlfilter_core.filtering.survey import Survey, finished_survey, load_survey
+from mlfilter_core.work.same_request import differing_fields
 
 # Arbitrary: seconds of work.
 MIN_PART_ROWS = 100_000
-MOST_PARTS = 64  # a join claims all of them
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +50,8 @@ def parts_of(file: TaskFile, request: FilterRequest, n_wanted: int, min_rows: in
     """
     n_parts = n_parts_before(request.outputs(file)[0])
     if not n_parts and n_wanted > 1 and request.output_format == "jsonl":
-        survey = finished_survey(file, request.survey)
-        n_parts = (
-            0 if survey is None else min(n_wanted, MOST_PARTS, survey.documents // min_rows)
-        )  # without one, its task fails
+        survey = finished_survey(file, request.survey)  # without one, its task fails
+        n_parts = 0 if survey is None else min(n_wanted, MOST_PARTS, survey.documents // min_rows)
     return file.divided(n_parts)
 
 
@@ -72,17 +69,10 @@ def filter_part(file: TaskFile, request: FilterRequest) -> FilterReport:
         AnnotationError, SourceError, SurveyMissingError, OSError: As `filter_file`.
     """
     started = time.monotonic()
-    *outputs, provenance = part_outputs(file, request)
     survey = load_survey(file, request.survey)
     report = report_of(file, request, survey)
-    if _finished_part(file, request, survey) is not None:
+    if not _make_part(file, request, survey):
         return replace(report, status="skipped")
-    is_read = request.write_dropped or request.thresholds.kept(survey).any()
-    version = source_version(file, request) if is_read else None
-    with ExitStack() as stack:
-        targets = [stack.enter_context(publish(path)) for path in outputs]
-        made = provenance_of_filtered(request, survey, report, write_kept(targets, file, request, survey))
-        publish_json(provenance, {**made, SOURCE_VERSION: version})
     return replace(report, seconds=time.monotonic() - started)
 
 
@@ -97,13 +87,14 @@ def filter_in_parts(file: TaskFile, request: FilterRequest) -> FilterReport:
         AnnotationError, SourceError, SurveyMissingError, OSError: As `filter_file`.
     """
     parts = parts_of(file, request, 1)
-    outputs = request.outputs(file)
-    with ExitStack() as claims:  # until they are joined, so that no other run replaces them by parts of its request
-        for part in parts:
-            claims.enter_context(claim_outputs(*part_outputs(part, request)))
-            filter_part(part, request)
-        report = _join(file, parts, request)
-    remove_parts(outputs[0])
+    survey = load_survey(file, request.survey)
+    report = make_and_join(
+        request.outputs(file)[0],
+        parts,
+        lambda part: part_outputs(part, request),
+        lambda part: _make_part(part, request, survey),
+        lambda: _join(file, parts, request, survey),
+    )
     if report is None:
         _log.warning(
             "%s: its parts do not make the whole, or are of several versions of the source; they are discarded",
@@ -114,15 +105,29 @@ def filter_in_parts(file: TaskFile, request: FilterRequest) -> FilterReport:
     return report
 
 
-def _join(file: TaskFile, parts: Sequence[TaskFile], request: FilterRequest) -> FilterReport | None:
+def _make_part(file: TaskFile, request: FilterRequest, survey: Survey) -> bool:
+    """Filters a part of a file, unless that was done; returns whether it was not."""
+    if _finished_part(file, request, survey) is not None:
+        return False
+    *outputs, provenance = part_outputs(file, request)
+    is_read = request.write_dropped or request.thresholds.kept(survey).any()
+    version = source_version(file, request) if is_read else None
+    with ExitStack() as stack:
+        targets = [stack.enter_context(publish(path)) for path in outputs]
+        identities = write_kept(targets, file, request, survey)
+        made = provenance_of_filtered(request, survey, report_of(file, request, survey), identities)
+        publish_json(provenance, {**made, SOURCE_VERSION: version})
+    return True
+
+
+def _join(file: TaskFile, parts: Sequence[TaskFile], request: FilterRequest, survey: Survey) -> FilterReport | None:
     """Writes the outputs from those of the parts; returns None where these do not make the whole."""
     started = time.monotonic()
     outputs = request.outputs(file)
-    survey = load_survey(file, request.survey)
     made = [_finished_part(part, request, survey) for part in parts]
     versions = [each and each[SOURCE_VERSION] for each in made]
     # Only the last part is compared with the digest of the source.
-    if not parts or None in made or any(version != versions[-1] for version in versions):
+    if None in made or any(version != versions[-1] for version in versions):
         return None
     report = report_of(file, request, survey)
     with ExitStack() as stack:
@@ -140,10 +145,10 @@ def _join(file: TaskFile, parts: Sequence[TaskFile], request: FilterRequest) -> 
 def _finished_part(file: TaskFile, request: FilterRequest, survey: Survey) -> dict[str, Any] | None:
     """Returns the provenance of a part that is finished by the same request, and was not changed."""
     *outputs, provenance = part_outputs(file, request)
-    asked = orjson.loads(orjson.dumps([request.provenance(survey.groups), survey.groups, survey.annotated]))
     try:
         made: dict[str, Any] = orjson.loads(provenance.read_bytes())
-        is_ours = [made["request"], made["groups"], made["annotated"]] == asked
+        is_ours = not differing_fields(made["request"], request.provenance(survey.groups))
+        is_ours = is_ours and (made["groups"], made["annotated"]) == (list(survey.groups), survey.annotated)
         written = zip(outputs, (made["output"], made["dropped"]), strict=False)
         is_ours = is_ours and all(is_same_file(path, identity, read_content=True) for path, identity in written)
         return made if is_ours else None

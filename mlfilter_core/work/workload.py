@@ -70,14 +70,15 @@ class FileReport(Protocol):
 
 
 class ReportDefaults:
-    """The defaults of a file report: no parts, no remarks, no sample, no special columns."""
+    """The defaults of a file report: no remarks, no sample, no special columns."""
 
     NO_COLUMNS: ClassVar[Sequence[str]] = ()
     SPREAD: ClassVar[Sequence[str]] = ()
 
     def with_parts(self, parts: Sequence[Any]) -> Self:
-        """Returns the report: its file has no parts."""
-        return self
+        """Returns the report with the time that its parts took in this run, if any was made in it."""
+        new = made_in_this_run(parts)
+        return replace(self, **time_of_parts(new)) if new else self  # type: ignore[type-var]
 
     @staticmethod
     def remarks_on(reports: Sequence[Any]) -> list[str]:
@@ -228,6 +229,11 @@ def run_in_turn(files: Sequence[TaskFile], work: Work[Report]) -> list[Report]:
     if failures:
         raise SomeFilesFailedError(reports, failures)
     return reports
+
+
+def made_in_this_run(parts: Sequence[Report]) -> list[Report]:
+    """Returns the reports of the parts that were not finished before."""
+    return [part for part in parts if part.status != SKIPPED]
 
 
 def time_of_parts(parts: Sequence[FileReport]) -> dict[str, Any]:

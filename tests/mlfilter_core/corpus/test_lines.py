@@ -238,6 +238,21 @@ def test_a_missing_file_is_said_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", EVERY_COMPRESSION)
+def test_lines_before_an_offset_are_passed_over(tmp_path: Path, suffix: str) -> None:
+    content = b"\xef\xbb\xbffirst\r\n\n" + b"\n".join(b"x" * n for n in (2, 3 << 20, 0, 5, 2 << 20, 7))
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(EVERY_COMPRESSION[suffix](content))
+    with SourceReader(path) as reader:
+        whole = [line for line in reader.lines(4 << 20) if isinstance(line, Line)]
+        sha256 = reader.sha256
+    for i, line in enumerate(whole):
+        with SourceReader(path) as reader:
+            reader.skip(line.offset)
+            assert list(reader.lines(4 << 20)) == whole[i:]
+            assert (reader.n_lines, reader.sha256) == (len(whole), sha256)
+
+
+@pytest.mark.parametrize("suffix", EVERY_COMPRESSION)
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
 def test_each_line_is_in_one_part(tmp_path: Path, suffix: str, end: bytes) -> None:
     rng = random.Random(7)

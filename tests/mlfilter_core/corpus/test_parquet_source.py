@@ -376,6 +376,20 @@ def test_a_position_without_a_row_is_an_error(tmp_path: Path, position: int) -> 
         list(source.rows_at(np.array([0, position])))
 
 
+@pytest.mark.parametrize("row", [0, 1, 6, 7, 30, 49])
+def test_row_groups_before_an_offset_are_passed_over(tmp_path: Path, row: int) -> None:
+    path = write(tmp_path / "x.parquet", [{"text": str(i)} for i in range(50)], row_group_size=7)
+    with open_source(path) as source:
+        whole = list(source.lines(1000))
+    with open_source(path) as other:
+        other.skip(whole[row].offset)
+        assert list(other.lines(1000)) == whole[row // 7 * 7 :]
+        assert (other.n_lines, other.sha256, other.n_bytes) == (50, source.sha256, path.stat().st_size)
+    with open_source(path) as other:
+        other.skip(99 * ROWS_PER_GROUP)
+        assert list(other.lines(1000)) == []
+
+
 def test_each_row_group_is_in_one_part(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", [{"text": str(i)} for i in range(50)], row_group_size=7)
 
