@@ -121,8 +121,8 @@ def start() -> Iterator[StartFlow]:
 
 
 def is_embedding(folder: Path) -> bool:
-    """Returns whether a worker is in the middle of a file."""
-    return any(folder.rglob("*.part"))
+    """Returns whether a worker is in the middle of a file; the flow itself writes other files with that suffix."""
+    return any(folder.rglob(".*.h5.*.part"))
 
 
 def n_rows(folder: Path) -> dict[str, int]:
