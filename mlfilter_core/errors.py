@@ -61,9 +61,12 @@ class OtherRequestError(OutputConflictError):
 class OtherSettingsError(JobError):
     """Finished outputs of a job were made with other settings; new ones beside them would not be comparable."""
 
+    MOST_COUNTED = 1000  # then the others are not looked at: each has to be opened
+
     def __init__(self, n_others: int, n_files: int, first: OtherRequestError) -> None:
+        least = "at least " if n_others == self.MOST_COUNTED else ""
         super().__init__(
-            f"{n_others} of {n_files} files are finished with other settings, and nothing was done. {first}"
+            f"{least}{n_others} of {n_files} files are finished with other settings, and nothing was done. {first}"
         )
 
 

@@ -1,7 +1,7 @@
 """Groups files into tasks: one file per task, or several small files, which take less time than a task costs."""
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from mlfilter_core.files.task_files import WHOLE, TaskFile
@@ -21,9 +21,13 @@ MAX_FILES = 500
 class Bundles:
     """Files and parts of files to do, in the order of the corpus; whole files are bundled as they are taken."""
 
-    def __init__(self, files: Iterable[TaskFile], files_per_task: int | Literal["auto"], say: Callable[[str], None]):
+    def __init__(self, files: Collection[TaskFile], files_per_task: int | Literal["auto"], say: Callable[[str], None]):
         """Takes the files and parts, how many of them share a task, and the function that writes to the run's log."""
-        self._files = deque(files)
+        self._files = iter(files)
+        self._n_left = len(files)  # without what was dropped
+        self._parts_left = Counter(file.relative for file in files if file.part != WHOLE)
+        self._dropped: set[str] = set()
+        self._next = self._following()
         self._again: deque[TaskFile] = deque()
         self._files_per_task = files_per_task
         self._say = say
@@ -33,7 +37,7 @@ class Bundles:
 
     def __len__(self) -> int:
         """Returns the approximate number of remaining tasks."""
-        return len(self._again) + -(-len(self._files) // self._n_last)
+        return len(self._again) + -(-self._n_left // self._n_last)
 
     def take(self, n_workers: int) -> Bundle:
         """Returns the files of the next task; empty when all are taken."""
@@ -41,11 +45,15 @@ class Bundles:
             return (self._again.popleft(),)
         bundle: list[TaskFile] = []
         seconds = 0.0
-        while self._files and (not bundle or self._has_room(len(bundle), seconds, n_workers)):
-            bundle.append(self._files.popleft())
-            if bundle[-1].part != WHOLE:
+        while self._next and (not bundle or self._has_room(self._next, len(bundle), seconds, n_workers)):
+            file = self._next
+            bundle.append(file)
+            self._n_left -= 1
+            self._next = self._following()
+            if file.part != WHOLE:
+                self._parts_left[file.relative] -= 1
                 return tuple(bundle)
-            seconds += bundle[-1].size() * self._seconds / max(1, self._bytes)
+            seconds += file.size() * self._seconds / max(1, self._bytes)
         n = max(1, len(bundle))
         if self._files_per_task == "auto" and not self._n_last / 2 < n < self._n_last * 2:
             self._say(f"small files: about {n} of them share a task from now on")
@@ -64,18 +72,25 @@ class Bundles:
 
     def drop_parts(self, file: TaskFile) -> None:
         """Removes the other parts of a file, if this is one: the file failed, or is finished already."""
-        if file.part != WHOLE:
-            self._files = deque(other for other in self._files if other.relative != file.relative)
+        if file.part == WHOLE:
+            return
+        self._n_left -= self._parts_left.pop(file.relative, 0)
+        self._dropped.add(file.relative)
+        if self._next is not None and self._next.relative in self._dropped:
+            self._next = self._following()
 
     def separate(self, bundle: Bundle) -> None:
         """Puts back the files of a bundle whose worker died, each as a separate task: one of them is the cause."""
         self._again.extend(bundle)
 
-    def _has_room(self, n_files: int, seconds: float, n_workers: int) -> bool:
-        if self._files[0].part != WHOLE:
+    def _following(self) -> TaskFile | None:
+        return next((file for file in self._files if file.relative not in self._dropped), None)
+
+    def _has_room(self, following: TaskFile, n_files: int, seconds: float, n_workers: int) -> bool:
+        if following.part != WHOLE:
             return False
         if self._files_per_task != "auto":
             return n_files < self._files_per_task
         enough_s = max(MIN_TASK_S, n_workers / MAX_TASKS_PER_S)
-        following_s = self._files[0].size() * self._seconds / max(1, self._bytes)
+        following_s = following.size() * self._seconds / max(1, self._bytes)
         return self._bytes > 0 and n_files < MAX_FILES and seconds + following_s <= enough_s

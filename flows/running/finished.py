@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from flows.running.report import RunReport
 from flows.watching.logs import CORE
@@ -13,6 +14,8 @@ from mlfilter_core.errors import FileError, MlfilterError, OtherRequestError, Ot
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.job_kinds import workload_of
 from mlfilter_core.work.division import divide
+from mlfilter_core.work.finished_files import FinishedFiles
+from mlfilter_core.work.stored_reports import StoredReports
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,29 @@ def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
     started = time.monotonic()
     try:
         workload = workload_of(job)
-        reports, failures = [], {}
+        reports, failures = StoredReports[Any](), {}
         to_do: list[TaskFile] = []
         others: list[OtherRequestError] = []
-        # From the end: a run works from the beginning, so files that are left to do are the last.
-        for file in reversed(workload.files):
-            try:
-                report = workload.work.finished(file, read_content=False)
-            except OtherRequestError as error:
-                others.append(error)
-                continue
-            except FileError as error:
-                failures[file.relative] = str(error)
-                continue
-            if report is not None:
-                reports.append(report)
-                continue
-            to_do.append(file)
-            if len(to_do) == n_asked:
-                break
+        with FinishedFiles(workload) as known:
+            # From the end: a run works from the beginning, so files that are left to do are the last.
+            for place in reversed(range(len(workload.files))):
+                file = workload.files[place]
+                try:
+                    report = known.find(file)
+                except OtherRequestError as error:
+                    others.append(error)
+                    if len(others) == OtherSettingsError.MOST_COUNTED:
+                        break
+                    continue
+                except FileError as error:
+                    failures[file.relative] = str(error)
+                    continue
+                if report is not None:
+                    reports.add(place, report)
+                    continue
+                to_do.append(file)
+                if len(to_do) == n_asked:
+                    break
         if others:
             raise OtherSettingsError(len(others), len(workload.files), others[-1])
         if to_do:
@@ -91,7 +98,7 @@ def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
         return ToDo()
     logs = job.logging_dir / f"{workload.flow}-finished-before"
     seconds = time.monotonic() - started
-    return RunReport(workload.flow, workload.output_dir, logs, seconds, reports[::-1], dict(reversed(failures.items())))
+    return RunReport(workload.flow, workload.output_dir, logs, seconds, reports, dict(reversed(failures.items())))
 
 
 @contextmanager

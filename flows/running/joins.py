@@ -17,6 +17,10 @@ class Joins:
         self._n_left = Counter(task.relative for task in tasks if task.part != WHOLE)
         self._reports: dict[str, list[Any]] = {}
 
+    def is_divided(self, file: TaskFile) -> bool:
+        """Returns whether a file is worked on in parts."""
+        return file.relative in self._n_left
+
     def add(self, part: TaskFile, report: Report) -> TaskFile | None:
         """Takes the report of a part; returns the file once all its parts are done."""
         self._n_left[part.relative] -= 1

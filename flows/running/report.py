@@ -5,29 +5,27 @@ import os
 import re
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flows.prefect_api.server import ApiLostError, is_of_api
+from flows.running.overview import FAILED, MAX_ARTIFACT_ROWS, Overview, overview_of
 from flows.running.tables import print_files, print_prose
 from mlfilter_core.errors import MlfilterError
 from mlfilter_core.wording import duration, plural
 from mlfilter_core.work import run_log
 from mlfilter_core.work.failures import describe_failures
-from mlfilter_core.work.workload import FileReport, row_of
+from mlfilter_core.work.workload import SKIPPED, FileReport, row_of
 
-# The UI loads a table artifact as a whole; files.jsonl has all rows.
-MAX_ARTIFACT_ROWS = 1000
 MAX_PRINTED_ROWS = 40
 NOT_ALL = "the failed ones, those with most rejected lines, and the slowest; files.jsonl, beside the logs, has all"
 TEXT_COLUMNS = ("file", "status")
 FONTS_VARIABLE = "MPLCONFIGDIR"  # names the folder of matplotlib's font list, which is the home folder by default
-FAILED = "failed"
 
 _log = logging.getLogger(__name__)
 
@@ -61,31 +59,35 @@ class RunReport:
         """Prefix of the keys of the run's artifacts; keys have no underscores."""
         return self.flow.replace("_", "-")
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Returns a row for each file, failed files first."""
-        failed = [failed_row(name, reason) for name, reason in self.failures.items()]
-        return failed + [row_of(report) for report in self.reports]
+    @property
+    def n_files(self) -> int:
+        """Number of finished and failed files."""
+        return len(self.failures) + len(self.reports)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yields a row for each file, failed files first."""
+        for name, reason in self.failures.items():
+            yield failed_row(name, reason)
+        yield from map(row_of, self.reports)
+
+    @cached_property
+    def overview(self) -> Overview:
+        """What the rows have in common, and the most telling ones."""
+        return overview_of(self.rows(), self.reports[0].SUMMED if self.reports else ())
 
     def telling_rows(self, n: int) -> list[dict[str, Any]]:
-        """Returns at most `n` rows: all rows, or the failed files, those with most rejected lines, and the slowest."""
-        rows = self.rows()
-        if len(rows) <= n:
-            return rows
-        n_failed = len(self.failures)
-        failed, finished = rows[:n_failed], rows[n_failed:]
-        rejecting = sorted((row for row in finished if row.get("rejected")), key=lambda row: -row["rejected"])
-        slowest = sorted(finished, key=lambda row: -row["seconds"])
-        telling = [*failed, *rejecting[: max(0, n - n_failed) // 2], *slowest]
-        return list({row["file"]: row for row in telling}.values())[:n]
+        """Returns at most `n` rows: all rows, or the failed files, those with most rejected lines, and the slowest.
+
+        Args:
+            n: Most rows, at most `MAX_ARTIFACT_ROWS`.
+        """
+        return self.overview.telling_rows(n)
 
     def totals(self) -> dict[str, Any]:
         """Returns the sums over the finished files."""
-        rows = [row_of(report) for report in self.reports]
-        totals: dict[str, Any] = {"files": len(rows), "failed": len(self.failures)}
-        totals["skipped"] = sum(report.status == "skipped" for report in self.reports)
-        for name in self.reports[0].SUMMED if self.reports else ():
-            totals[name] = sum(row[name] for row in rows)
-        return {**totals, "seconds": round(self.seconds, 1)}
+        states, sums = self.overview.states, self.overview.sums
+        counts = {"files": len(self.reports), "failed": len(self.failures), "skipped": states[SKIPPED]}
+        return {**counts, **sums, "seconds": round(self.seconds, 1)}
 
     def remarks(self) -> list[str]:
         """Returns remarks on the run for a person."""
@@ -98,7 +100,7 @@ class FilesFailedError(MlfilterError):
     def __init__(self, report: RunReport) -> None:
         self.report = report
         super().__init__(
-            f"{len(report.failures)} of {len(report.failures) + len(report.reports)} files failed; the others are "
+            f"{len(report.failures)} of {report.n_files} files failed; the others are "
             f"finished, and a rerun does the failed ones only:\n{describe_failures(report.failures, MAX_PRINTED_ROWS)}"
         )
 
@@ -150,11 +152,9 @@ def publish_report(report: RunReport, pictures: Mapping[str, str] = {}, outputs:
     """
     from prefect.artifacts import create_markdown_artifact, create_table_artifact  # takes a second to import
 
-    rows = report.rows()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
     telling = report.telling_rows(MAX_ARTIFACT_ROWS)
-    shown = [{name: row.get(name, "") for name in columns} for row in telling]
-    about = f"Files of {report.flow}" + (f": {NOT_ALL}" if len(telling) < len(rows) else "")
+    shown = [{name: row.get(name, "") for name in report.overview.columns} for row in telling]
+    about = f"Files of {report.flow}" + (f": {NOT_ALL}" if len(telling) < report.n_files else "")
     try:
         create_table_artifact(shown, key=f"{report.artifacts}-files", description=about)
         create_markdown_artifact(
@@ -244,18 +244,16 @@ def _keep_fonts_in(logging_dir: Path) -> None:
 
 def print_report(report: RunReport) -> None:
     """Prints the table of a run and where its results are. The error of a failed run has the reasons."""
-    rows = report.rows()
-    present = {name for row in rows for name in row}
     printed = report.reports[0].PRINTED if report.reports else ()
-    columns = [name for name in (*TEXT_COLUMNS, *printed) if name in present]
+    columns = [name for name in (*TEXT_COLUMNS, *printed) if name in report.overview.columns]
     telling = report.telling_rows(MAX_PRINTED_ROWS)
     total = {"file": "total", **report.totals(), "seconds": ""}  # the title has the time of all, workers in parallel
     lines = [{name: _cell(row.get(name, "")) for name in columns} for row in (*telling, total)]
-    spare = "status" if len({row["status"] for row in rows}) == 1 else None
+    spare = "status" if len(report.overview.states) == 1 else None
     print()
-    print_files(_title(report, rows), columns, lines, len(TEXT_COLUMNS), spare)
-    if len(telling) < len(rows):
-        print_prose(f"{len(telling)} of {len(rows)} files: {NOT_ALL}")
+    print_files(_title(report), columns, lines, len(TEXT_COLUMNS), spare)
+    if len(telling) < report.n_files:
+        print_prose(f"{len(telling)} of {report.n_files} files: {NOT_ALL}")
     for remark in report.remarks():
         print_prose(remark)
     print(f"results: {report.output_dir}")
@@ -267,10 +265,10 @@ def print_report(report: RunReport) -> None:
     sys.stdout.flush()
 
 
-def _title(report: RunReport, rows: Sequence[Mapping[str, Any]]) -> str:
+def _title(report: RunReport) -> str:
     """Returns `embed: 4 files embedded in 25.5 s`, or `embed: 4 files in 25.5 s: 1 failed, 3 embedded`."""
-    states = Counter(str(row["status"]) for row in rows)
-    files, spent = plural(len(rows), "file"), duration(report.seconds)
+    states = report.overview.states
+    files, spent = plural(report.n_files, "file"), duration(report.seconds)
     if len(states) == 1:
         return f"{report.flow}: {files} {next(iter(states))} in {spent}"
     return f"{report.flow}: {files} in {spent}: {', '.join(f'{n:,} {state}' for state, n in states.items())}"

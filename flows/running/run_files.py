@@ -3,7 +3,8 @@
 import functools
 import logging
 import time
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -42,12 +43,14 @@ from mlfilter_core.config.execution import Job
 from mlfilter_core.errors import FileError, JobError, MlfilterError, OtherRequestError, OtherSettingsError
 from mlfilter_core.files.claims import has_locks, why_locks_are_local
 from mlfilter_core.files.publishing import check_writable, remove_leftovers
-from mlfilter_core.files.task_files import WHOLE, TaskFile
+from mlfilter_core.files.task_files import WHOLE, TaskFile, chosen, place_of
 from mlfilter_core.files.urls import url_of
 from mlfilter_core.wording import count, duration, plural
-from mlfilter_core.work.division import divide
+from mlfilter_core.work.division import Tasks, divide
 from mlfilter_core.work.failures import RepeatedFailures
+from mlfilter_core.work.finished_files import FinishedFiles
 from mlfilter_core.work.run_log import RunLog, run_log
+from mlfilter_core.work.stored_reports import StoredReports
 from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload, name_of, row_of, run_in_turn
 
 _log, _progress = logging.getLogger(__name__), logging.getLogger(PROGRESS)
@@ -87,40 +90,20 @@ def _run_files(
 ) -> RunReport:
     """Runs a task for each file that is not finished; small files share one. A failed file does not stop the others."""
     files, work = workload.files, workload.work
-    reports: dict[str, Report] = {}
-    failures: dict[str, str] = {}
-    to_do: list[TaskFile] = []
-    others: list[OtherRequestError] = []
-    for file in files:
-        try:
-            report = work.finished(file, read_content=False)
-        except OtherRequestError as error:
-            others.append(error)
-            continue
-        except FileError as error:
-            failures[file.relative] = str(error)
-            continue
-        except OSError:  # the task tries again and reports the error
-            report = None
-        if report is None:
-            to_do.append(file)
-        else:
-            reports[file.relative] = report
-    if others:
-        raise OtherSettingsError(len(others), len(files), others[0])
-    _progress.info("%s: %s", workload.flow, _found(len(to_do), len(reports), len(failures)))
-    with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
-        if to_do:
-            work.prepare(files)
-            tasks = divide(to_do, work, most_workers_of(job))
-            loading = nullcontext() if workload.is_step else page_modules_loading(job.logging_dir)
-            with loading, work.session(to_do):
-                _do_files(file_task, workload, job, tasks, record, reports, failures)
-        ordered = [reports[file.relative] for file in files if file.relative in reports]
-        run = RunReport(
-            workload.flow, workload.output_dir, logs, time.monotonic() - started, ordered, failures, workload.is_step
-        )
-        record.end(run.seconds, len(failures))
+    reports, failures = StoredReports[Report](), dict[str, str]()
+    with FinishedFiles(workload) as finished:
+        to_do = _find_finished(workload, finished, reports, failures)
+        _progress.info("%s: %s", workload.flow, _found(len(to_do), len(reports), len(failures)))
+        with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
+            if to_do:
+                work.prepare(files)
+                tasks = divide(to_do, work, most_workers_of(job))
+                loading = nullcontext() if workload.is_step else page_modules_loading(job.logging_dir)
+                with loading, work.session(to_do):
+                    _do_files(file_task, workload, job, tasks, record, finished, reports, failures)
+            seconds = time.monotonic() - started
+            run = RunReport(workload.flow, workload.output_dir, logs, seconds, reports, failures, workload.is_step)
+            record.end(run.seconds, len(failures))
     write_rows(run)
     has_page = not workload.is_step and "output_dir" not in job.urls  # the page is made from the outputs
     page = make_page(workload.flow, job.params.output_dir, job.logging_dir) if has_page else Page()
@@ -131,17 +114,54 @@ def _run_files(
     return run
 
 
+def _find_finished(
+    workload: Workload[Report],
+    finished: FinishedFiles[Report],
+    reports: StoredReports[Report],
+    failures: dict[str, str],
+) -> Sequence[TaskFile]:
+    """Adds the reports of the finished files, and the reasons of refused ones; returns the files to do.
+
+    Raises:
+        OtherSettingsError: Finished files have other settings.
+    """
+    places = array("q")
+    others: list[OtherRequestError] = []
+    for place, file in enumerate(workload.files):
+        try:
+            report = finished.find(file)
+        except OtherRequestError as error:
+            others.append(error)
+            if len(others) == OtherSettingsError.MOST_COUNTED:
+                break
+            continue
+        except FileError as error:
+            failures[file.relative] = str(error)
+            continue
+        except OSError:  # the task tries again and reports the error
+            report = None
+        if report is None:
+            places.append(place)
+        else:
+            reports.add(place, report)
+    if others:
+        raise OtherSettingsError(len(others), len(workload.files), others[0])
+    return chosen(workload.files, places)
+
+
 def _do_files(
     file_task: Task[Any, list[Report]],
     workload: Workload[Report],
     job: Job,
-    tasks: list[TaskFile],
+    tasks: Tasks,
     record: RunLog,
-    reports: dict[str, Report],
+    finished: FinishedFiles[Report],
+    reports: StoredReports[Report],
     failures: dict[str, str],
 ) -> None:
     """Runs the tasks of files and parts of files; adds the result of each file to `reports` or `failures`."""
     n_files = len(workload.files)
+    joined: set[str] = set()  # or finished at once, by another of their parts
     bundles, joins = Bundles(tasks, job.files_per_task, _log.debug), Joins(tasks)
     progress, repeated = RunProgress(n_files, tasks, len(failures)), RepeatedFailures()
     with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(tasks), record.folder) as workers:
@@ -157,7 +177,7 @@ def _do_files(
             done = _by_name(outcome)
             for file in outcome.item:
                 result = done[file.name]
-                if file.relative in failures or file.relative in reports:  # by another of its parts
+                if file.relative in failures or file.relative in joined:  # by another of its parts
                     continue
                 if isinstance(result, str):
                     failures[file.relative] = result
@@ -174,7 +194,11 @@ def _do_files(
                         bundles.add(whole)
                     continue
                 bundles.drop_parts(file)
-                reports[file.relative] = result = joins.report(file, result)
+                result = joins.report(file, result)
+                if joins.is_divided(file):
+                    joined.add(file.relative)
+                finished.add(file, result)
+                reports.add(place_of(workload.files, file), replace(result, versions=()))
                 progress.finish(file.name, result)
                 record.add(row_of(result))
                 _progress.info(

@@ -6,10 +6,12 @@ Knows nothing about how it is shown.
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from mlfilter_core.files.task_files import TaskFile
+import numpy as np
+
+from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.wording import duration
 from mlfilter_core.work.progress import Progress
 from mlfilter_core.work.workload import SKIPPED, FileReport
@@ -74,17 +76,49 @@ class Snapshot:
     bottleneck: str | None = None
 
 
+class _Sizes:
+    """The bytes of the tasks that have not ended, by name; 16 bytes for each of a million tasks."""
+
+    def __init__(self, tasks: Collection[TaskFile]) -> None:
+        hashes = np.fromiter((hash(task.name) for task in tasks), np.int64, len(tasks))
+        sizes = np.fromiter((max(1, task.size()) for task in tasks), np.int64, len(tasks))
+        order = np.argsort(hashes)
+        self._hashes, self._sizes = hashes[order], sizes[order]
+        self.total = int(sizes.sum())
+
+    def of(self, name: str) -> int:
+        """Returns the bytes of a task; 0 where it has ended, or is none."""
+        place = self._place(name)
+        return 0 if place is None else int(self._sizes[place])
+
+    def take(self, name: str) -> int:
+        """Returns the bytes of a task that has just ended."""
+        place, n_bytes = self._place(name), self.of(name)
+        if place is not None:
+            self._sizes[place] = 0
+        return n_bytes
+
+    def _place(self, name: str) -> int | None:
+        place = int(np.searchsorted(self._hashes, hash(name)))
+        return place if place < len(self._hashes) and self._hashes[place] == hash(name) else None
+
+
 class RunProgress:
     """Adds up the progress that workers report for files and parts of files, and the reports of finished ones."""
 
-    def __init__(self, n_files: int, tasks: Sequence[TaskFile], n_failed: int) -> None:
+    def __init__(self, n_files: int, tasks: Collection[TaskFile], n_failed: int) -> None:
         """Takes the number of all files, the files and parts to process, and the number of files that failed before."""
-        self._left = {task.name: max(1, task.size()) for task in tasks}  # bytes of the tasks that have not ended
-        self._of_file = {task.name: task.relative for task in tasks}
+        self._left = _Sizes(tasks)
+        self._parts: dict[str, list[str]] = {}  # names of the parts of divided files
+        self._file_of: dict[str, str] = {}
+        for task in tasks:
+            if task.part != WHOLE:
+                self._parts.setdefault(task.relative, []).append(task.name)
+                self._file_of[task.name] = task.relative
         self._n_files = n_files
-        self._n_before = n_files - len({task.relative for task in tasks}) - n_failed
+        self._n_before = n_files - (len(tasks) - len(self._file_of) + len(self._parts)) - n_failed
         self._n_failed = n_failed
-        self._all_bytes = max(1, sum(self._left.values()))
+        self._all_bytes = max(1, self._left.total)
         self._done: Counter[str] = Counter()
         self._waited: Counter[str] = Counter()
         self._under_way: dict[str, tuple[str, Progress, float]] = {}
@@ -104,7 +138,7 @@ class RunProgress:
         """Takes the report of a finished file; one that was joined from its parts adds nothing but itself."""
         with self._lock:
             self._done["files"] += 1
-            if name in self._of_file:
+            if name not in self._parts:
                 self._add(name, report)
 
     def finish_part(self, name: str, report: FileReport) -> None:
@@ -115,9 +149,9 @@ class RunProgress:
     def fail(self, name: str) -> None:
         """Counts a file that failed, by its own name or that of a part; its other parts are not waited for."""
         with self._lock:
-            file = self._of_file.get(name, name)
-            for part in [other for other in self._left if self._of_file[other] == file]:
-                self._end(part)
+            file = self._file_of.get(name, name)
+            for task in self._parts.get(file, [file]):
+                self._end(task)
             self._under_way.pop(name, None)
             self._n_failed += 1
 
@@ -136,7 +170,7 @@ class RunProgress:
                 totals.update(documents=progress.documents, tokens=progress.tokens, rejected=progress.rejected)
                 totals.update(out_of_memory=progress.out_of_memory)
                 waited.update(progress.waited)
-                n_bytes += progress.share * self._left.get(progress.file, 0)
+                n_bytes += progress.share * self._left.of(progress.file)
             share = min(1.0, n_bytes / self._all_bytes)
             self._sample(now, totals["documents"], totals["tokens"], share)
             documents_per_s, tokens_per_s, _ = self._rates(RATE_S)
@@ -178,7 +212,7 @@ class RunProgress:
 
     def _end(self, name: str) -> None:
         self._under_way.pop(name, None)
-        self._done["bytes"] += self._left.pop(name, 0)
+        self._done["bytes"] += self._left.take(name)
 
     def _sample(self, now: float, documents: int, tokens: int, share: float) -> None:
         if not self._samples:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlfilter_core.annotating.annotate_file import annotate_file, score_columns
 from mlfilter_core.annotating.annotate_parts import (
@@ -50,6 +50,7 @@ class AnnotateWork(Work[AnnotateReport]):
     """
 
     IMPORTS: ClassVar[Sequence[str]] = ("mlfilter_core.heads.checkpoint_formats",)
+    REPORT = AnnotateReport
 
     params: AnnotationPipelineParameters
     request: AnnotateRequest
@@ -58,6 +59,9 @@ class AnnotateWork(Work[AnnotateReport]):
         if self.params.split == "auto":
             return parts_of(file, self.request, n_parts, MIN_PART_ROWS)
         return parts_of(file, self.request, int(self.params.split))
+
+    def made_by(self) -> dict[str, Any]:
+        return self.request.provenance()
 
     def outputs(self, file: TaskFile) -> Sequence[Path]:
         if file.part != WHOLE:
@@ -139,7 +143,7 @@ def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
     )
     files, work = shard(files, job.local.ranks, job.local.tasks), annotate_work(params)
     workload = Workload("annotate", files, work, params.annotated_output_dir)
-    return staged(workload, job, "embeddings_directory", AnnotateReport, work.request.provenance())
+    return staged(workload, job, "embeddings_directory", AnnotateReport, work.made_by())
 
 
 def annotate_work(params: AnnotationPipelineParameters) -> AnnotateWork:

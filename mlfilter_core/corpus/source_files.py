@@ -11,7 +11,7 @@ from mlfilter_core.corpus.parquet_source import PARQUET_SUFFIX
 from mlfilter_core.corpus.sources import open_source, unread_content
 from mlfilter_core.errors import ConfigError, SourceError
 from mlfilter_core.files.stores import Listing
-from mlfilter_core.files.task_files import TaskFile, find_files
+from mlfilter_core.files.task_files import TaskFiles, find_files
 from mlfilter_core.files.urls import shown_path
 
 _COMPRESSED = ("", *(suffix for each in COMPRESSIONS for suffix in each.suffixes))
@@ -25,7 +25,7 @@ SOURCE_SUFFIXES = (
 )
 
 
-def find_sources(folder: Path, pattern: str, output_dir: Path, listing: Listing | None = None) -> list[TaskFile]:
+def find_sources(folder: Path, pattern: str, output_dir: Path, listing: Listing | None = None) -> TaskFiles:
     """Returns the source files of a job, sorted by path; outputs of jobs are left out.
 
     Args:

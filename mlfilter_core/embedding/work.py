@@ -55,6 +55,7 @@ class EmbedWork(Work[EmbedReport]):
     """
 
     IMPORTS: ClassVar[Sequence[str]] = ("mlfilter_core.encoder.loading",)
+    REPORT = EmbedReport
 
     params: EmbeddingPipelineParameters
     request: EmbedRequest

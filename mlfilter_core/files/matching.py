@@ -98,14 +98,17 @@ class _Search:
     """One search, with what it found so far."""
 
     parts: list[re.Pattern[str] | None]
-    files: dict[str, _Folder] = field(default_factory=dict)  # with the folder that a file really lies in
-    through_links: dict[str, dict[str, _Folder]] = field(default_factory=dict)  # the same, by link
+    files: list[str] = field(default_factory=list)
+    folders: dict[str, _Folder] = field(default_factory=dict)  # that files really lie in, by the path before the name
+    through_links: dict[str, list[str]] = field(default_factory=dict)  # files, by the first link on the way to them
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self, folder: Path) -> Matches:
         self._search(str(folder), "", self._at([0]), (), "")
-        self._drop_what_is_found_twice()
-        return Matches(sorted(self.files), self.left_out)
+        if self.through_links:
+            self._add_files_behind_links()
+        self.files.sort()
+        return Matches(self.files, self.left_out)
 
     def _at(self, places: Iterable[int]) -> frozenset[int]:
         """Returns places in the pattern, with those behind `**`, which may stand for no folder."""
@@ -115,6 +118,10 @@ class _Search:
                 place += 1
                 reached.add(place)
         return frozenset(reached)
+
+    def _below(self, places: frozenset[int], matched: Iterable[int]) -> frozenset[int]:
+        """Returns the places that names in a folder may match, given those that its own name matched."""
+        return self._at([i + 1 for i in matched] + [i for i in places if self.parts[i] is None]) - {len(self.parts)}
 
     def _search(self, path: str, prefix: str, places: frozenset[int], above: tuple[_Folder, ...], link: str) -> None:
         """Searches one folder.
@@ -127,47 +134,50 @@ class _Search:
             link: The first link on the way to it; empty for none.
         """
         own = _identity(Path(path).stat())
+        self.folders[prefix] = own
+        patterns = [(i, part) for i in places if (part := self.parts[i]) is not None]
+        last = len(self.parts) - 1
         for entry in _entries(path):
             relative = f"{prefix}{entry.name}"
-            matched = [i for i in places if (part := self.parts[i]) is not None and part.match(entry.name)]
-            is_match = any(i + 1 == len(self.parts) for i in matched)
-            below = self._at([i + 1 for i in matched] + [i for i in places if self.parts[i] is None])
-            below -= {len(self.parts)}
-            if not is_match and not below:
-                continue
+            matched = [i for i, part in patterns if part.match(entry.name)]
+            is_match = last in matched
             is_folder = _is_folder(entry)
-            if is_folder and not below:
+            below = self._below(places, matched) if is_folder else frozenset()
+            if not below and (is_folder or not is_match):
                 continue
             if entry.name.startswith("."):
-                if is_folder or is_match:
-                    self._leave_out(HIDDEN, f"{relative}/" if is_folder else relative)
+                self._leave_out(HIDDEN, f"{relative}/" if is_folder else relative)
             elif not is_folder:
-                if is_match:
-                    self._add_file(entry, relative, own, link)
+                self._add_file(entry, relative, link)
             elif (link or entry.is_symlink()) and _identity(entry.stat()) in (*above, own):
                 self._leave_out(IN_A_CYCLE, relative)
             else:
                 first_link = link or (relative if entry.is_symlink() else "")
                 self._search(entry.path, f"{relative}/", below, (*above, own), first_link)
 
-    def _add_file(self, entry: os.DirEntry[str], relative: str, folder: _Folder, link: str) -> None:
+    def _add_file(self, entry: os.DirEntry[str], relative: str, link: str) -> None:
         # A broken link is kept: its task fails and reports it.
         if not entry.is_symlink() and not entry.is_file():
             self._leave_out(NO_FILE, relative)
         elif link:
-            self.through_links.setdefault(link, {})[relative] = folder
+            self.through_links.setdefault(link, []).append(relative)
         else:
-            self.files[relative] = folder
+            self.files.append(relative)
 
-    def _drop_what_is_found_twice(self) -> None:
+    def _add_files_behind_links(self) -> None:
         """Adds the files found through links, but each one once: its documents would count twice."""
-        found = {(folder, _name(name)) for name, folder in self.files.items()}
+        found = set(map(self._really, self.files))
         for link, files in sorted(self.through_links.items()):
-            new = {name: folder for name, folder in files.items() if (folder, _name(name)) not in found}
+            new = [name for name in files if self._really(name) not in found]
             if len(new) < len(files):
                 self._leave_out(TWICE, link)
-            found |= {(folder, _name(name)) for name, folder in new.items()}
-            self.files |= new
+            found.update(map(self._really, new))
+            self.files += new
+
+    def _really(self, relative: str) -> tuple[_Folder, str]:
+        """Returns the folder that a file really lies in, and its name there."""
+        parent, slash, name = relative.rpartition("/")
+        return self.folders[parent + slash], name
 
     def _leave_out(self, reason: str, relative: str) -> None:
         self.left_out.setdefault(reason, []).append(relative)
@@ -188,10 +198,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _name(relative: str) -> str:
-    return relative.rpartition("/")[2]
 
 
 def _identity(status: os.stat_result) -> _Folder:

@@ -4,9 +4,16 @@ Knows nothing about what the files contain.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.matching import HIDDEN, match_files, match_names
@@ -91,6 +98,45 @@ class TaskFile:
         return folder / f"{self.stem}{suffix}"
 
 
+class TaskFiles(Sequence[TaskFile]):
+    """Files of a job, sorted by name. Takes some 60 bytes for each; the objects would take 400."""
+
+    def __init__(self, names: Sequence[str], make: Callable[[str], TaskFile]) -> None:
+        """Takes the names, sorted, and the function that makes a file of its name."""
+        self._text = "".join(names).encode(errors="surrogateescape")
+        lengths = (len(name.encode(errors="surrogateescape")) for name in names)
+        self._ends = np.fromiter(accumulate(lengths, initial=0), np.int64, len(names) + 1)
+        self._places: NDArray[np.int64] | range = range(len(names))
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> TaskFile: ...
+    @overload
+    def __getitem__(self, index: slice) -> "TaskFiles": ...
+    def __getitem__(self, index: int | slice) -> "TaskFile | TaskFiles":
+        if isinstance(index, slice):
+            return self.take(range(len(self))[index])
+        return self._make(self._name(index))
+
+    def __iter__(self) -> Iterator[TaskFile]:
+        return (self[i] for i in range(len(self)))
+
+    def take(self, places: Iterable[int]) -> "TaskFiles":
+        """Returns the files at some places, in ascending order."""
+        taken = object.__new__(TaskFiles)
+        taken._text, taken._ends, taken._make = self._text, self._ends, self._make
+        chosen = np.fromiter(places, np.int64)
+        taken._places = chosen if isinstance(self._places, range) else self._places[chosen]
+        return taken
+
+    def _name(self, index: int) -> str:
+        place = self._places[index]
+        return self._text[self._ends[place] : self._ends[place + 1]].decode(errors="surrogateescape")
+
+
 def find_files(
     folder: Path,
     pattern: str,
@@ -100,7 +146,7 @@ def find_files(
     reason_against: Callable[[str], str | None] = lambda relative: None,
     listing: Listing | None = None,
     written_by: str = "",
-) -> list[TaskFile]:
+) -> TaskFiles:
     """Returns the files below `folder` that match, sorted by path. Links to folders are followed.
 
     What matches and is left out is counted in a warning, with the reason.
@@ -132,7 +178,7 @@ def find_files(
         matches = match_names(listing.files, pattern) if listing else match_files(folder, pattern)
     except ValueError as error:
         raise ConfigError(f'glob_pattern "{pattern}": {error}') from error
-    files: list[TaskFile] = []
+    names: list[str] = []
     others: list[str] = []
     left_out = {reason: list(names) for reason, names in matches.left_out.items()}
     for relative in matches.files:
@@ -144,29 +190,45 @@ def find_files(
         elif suffix is None and unread_content is not None and (content := unread_content(folder / relative)):
             left_out.setdefault(f"are {content}", []).append(relative)
         else:
-            stem = relative.removesuffix(suffix or "")
-            file = TaskFile(relative, stem, folder.absolute())
-            files.append(replace(file, url=listing.url, stored=listing.files[relative]) if listing else file)
+            names.append(relative)
     hidden = left_out.pop(HIDDEN, [])
     told = (*suffixes, "/", CHECKSUM_SUFFIX) if tells_hidden_folders else suffixes
     left_out[HIDDEN] = [name for name in hidden if name.endswith(told)]
     left_out[f"have names that do not end with {' or '.join(suffixes)}"] = others
     _tell(place, pattern, left_out)
-    if not files:
+    if not names:
         raise ConfigError(
             f'no file below {place} matches glob_pattern "{pattern}" and ends with '
             f'{" or ".join(suffixes)}; "**/*" matches files in every folder below it{advice}'
         )
-    files.sort()
-    _check_names(files)
+    root = folder.absolute()
+
+    def task_file(relative: str) -> TaskFile:
+        stem = relative.removesuffix(_suffix(relative, suffixes) or "")
+        if listing is None:
+            return TaskFile(relative, stem, root)
+        return TaskFile(relative, stem, root, url=listing.url, stored=listing.files[relative])
+
+    files = TaskFiles(names, task_file)
+    _check_names(root, names, suffixes)
     _check_output_names(files)
     return files
 
 
-def shard(files: list[TaskFile], ranks: Iterable[int], n_shards: int) -> list[TaskFile]:
+def chosen(files: Sequence[TaskFile], places: Sequence[int]) -> Sequence[TaskFile]:
+    """Returns the files at some places, in ascending order."""
+    return files.take(places) if isinstance(files, TaskFiles) else [files[place] for place in places]
+
+
+def place_of(files: Sequence[TaskFile], file: TaskFile) -> int:
+    """Returns the place of one of the files, which are sorted by name, or of the file that a part belongs to."""
+    return bisect_left(files, file.relative, key=lambda other: other.relative)
+
+
+def shard(files: Sequence[TaskFile], ranks: Iterable[int], n_shards: int) -> Sequence[TaskFile]:
     """Returns the files of some shards; file i belongs to shard i modulo `n_shards`."""
     wanted = set(ranks)
-    return [file for i, file in enumerate(files) if i % n_shards in wanted]
+    return files if n_shards == 1 else chosen(files, [i for i in range(len(files)) if i % n_shards in wanted])
 
 
 def _check_folder(folder: Path, advice: str) -> None:
@@ -191,30 +253,34 @@ def _suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
     return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
 
 
-def _check_names(files: list[TaskFile]) -> None:
+def _check_names(folder: Path, names: Iterable[str], suffixes: tuple[str, ...]) -> None:
     """Refuses names that are not UTF-8, as HDF5 files and reports are, and names too long for outputs."""
-    for file in files:
+    most = MAX_NAME_BYTES - len(LONGEST_OUTPUT_SUFFIX)
+    for relative in names:
+        name = relative.rpartition("/")[2]
         try:
-            n_bytes = len(f"{PurePosixPath(file.stem).name}{LONGEST_OUTPUT_SUFFIX}".encode())
-            str(file.path).encode()
+            n_bytes = len(name.removesuffix(_suffix(name, suffixes) or "").encode())
+            relative.encode()
         except UnicodeEncodeError:
             raise ConfigError(
-                f"the name of {str(file.path).encode(errors='surrogateescape')!r} is not UTF-8; rename it, for example "
-                "with convmv, or narrow glob_pattern"
+                f"the name of {os.fsencode(folder / relative)!r} is not UTF-8; rename it, for example with convmv, or "
+                "narrow glob_pattern"
             ) from None
-        if n_bytes > MAX_NAME_BYTES:
+        if n_bytes > most:
             raise ConfigError(
-                f"the name of {file.path} is {n_bytes - MAX_NAME_BYTES} bytes too long for names of outputs, which may "
+                f"the name of {folder / relative} is {n_bytes - most} bytes too long for names of outputs, which may "
                 f"have {MAX_NAME_BYTES} bytes with {LONGEST_OUTPUT_SUFFIX}; rename it, or narrow glob_pattern"
             )
 
 
-def _check_output_names(files: list[TaskFile]) -> None:
-    by_stem: dict[str, TaskFile] = {}
-    for file in files:
-        other = by_stem.setdefault(file.stem, file)
-        if other is not file:
+def _check_output_names(files: TaskFiles) -> None:
+    hashes = np.fromiter((hash(file.stem) for file in files), np.int64, len(files))
+    places = np.argsort(hashes, kind="stable")
+    alike = np.flatnonzero(np.diff(hashes[places]) == 0)
+    for first, second in sorted(zip(places[alike], places[alike + 1], strict=True)):
+        one, other = files[first], files[second]
+        if one.stem == other.stem:
             raise ConfigError(
-                f"{other.relative} and {file.relative} in {file.folder} would both be written to "
-                f"{file.stem}; rename one, or narrow glob_pattern"
+                f"{one.relative} and {other.relative} in {one.folder} would both be written to "
+                f"{one.stem}; rename one, or narrow glob_pattern"
             )

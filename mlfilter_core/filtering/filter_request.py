@@ -64,11 +64,13 @@ class FilterRequest:
 
     def stale(self, file: TaskFile) -> list[Path]:
         """Returns the existing outputs of a file that this request does not write."""
-        written = [
-            file.output(folder, end) for folder in (self.output_dir, self.dropped_dir) for end in OUTPUT_SUFFIXES
-        ]
-        wanted = self.outputs(file)
-        return [path for path in written if path not in wanted and path.exists()]
+        return [path for path in self.others(file) if path.exists()]
+
+    def others(self, file: TaskFile) -> list[Path]:
+        """Returns the files that other requests write for a file, and this one does not."""
+        folders, wanted = (self.output_dir, self.dropped_dir), self.outputs(file)
+        written = [file.output(folder, suffix) for folder in folders for suffix in OUTPUT_SUFFIXES]
+        return [path for path in written if path not in wanted]
 
     def provenance_file(self, file: TaskFile) -> Path:
         return provenance_path(self.output_dir, f"{file.stem}{self.suffix}")

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.part_files import n_parts_before
 from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import WHOLE, TaskFile, find_files, shard
+from mlfilter_core.files.task_files import WHOLE, TaskFile, TaskFiles, find_files, shard
 from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
 from mlfilter_core.filtering.filter_parts import MIN_PART_ROWS, filter_in_parts, filter_part, part_outputs, parts_of
 from mlfilter_core.filtering.filter_request import OUTPUT_SUFFIXES, FilterRequest
@@ -53,8 +54,17 @@ class FilterWork(Work[FilterReport]):
         request: Request of the filter run.
     """
 
+    REPORT = FilterReport
+
     params: FilterParameters
     request: FilterRequest
+
+    def made_by(self) -> dict[str, Any]:
+        groups = {group for each in self.request.thresholds.of_scores for group in each.ranks}
+        return {**self.request.provenance(sorted(groups)), "criteria": self.request.criteria()}
+
+    def evidence(self, file: TaskFile) -> Sequence[Path]:
+        return *super().evidence(file), *self.request.others(file)
 
     def outputs(self, file: TaskFile) -> Sequence[Path]:
         if file.part != WHOLE:
@@ -121,7 +131,7 @@ def _loaded(files: Sequence[TaskFile], request: SurveyRequest) -> Surveys:
     return lambda: (load_survey(file, request) for file in files)
 
 
-def _files(params: FilterParameters) -> list[TaskFile]:
+def _files(params: FilterParameters) -> TaskFiles:
     annotated = params.annotated_directory.resolve()
     for folder in (params.filtered_dir, params.dropped_dir):
         written = folder.resolve()

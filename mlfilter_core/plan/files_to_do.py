@@ -1,6 +1,7 @@
 """Which files of a job are finished, which are to do, and which outputs are of other requests."""
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.errors import FileError
-from mlfilter_core.files.task_files import TaskFile, shard
+from mlfilter_core.files.task_files import TaskFile, TaskFiles, chosen, shard
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.work.division import divide
+from mlfilter_core.work.finished_files import FinishedFiles
 from mlfilter_core.work.workload import Work, Workload
 
 N_SHOWN = 3
@@ -51,9 +53,9 @@ class FilesToDo:
 
     def divided(self, n_workers: int) -> Division:
         """Returns the tasks that this number of workers would share."""
-        tasks = list(self.to_do)
+        tasks: Collection[TaskFile] = self.to_do
         with suppress(OSError):  # of an output folder that cannot be read, which is a problem of its own
-            tasks = tasks if self.work is None else divide(tasks, self.work, n_workers)
+            tasks = self.to_do if self.work is None else divide(self.to_do, self.work, n_workers)
         largest = max(tasks, key=TaskFile.size)
         return Division(len(tasks), largest.size() / max(1, sum(task.size() for task in tasks)), largest.name)
 
@@ -64,7 +66,7 @@ class FilesToDo:
 def find_files_to_do(
     job: EmbeddingJob | AnnotationJob,
     workload_of: Callable[[Any], Workload[Any]],
-    find: Callable[[], list[TaskFile]],
+    find: Callable[[], TaskFiles],
     findings: Findings,
 ) -> FilesToDo:
     """Returns the files of a job; if it is unknown which of them are finished, all are to do.
@@ -75,7 +77,7 @@ def find_files_to_do(
         find: Returns the files that the job reads, of all shards.
         findings: Receives missing files, a workload that cannot be made, and outputs of other requests.
     """
-    found: list[TaskFile] = []
+    found: Sequence[TaskFile] = []
     with findings.noting():
         found = shard(find(), job.local.ranks, job.local.tasks)
     with findings.noting():  # the files exist even where the model or a head does not
@@ -85,19 +87,20 @@ def find_files_to_do(
 
 def leave_out_finished(workload: Workload[Any], findings: Findings) -> FilesToDo:
     """Returns the files of a workload; notes existing outputs of other requests."""
-    to_do: list[TaskFile] = []
+    places = array("q")
     in_the_way: list[str] = []
-    for file in workload.files:
-        try:
-            if workload.work.finished(file, read_content=False) is not None:
-                continue
-        except FileError as error:
-            in_the_way.append(str(error))
-        except OSError:
-            pass  # reading the file reports it
-        to_do.append(file)
+    with FinishedFiles(workload, remembers=False) as known:
+        for place, file in enumerate(workload.files):
+            try:
+                if known.find(file) is not None:
+                    continue
+            except FileError as error:
+                in_the_way.append(str(error))
+            except OSError:
+                pass  # reading the file reports it
+            places.append(place)
     for problem in in_the_way[:N_SHOWN]:
         findings.add_problem(problem)
     if len(in_the_way) > N_SHOWN:
         findings.add_problem(f"{len(in_the_way) - N_SHOWN:,} more files fail in the same way")
-    return FilesToDo(workload.files, to_do, workload.work)
+    return FilesToDo(workload.files, chosen(workload.files, places), workload.work)

@@ -1,8 +1,10 @@
 """Large files in parts, so that the last worker does not work on one while the others are idle."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.workload import Work
@@ -16,7 +18,26 @@ TASKS_PER_WORKER = 3
 MIN_PART_BYTES = 4 << 20
 
 
-def divide(files: Sequence[TaskFile], work: Work[Any], n_workers: int) -> list[TaskFile]:
+class Tasks(Collection[TaskFile]):
+    """The files of a run in order, each whole or as its parts."""
+
+    def __init__(self, files: Sequence[TaskFile], parts: Mapping[int, Sequence[TaskFile]]) -> None:
+        """Takes the files, and the parts of those that are divided, by their place."""
+        self._files = files
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return len(self._files) + sum(len(parts) - 1 for parts in self._parts.values())
+
+    def __iter__(self) -> Iterator[TaskFile]:
+        for place, file in enumerate(self._files):
+            yield from self._parts.get(place, (file,))
+
+    def __contains__(self, task: object) -> bool:
+        return any(task == other for other in self)
+
+
+def divide(files: Sequence[TaskFile], work: Work[Any], n_workers: int) -> Tasks:
     """Returns the files in order, each whole or as its parts.
 
     Args:
@@ -24,14 +45,16 @@ def divide(files: Sequence[TaskFile], work: Work[Any], n_workers: int) -> list[T
         work: Work on each.
         n_workers: Most workers of the run.
     """
-    tasks: list[TaskFile] = []
-    sizes = [file.size() for file in files]
-    left = sum(sizes)
+    parts: dict[int, Sequence[TaskFile]] = {}
+    sizes = np.fromiter((file.size() for file in files), np.int64, len(files))
+    left = int(sizes.sum())
     enough = MAX_IDLE_SHARE * left / n_workers
-    for file, size in zip(files, sizes, strict=True):
+    for place, file in enumerate(files):
+        size = int(sizes[place])
         n_parts = 1
         if n_workers > 1 and size > enough:
             n_parts = min(math.ceil(size * TASKS_PER_WORKER * n_workers / left), size // MIN_PART_BYTES)
-        tasks += work.divide(file, max(1, n_parts)) or [file]
+        if divided := work.divide(file, max(1, n_parts)):
+            parts[place] = divided
         left -= size
-    return tasks
+    return Tasks(files, parts)

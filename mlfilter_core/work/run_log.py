@@ -18,6 +18,7 @@ import yaml
 
 from mlfilter_core.config.execution import Job
 from mlfilter_core.files.claims import claim
+from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.publishing import publish, publish_json
 from mlfilter_core.files.urls import url_of
 from mlfilter_core.versions import library_versions
@@ -144,9 +145,8 @@ def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         OSError: They cannot be written.
     """
-    content = b"".join(map(_line, rows))
-    with publish(folder / ROWS) as temporary:
-        temporary.write_bytes(content)
+    with publish(folder / ROWS) as temporary, open_new(temporary) as file:
+        file.writelines(map(_line, rows))
 
 
 def writable(text: str) -> str:

@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from mlfilter_core.files.store_claims import claimed_by_run
 from mlfilter_core.files.stores import StoredFile, StoreFolder, folder_here
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.same_request import check_same_request, differing_fields
-from mlfilter_core.work.workload import SKIPPED, Report, Work, Workload
+from mlfilter_core.work.workload import OF_THIS_RUN, SKIPPED, Report, Work, Workload, facts_of
 
-OF_THIS_RUN = ("seconds", "waited", "encoder", "worker", "started", "resumed")  # facts that no receipt keeps
 TO_DO, TAKEN = "to_do.json", "taken"
 N_TRIED_FIRST = 3  # before a run; a bad file must not stop it
 
@@ -64,7 +63,7 @@ def staged(
         work=workload.work,
         flow=workload.flow,
         report=report,
-        made_by=orjson.loads(orjson.dumps(made_by, default=str)),
+        request=orjson.loads(orjson.dumps(made_by, default=str)),
         overwrite=bool(getattr(job.params, "overwrite", False)),
         inputs=stores.get(inputs),
         others=tuple(store for field, store in stores.items() if field not in (inputs, "output_dir")),
@@ -92,7 +91,7 @@ class StagedWork(Work[Report]):
         work: Work on the mirrors.
         flow: Name of the flow.
         report: Class of the reports.
-        made_by: Everything that determines the content of the outputs, beside the file.
+        request: Everything that determines the content of the outputs, beside the file.
         overwrite: Whether outputs of another request are replaced.
         inputs: Folder of the files; None where it is on this machine.
         others: Further folders that the work reads from.
@@ -106,7 +105,7 @@ class StagedWork(Work[Report]):
     work: Work[Report]
     flow: str
     report: Callable[..., Report]
-    made_by: Mapping[str, Any]
+    request: Mapping[str, Any]
     overwrite: bool
     inputs: StoreFolder | None
     others: tuple[StoreFolder, ...]
@@ -141,9 +140,9 @@ class StagedWork(Work[Report]):
         if receipt is None:
             return None
         try:
-            if self.overwrite and differing_fields(receipt["request"], self.made_by):
+            if self.overwrite and differing_fields(receipt["request"], self.request):
                 return None
-            check_same_request(self._first_output(file), receipt["request"], self.made_by)
+            check_same_request(self._first_output(file), receipt["request"], self.request)
             is_same = _is_same(receipt["source"], self._identity(file)) and all(
                 (there := self._there(name)) is not None and _is_same(facts, there.identity())
                 for name, facts in receipt["outputs"].items()
@@ -201,13 +200,13 @@ class StagedWork(Work[Report]):
         output = Path(report.output).absolute().relative_to(self.destination.mirror).as_posix()
         put = {name: there.get(name) or self._put(name) for name in reversed(names)}  # the first stands for all
         receipt = {
-            "request": self.made_by,
+            "request": self.request,
             "source": self._identity(file),
             "outputs": {name: stored.identity() for name, stored in put.items() if stored is not None},
         }
         if not self.destination.is_here:
             report = replace(report, output=self.destination.url_to(output))
-        facts = {name: value for name, value in asdict(report).items() if name not in (*OF_THIS_RUN, "status")}
+        facts = {name: fact for name, fact in facts_of(report).items() if name not in (*OF_THIS_RUN, "status")}
         self.destination.write(self._receipt_name(file), orjson.dumps({**receipt, "report": facts}))
         if not self.destination.is_here:
             for name in names:

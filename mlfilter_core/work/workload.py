@@ -1,5 +1,6 @@
 """The work of a job, file by file."""
 
+import functools
 import logging
 import os
 import socket
@@ -7,18 +8,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import Field, asdict, dataclass, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from mlfilter_core.errors import FileError
+from mlfilter_core.files.ledger import Versions, versions_of
 from mlfilter_core.files.publishing import claim_outputs
 from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.wording import plural
 
 
 class FileReport(Protocol):
-    """The report of one file: a dataclass whose first field is the name of the file.
+    """The report of one file: a dataclass whose first own field is the name of the file.
 
     Attributes:
         PRINTED: Columns of the printed table, after name and status.
@@ -68,17 +70,28 @@ class FileReport(Protocol):
     def started(self) -> float:
         """Start time in seconds since 1970, UTC; 0 where skipped."""
 
+    @property
+    def versions(self) -> Versions:
+        """Versions of the file and its outputs when it was finished; empty where unknown."""
 
+
+@dataclass(frozen=True)
 class ReportDefaults:
-    """The defaults of a file report: no remarks, no sample, no special columns."""
+    """The defaults of a file report: no remarks, no sample, no special columns.
+
+    Attributes:
+        versions: Versions of the file and its outputs when it was finished; empty where unknown.
+    """
 
     NO_COLUMNS: ClassVar[Sequence[str]] = ()
     SPREAD: ClassVar[Sequence[str]] = ()
 
+    versions: Versions = field(default=(), kw_only=True, compare=False)
+
     def with_parts(self, parts: Sequence[Any]) -> Self:
         """Returns the report with the time that its parts took in this run, if any was made in it."""
         new = made_in_this_run(parts)
-        return replace(self, **time_of_parts(new)) if new else self  # type: ignore[type-var]
+        return replace(self, **time_of_parts(new)) if new else self
 
     @staticmethod
     def remarks_on(reports: Sequence[Any]) -> list[str]:
@@ -95,6 +108,8 @@ Report = TypeVar("Report", bound=FileReport)
 Report_co = TypeVar("Report_co", bound=FileReport, covariant=True)
 
 SKIPPED = "skipped"
+# Facts of a report that are of the run, not of the file.
+OF_THIS_RUN = ("seconds", "waited", "encoder", "worker", "started", "resumed")
 
 _log = logging.getLogger(__name__)
 
@@ -104,9 +119,11 @@ class Work(ABC, Generic[Report_co]):
 
     Attributes:
         IMPORTS: Modules that take seconds to import and that `make` needs; workers import them while they start.
+        REPORT: Class of the reports.
     """
 
     IMPORTS: ClassVar[Sequence[str]] = ()
+    REPORT: ClassVar[type[Any]]
 
     def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
         """Returns the parts of a file that are worked on separately before the whole file; by default none.
@@ -133,6 +150,14 @@ class Work(ABC, Generic[Report_co]):
         Raises:
             FileError: The file cannot be processed, or an output of another request exists.
         """
+
+    def made_by(self) -> Mapping[str, Any] | None:
+        """Returns all that outputs and reports depend on beside `evidence`; by default None, and no ledger is kept."""
+        return None
+
+    def evidence(self, file: TaskFile) -> Sequence[Path]:
+        """Returns the files by which `finished` decides; where none has changed, its answer is the same."""
+        return file.path, *self.outputs(file)
 
     @abstractmethod
     def make(self, file: TaskFile) -> Report_co:
@@ -166,7 +191,12 @@ class Work(ABC, Generic[Report_co]):
         Waits while another process makes the same outputs.
         """
         with claim_outputs(*self.outputs(file)):
-            return self.finished(replace(file, part=WHOLE), read_content=True) or self.make(file)
+            before = versions_of([file.path])
+            report = self.finished(replace(file, part=WHOLE), read_content=True) or self.make(file)
+            if file.part != WHOLE:
+                return report
+            after = versions_of(self.evidence(file))
+        return replace(report, versions=after) if after[:1] == before else report
 
 
 @dataclass(frozen=True)
@@ -245,20 +275,30 @@ def time_of_parts(parts: Sequence[FileReport]) -> dict[str, Any]:
 
 def name_of(report: FileReport) -> str:
     """Returns the name of the file or part that a report is about: the first field."""
-    return str(getattr(report, fields(report)[0].name))
+    return str(next(iter(facts_of(report).values())))
+
+
+def facts_of(report: FileReport) -> dict[str, Any]:
+    """Returns the facts of a report by name, the name of the file first; `versions` is none."""
+    return {name: getattr(report, name) for name in _names_of_facts(type(report))}
+
+
+@functools.cache
+def _names_of_facts(kind: type[FileReport]) -> list[str]:
+    return [each.name for each in fields(kind) if each.name != "versions"]
 
 
 def row_of(report: FileReport) -> dict[str, Any]:
     """Returns the row of a finished file: its name, then its facts by column."""
-    facts = asdict(report)
+    facts = facts_of(report)
     name = facts.pop(next(iter(facts)))
     seconds, output = facts.pop("seconds"), facts.pop("output")
-    for field in report.NO_COLUMNS:
-        del facts[field]
+    for fact in report.NO_COLUMNS:
+        del facts[fact]
     if not report.worker:  # finished before the run
         del facts["worker"], facts["started"]
-    for field in report.SPREAD:
-        facts.update(facts.pop(field))
+    for fact in report.SPREAD:
+        facts.update(facts.pop(fact))
     n_done = report.documents - facts.get("resumed", 0)
     speed = round(n_done / seconds, 1) if seconds else ""
     return {"file": name, **facts, "seconds": round(seconds, 2), "documents/s": speed, "output": output}

@@ -85,4 +85,4 @@ def test_work_decides_whether_its_files_can_be_divided(tmp_path: Path) -> None:
 
 def test_missing_and_empty_files_are_tasks(tmp_path: Path) -> None:
     files = [*files_of(tmp_path, [0, 0]), TaskFile("gone.jsonl", "gone", tmp_path)]
-    assert divide(files, cast(Work[Any], Divisible()), 4) == files
+    assert list(divide(files, cast(Work[Any], Divisible()), 4)) == files

@@ -1,0 +1,90 @@
+"""What the rows of a run have in common, and the most telling ones, in one pass over any number of them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# The UI loads a table artifact as a whole; files.jsonl has all rows.
+MAX_ARTIFACT_ROWS = 1000
+FAILED = "failed"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """An overview of rows.
+
+    Attributes:
+        columns: Columns of all rows.
+        states: Number of rows by status.
+        sums: Sums over the rows of finished files.
+        first: First rows.
+        failed: First rows of failed files.
+        rejecting: Rows with most rejected lines, those first.
+        slowest: Rows that took longest, those first.
+    """
+
+    columns: Sequence[str]
+    states: Mapping[str, int]
+    sums: Mapping[str, int]
+    first: Sequence[Row]
+    failed: Sequence[Row]
+    rejecting: Sequence[Row]
+    slowest: Sequence[Row]
+
+    def telling_rows(self, n: int) -> list[Row]:
+        """Returns at most `n` rows: all rows, or the failed files, those with most rejected lines, and the slowest."""
+        if sum(self.states.values()) <= n:
+            return list(self.first)
+        n_finished = max(0, n - self.states[FAILED])
+        telling = [*self.failed, *self.rejecting[: n_finished // 2], *self.slowest]
+        return list({row["file"]: row for row in telling}.values())[:n]
+
+
+def overview_of(rows: Iterable[Row], summed: Iterable[str]) -> Overview:
+    """Returns the overview of rows.
+
+    Args:
+        rows: Rows of files, failed files first.
+        summed: Columns with sums.
+    """
+    columns: dict[str, None] = {}
+    states: Counter[str] = Counter()
+    sums = dict.fromkeys(summed, 0)
+    first, failed = list[Row](), list[Row]()
+    rejecting, slowest = _Most("rejected"), _Most("seconds")
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+        states[str(row["status"])] += 1
+        if len(first) < MAX_ARTIFACT_ROWS:
+            first.append(row)
+        if row["status"] == FAILED:
+            failed += [row] if len(failed) < MAX_ARTIFACT_ROWS else []
+            continue
+        for name in sums:
+            sums[name] += row[name]
+        if row.get("rejected"):
+            rejecting.add(row)
+        slowest.add(row)
+    return Overview(list(columns), states, sums, first, failed, rejecting.rows(), slowest.rows())
+
+
+class _Most:
+    """The rows that have most of something; of equal ones the first."""
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._rows: list[Row] = []
+        self._least = float("-inf")  # what a row needs more of, as there are enough that have as much
+
+    def add(self, row: Row) -> None:
+        if row[self._column] > self._least:
+            self._rows.append(row)
+            if len(self._rows) == 2 * MAX_ARTIFACT_ROWS:
+                self._rows = self.rows()
+                self._least = self._rows[-1][self._column]
+
+    def rows(self) -> list[Row]:
+        return sorted(self._rows, key=lambda row: row[self._column], reverse=True)[:MAX_ARTIFACT_ROWS]
