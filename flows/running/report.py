@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -43,6 +43,7 @@ class RunReport:
         failures: Reason of each failure, by the file's name.
         is_step: Whether the flow continues with another round over the files.
         page: HTML report of the job's output folder; None where there is none.
+        known: The overview of the rows, once it is known.
     """
 
     flow: str
@@ -53,6 +54,7 @@ class RunReport:
     failures: dict[str, str] = field(default_factory=dict)
     is_step: bool = False
     page: Path | None = None
+    known: list[Overview] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def artifacts(self) -> str:
@@ -70,10 +72,23 @@ class RunReport:
             yield failed_row(name, reason)
         yield from map(row_of, self.reports)
 
-    @cached_property
+    @property
     def overview(self) -> Overview:
         """What the rows have in common, and the most telling ones."""
-        return overview_of(self.rows(), self.reports[0].SUMMED if self.reports else ())
+        return self.known[0] if self.known else self._look_over(self.rows())
+
+    def write_rows(self) -> None:
+        """Writes `files.jsonl`, a line for each file.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        with run_log.rows_written(self.logs) as written:
+            self._look_over(written(self.rows()))
+
+    def _look_over(self, rows: Iterable[dict[str, Any]]) -> Overview:
+        self.known[:] = [overview_of(rows, self.reports[0].SUMMED if self.reports else ())]
+        return self.known[0]
 
     def telling_rows(self, n: int) -> list[dict[str, Any]]:
         """Returns at most `n` rows: all rows, or the failed files, those with most rejected lines, and the slowest.
@@ -89,8 +104,9 @@ class RunReport:
         counts = {"files": len(self.reports), "failed": len(self.failures), "skipped": states[SKIPPED]}
         return {**counts, **sums, "seconds": round(self.seconds, 1)}
 
+    @cached_property
     def remarks(self) -> list[str]:
-        """Returns remarks on the run for a person."""
+        """Remarks on the run for a person."""
         return type(self.reports[0]).remarks_on(self.reports) if self.reports else []
 
 
@@ -177,7 +193,7 @@ def write_rows(report: RunReport) -> None:
         ReportError: It cannot be written.
     """
     try:
-        run_log.write_rows(report.logs, report.rows())
+        report.write_rows()
     except OSError as error:
         raise ReportError(report, error) from error
 
@@ -254,7 +270,7 @@ def print_report(report: RunReport) -> None:
     print_files(_title(report), columns, lines, len(TEXT_COLUMNS), spare)
     if len(telling) < report.n_files:
         print_prose(f"{len(telling)} of {report.n_files} files: {NOT_ALL}")
-    for remark in report.remarks():
+    for remark in report.remarks:
         print_prose(remark)
     print(f"results: {report.output_dir}")
     print(f"logs:    {report.logs}")
@@ -290,7 +306,7 @@ def _cell(value: Any) -> str:
 def _markdown(report: RunReport, pictures: Mapping[str, str], outputs: str = "") -> str:
     lines = [f"# {report.flow}", "", "| | |", "| --- | ---: |"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in report.totals().items()]
-    lines += ["", *(f"- {remark}" for remark in report.remarks())]
+    lines += ["", *(f"- {remark}" for remark in report.remarks)]
     lines += ["", f"Results in `{report.output_dir}`, logs in `{report.logs}`."]
     if report.page is not None:
         # A page of an http server may not lead to files; the address can be copied.

@@ -141,8 +141,9 @@ def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
     files = find_files(
         params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES, listing=listing, written_by="embed"
     )
-    files, work = shard(files, job.local.ranks, job.local.tasks), annotate_work(params)
-    workload = Workload("annotate", files, work, params.annotated_output_dir)
+    work = annotate_work(params)
+    own_files = shard(files, job.local.ranks, job.local.tasks)
+    workload = Workload("annotate", own_files, work, params.annotated_output_dir)
     return staged(workload, job, "embeddings_directory", AnnotateReport, work.made_by())
 
 

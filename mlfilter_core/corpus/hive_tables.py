@@ -31,6 +31,8 @@ def partition_values(relative: str) -> dict[str, str | None]:
 
 def is_own_file(relative: str) -> bool:
     """Returns whether a path is of a file that a table's writer keeps for itself: `_SUCCESS`, `_delta_log/0.json`."""
+    if not relative.startswith(OWN_MARK) and f"/{OWN_MARK}" not in relative:
+        return False
     return any(name.startswith(OWN_MARK) and "=" not in name for name in PurePosixPath(relative).parts)
 
 

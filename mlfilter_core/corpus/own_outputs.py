@@ -70,15 +70,18 @@ def outputs_listed(url: str, output_url: str, names: Iterable[str]) -> Callable[
 def _reason(
     own_below: str, holds_outputs: Callable[[str], bool], has_provenance: Callable[[str], bool]
 ) -> Callable[[str], str | None]:
-    def reason(relative: str) -> str | None:
-        if own_below and relative.startswith(own_below):
-            return ARE_OUTPUTS
-        names = PurePosixPath(relative).parts[:-1]
-        is_output = any(
+    @functools.cache
+    def are_outputs(parent: str) -> bool:
+        """Whether the files of a folder, relative to that of the corpus, are outputs."""
+        names = PurePosixPath(parent).parts
+        return any(
             has_provenance(str(PurePosixPath(*names[: i + 1])))
             or (name in OUTPUT_FOLDERS and holds_outputs(str(PurePosixPath(*names[:i]))))
             for i, name in enumerate(names)
         )
-        return ARE_OUTPUTS if is_output else None
+
+    def reason(relative: str) -> str | None:
+        is_own = bool(own_below) and relative.startswith(own_below)
+        return ARE_OUTPUTS if is_own or are_outputs(relative.rpartition("/")[0]) else None
 
     return reason

@@ -83,21 +83,24 @@ class EmbedReport(ReportDefaults):
     @staticmethod
     def remarks_on(reports: "Sequence[EmbedReport]") -> list[str]:
         """Returns remarks on the speed of a run."""
-        embedded = [report for report in reports if report.waited]
-        remarks = [f"encoder: {encoder}" for encoder in sorted({report.encoder for report in embedded})]
-        n_chunks = sum(report.chunks for report in embedded)
-        if n_chunks:
-            n_documents = sum(report.documents for report in embedded)
-            remarks.append(f"{plural(n_documents, 'document')} have {plural(n_chunks, 'chunk')}")
-        n_resumed = sum(report.resumed for report in embedded)
-        if n_resumed:
-            remarks.append(f"{plural(n_resumed, 'document')} had been encoded by a run that was interrupted")
-        n_out_of_memory = sum(report.out_of_memory for report in embedded)
-        if n_out_of_memory:
-            n_times = plural(n_out_of_memory, "time")
+        encoders: set[str] = set()
+        waited: Counter[str] = Counter()
+        n: Counter[str] = Counter()
+        for report in reports:  # of a million files
+            if report.waited:
+                encoders.add(report.encoder)
+                waited.update(report.waited)
+                for count in ("chunks", "documents", "resumed", "out_of_memory"):
+                    n[count] += getattr(report, count)
+        remarks = [f"encoder: {encoder}" for encoder in sorted(encoders)]
+        if n["chunks"]:
+            remarks.append(f"{plural(n['documents'], 'document')} have {plural(n['chunks'], 'chunk')}")
+        if n["resumed"]:
+            remarks.append(f"{plural(n['resumed'], 'document')} had been encoded by a run that was interrupted")
+        if n["out_of_memory"]:
+            n_times = plural(n["out_of_memory"], "time")
             remarks.append(f"memory ran out {n_times}, and batches were divided: set max_batch_tokens lower")
-        if embedded:
-            waited = {stage: sum(report.waited[stage] for report in embedded) for stage in embedded[0].waited}
+        if waited:
             seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in waited.items())
             busiest = min(waited, key=lambda stage: waited[stage])
             remarks.append(f"seconds that each stage waited for another: {seconds}; {busiest} is the bottleneck")

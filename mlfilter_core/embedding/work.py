@@ -170,10 +170,15 @@ class EmbedWork(Work[EmbedReport]):
         return unless_overwritten(finished, self.params.overwrite)
 
     def _rejects(self, file: TaskFile) -> Path:
-        return file.output(self.params.rejected_output_dir, ".jsonl")
+        return file.output(self._folders[1], ".jsonl")
 
     def _embeddings(self, file: TaskFile) -> TaskFile:
-        return TaskFile(f"{file.stem}.h5", file.stem, self.params.embedding_output_dir)
+        return TaskFile(f"{file.stem}.h5", file.stem, self._folders[0])
+
+    @functools.cached_property
+    def _folders(self) -> tuple[Path, Path]:
+        """Folders of the embeddings and of the rejected lines, which are asked for a million times."""
+        return self.params.embedding_output_dir, self.params.rejected_output_dir
 
 
 def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
@@ -188,9 +193,9 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
     files = find_sources(
         *(params.input_dir, params.glob_pattern, job.params.output_dir), store.listing() if store else None
     )
-    files, work = shard(files, job.local.ranks, job.local.tasks), embed_work(params)
-    work = replace(work, is_small=_is_small(files))
-    workload = Workload("embed", files, work, params.results_dir)
+    own_files = shard(files, job.local.ranks, job.local.tasks)
+    work = replace(embed_work(params), is_small=_is_small(own_files))
+    workload = Workload("embed", own_files, work, params.results_dir)
     return staged(workload, job, "input_dir", EmbedReport, work.made_by())
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.files.claims import machine, remove_if_abandoned
+from mlfilter_core.files.claims import hold, machine, remove_if_abandoned
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.publishing import publish
 
@@ -119,6 +119,7 @@ class Ledger:
             if self._new is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._new = open(self._folder / _new_name(), "xb")
+                hold(self._new)
             self._new.write(_line(entry))
             if time.monotonic() - self._flushed > FLUSH_S:
                 self._new.flush()

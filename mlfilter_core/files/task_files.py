@@ -250,7 +250,9 @@ def _tell(folder: str, pattern: str, left_out: Mapping[str, Sequence[str]]) -> N
 
 
 def _suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
-    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+    if not name.endswith(suffixes):
+        return None
+    return next(suffix for suffix in suffixes if name.endswith(suffix))
 
 
 def _check_names(folder: Path, names: Iterable[str], suffixes: tuple[str, ...]) -> None:

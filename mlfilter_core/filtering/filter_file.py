@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -82,13 +82,14 @@ class FilterReport(ReportDefaults):
         """Returns the thresholds, and how many documents reach them, by score and by group."""
         remarks = list(reports[0].criteria)
         total = KeptCounts()
+        reached: Counter[str] = Counter()
         groups: defaultdict[str, KeptCounts] = defaultdict(KeptCounts)
         for report in reports:
             total += KeptCounts(report.documents, report.kept, report.tokens, report.kept_tokens)
+            reached.update(report.reached)
             for group, counts in report.by_group.items():
                 groups[group] += KeptCounts(**counts)
-        for name in reports[0].reached if len(reports[0].reached) > 1 else ():
-            n_reached = sum(report.reached[name] for report in reports)
+        for name, n_reached in reached.items() if len(reached) > 1 else ():
             remarks.append(f"{name}: {n_reached:,} documents reach it, {share(n_reached, total.documents)}")
         if len(groups) > 1:
             remarks += [f"{group or 'without the key'}: {of.describe()}" for group, of in sorted(groups.items())]

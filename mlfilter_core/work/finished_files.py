@@ -37,8 +37,11 @@ class FinishedFiles(Generic[Report]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._ledger is not None:
-            self._ledger.close()
+        if self._ledger is None:
+            return
+        if self._remembers:
+            self._ledger.merge()
+        self._ledger.close()
 
     def find(self, file: TaskFile) -> Report | None:
         """Returns the report of a finished file, as `Work.finished` without reading content.
@@ -48,14 +51,15 @@ class FinishedFiles(Generic[Report]):
         """
         if self._ledger is None:
             return self._work.finished(file, read_content=False)
-        versions = versions_of(self._work.evidence(file))
+        evidence = self._work.evidence(file)
+        versions = versions_of(evidence)
         entry = self._ledger.find(file.relative)
         if entry is not None and entry.request == self._request and entry.versions == versions:
-            report = self._report(file, entry)
+            report = self._report(file, entry, evidence)
             if report is not None:
                 return report
         report = self._work.finished(file, read_content=False)
-        if report is not None and versions_of(self._work.evidence(file)) == versions:
+        if report is not None and versions_of(evidence) == versions:
             self._add(file, report, versions)
         return report
 
@@ -67,25 +71,22 @@ class FinishedFiles(Generic[Report]):
     def _add(self, file: TaskFile, report: Report, versions: Versions) -> None:
         if self._ledger is None or not self._remembers:
             return
-        output = self._outputs(file).index(report.output)
+        output = [str(path) for path in self._work.evidence(file)].index(report.output)
         facts = dict(list(facts_of(report).items())[1:])
         kept = {name: fact for name, fact in facts.items() if name not in (*OF_THIS_RUN, "status")}
         self._ledger.add(Entry(file.relative, self._request, versions, {**kept, "output": output}))
 
-    def _report(self, file: TaskFile, entry: Entry) -> Report | None:
+    def _report(self, file: TaskFile, entry: Entry, evidence: Sequence[Path]) -> Report | None:
         """Returns the report of an entry; None for one of another release."""
         facts: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in entry.facts.items()
         }
         try:
-            output = self._outputs(file)[facts.pop("output")]
+            output = str(evidence[facts.pop("output")])
             report: Report = self._work.REPORT(file.relative, output=output, status=SKIPPED, **facts)
         except (TypeError, KeyError, IndexError):
             return None
         return report
-
-    def _outputs(self, file: TaskFile) -> Sequence[str]:
-        return [str(path) for path in self._work.outputs(file)]
 
 
 def _digest(made_by: Any) -> str:

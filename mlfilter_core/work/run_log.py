@@ -9,11 +9,12 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import yaml
 
 from mlfilter_core.config.execution import Job
@@ -25,6 +26,8 @@ from mlfilter_core.versions import library_versions
 
 RUN, JOB, ROWS = "run.json", "job.yaml", "files.jsonl"
 EARLIER = "earlier-"  # prefix of the folders of earlier attempts, as after `Retry` in the Prefect UI
+
+Row = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 
@@ -139,14 +142,24 @@ def run_log(folder: Path, flow: str, output_dir: Path, job: Job, n_files: int, n
             raise
 
 
-def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Rewrites the lines of all files, failed ones first; complete or not at all.
+@contextmanager
+def rows_written(folder: Path) -> Iterator[Callable[[Iterable[Row]], Iterator[Row]]]:
+    """Rewrites the lines of all files, complete or not at all.
+
+    Yields:
+        A function that writes rows as they are taken from what it returns.
 
     Raises:
         OSError: They cannot be written.
     """
     with publish(folder / ROWS) as temporary, open_new(temporary) as file:
-        file.writelines(map(_line, rows))
+
+        def written(rows: Iterable[Row]) -> Iterator[Row]:
+            for row in rows:
+                file.write(_line(row))
+                yield row
+
+        yield written
 
 
 def writable(text: str) -> str:
@@ -155,4 +168,7 @@ def writable(text: str) -> str:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+    try:
+        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a text that is not UTF-8, such as the name of a file in a reason
+        return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

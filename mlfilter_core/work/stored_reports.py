@@ -45,21 +45,32 @@ class StoredReports(Sequence[Report], Generic[Report]):
     @overload
     def __getitem__(self, index: slice) -> list[Report]: ...
     def __getitem__(self, index: int | slice) -> Report | list[Report]:
+        ordered = self._ordered()[index]
         if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        if self._order is None:
-            self._order = np.argsort(np.frombuffer(self._places, np.int64), kind="stable")
-        block, row = divmod(int(self._order[index]), BLOCK)
-        return self._open[row] if block == len(self._blocks) else self._unpacked(block)[row]
+            return list(self._reports(ordered))
+        return next(self._reports(np.array([ordered])))
 
     def __iter__(self) -> Iterator[Report]:
-        return (self[i] for i in range(len(self)))
+        ordered = self._ordered()
+        for start in range(0, len(ordered), BLOCK):
+            yield from self._reports(ordered[start : start + BLOCK])
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
+
+    def _ordered(self) -> NDArray[np.intp]:
+        """Returns the reports, by when they came, in the order of their files."""
+        if self._order is None:
+            self._order = np.argsort(np.array(self._places, np.int64), kind="stable")
+        return self._order
+
+    def _reports(self, ordered: NDArray[np.intp]) -> Iterator[Report]:
+        for came in map(int, ordered):
+            block, row = divmod(came, BLOCK)
+            yield self._open[row] if block == len(self._blocks) else self._unpacked(block)[row]
 
     def _unpack(self, block: int) -> list[Report]:
         reports: list[Report] = pickle.loads(decompress(self._blocks[block]))

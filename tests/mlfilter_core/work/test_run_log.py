@@ -9,7 +9,7 @@ from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.job_files import load_job
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.claims import is_claimed
-from mlfilter_core.work.run_log import JOB, ROWS, RUN, run_log, write_rows
+from mlfilter_core.work.run_log import JOB, ROWS, RUN, rows_written, run_log
 
 
 @pytest.fixture
@@ -79,5 +79,7 @@ def test_a_command_that_is_no_text_is_recorded_all_the_same(
 
 def test_the_rows_at_the_end_replace_those_on_the_way(tmp_path: Path) -> None:
     (tmp_path / ROWS).write_text('{"file": "half')
-    write_rows(tmp_path, [{"file": "\udc80"}, {"file": "b"}])  # a name that is no UTF-8
+    rows = [{"file": "\udc80"}, {"file": "b"}]  # a name that is no UTF-8
+    with rows_written(tmp_path) as written:
+        assert list(written(rows)) == rows
     assert [json.loads(line)["file"] for line in (tmp_path / ROWS).read_text().splitlines()] == ["\udc80", "b"]
