@@ -32,7 +32,7 @@ from mlfilter_core.filtering.survey import Survey, check_unchanged, load_survey
 from mlfilter_core.filtering.thresholds import describe_rank
 from mlfilter_core.wording import share
 from mlfilter_core.work.same_request import REPLACE, check_same_request
-from mlfilter_core.work.workload import ReportDefaults
+from mlfilter_core.work.workload import ReportDefaults, facts_of
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def provenance_of_filtered(
         "annotated": survey.annotated,
         "output": identities[0],
         "dropped": identities[1] if request.write_dropped else None,
-        "report": {name: value for name, value in asdict(report).items() if name not in ("output", "status")},
+        "report": {name: value for name, value in facts_of(report).items() if name not in ("output", "status")},
     }
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from mlfilter_core.training.train_request import (
 from mlfilter_core.training.training_figure import draw_training
 from mlfilter_core.versions import library_versions
 from mlfilter_core.work.progress import Progress, ProgressTeller
+from mlfilter_core.work.workload import facts_of
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def train_head(request: TrainRequest, output: Path, device: torch.device) -> Tra
     training = {
         "request": request.provenance(),
         **inputs,
-        **{name: value for name, value in asdict(report).items() if name not in ("output", "status", "seconds")},
+        **{name: value for name, value in facts_of(report).items() if name not in ("output", "status", "seconds")},
         "metrics_of_folds": head_metrics(task, fitted.left_out[has_output], found.labels[~held_out][has_output]),
         "training_loss": fitted.training_loss,
         "validation_loss": fitted.validation_loss,
