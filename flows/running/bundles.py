@@ -1,10 +1,11 @@
 """Groups files into tasks: one file per task, or several small files, which take less time than a task costs."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Literal
 
 from mlfilter_core.files.task_files import WHOLE, TaskFile
+from mlfilter_core.work.division import Tasks
 from mlfilter_core.work.workload import FileReport
 
 Bundle = tuple[TaskFile, ...]
@@ -21,11 +22,11 @@ MAX_FILES = 500
 class Bundles:
     """Files and parts of files to do, in the order of the corpus; whole files are bundled as they are taken."""
 
-    def __init__(self, files: Collection[TaskFile], files_per_task: int | Literal["auto"], say: Callable[[str], None]):
+    def __init__(self, tasks: Tasks, files_per_task: int | Literal["auto"], say: Callable[[str], None]):
         """Takes the files and parts, how many of them share a task, and the function that writes to the run's log."""
-        self._files = iter(files)
-        self._n_left = len(files)  # without what was dropped
-        self._parts_left = Counter(file.relative for file in files if file.part != WHOLE)
+        self._files = iter(tasks)
+        self._n_left = len(tasks)  # without what was dropped
+        self._parts_left = Counter(part.relative for part in tasks.parts())
         self._dropped: set[str] = set()
         self._next = self._following()
         self._again: deque[TaskFile] = deque()

@@ -12,9 +12,9 @@ from mlfilter_core.work.workload import Report
 class Joins:
     """Counts the parts of files that are not done."""
 
-    def __init__(self, tasks: Iterable[TaskFile]) -> None:
-        """Takes the tasks of the run: files, and parts of files."""
-        self._n_left = Counter(task.relative for task in tasks if task.part != WHOLE)
+    def __init__(self, parts: Iterable[TaskFile]) -> None:
+        """Takes the tasks of the run that are parts of files."""
+        self._n_left = Counter(part.relative for part in parts)
         self._reports: dict[str, list[Any]] = {}
 
     def is_divided(self, file: TaskFile) -> bool:

@@ -106,7 +106,7 @@ def _run_files(
             record.end(run.seconds, len(failures))
     write_rows(run)
     has_page = not workload.is_step and "output_dir" not in job.urls  # the page is made from the outputs
-    page = make_page(workload.flow, job.params.output_dir, job.logging_dir) if has_page else Page()
+    page = make_page(workload.flow, job.params.output_dir, job.logging_dir, len(files)) if has_page else Page()
     run = replace(run, page=page.path)
     publish_report(run, page.pictures, page.summary)
     if failures:
@@ -162,7 +162,7 @@ def _do_files(
     """Runs the tasks of files and parts of files; adds the result of each file to `reports` or `failures`."""
     n_files = len(workload.files)
     joined: set[str] = set()  # or finished at once, by another of their parts
-    bundles, joins = Bundles(tasks, job.files_per_task, _log.debug), Joins(tasks)
+    bundles, joins = Bundles(tasks, job.files_per_task, _log.debug), Joins(tasks.parts())
     progress, repeated = RunProgress(n_files, tasks, len(failures)), RepeatedFailures()
     with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(tasks), record.folder) as workers:
         workers.runner.on_progress = progress.hear

@@ -6,13 +6,13 @@ Knows nothing about how it is shown.
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.wording import duration
+from mlfilter_core.work.division import Tasks
 from mlfilter_core.work.progress import Progress
 from mlfilter_core.work.workload import SKIPPED, FileReport
 
@@ -79,9 +79,10 @@ class Snapshot:
 class _Sizes:
     """The bytes of the tasks that have not ended, by name; 16 bytes for each of a million tasks."""
 
-    def __init__(self, tasks: Collection[TaskFile]) -> None:
-        hashes = np.fromiter((hash(task.name) for task in tasks), np.int64, len(tasks))
-        sizes = np.fromiter((max(1, task.size()) for task in tasks), np.int64, len(tasks))
+    def __init__(self, tasks: Tasks) -> None:
+        hashes, sizes = np.empty(len(tasks), np.int64), np.empty(len(tasks), np.int64)
+        for i, (task, size) in enumerate(tasks.with_sizes()):
+            hashes[i], sizes[i] = hash(task.name), max(1, size)
         order = np.argsort(hashes)
         self._hashes, self._sizes = hashes[order], sizes[order]
         self.total = int(sizes.sum())
@@ -106,15 +107,14 @@ class _Sizes:
 class RunProgress:
     """Adds up the progress that workers report for files and parts of files, and the reports of finished ones."""
 
-    def __init__(self, n_files: int, tasks: Collection[TaskFile], n_failed: int) -> None:
+    def __init__(self, n_files: int, tasks: Tasks, n_failed: int) -> None:
         """Takes the number of all files, the files and parts to process, and the number of files that failed before."""
         self._left = _Sizes(tasks)
         self._parts: dict[str, list[str]] = {}  # names of the parts of divided files
         self._file_of: dict[str, str] = {}
-        for task in tasks:
-            if task.part != WHOLE:
-                self._parts.setdefault(task.relative, []).append(task.name)
-                self._file_of[task.name] = task.relative
+        for part in tasks.parts():
+            self._parts.setdefault(part.relative, []).append(part.name)
+            self._file_of[part.name] = part.relative
         self._n_files = n_files
         self._n_before = n_files - (len(tasks) - len(self._file_of) + len(self._parts)) - n_failed
         self._n_failed = n_failed

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # A trial of batch sizes takes three seconds, in which two cores embed about 100 kB of text with a small encoder.
 MIN_TRIAL_BYTES = 1 << 20
+MOST_SIZES = 10_000  # files whose sizes are looked up to estimate the size of all; a million take 20 s
 
 _log = logging.getLogger(__name__)
 
@@ -154,8 +155,9 @@ class EmbedWork(Work[EmbedReport]):
         dim = self.params.embedding_dim or stated_dim(self.request.model.folder)
         if dim is None or not first.records or not self.params.keep_embeddings:
             return
-        n_bytes = sum(file.size() for file in files if not self._embeddings(file).path.exists())
-        n_documents = n_bytes * len(first.records) / first.n_bytes
+        sampled = files[:: -(-len(files) // MOST_SIZES)]
+        n_bytes = sum(file.size() for file in sampled if not self._embeddings(file).path.exists())
+        n_documents = n_bytes * len(files) / len(sampled) * len(first.records) / first.n_bytes
         row_bytes = dim * np.dtype(self.request.embedding_dtype).itemsize
         check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
 

@@ -5,6 +5,7 @@ Knows nothing about what the files contain.
 
 import logging
 import os
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -178,7 +179,7 @@ def find_files(
         matches = match_names(listing.files, pattern) if listing else match_files(folder, pattern)
     except ValueError as error:
         raise ConfigError(f'glob_pattern "{pattern}": {error}') from error
-    names: list[str] = []
+    names, hashes = list[str](), array("q")  # of their stems
     others: list[str] = []
     left_out = {reason: list(names) for reason, names in matches.left_out.items()}
     for relative in matches.files:
@@ -191,6 +192,7 @@ def find_files(
             left_out.setdefault(f"are {content}", []).append(relative)
         else:
             names.append(relative)
+            hashes.append(hash(relative.removesuffix(suffix or "")))
     hidden = left_out.pop(HIDDEN, [])
     told = (*suffixes, "/", CHECKSUM_SUFFIX) if tells_hidden_folders else suffixes
     left_out[HIDDEN] = [name for name in hidden if name.endswith(told)]
@@ -211,7 +213,7 @@ def find_files(
 
     files = TaskFiles(names, task_file)
     _check_names(root, names, suffixes)
-    _check_output_names(files)
+    _check_output_names(files, np.array(hashes))
     return files
 
 
@@ -259,6 +261,8 @@ def _check_names(folder: Path, names: Iterable[str], suffixes: tuple[str, ...]) 
     """Refuses names that are not UTF-8, as HDF5 files and reports are, and names too long for outputs."""
     most = MAX_NAME_BYTES - len(LONGEST_OUTPUT_SUFFIX)
     for relative in names:
+        if relative.isascii() and len(relative) <= most:  # of a million, as fast as can be
+            continue
         name = relative.rpartition("/")[2]
         try:
             n_bytes = len(name.removesuffix(_suffix(name, suffixes) or "").encode())
@@ -275,8 +279,7 @@ def _check_names(folder: Path, names: Iterable[str], suffixes: tuple[str, ...]) 
             )
 
 
-def _check_output_names(files: TaskFiles) -> None:
-    hashes = np.fromiter((hash(file.stem) for file in files), np.int64, len(files))
+def _check_output_names(files: TaskFiles, hashes: NDArray[np.int64]) -> None:
     places = np.argsort(hashes, kind="stable")
     alike = np.flatnonzero(np.diff(hashes[places]) == 0)
     for first, second in sorted(zip(places[alike], places[alike + 1], strict=True)):

@@ -28,7 +28,8 @@ from mlfilter_core.wording import count, duration, number, plural, rough_number,
 from mlfilter_core.work.failures import by_reason
 
 TEMPLATE = "page.html"
-# Limits of what is shown; the table of files and report.json contain everything.
+# Limits of what is shown; report.json contains everything.
+MAX_TABLE_ROWS = 20_000  # 4 MB
 MAX_FAILED, MAX_SLOWEST, MAX_RUNS, MAX_PAIRS = 50, 10, 30, 20
 MAX_KEPT_GROUPS, MAX_KEPT_FILES = 40, 5
 MAX_HEAD_PICTURES = 6
@@ -68,6 +69,7 @@ def render(facts: OutputFacts) -> str:
     flows = [flow for flow in _flows(facts) if not _is_round(flow)]
     jobs = [next(run for run in facts.runs if run.flow == flow) for flow in flows]
     files = [file for file in facts.files if not _is_round(file.flow)]
+    shown = _telling(files)
     runs = [run for run in facts.runs if not _is_round(run.flow) or run.state != "finished"]
     failed = [file for file in facts.files if file.status == "failed"]
     last_runs = [run for flow in flows if (run := facts.last_run(flow)) is not None]
@@ -93,7 +95,8 @@ def render(facts: OutputFacts) -> str:
         jobs=[run for run in jobs if run.job],
         versions=next((run.versions for run in facts.runs if run.versions), {}),
         files=files,
-        table=_table(files),
+        table=_table(shown),
+        n_shown=len(shown),
     )
 
 
@@ -247,6 +250,17 @@ def _scores(statistics: ScoreStatistics | None, filtered: FilterFacts | None) ->
         "correlations": Markup(draw_correlations(statistics)) if k > 1 else None,
         "pairs": strongest_pairs(statistics, MAX_PAIRS) if k > MAX_NUMBERED_SCORES else [],
     }
+
+
+def _telling(files: Sequence[FileFacts]) -> Sequence[FileFacts]:
+    """Returns the files of the table: all, or those that failed or rejected most, and the slowest, in their order."""
+    if len(files) <= MAX_TABLE_ROWS:
+        return files
+    telling = sorted(
+        range(len(files)),
+        key=lambda i: (files[i].status != "failed", -files[i].rejected, -files[i].seconds),
+    )
+    return [files[i] for i in sorted(telling[:MAX_TABLE_ROWS])]
 
 
 def _table(files: Sequence[FileFacts]) -> Markup:

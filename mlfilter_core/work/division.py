@@ -21,10 +21,15 @@ MIN_PART_BYTES = 4 << 20
 class Tasks(Collection[TaskFile]):
     """The files of a run in order, each whole or as its parts."""
 
-    def __init__(self, files: Sequence[TaskFile], parts: Mapping[int, Sequence[TaskFile]]) -> None:
+    def __init__(self, files: Sequence[TaskFile], parts: Mapping[int, Sequence[TaskFile]] = {}) -> None:
         """Takes the files, and the parts of those that are divided, by their place."""
         self._files = files
-        self._parts = parts
+        self._parts = dict(parts)
+        self.sizes = np.fromiter((file.size() for file in files), np.int64, len(files))  # bytes of whole files
+
+    def divide(self, place: int, parts: Sequence[TaskFile]) -> None:
+        """Replaces the file at a place by its parts."""
+        self._parts[place] = parts
 
     def __len__(self) -> int:
         return len(self._files) + sum(len(parts) - 1 for parts in self._parts.values())
@@ -32,6 +37,19 @@ class Tasks(Collection[TaskFile]):
     def __iter__(self) -> Iterator[TaskFile]:
         for place, file in enumerate(self._files):
             yield from self._parts.get(place, (file,))
+
+    def with_sizes(self) -> Iterator[tuple[TaskFile, int]]:
+        """Yields each task, with its bytes."""
+        for place, (file, size) in enumerate(zip(self._files, self.sizes.tolist(), strict=True)):
+            if place in self._parts:
+                yield from ((part, part.size()) for part in self._parts[place])
+            else:
+                yield file, size
+
+    def parts(self) -> Iterator[TaskFile]:
+        """Yields the tasks that are parts of files."""
+        for parts in self._parts.values():
+            yield from parts
 
     def __contains__(self, task: object) -> bool:
         return any(task == other for other in self)
@@ -45,16 +63,15 @@ def divide(files: Sequence[TaskFile], work: Work[Any], n_workers: int) -> Tasks:
         work: Work on each.
         n_workers: Most workers of the run.
     """
-    parts: dict[int, Sequence[TaskFile]] = {}
-    sizes = np.fromiter((file.size() for file in files), np.int64, len(files))
-    left = int(sizes.sum())
+    tasks = Tasks(files)
+    left = int(tasks.sizes.sum())
     enough = MAX_IDLE_SHARE * left / n_workers
     for place, file in enumerate(files):
-        size = int(sizes[place])
+        size = int(tasks.sizes[place])
         n_parts = 1
         if n_workers > 1 and size > enough:
             n_parts = min(math.ceil(size * TASKS_PER_WORKER * n_workers / left), size // MIN_PART_BYTES)
         if divided := work.divide(file, max(1, n_parts)):
-            parts[place] = divided
+            tasks.divide(place, divided)
         left -= size
-    return Tasks(files, parts)
+    return tasks

@@ -30,6 +30,7 @@ class FinishedFiles(Generic[Report]):
         self._request = "" if made_by is None else _digest(made_by)
         self._ledger = None if made_by is None else Ledger(workload.output_dir / FOLDER / workload.flow)
         self._remembers = remembers
+        self._folders: dict[str, bool] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +52,8 @@ class FinishedFiles(Generic[Report]):
         """
         if self._ledger is None:
             return self._work.finished(file, read_content=False)
+        if not self._has_outputs_beside(file):
+            return None
         evidence = self._work.evidence(file)
         versions = versions_of(evidence)
         entry = self._ledger.find(file.relative)
@@ -62,6 +65,16 @@ class FinishedFiles(Generic[Report]):
         if report is not None and versions_of(evidence) == versions:
             self._add(file, report, versions)
         return report
+
+    def _has_outputs_beside(self, file: TaskFile) -> bool:
+        """Returns whether a folder exists that outputs of files in the same folder would lie in.
+
+        Asked once for each folder: a new run over a million files has none.
+        """
+        parent = file.relative.rpartition("/")[0]
+        if parent not in self._folders:
+            self._folders[parent] = any(path.parent.exists() for path in self._work.evidence(file)[1:])
+        return self._folders[parent]
 
     def add(self, file: TaskFile, report: Report) -> None:
         """Remembers a file that a worker has just finished, or found finished."""

@@ -156,7 +156,10 @@ class Work(ABC, Generic[Report_co]):
         return None
 
     def evidence(self, file: TaskFile) -> Sequence[Path]:
-        """Returns the files by which `finished` decides; where none has changed, its answer is the same."""
+        """Returns the files by which `finished` decides, the file itself first.
+
+        Where none of them has changed, the answer is the same; where none but the file exists, it is None.
+        """
         return file.path, *self.outputs(file)
 
     @abstractmethod

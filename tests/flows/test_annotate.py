@@ -11,6 +11,7 @@ from flows.annotate import annotate
 from flows.embed import embed
 from flows.pipeline import pipeline
 from flows.running.report import FilesFailedError, print_report
+from mlfilter_core.annotating import work as annotate_work_module
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, HeadError, OtherSettingsError
 from tests.conftest import TINY_DIM
@@ -144,6 +145,18 @@ def test_embeddings_of_two_encoders_are_refused_before_the_first_file(
     with pytest.raises(ConfigError, match=message):  # though those of one encoder are finished
         annotate(annotate_job())
     assert len(list((tmp_path / "out/annotated_data").rglob("*.jsonl"))) == 1
+
+
+def test_of_very_many_files_the_tasks_compare_the_encoders(
+    embed_job: WriteJob, annotate_job: WriteJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(embed_job(glob_pattern="a/*"))
+    embed(embed_job(glob_pattern="b/*", prompt="query: "))
+    monkeypatch.setattr(annotate_work_module, "MOST_CHECKED", 1)
+    with pytest.raises(ConfigError, match=r"a/x\.h5 and .*/b/[xy]\.h5 were made by different encoders"):
+        annotate(annotate_job())
+    written = [path.parent.name for path in (tmp_path / "out/annotated_data").rglob("*.jsonl")]
+    assert set(written) <= {"a"}
 
 
 def test_a_mismatched_head_is_recorded_in_the_run_s_report(

@@ -6,6 +6,7 @@ import pytest
 from flows.running.bundles import MAX_FILES, MAX_TASKS_PER_S, MIN_TASK_S, Bundles
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.division import Tasks
 
 
 class Report:
@@ -37,14 +38,14 @@ def taken(bundles: Bundles, n_workers: int = 1) -> list[int]:
 
 def test_a_file_is_a_task_until_files_are_known_to_be_small(files: list[TaskFile]) -> None:
     said: list[str] = []
-    bundles = Bundles(files, "auto", said.append)
+    bundles = Bundles(Tasks(files), "auto", said.append)
     assert [len(bundles.take(2)) for _ in range(3)] == [1, 1, 1]
     bundles.learn(files[0], report(MIN_TASK_S))
     assert len(bundles.take(2)) == 1
     assert said == []
     bundles.learn(files[1], report(0.0, "skipped"))
     assert len(bundles.take(2)) == 1
-    bundles = Bundles(files, "auto", said.append)
+    bundles = Bundles(Tasks(files), "auto", said.append)
     bundles.learn(files[0], report(MIN_TASK_S / 10.5))
     assert taken(bundles) == [10] * 100
     assert said == ["small files: about 10 of them share a task from now on"]
@@ -52,7 +53,7 @@ def test_a_file_is_a_task_until_files_are_known_to_be_small(files: list[TaskFile
 
 def test_more_workers_make_longer_tasks(files: list[TaskFile]) -> None:
     """Otherwise the flow's process could not keep the workers busy."""
-    bundles = Bundles(files, "auto", print)
+    bundles = Bundles(Tasks(files), "auto", print)
     bundles.learn(files[0], report(0.1))
     n_workers = 40
     assert len(bundles.take(n_workers)) == pytest.approx(n_workers / MAX_TASKS_PER_S / 0.1, abs=1)
@@ -60,25 +61,25 @@ def test_more_workers_make_longer_tasks(files: list[TaskFile]) -> None:
 
 def test_large_files_among_small_ones_stay_alone(files: list[TaskFile]) -> None:
     files[5].path.write_bytes(b"x" * 100_000)
-    bundles = Bundles(files[:10], "auto", print)
+    bundles = Bundles(Tasks(files[:10]), "auto", print)
     bundles.learn(files[0], report(0.01))
     assert taken(bundles) == [5, 1, 4]
 
 
 def test_a_bundle_has_a_largest_size(files: list[TaskFile]) -> None:
-    bundles = Bundles(files, "auto", print)
+    bundles = Bundles(Tasks(files), "auto", print)
     bundles.learn(files[0], report(1e-6))
     assert taken(bundles) == [MAX_FILES, 1000 - MAX_FILES]
 
 
 def test_a_given_number_of_files_share_a_task(files: list[TaskFile]) -> None:
-    bundles = Bundles(files[:10], 4, print)
+    bundles = Bundles(Tasks(files[:10]), 4, print)
     assert len(bundles) == 3
     assert taken(bundles) == [4, 4, 2]
 
 
 def test_files_of_a_bundle_that_died_are_tasks_of_their_own(files: list[TaskFile]) -> None:
-    bundles = Bundles(files[:4], 4, print)
+    bundles = Bundles(Tasks(files[:4]), 4, print)
     died = bundles.take(1)
     assert not bundles
     bundles.separate(died)
@@ -88,5 +89,5 @@ def test_files_of_a_bundle_that_died_are_tasks_of_their_own(files: list[TaskFile
 
 def test_a_file_that_is_gone_is_for_its_task_to_report(files: list[TaskFile]) -> None:
     files[0].path.unlink()
-    bundles: Any = Bundles(files[:1], "auto", print)
+    bundles: Any = Bundles(Tasks(files[:1]), "auto", print)
     assert bundles.take(1) == (files[0],)

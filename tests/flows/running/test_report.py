@@ -1,9 +1,21 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from flows.running.report import MAX_PRINTED_ROWS, FilesFailedError, RunReport, _markdown, print_report
+from flows.running.overview import MAX_ARTIFACT_ROWS, overview_of
+from flows.running.report import (
+    MAX_PRINTED_ROWS,
+    MOST_OF_A_PAGE,
+    FilesFailedError,
+    Page,
+    RunReport,
+    _markdown,
+    make_page,
+    print_report,
+    write_rows,
+)
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.work.workload import row_of
 
@@ -94,3 +106,31 @@ def test_the_summary_shows_pictures_below_what_failed_whatever_they_are_called()
     summary = _markdown(report(1, {"bad.jsonl": "reason"}), {"score_a](x)<b>": "data:image/svg+xml;base64,AA"})
     assert summary.index("## Failed") < summary.index("data:image")
     assert r"![score\_a\](x)\<b\>](data:image/svg+xml;base64,AA)" in summary
+
+
+def test_rows_are_written_and_looked_over_in_one_pass(tmp_path: Path) -> None:
+    run = replace(report(3, {"bad.jsonl": "reason"}), logs=tmp_path)
+    write_rows(run)
+    rows = [json.loads(line) for line in (tmp_path / "files.jsonl").read_text().splitlines()]
+    assert rows == list(run.rows())
+    assert [row["file"] for row in rows] == ["bad.jsonl", "0.jsonl", "1.jsonl", "2.jsonl"]
+    assert replace(run, page=tmp_path).overview is run.overview
+
+
+def test_of_very_many_files_the_most_telling_ones_are_those_of_all() -> None:
+    """Rows that come in ascending, descending and mixed order, many more than are kept."""
+    n = 5 * MAX_ARTIFACT_ROWS
+    orders = [list(range(n)), list(range(n))[::-1], [i * 7919 % n for i in range(n)]]
+    for seconds in orders:
+        rows = [{"file": f"{i}", "status": "embedded", "seconds": float(s)} for i, s in enumerate(seconds)]
+        overview = overview_of(rows, ())
+        told = overview.telling_rows(MAX_PRINTED_ROWS)
+        assert told == sorted(rows, key=lambda row: -row["seconds"])[:MAX_PRINTED_ROWS]
+        assert len(overview.telling_rows(MAX_ARTIFACT_ROWS)) == MAX_ARTIFACT_ROWS
+
+
+def test_the_report_of_very_many_files_is_left_to_its_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert make_page("embed", tmp_path, tmp_path / "logs", MOST_OF_A_PAGE + 1) == Page()
+    assert f"`ml_filter report {tmp_path}` writes it" in caplog.text
+    assert list(tmp_path.iterdir()) == []

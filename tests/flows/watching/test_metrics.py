@@ -9,6 +9,7 @@ from flows.watching.metrics import check_port, metrics_served
 from flows.watching.run_progress import RunProgress
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.division import Tasks
 from mlfilter_core.work.progress import Progress
 from tests.flows.watching.reports import report
 
@@ -28,7 +29,7 @@ def read(port: int) -> dict[str, float]:
 
 
 def test_prometheus_reads_how_far_the_run_is(tmp_path: Path, port: int) -> None:
-    progress = RunProgress(5, [TaskFile(f"{name}.jsonl", name, tmp_path) for name in "abc"], n_failed=1)
+    progress = RunProgress(5, Tasks([TaskFile(f"{name}.jsonl", name, tmp_path) for name in "abc"]), n_failed=1)
     with metrics_served(progress, "embed", port):
         assert read(port)['mlfilter_documents_total{flow="embed"}'] == 0
         progress.finish("a.jsonl", report("a.jsonl"))
@@ -60,12 +61,15 @@ def test_a_port_that_is_taken_is_said_before_the_run(port: int) -> None:
     with socket.socket() as other:
         other.bind(("0.0.0.0", port))
         other.listen()
-        for use in (lambda: check_port(port), lambda: metrics_served(RunProgress(0, [], 0), "embed", port).__enter__()):
+        for use in (
+            lambda: check_port(port),
+            lambda: metrics_served(RunProgress(0, Tasks([]), 0), "embed", port).__enter__(),
+        ):
             with pytest.raises(ConfigError, match=rf"metrics_port: cannot listen on {port} \(Address already in use"):
                 use()
 
 
 def test_without_a_port_nothing_is_served() -> None:
     check_port(None)
-    with metrics_served(RunProgress(0, [], 0), "embed", None):
+    with metrics_served(RunProgress(0, Tasks([]), 0), "embed", None):
         pass

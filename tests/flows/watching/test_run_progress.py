@@ -7,6 +7,7 @@ from flows.watching import run_progress as progress_module
 from flows.watching.run_progress import RunProgress, Snapshot, describe
 from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.files.task_files import Part, TaskFile
+from mlfilter_core.work.division import Tasks
 from mlfilter_core.work.progress import Progress
 from tests.flows.watching.reports import WAITED, report
 
@@ -31,7 +32,7 @@ def files(tmp_path: Path) -> list[TaskFile]:
 
 
 def test_finished_files_and_those_under_way_add_up(clock: Clock, files: list[TaskFile]) -> None:
-    run = RunProgress(5, files, n_failed=0)
+    run = RunProgress(5, Tasks(files), n_failed=0)
     run.hear("w1", Progress("a.jsonl", 5, 50, share=0.5))
     run.finish("a.jsonl", report("a.jsonl"))
     clock.now += 10
@@ -51,7 +52,7 @@ def test_finished_files_and_those_under_way_add_up(clock: Clock, files: list[Tas
 
 
 def test_rates_are_those_of_the_last_minute_and_the_rest_goes_by_them(clock: Clock, files: list[TaskFile]) -> None:
-    run = RunProgress(3, files, n_failed=0)
+    run = RunProgress(3, Tasks(files), n_failed=0)
     for second in range(0, 601, 10):
         run.hear("w", Progress("c.jsonl", 2 * second, 20 * second, share=second / 1200))
         clock.now = 1000.0 + second
@@ -63,7 +64,7 @@ def test_rates_are_those_of_the_last_minute_and_the_rest_goes_by_them(clock: Clo
 
 
 def test_a_failed_file_counts_as_done(clock: Clock, files: list[TaskFile]) -> None:
-    run = RunProgress(4, files, n_failed=1)
+    run = RunProgress(4, Tasks(files), n_failed=1)
     run.hear("w", Progress("c.jsonl", 6, share=0.9))
     run.fail("c.jsonl")
     now = run.snapshot()
@@ -73,7 +74,7 @@ def test_a_failed_file_counts_as_done(clock: Clock, files: list[TaskFile]) -> No
 
 def test_a_file_that_failed_in_one_of_its_parts_counts_as_done(clock: Clock, files: list[TaskFile]) -> None:
     parts = [replace(files[2], part=Part(n, 3)) for n in (1, 2, 3)]
-    run = RunProgress(3, [*files[:2], *parts], n_failed=0)
+    run = RunProgress(3, Tasks(files, {2: parts}), n_failed=0)
     run.finish("a.jsonl", report("a.jsonl"))
     run.finish("b.jsonl", report("b.jsonl"))
     run.hear("w", Progress(parts[0].name, 6, share=0.5))
@@ -84,7 +85,7 @@ def test_a_file_that_failed_in_one_of_its_parts_counts_as_done(clock: Clock, fil
 
 
 def test_a_file_that_another_worker_takes_up_begins_anew(clock: Clock, files: list[TaskFile]) -> None:
-    run = RunProgress(3, files, n_failed=0)
+    run = RunProgress(3, Tasks(files), n_failed=0)
     run.hear("w1", Progress("a.jsonl", 8, share=0.8))
     clock.now += 100
     run.snapshot()
@@ -97,7 +98,7 @@ def test_a_file_that_another_worker_takes_up_begins_anew(clock: Clock, files: li
 
 
 def test_reports_without_tokens_and_files_without_a_size_do(clock: Clock, tmp_path: Path) -> None:
-    run = RunProgress(1, [TaskFile("x.h5", "x", tmp_path)], n_failed=0)
+    run = RunProgress(1, Tasks([TaskFile("x.h5", "x", tmp_path)]), n_failed=0)
     run.hear("w", Progress("x.h5", 1, share=0.5))
     assert run.snapshot().share == 0.5
     run.finish("x.h5", AnnotateReport("x.h5", "x.jsonl", "annotated", 3, {}))
@@ -117,7 +118,7 @@ def test_a_snapshot_in_words() -> None:
 
 
 def test_the_bottleneck_changes_only_when_another_stage_waits_much_less(clock: Clock, files: list[TaskFile]) -> None:
-    run = RunProgress(3, files, n_failed=0)
+    run = RunProgress(3, Tasks(files), n_failed=0)
 
     def bottleneck(**waited: float) -> str | None:
         run.hear("w", Progress("c.jsonl", 6, share=0.1, waited=waited))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.files.task_files import TaskFile, find_files, shard
+from mlfilter_core.files.task_files import Part, TaskFile, chosen, find_files, place_of, shard
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -135,3 +136,24 @@ def test_shards_deal_every_file_once(n_shards: int) -> None:
     assert sorted(file for dealt in shards for file in dealt) == files
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     assert shard(files, range(n_shards), n_shards) == files
+
+
+def test_files_are_the_same_however_they_are_asked_for(tmp_path: Path) -> None:
+    names = ["a/x.jsonl.gz", "b/ä.jsonl", "b/日本.jsonl", "c.jsonl"]
+    touch(tmp_path, *names)
+    files = find_files(tmp_path, "**/*", JSONL_SUFFIXES)
+    expected = [TaskFile(name, name.partition(".")[0], tmp_path) for name in names]
+    assert list(files) == [files[i] for i in range(4)] == list(files[:]) == expected
+    assert list(reversed(files)) == expected[::-1]
+    assert files[-1] == expected[-1]
+    assert list(files[1:3]) == list(chosen(files, [1, 2])) == expected[1:3]
+    assert list(files[::2]) == expected[::2]
+    assert list(chosen(files[1:], [0, 2])) == [expected[1], expected[3]]
+    assert [place_of(files, replace(file, part=Part(2, 3))) for file in expected] == [0, 1, 2, 3]
+    assert [place_of(files[1:], file) for file in expected[1:]] == [0, 1, 2]
+
+
+def test_a_million_files_take_little_memory(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"CC-MAIN-2024-10/{i:05}-of-01000.jsonl" for i in range(1000)))
+    files = find_files(tmp_path, "**/*", JSONL_SUFFIXES)
+    assert (len(files._text) + files._ends.nbytes) / len(files) < 60

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 from mlfilter_core.run_report.collect import collect
 from mlfilter_core.run_report.facts import FileFacts
-from mlfilter_core.run_report.page import render
+from mlfilter_core.run_report.page import MAX_TABLE_ROWS, render
 from mlfilter_core.work.run_log import JOB
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
 from tests.output_folders import STARTED, documents, head, write_run
@@ -135,3 +135,23 @@ def test_flows_stand_in_the_order_of_a_pipeline_and_rounds_share_the_job_of_thei
     assert re.findall(r'scope="row">([\w ]+)<', speeds) == ["Embedding", "Training", "Scoring", "Filtering", "zoom"]
     assert re.findall(r"<h3>([\w ]+)</h3>\s*<pre", page) == ["Training", "Filtering", "zoom"]  # jobs
     assert "survey" not in read(page).text
+
+
+def test_the_page_of_many_files_stays_small_and_shows_those_that_tell_something(write_outputs: WriteOutputs) -> None:
+    facts = collect(write_outputs({"a.jsonl": documents("a", 3)}, ()))
+    n = 3 * MAX_TABLE_ROWS
+    files = [
+        FileFacts(f"CC-MAIN-2024-10/{i:06}-of-{n}.jsonl", "embed", "run", "embedded", 20, 0, 0, 580, 1.0 + i / n)
+        for i in range(n)
+    ]
+    files[7] = replace(files[7], status="failed", reason="no text")
+    files[8] = replace(files[8], rejected=3)
+    page = render(replace(facts, files=files))
+    assert len(page.encode()) < 5_000_000
+    text = re.sub(r"\s+", " ", read(page).text)
+    assert f"The table has {MAX_TABLE_ROWS:,} of {n:,} files" in text
+    rows = json.loads(re.findall(r'<script type="application/json" id="rows">(.*?)</script>', page)[0])["rows"]
+    names = [row[0] for row in rows]
+    assert len(names) == MAX_TABLE_ROWS
+    assert names[:2] == [files[7].file, files[8].file]
+    assert names[2:] == [file.file for file in files[-MAX_TABLE_ROWS + 2 :]], "the slowest"
