@@ -62,7 +62,7 @@ def main() -> None:
     if arguments.reports_of is not None:
         print(orjson.dumps(reports(arguments.reports_of)).decode())
         return
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(folder, arguments.files)
         job = write_job(folder)

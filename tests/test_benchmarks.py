@@ -43,3 +43,11 @@ def test_a_family_of_each_kind_gives_the_embeddings_of_sentence_transformers(tmp
                 figures[f"{family}_bfloat16_cosine_{text}{peer}"] for peer in ("", "_sentence_transformers")
             )
             assert 1 - ours < 2 * (1 - theirs) + 1e-4, (family, text)
+
+
+def test_what_a_million_files_cost_is_measured_on_real_runs(tmp_path: Path) -> None:
+    figures_file = tmp_path / "figures.json"
+    run("--files", "60", "--json", str(figures_file), script="scale.py")
+    figures = json.loads(figures_file.read_text())
+    assert 0 < figures["end_rows_seconds"] <= figures["end_seconds"]
+    assert figures["rerun_seconds"] < figures["begin_seconds"], "nothing is started where all is finished"

@@ -60,6 +60,10 @@ class AnnotateWork(Work[AnnotateReport]):
     request: AnnotateRequest
     one_encoder: OneEncoder = field(default_factory=OneEncoder, compare=False)
 
+    @property
+    def divides_all(self) -> bool:
+        return self.params.split != "auto"
+
     def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
         if self.params.split == "auto":
             return parts_of(file, self.request, n_parts, MIN_PART_ROWS)

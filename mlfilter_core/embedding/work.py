@@ -63,6 +63,10 @@ class EmbedWork(Work[EmbedReport]):
     annotation: InlineAnnotation | None
     is_small: bool = False
 
+    @property
+    def divides_all(self) -> bool:
+        return self.params.split != "auto"
+
     def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
         split = self.params.split
         return parts_of(file, self._embeddings(file).path, n_parts if split == "auto" else int(split))

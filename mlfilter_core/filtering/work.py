@@ -71,6 +71,10 @@ class FilterWork(Work[FilterReport]):
             return part_outputs(file, self.request)
         return *self.request.outputs(file), self.request.provenance_file(file)
 
+    @property
+    def divides_all(self) -> bool:
+        return self.params.split != "auto"
+
     def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
         if self.params.split != "auto":
             return parts_of(file, self.request, int(self.params.split))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.output_folders import OutputFolders
 from mlfilter_core.work.workload import Work
 
 # A file is divided if it is more than this share of a worker's work: as much may the last worker idle at the end.
@@ -25,7 +26,16 @@ class Tasks(Collection[TaskFile]):
         """Takes the files, and the parts of those that are divided, by their place."""
         self._files = files
         self._parts = dict(parts)
-        self.sizes = np.fromiter((file.size() for file in files), np.int64, len(files))  # bytes of whole files
+        self._sizes = np.fromiter((file.size() for file in files), np.int64, len(files))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files."""
+        return int(self._sizes.sum())
+
+    def files(self) -> Iterator[tuple[int, int, TaskFile]]:
+        """Yields the place of each file, its bytes, and the file."""
+        return zip(range(len(self._files)), self._sizes.tolist(), self._files, strict=True)
 
     def divide(self, place: int, parts: Sequence[TaskFile]) -> None:
         """Replaces the file at a place by its parts."""
@@ -40,7 +50,7 @@ class Tasks(Collection[TaskFile]):
 
     def with_sizes(self) -> Iterator[tuple[TaskFile, int]]:
         """Yields each task, with its bytes."""
-        for place, (file, size) in enumerate(zip(self._files, self.sizes.tolist(), strict=True)):
+        for place, size, file in self.files():
             if place in self._parts:
                 yield from ((part, part.size()) for part in self._parts[place])
             else:
@@ -63,15 +73,16 @@ def divide(files: Sequence[TaskFile], work: Work[Any], n_workers: int) -> Tasks:
         work: Work on each.
         n_workers: Most workers of the run.
     """
-    tasks = Tasks(files)
-    left = int(tasks.sizes.sum())
+    tasks, folders = Tasks(files), OutputFolders(work)
+    left = tasks.n_bytes
     enough = MAX_IDLE_SHARE * left / n_workers
-    for place, file in enumerate(files):
-        size = int(tasks.sizes[place])
+    for place, size, file in tasks.files():
         n_parts = 1
         if n_workers > 1 and size > enough:
             n_parts = min(math.ceil(size * TASKS_PER_WORKER * n_workers / left), size // MIN_PART_BYTES)
-        if divided := work.divide(file, max(1, n_parts)):
+        # An earlier run may have divided a file, too.
+        may_be_divided = n_parts > 1 or work.divides_all or folders.exist_for(file)
+        if may_be_divided and (divided := work.divide(file, max(1, n_parts))):
             tasks.divide(place, divided)
         left -= size
     return tasks

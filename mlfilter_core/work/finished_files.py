@@ -10,6 +10,7 @@ import orjson
 
 from mlfilter_core.files.ledger import Entry, Ledger, Versions, versions_of
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.work.output_folders import OutputFolders
 from mlfilter_core.work.workload import OF_THIS_RUN, SKIPPED, Report, Work, Workload, facts_of
 
 FOLDER = ".finished"  # in the folder of the outputs
@@ -30,7 +31,7 @@ class FinishedFiles(Generic[Report]):
         self._request = "" if made_by is None else _digest(made_by)
         self._ledger = None if made_by is None else Ledger(workload.output_dir / FOLDER / workload.flow)
         self._remembers = remembers
-        self._folders: dict[str, bool] = {}
+        self._folders = OutputFolders(workload.work)
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +53,7 @@ class FinishedFiles(Generic[Report]):
         """
         if self._ledger is None:
             return self._work.finished(file, read_content=False)
-        if not self._has_outputs_beside(file):
+        if not self._folders.exist_for(file):
             return None
         evidence = self._work.evidence(file)
         versions = versions_of(evidence)
@@ -65,16 +66,6 @@ class FinishedFiles(Generic[Report]):
         if report is not None and versions_of(evidence) == versions:
             self._add(file, report, versions)
         return report
-
-    def _has_outputs_beside(self, file: TaskFile) -> bool:
-        """Returns whether a folder exists that outputs of files in the same folder would lie in.
-
-        Asked once for each folder: a new run over a million files has none.
-        """
-        parent = file.relative.rpartition("/")[0]
-        if parent not in self._folders:
-            self._folders[parent] = any(path.parent.exists() for path in self._work.evidence(file)[1:])
-        return self._folders[parent]
 
     def add(self, file: TaskFile, report: Report) -> None:
         """Remembers a file that a worker has just finished, or found finished."""

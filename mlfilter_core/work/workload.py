@@ -125,6 +125,11 @@ class Work(ABC, Generic[Report_co]):
     IMPORTS: ClassVar[Sequence[str]] = ()
     REPORT: ClassVar[type[Any]]
 
+    @property
+    def divides_all(self) -> bool:
+        """Whether every file is divided, however large it is; by default not."""
+        return False
+
     def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
         """Returns the parts of a file that are worked on separately before the whole file; by default none.
 

@@ -17,8 +17,13 @@ MIB = 1 << 20
 class Divisible:
     """Work on files that can be divided into a number of parts."""
 
+    divides_all = False
+
     def __init__(self, most: int = 1000) -> None:
         self.most = most
+
+    def evidence(self, file: TaskFile) -> Sequence[Path]:
+        return file.path, file.folder / "outputs" / file.relative
 
     def divide(self, file: TaskFile, n_parts: int) -> Sequence[TaskFile]:
         n_parts = min(n_parts, self.most)
@@ -35,7 +40,7 @@ def files_of(folder: Path, sizes: Sequence[int]) -> list[TaskFile]:
 
 
 def divided(folder: Path, sizes: Sequence[int], n_workers: int, most: int = 1000) -> list[TaskFile]:
-    return divide(files_of(folder, sizes), cast(Work[Any], Divisible(most)), n_workers)
+    return list(divide(files_of(folder, sizes), cast(Work[Any], Divisible(most)), n_workers))
 
 
 def length(tasks: Sequence[TaskFile], n_workers: int) -> float:
