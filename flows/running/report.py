@@ -23,7 +23,7 @@ from mlfilter_core.work.failures import describe_failures
 from mlfilter_core.work.workload import SKIPPED, FileReport, row_of
 
 MAX_PRINTED_ROWS = 40
-MOST_OF_A_PAGE = 20_000  # files of a run; the workers would wait for the report of more
+MOST_OF_A_PAGE = 10_000  # files of a run; to open the outputs of more takes longer than people wait
 OPENING_S = 0.004  # for each output, on one core
 NOT_ALL = "the failed ones, those with most rejected lines, and the slowest; files.jsonl, beside the logs, has all"
 TEXT_COLUMNS = ("file", "status")

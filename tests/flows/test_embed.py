@@ -187,6 +187,31 @@ def test_shards_deal_every_file_to_one_machine(embed_job: WriteJob, tmp_path: Pa
         assert [(row.source, row.status) for row in report.reports] == [(name, "embedded") for name in names]
 
 
+def test_a_rerun_opens_no_finished_output(
+    embed_job: WriteJob, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = embed_job()
+    before = embed(job)
+    (corpus / "b" / "new.jsonl").write_text(json.dumps({"id": "new", "text": "one more"}) + "\n")
+    opened: list[str] = []
+    finished = EmbedWork.finished
+
+    def noted(work: EmbedWork, file: TaskFile, read_content: bool) -> EmbedReport | None:
+        opened.append(file.relative)
+        return finished(work, file, read_content)
+
+    monkeypatch.setattr(EmbedWork, "finished", noted)
+    report = embed(job)
+    assert opened == ["b/new.jsonl"]
+    assert [row.status for row in report.reports] == ["skipped", "embedded", "skipped", "skipped"]
+    counts = [(row.source, row.documents, row.tokens) for row in report.reports if row.status == "skipped"]
+    assert counts == [(row.source, row.documents, row.tokens) for row in before.reports]
+    (segment, _) = sorted((tmp_path / "out" / "embeddings" / ".finished" / "embed").iterdir())
+    segment.unlink()
+    assert [row.status for row in embed(job).reports] == ["skipped"] * 4
+    assert opened[1:] == ["a/x.jsonl", "b/x.jsonl", "b/y.jsonl"], "those that the other ledger does not have"
+
+
 def test_artifacts_and_logs_tell_what_became_of_each_file(
     embed_job: WriteJob, corpus: Path, tmp_path: Path, client: SyncPrefectClient
 ) -> None:
