@@ -106,9 +106,9 @@ class PackedNames:
     """Names as one text; as objects, they would take twice as much."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        encoded = [name.encode(errors="surrogateescape") for name in names]
-        self._text = b"".join(encoded)
-        self._ends = np.fromiter(accumulate(map(len, encoded), initial=0), np.int64, len(names) + 1)
+        self._text = "".join(names).encode(errors="surrogateescape")
+        lengths = (len(name.encode(errors="surrogateescape")) for name in names)
+        self._ends = np.fromiter(accumulate(lengths, initial=0), np.int64, len(names) + 1)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
