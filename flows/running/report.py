@@ -23,7 +23,7 @@ from mlfilter_core.work.failures import describe_failures
 from mlfilter_core.work.workload import SKIPPED, FileReport, row_of
 
 MAX_PRINTED_ROWS = 40
-MOST_OF_A_PAGE = 10_000  # files of a run; to open the outputs of more takes longer than people wait
+MOST_OF_A_PAGE = 10_000  # outputs; to open more takes longer than people wait for a run to end
 OPENING_S = 0.004  # for each output, on one core
 NOT_ALL = "the failed ones, those with most rejected lines, and the slowest; files.jsonl, beside the logs, has all"
 TEXT_COLUMNS = ("file", "status")
@@ -234,26 +234,31 @@ def page_modules_loading(logging_dir: Path) -> Iterator[None]:
 
 
 def make_page(flow: str, output_dir: Path, logging_dir: Path, n_files: int) -> Page:
-    """Writes the report of an output folder. If it cannot be written, a warning says so, and the run continues.
+    """Writes the report of an output folder, unless that would take minutes.
+
+    If it cannot be written, a warning says so, and the run continues.
 
     Args:
         flow: Flow whose pictures the Prefect UI shows.
         output_dir: Output folder of the job.
         logging_dir: Folder of the job's logs.
-        n_files: Number of files of the run; of many, the report is not written, as that would take minutes.
+        n_files: Number of files of the run, which may be one of several runs on the folder.
     """
-    if n_files > MOST_OF_A_PAGE:
-        _log.info(
-            "the report of %s files is not written at the end of a run, as it opens them all; `ml_filter report %s` "
-            "writes it, in some %s",
-            *(f"{n_files:,}", output_dir, duration(n_files * OPENING_S)),
-        )
-        return Page()
     _keep_fonts_in(logging_dir)
     from mlfilter_core.run_report.pictures import pictures_of, summary_of  # takes a second to import
     from mlfilter_core.run_report.write_report import write_report
+    from mlfilter_core.verification.verify import find_outputs
 
     try:
+        if n_files <= MOST_OF_A_PAGE:
+            n_files = sum(map(len, find_outputs(output_dir).outputs.values()))
+        if n_files > MOST_OF_A_PAGE:
+            _log.info(
+                "the report on %s files is not written at the end of a run, as it opens them all; `ml_filter report "
+                "%s` writes it, in some %s",
+                *(f"{n_files:,}", output_dir, duration(n_files * OPENING_S)),
+            )
+            return Page()
         report = write_report(output_dir, [logging_dir])
         return Page(report.page, pictures_of(report.facts, flow), summary_of(report.facts, flow))
     except Exception as error:

@@ -26,7 +26,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.part_files import n_parts_before
 from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import WHOLE, TaskFile, find_files, shard
+from mlfilter_core.files.task_files import WHOLE, TaskFile, evenly_spaced, find_files, shard
 from mlfilter_core.heads.checkpoint_files import find_head, head_digests
 from mlfilter_core.heads.chunk_scores import ChunkCombination
 from mlfilter_core.heads.light_widths import check_layers
@@ -119,7 +119,7 @@ class AnnotateWork(Work[AnnotateReport]):
         """
         heads = load_heads(self.params)
         columns = score_columns(heads, self.request)
-        _check_contract(heads, files[:: -(-len(files) // MOST_CHECKED)], self.request, self.one_encoder)
+        _check_contract(heads, evenly_spaced(files, MOST_CHECKED), self.request, self.one_encoder)
         self._check_output_keys(files, columns.names)
 
     def make(self, file: TaskFile) -> AnnotateReport:
@@ -138,7 +138,7 @@ class AnnotateWork(Work[AnnotateReport]):
         if not columns:
             of_scores = (request.score_prefix, LABEL_PREFIX, INTEGER_PREFIX)
             keys = tuple(key for key in keys if not key.startswith(of_scores))
-        check_output_keys([file.path for file in files], request.group, keys, columns, request.source_dir)
+        check_output_keys(files, request.group, keys, columns, request.source_dir)
 
 
 def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:

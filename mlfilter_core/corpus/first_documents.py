@@ -9,7 +9,7 @@ from mlfilter_core.corpus.documents import BadRecordError, parse_record
 from mlfilter_core.corpus.lines import Line
 from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.errors import SourceError
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.files.task_files import TaskFile, evenly_spaced
 
 # An error of all documents shows in the first ones, and a few files may be of another kind. 16 files take 0.1 s.
 N_FILES, N_LINES = 16, 32
@@ -38,11 +38,9 @@ def read_first_documents(files: Sequence[TaskFile], max_line_bytes: int) -> Firs
     """
     records: list[Mapping[str, Any]] = []
     n_bytes = 0
-    n_files = min(N_FILES, len(files))
-    for i in range(n_files):
+    for file in evenly_spaced(files, N_FILES):
         own_bytes = 0
         try:
-            file = files[i * len(files) // n_files]
             with open_source(file.path, relative=file.relative) as reader:
                 for line in islice(reader.lines(max_line_bytes), N_LINES):
                     if isinstance(line, Line) and (record := _record(line.content)) is not None:

@@ -30,7 +30,7 @@ from mlfilter_core.encoder.settings import Chunks, EncoderSettings
 from mlfilter_core.files.disk_space import check_room_for
 from mlfilter_core.files.part_files import n_parts_before
 from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import WHOLE, TaskFile, shard
+from mlfilter_core.files.task_files import WHOLE, TaskFile, evenly_spaced, shard
 from mlfilter_core.work.staged_work import staged, stores_of
 from mlfilter_core.work.workload import Work, Workload
 
@@ -159,7 +159,7 @@ class EmbedWork(Work[EmbedReport]):
         dim = self.params.embedding_dim or stated_dim(self.request.model.folder)
         if dim is None or not first.records or not self.params.keep_embeddings:
             return
-        sampled = files[:: -(-len(files) // MOST_SIZES)]
+        sampled = evenly_spaced(files, MOST_SIZES)
         n_bytes = sum(file.size() for file in sampled if not self._embeddings(file).path.exists())
         n_documents = n_bytes * len(files) / len(sampled) * len(first.records) / first.n_bytes
         row_bytes = dim * np.dtype(self.request.embedding_dtype).itemsize

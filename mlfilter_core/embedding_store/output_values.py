@@ -16,6 +16,7 @@ from mlfilter_core.embedding_store.layout import DOCUMENT_ID, SOURCE_OFFSET
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
 from mlfilter_core.errors import AnnotationError, ConfigError, FileError
+from mlfilter_core.files.task_files import TaskFile, evenly_spaced
 
 # Rows in memory at a time: texts may be stored, and some are a thousand times longer than most.
 READ_ROWS = 256
@@ -155,7 +156,7 @@ class OutputValues:
 
 
 def check_output_keys(
-    files: Sequence[Path], group: str, output_keys: Sequence[str], columns: Sequence[str], source_dir: Path | None
+    files: Sequence[TaskFile], group: str, output_keys: Sequence[str], columns: Sequence[str], source_dir: Path | None
 ) -> None:
     """Looks for the output keys in a few files and in the first documents of their sources, before a run.
 
@@ -169,13 +170,12 @@ def check_output_keys(
     Raises:
         ConfigError: A key is in none of them; names the existing keys.
     """
-    n_files = min(N_CHECKED_FILES, len(files))
     absent, known = set(output_keys), list[str]()
     n_documents = 0
-    for path in (files[i * len(files) // n_files] for i in range(n_files)):
+    for embeddings in evenly_spaced(files, N_CHECKED_FILES):
         try:
             with (
-                EmbeddingFile(path, group) as file,
+                EmbeddingFile(embeddings.path, group) as file,
                 OutputValues(file, output_keys, columns, source_dir) as values,
             ):
                 rows = slice(0, min(READ_ROWS, file.n_rows))

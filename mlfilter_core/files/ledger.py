@@ -146,6 +146,12 @@ class Ledger:
                     made_on, process = path.name.split(".")[1:3]
                     remove_if_abandoned(path, made_on, int(process))
 
+    def flush(self) -> None:
+        """Writes what was added."""
+        with suppress(OSError):
+            if self._new is not None:
+                self._new.flush()
+
     def close(self) -> None:
         """Closes the files; what was added is then written."""
         for file in (*self._segments, *([self._new] if self._new else [])):

@@ -243,6 +243,12 @@ def place_of(files: Sequence[TaskFile], file: TaskFile) -> int:
     return bisect_left(files, file.relative, key=lambda other: other.relative)
 
 
+def evenly_spaced(files: Sequence[TaskFile], most: int) -> list[TaskFile]:
+    """Returns all files, or as many as wanted from all over them."""
+    n = min(most, len(files))
+    return [files[i * len(files) // n] for i in range(n)]
+
+
 def shard(files: Sequence[TaskFile], ranks: Iterable[int], n_shards: int) -> Sequence[TaskFile]:
     """Returns the files of some shards; file i belongs to shard i modulo `n_shards`."""
     wanted = set(ranks)
@@ -276,23 +282,30 @@ def _suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
 def _check_names(folder: Path, names: Iterable[str], suffixes: tuple[str, ...]) -> None:
     """Refuses names that are not UTF-8, as HDF5 files and reports are, and names too long for outputs."""
     most = MAX_NAME_BYTES - len(LONGEST_OUTPUT_SUFFIX)
+    is_utf8 = _is_utf8(str(folder))
     for relative in names:
-        if relative.isascii() and len(relative) <= most:  # of a million, as fast as can be
+        if is_utf8 and relative.isascii() and len(relative) <= most:  # of a million, as fast as can be
             continue
-        name = relative.rpartition("/")[2]
-        try:
-            n_bytes = len(name.removesuffix(_suffix(name, suffixes) or "").encode())
-            relative.encode()
-        except UnicodeEncodeError:
+        if not is_utf8 or not _is_utf8(relative):
             raise ConfigError(
                 f"the name of {os.fsencode(folder / relative)!r} is not UTF-8; rename it, for example with convmv, or "
                 "narrow glob_pattern"
-            ) from None
+            )
+        name = relative.rpartition("/")[2]
+        n_bytes = len(name.removesuffix(_suffix(name, suffixes) or "").encode())
         if n_bytes > most:
             raise ConfigError(
                 f"the name of {folder / relative} is {n_bytes - most} bytes too long for names of outputs, which may "
                 f"have {MAX_NAME_BYTES} bytes with {LONGEST_OUTPUT_SUFFIX}; rename it, or narrow glob_pattern"
             )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_output_names(files: TaskFiles, hashes: NDArray[np.int64]) -> None:

@@ -12,7 +12,7 @@ from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelinePar
 from mlfilter_core.embedding_store.fingerprint import Fingerprint, OneEncoder, fingerprint, name_of
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.files.task_files import TaskFile, find_files
+from mlfilter_core.files.task_files import TaskFile, evenly_spaced, find_files
 from mlfilter_core.plan.annotation_trial import AnnotationTrial, try_annotation
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.files_to_do import FilesToDo, find_files_to_do
@@ -73,7 +73,7 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, find
     device = device_to_measure(params.device, workers, findings)
     advice = ""
     if request is not None and device is not None and all(head.dim == embeddings.dim for head in heads):
-        trial = try_annotation(_evenly_spaced(list(rows_to_do)), request, heads, device, findings)
+        trial = try_annotation(evenly_spaced(list(rows_to_do), N_TRIED_FILES), request, heads, device, findings)
         if trial is not None:
             sections.append(_output_section(params, rows_to_do, trial, findings))
             speed, advice = _speed(workers, files, rows_to_do, trial, findings)
@@ -119,11 +119,6 @@ def _files_section(files: FilesToDo, embeddings: _Embeddings, n_to_do: int) -> S
         made_by = name_of(embeddings.encoder) if embeddings.encoder else "an unknown encoder"
         lines.append(("embeddings", f"{embeddings.dim} dimensions, of {made_by}"))
     return Section("files", facts, lines)
-
-
-def _evenly_spaced(files: Sequence[TaskFile]) -> list[TaskFile]:
-    n = min(N_TRIED_FILES, len(files))
-    return [files[i * len(files) // n] for i in range(n)]
 
 
 def _output_section(

@@ -256,11 +256,12 @@ def _telling(files: Sequence[FileFacts]) -> Sequence[FileFacts]:
     """Returns the files of the table: all, or those that failed or rejected most, and the slowest, in their order."""
     if len(files) <= MAX_TABLE_ROWS:
         return files
-    telling = sorted(
-        range(len(files)),
-        key=lambda i: (files[i].status != "failed", -files[i].rejected, -files[i].seconds),
-    )
-    return [files[i] for i in sorted(telling[:MAX_TABLE_ROWS])]
+    places = range(len(files))
+    failed = [i for i in places if files[i].status == "failed"]
+    rejecting = sorted((i for i in places if files[i].rejected), key=lambda i: -files[i].rejected)
+    slowest = sorted(places, key=lambda i: -files[i].seconds)
+    telling = [*failed, *rejecting[: max(0, MAX_TABLE_ROWS - len(failed)) // 2], *slowest]
+    return [files[i] for i in sorted(list(dict.fromkeys(telling))[:MAX_TABLE_ROWS])]
 
 
 def _table(files: Sequence[FileFacts]) -> Markup:

@@ -63,5 +63,5 @@ def training_workload(job: TrainingJob) -> Workload[TrainReport]:
         )
         for name, recipe in params.heads.items()
     }
-    heads = [TaskFile(f"{name}{SUFFIX}", name, params.heads_dir.absolute()) for name in sorted(requests)]
+    heads = sorted(TaskFile(f"{name}{SUFFIX}", name, params.heads_dir.absolute()) for name in requests)
     return Workload("train_head", heads, TrainWork(params, requests), params.heads_dir)

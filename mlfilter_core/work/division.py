@@ -82,7 +82,7 @@ def divide(files: Sequence[TaskFile], work: Work[Any], n_workers: int) -> Tasks:
             n_parts = min(math.ceil(size * TASKS_PER_WORKER * n_workers / left), size // MIN_PART_BYTES)
         # An earlier run may have divided a file, too.
         may_be_divided = n_parts > 1 or work.divides_all or folders.exist_for(file)
-        if may_be_divided and (divided := work.divide(file, max(1, n_parts))):
+        if may_be_divided and len(divided := work.divide(file, max(1, n_parts))) > 1:
             tasks.divide(place, divided)
         left -= size
     return tasks

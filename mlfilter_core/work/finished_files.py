@@ -41,7 +41,8 @@ class FinishedFiles(Generic[Report]):
     ) -> None:
         if self._ledger is None:
             return
-        if self._remembers:
+        self._ledger.flush()
+        if self._remembers and error is None:  # a run that somebody stops ends at once
             self._ledger.merge()
         self._ledger.close()
 

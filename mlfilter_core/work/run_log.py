@@ -171,4 +171,4 @@ def _line(row: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a text that is not UTF-8, such as the name of a file in a reason
-        return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+        return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace") + b"\n"

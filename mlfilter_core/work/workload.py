@@ -86,7 +86,7 @@ class ReportDefaults:
     NO_COLUMNS: ClassVar[Sequence[str]] = ()
     SPREAD: ClassVar[Sequence[str]] = ()
 
-    versions: Versions = field(default=(), kw_only=True, compare=False)
+    versions: Versions = field(default=(), kw_only=True, compare=False, repr=False)
 
     def with_parts(self, parts: Sequence[Any]) -> Self:
         """Returns the report with the time that its parts took in this run, if any was made in it."""

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from flows.running import report as report_module
 from flows.running.overview import MAX_ARTIFACT_ROWS, overview_of
 from flows.running.report import (
     MAX_PRINTED_ROWS,
-    MOST_OF_A_PAGE,
     FilesFailedError,
     Page,
     RunReport,
@@ -129,8 +129,16 @@ def test_of_very_many_files_the_most_telling_ones_are_those_of_all() -> None:
         assert len(overview.telling_rows(MAX_ARTIFACT_ROWS)) == MAX_ARTIFACT_ROWS
 
 
-def test_the_report_of_very_many_files_is_left_to_its_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("n_files", "n_outputs"), [(3, 0), (1, 3)], ids=["of this run", "of all runs"])
+def test_the_report_on_very_many_files_is_left_to_its_command(
+    n_files: int, n_outputs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(report_module, "MOST_OF_A_PAGE", 2)
+    (tmp_path / "embeddings").mkdir()
+    for i in range(n_outputs):
+        (tmp_path / "embeddings" / f"{i}.h5").touch()
     with caplog.at_level("INFO"):
-        assert make_page("embed", tmp_path, tmp_path / "logs", MOST_OF_A_PAGE + 1) == Page()
+        assert make_page("embed", tmp_path, tmp_path / "logs", n_files) == Page()
+    assert "the report on 3 files is not written" in caplog.text
     assert f"`ml_filter report {tmp_path}` writes it" in caplog.text
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["embeddings"]

@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,3 +157,10 @@ def test_files_are_the_same_however_they_are_asked_for(tmp_path: Path) -> None:
 def test_names_take_little_memory() -> None:
     names = PackedNames([f"CC-MAIN-2024-10/{i:05}-of-01000.jsonl" for i in range(1000)])
     assert names.n_bytes / len(names) < 60
+
+
+def test_a_folder_whose_own_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"c\xff")
+    touch(folder, "x.jsonl")
+    with pytest.raises(ConfigError, match=r"c\\xff/x.jsonl' is not UTF-8"):
+        find_files(folder, "*", JSONL_SUFFIXES)
