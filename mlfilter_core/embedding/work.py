@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,6 +27,7 @@ from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest, fin
 from mlfilter_core.embedding.wanted_keys import check_wanted_keys
 from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolve_model, stated_dim
 from mlfilter_core.encoder.settings import Chunks, EncoderSettings
+from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.disk_space import check_room_for
 from mlfilter_core.files.part_files import n_parts_before
 from mlfilter_core.files.publishing import unless_overwritten
@@ -62,6 +63,10 @@ class EmbedWork(Work[EmbedReport]):
     request: EmbedRequest
     annotation: InlineAnnotation | None
     is_small: bool = False
+
+    @property
+    def shares_outputs(self) -> bool:
+        return self.annotation is not None  # also made by annotation jobs, which claim the annotated file
 
     @property
     def divides_all(self) -> bool:
@@ -159,11 +164,20 @@ class EmbedWork(Work[EmbedReport]):
         dim = self.params.embedding_dim or stated_dim(self.request.model.folder)
         if dim is None or not first.records or not self.params.keep_embeddings:
             return
-        sampled = evenly_spaced(files, MOST_SIZES)
-        n_bytes = sum(file.size() for file in sampled if not self._embeddings(file).path.exists())
-        n_documents = n_bytes * len(files) / len(sampled) * len(first.records) / first.n_bytes
+        n_documents_per_byte = len(first.records) / first.n_bytes
         row_bytes = dim * np.dtype(self.request.embedding_dtype).itemsize
-        check_room_for(self.params.output_dir, n_documents * row_bytes / 2)
+
+        def check(n_bytes: float) -> None:
+            check_room_for(self.params.output_dir, n_bytes * n_documents_per_byte * row_bytes / 2)
+
+        sampled = evenly_spaced(files, MOST_SIZES)
+        try:
+            check(self._bytes_to_do(sampled) * len(files) / len(sampled))
+        except ConfigError:  # of very many files, large ones may be among the sampled
+            check(self._bytes_to_do(files))
+
+    def _bytes_to_do(self, files: Iterable[TaskFile]) -> int:
+        return sum(file.size() for file in files if not self._embeddings(file).path.exists())
 
     def _finished(self, file: TaskFile, annotation: InlineAnnotation | None, read_content: bool) -> EmbedReport | None:
         embeddings = self._embeddings(file)

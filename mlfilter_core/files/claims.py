@@ -95,18 +95,31 @@ def remove_if_abandoned(path: Path, machine_of_writer: str, process: int | None)
     Returns:
         Whether it was removed. A file stays where it is unknown whether its writer has ended.
     """
-    is_near = machine_of_writer == machine()
     try:
         with open(path, "r+b") as handle:
-            is_free = _lock(handle)
-            if is_free is None and process is not None and is_near:
-                is_free = not is_running(process)
-            if not is_free or not (is_near or why_locks_are_local(path.parent) is None):
+            if not _is_abandoned(handle, path, machine_of_writer, process):
                 return False
             path.unlink()  # while it is held
     except OSError:  # removed by its writer, or a file of another user
         return False
     return True
+
+
+def is_abandoned(path: Path, machine_of_writer: str, process: int | None) -> bool:
+    """Returns whether `remove_if_abandoned` would remove a file."""
+    try:
+        with open(path, "r+b") as handle:
+            return _is_abandoned(handle, path, machine_of_writer, process)
+    except OSError:
+        return False
+
+
+def _is_abandoned(handle: IO[bytes], path: Path, machine_of_writer: str, process: int | None) -> bool:
+    is_near = machine_of_writer == machine()
+    is_free = _lock(handle)
+    if is_free is None and process is not None and is_near:
+        is_free = not is_running(process)
+    return bool(is_free) and (is_near or why_locks_are_local(path.parent) is None)
 
 
 def machine_of_lock(path: Path) -> str | None:

@@ -1,7 +1,7 @@
 """A ledger of finished files, so that a later run need not open what they were made to.
 
 A folder of segments, one for each process that wrote; later lines replace earlier ones of the same name. A ledger is
-never the truth. An entry counts as long as every file that it names has the size and time that it states; for anything
+never the truth. An entry counts as long as every file that it names has the size and times that it states; for anything
 else, and for a ledger that is missing, incomplete or corrupted, the files themselves are read.
 
 A line: CRC-32 of what follows, in 8 hexadecimal digits, a space, and the entry as a JSON array.
@@ -9,6 +9,7 @@ A line: CRC-32 of what follows, in 8 hexadecimal digits, a space, and the entry 
 
 import logging
 import os
+import re
 import time
 import uuid
 from array import array
@@ -24,16 +25,21 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.files.claims import hold, machine, remove_if_abandoned
+from mlfilter_core.files.claims import hold, is_abandoned, machine, remove_if_abandoned
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.publishing import publish
 
 SUFFIX = ".ledger"
-MOST_SEGMENTS = 8  # before they are merged; arbitrary: opening a folder of hundreds of files takes a second
+SEGMENT = re.compile(r"\d+\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}\.ledger")  # moment, machine, process, random
+MOST_SEGMENTS = 8  # before they are merged; arbitrary
+MOST_READ = 64  # the newest; each is an open file. Where no other machine's locks are seen, segments stay
+OFFSET_BITS = 48
 FLUSH_S = 1.0
 CRC_BYTES = 9  # with the space
-# Bytes and modification time in nanoseconds since 1970 of each file, None for one that does not exist.
-Versions = tuple[tuple[int, int] | None, ...]
+# Bytes of a file, and the times of the last changes of its content and of its inode, in ns since 1970. The latter tells
+# what was written or replaced with the time of another file.
+Version = tuple[int, int, int]
+Versions = tuple[Version | None, ...]  # None for a file that does not exist
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +70,14 @@ def versions_of(paths: Iterable[Path]) -> Versions:
     return tuple(map(_version, paths))
 
 
+def known_versions(paths: Iterable[Path]) -> Versions:
+    """Returns the versions of files; empty where one cannot be looked up."""
+    try:
+        return versions_of(paths)
+    except OSError:
+        return ()
+
+
 class Ledger:
     """The ledger of a folder, as it was when it was opened; new entries are written, and not found again."""
 
@@ -71,17 +85,19 @@ class Ledger:
         """Opens a ledger, which need not exist. What cannot be read is left out."""
         self._folder = folder
         self._segments: list[IO[bytes]] = []
+        self._read: list[int] = []  # bytes of each
         self._new: IO[bytes] | None = None
         self._is_silent = False
         self._flushed = time.monotonic()
         hashes, places = array("q"), array("Q")
-        for path in self._paths():
+        for path in self._paths()[-MOST_READ:]:
             with suppress(OSError):
                 segment = open(path, "rb")
                 self._segments.append(segment)
                 for offset, entry in _entries(segment):
                     hashes.append(hash(entry.name))
-                    places.append(len(self._segments) - 1 << 48 | offset)
+                    places.append(len(self._segments) - 1 << OFFSET_BITS | offset)
+                self._read.append(segment.tell())
         order = np.argsort(np.frombuffer(hashes, np.int64), kind="stable")
         self._hashes: NDArray[np.int64] = np.frombuffer(hashes, np.int64)[order]
         self._places: NDArray[np.uint64] = np.frombuffer(places, np.uint64)[order]
@@ -103,10 +119,8 @@ class Ledger:
         last = int(np.searchsorted(self._hashes, hash(name), side="right")) - 1
         if last < 0 or self._hashes[last] != hash(name):
             return None
-        segment, offset = divmod(int(self._places[last]), 1 << 48)
         try:
-            self._segments[segment].seek(offset)
-            entry = _parsed(self._segments[segment].readline())
+            entry = _parsed(self._line_at(int(self._places[last])))
         except OSError:
             return None
         return entry if entry is not None and entry.name == name else None
@@ -118,7 +132,7 @@ class Ledger:
         try:
             if self._new is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._new = open(self._folder / _new_name(), "xb")
+                self._new = open(self._folder / _new_name(f"{time.time_ns():020}"), "xb")
                 hold(self._new)
             self._new.write(_line(entry))
             if time.monotonic() - self._flushed > FLUSH_S:
@@ -129,22 +143,23 @@ class Ledger:
             _log.warning("%s cannot be written (%s): the next run reads its finished files again", self._folder, error)
 
     def merge(self) -> None:
-        """Merges the segments into one where there are many; those of living processes stay."""
-        paths = self._paths()
-        if len(paths) <= MOST_SEGMENTS:
+        """Merges the segments of ended processes into one where there are many; those of living ones stay."""
+        merged = [place for place in range(len(self._read)) if self._has_ended(place)]
+        if len(merged) <= MOST_SEGMENTS:
             return
+        is_merged = np.isin(self._places >> np.uint64(OFFSET_BITS), np.array(merged, np.uint64))
+        hashes, places = self._hashes[is_merged], self._places[is_merged]
+        is_last = np.ones(len(hashes), np.bool_)
+        is_last[:-1] = np.diff(hashes) != 0
+        paths = [Path(self._segments[place].name) for place in merged]
+        # In the place of the newest of them, as entries that were written meanwhile are newer.
+        target = self._folder / _new_name(paths[-1].name.partition(".")[0])
         with suppress(OSError):  # the segments stay, and serve as well
-            target = self._folder / _new_name()
             with publish(target) as temporary, open_new(temporary) as file:
-                for i in np.sort(self._places[_last_of_each(self._hashes)]):
-                    segment, offset = divmod(int(i), 1 << 48)
-                    self._segments[segment].seek(offset)
-                    file.write(self._segments[segment].readline())
-            read = {Path(segment.name) for segment in self._segments}
+                for i in np.sort(places[is_last]):
+                    file.write(self._line_at(int(i)))
             for path in paths:
-                if path in read:
-                    made_on, process = path.name.split(".")[1:3]
-                    remove_if_abandoned(path, made_on, int(process))
+                remove_if_abandoned(path, *_writer(path))
 
     def flush(self) -> None:
         """Writes what was added."""
@@ -158,6 +173,20 @@ class Ledger:
             with suppress(OSError):
                 file.close()
 
+    def _has_ended(self, place: int) -> bool:
+        """Returns whether the writer of a segment has ended, and wrote no more than was read."""
+        path = Path(self._segments[place].name)
+        try:
+            was_read = path.stat().st_size == self._read[place]
+            return was_read and SEGMENT.fullmatch(path.name) is not None and is_abandoned(path, *_writer(path))
+        except OSError:
+            return False
+
+    def _line_at(self, place: int) -> bytes:
+        segment, offset = divmod(place, 1 << OFFSET_BITS)
+        self._segments[segment].seek(offset)
+        return self._segments[segment].readline()
+
     def _paths(self) -> list[Path]:
         try:
             return sorted(path for path in self._folder.iterdir() if path.suffix == SUFFIX)
@@ -165,21 +194,22 @@ class Ledger:
             return []
 
 
-def _version(path: Path) -> tuple[int, int] | None:
+def _version(path: Path) -> Version | None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _new_name() -> str:
-    """Returns a name after those of earlier segments."""
-    return f"{time.time_ns():020}.{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}{SUFFIX}"
+def _new_name(moment: str) -> str:
+    return f"{moment}.{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}{SUFFIX}"
 
 
-def _last_of_each(hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return np.append(np.diff(hashes) != 0, [True] * bool(len(hashes)))
+def _writer(segment: Path) -> tuple[str, int]:
+    """Returns machine and process of the writer of a segment."""
+    _, made_on, process, _, _ = segment.name.split(".")
+    return made_on, int(process)
 
 
 def _entries(segment: IO[bytes]) -> Iterator[tuple[int, Entry]]:
@@ -196,6 +226,10 @@ def _line(entry: Entry) -> bytes:
     return b"%08x %b\n" % (crc32(content), content)
 
 
+def _three(n_bytes: int, mtime_ns: int, ctime_ns: int) -> Version:
+    return n_bytes, mtime_ns, ctime_ns
+
+
 def _parsed(line: bytes) -> Entry | None:
     """Returns the entry of a line; None where it is incomplete, corrupted, or of another release."""
     content = line[CRC_BYTES:-1]
@@ -203,6 +237,6 @@ def _parsed(line: bytes) -> Entry | None:
         if line[-1:] != b"\n" or int(line[: CRC_BYTES - 1], 16) != crc32(content):
             return None
         name, request, versions, facts = orjson.loads(content)
-        return Entry(name, request, tuple(version and (version[0], version[1]) for version in versions), facts)
+        return Entry(name, request, tuple(version and _three(*version) for version in versions), facts)
     except (ValueError, TypeError, IndexError):
         return None

@@ -209,7 +209,7 @@ def find_files(
         else:
             names.append(relative)
             hashes.append(hash(relative.removesuffix(suffix or "")))
-    hidden = left_out.pop(HIDDEN, [])
+    hidden = [name for name in left_out.pop(HIDDEN, []) if reason_against(name) is None]
     told = (*suffixes, "/", CHECKSUM_SUFFIX) if tells_hidden_folders else suffixes
     left_out[HIDDEN] = [name for name in hidden if name.endswith(told)]
     left_out[f"have names that do not end with {' or '.join(suffixes)}"] = others

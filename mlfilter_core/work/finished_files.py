@@ -8,12 +8,13 @@ from typing import Any, Generic, Self
 
 import orjson
 
-from mlfilter_core.files.ledger import Entry, Ledger, Versions, versions_of
+from mlfilter_core.files.ledger import Entry, Ledger, Versions, known_versions
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.output_folders import OutputFolders
 from mlfilter_core.work.workload import OF_THIS_RUN, SKIPPED, Report, Work, Workload, facts_of
 
 FOLDER = ".finished"  # in the folder of the outputs
+RULES = 1  # to be raised when `Work.finished` of any kind refuses what it took for finished before
 
 
 class FinishedFiles(Generic[Report]):
@@ -57,14 +58,14 @@ class FinishedFiles(Generic[Report]):
         if not self._folders.exist_for(file):
             return None
         evidence = self._work.evidence(file)
-        versions = versions_of(evidence)
+        versions = known_versions(evidence)
         entry = self._ledger.find(file.relative)
-        if entry is not None and entry.request == self._request and entry.versions == versions:
+        if entry is not None and versions and (entry.request, entry.versions) == (self._request, versions):
             report = self._report(file, entry, evidence)
             if report is not None:
                 return report
         report = self._work.finished(file, read_content=False)
-        if report is not None and versions_of(evidence) == versions:
+        if report is not None and versions and known_versions(evidence) == versions:
             self._add(file, report, versions)
         return report
 
@@ -83,19 +84,19 @@ class FinishedFiles(Generic[Report]):
 
     def _report(self, file: TaskFile, entry: Entry, evidence: Sequence[Path]) -> Report | None:
         """Returns the report of an entry; None for one of another release."""
-        facts: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in entry.facts.items()
-        }
         try:
+            facts: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in entry.facts.items()
+            }
             output = str(evidence[facts.pop("output")])
             report: Report = self._work.REPORT(file.relative, output=output, status=SKIPPED, **facts)
-        except (TypeError, KeyError, IndexError):
+        except (TypeError, KeyError, IndexError, AttributeError):
             return None
         return report
 
 
 def _digest(made_by: Any) -> str:
-    content = orjson.dumps(made_by, default=_plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    content = orjson.dumps([RULES, made_by], default=_plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     return hashlib.sha256(content).hexdigest()
 
 

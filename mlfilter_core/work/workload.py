@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from mlfilter_core.errors import FileError
-from mlfilter_core.files.ledger import Versions, versions_of
+from mlfilter_core.files.ledger import Versions, known_versions
 from mlfilter_core.files.publishing import claim_outputs
 from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.wording import plural
@@ -126,6 +126,11 @@ class Work(ABC, Generic[Report_co]):
     REPORT: ClassVar[type[Any]]
 
     @property
+    def shares_outputs(self) -> bool:
+        """Whether a job of another kind, which claims another file, may make the same outputs; by default not."""
+        return False
+
+    @property
     def divides_all(self) -> bool:
         """Whether every file is divided, however large it is; by default not."""
         return False
@@ -198,13 +203,25 @@ class Work(ABC, Generic[Report_co]):
 
         Waits while another process makes the same outputs.
         """
+        evidence = self.evidence(file)
         with claim_outputs(*self.outputs(file)):
-            before = versions_of([file.path])
-            report = self.finished(replace(file, part=WHOLE), read_content=True) or self.make(file)
-            if file.part != WHOLE:
-                return report
-            after = versions_of(self.evidence(file))
-        return replace(report, versions=after) if after[:1] == before else report
+            before = known_versions(evidence)
+            finished = self.finished(replace(file, part=WHOLE), read_content=True)
+            report = finished or self.make(file)
+            after = known_versions(evidence) if file.part == WHOLE else ()
+            # While they are claimed, nobody else makes the outputs; what was there before may be changed by anybody.
+            is_known = after == before if finished else after[:1] == before[:1] and self._are_own(file, after)
+        return replace(report, versions=after) if is_known else report
+
+    def _are_own(self, file: TaskFile, versions: Versions) -> bool:
+        """Returns whether these versions of outputs that were just made are those of this job."""
+        if not self.shares_outputs:
+            return True
+        try:
+            is_finished = self.finished(file, read_content=False) is not None
+        except FileError:
+            return False
+        return is_finished and known_versions(self.evidence(file)) == versions
 
 
 @dataclass(frozen=True)

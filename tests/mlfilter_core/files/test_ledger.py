@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from mlfilter_core.files import ledger as ledger_module
-from mlfilter_core.files.ledger import MOST_SEGMENTS, SUFFIX, Entry, Ledger, Versions, versions_of
+from mlfilter_core.files.ledger import MOST_READ, MOST_SEGMENTS, SUFFIX, Entry, Ledger, Versions, versions_of
 
-VERSIONS: Versions = ((2530, 1_790_000_000_123_456_789), None)
+VERSIONS: Versions = ((2530, 1_790_000_000_123_456_789, 1_790_000_001_000_000_000), None)
 
 
 def entry(name: str, documents: int = 20, request: str = "abc") -> Entry:
@@ -73,7 +73,8 @@ def test_lines_of_another_release_are_left_out(tmp_path: Path, content: str) -> 
 
 
 def test_segments_are_merged_but_those_of_living_processes_stay(tmp_path: Path) -> None:
-    for i in range(MOST_SEGMENTS):
+    n = MOST_SEGMENTS + 1
+    for i in range(n):
         write(tmp_path, entry("same", i), entry(f"own-{i}"))
     with Ledger(tmp_path) as living:
         living.add(entry("late"))
@@ -84,10 +85,62 @@ def test_segments_are_merged_but_those_of_living_processes_stay(tmp_path: Path) 
         assert of_living.exists()
         living.add(entry("later"))
     with Ledger(tmp_path) as ledger:
-        names = ["same", *(f"own-{i}" for i in range(MOST_SEGMENTS)), "late", "later"]
+        names = ["same", *(f"own-{i}" for i in range(n)), "late", "later"]
         assert [each.name for name in names if (each := ledger.find(name))] == names
-        assert ledger.find("same") == entry("same", MOST_SEGMENTS - 1)
+        assert ledger.find("same") == entry("same", n - 1)
         assert len(ledger) == len(names)
+
+
+def test_what_is_written_while_segments_are_merged_is_newer(tmp_path: Path) -> None:
+    for i in range(MOST_SEGMENTS + 1):
+        write(tmp_path, entry("same", i))
+    with Ledger(tmp_path) as ledger:
+        ledger.add(entry("same", 100))  # as a run does that makes the file again
+        write(tmp_path, entry("other", 100))
+        ledger.merge()
+        assert ledger.find("same") == entry("same", MOST_SEGMENTS)
+    with Ledger(tmp_path) as ledger:
+        assert ledger.find("same") == entry("same", 100)
+        assert ledger.find("other") == entry("other", 100)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_segment_that_grew_since_it_was_read_is_not_lost(tmp_path: Path) -> None:
+    for i in range(MOST_SEGMENTS + 1):
+        write(tmp_path, entry(f"{i}"))
+    with Ledger(tmp_path) as growing:
+        growing.add(entry("first"))
+        growing.flush()
+        with Ledger(tmp_path) as ledger:
+            growing.add(entry("second"))
+            growing.close()
+            ledger.merge()
+    with Ledger(tmp_path) as ledger:
+        assert ledger.find("second") == entry("second")
+        assert ledger.find("0") == entry("0")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no line of a ledger\n"])
+def test_segments_without_a_readable_line_are_merged_away(tmp_path: Path, content: bytes) -> None:
+    """Processes that were killed at once leave empty ones, and other releases other lines."""
+    segments = [write(tmp_path, entry("a")) for _ in range(MOST_SEGMENTS + 1)]
+    for segment in segments:
+        segment.write_bytes(content)
+    (tmp_path / "of another tool.ledger").write_bytes(b"?")
+    with Ledger(tmp_path) as ledger:
+        ledger.merge()
+    assert not any(segment.exists() for segment in segments)
+    assert (tmp_path / "of another tool.ledger").exists()
+
+
+def test_of_very_many_segments_the_newest_are_read(tmp_path: Path) -> None:
+    for i in range(MOST_READ + 3):
+        (tmp_path / f"{i:020}.00000000.{i}.00000000{SUFFIX}").write_bytes(ledger_module._line(entry(f"{i}")))
+    with Ledger(tmp_path) as ledger:
+        assert len(ledger) == MOST_READ
+        assert ledger.find("2") is None
+        assert ledger.find("3") == entry("3")
 
 
 def test_few_segments_are_left_alone(tmp_path: Path) -> None:
@@ -111,7 +164,12 @@ def test_versions_tell_what_changed(tmp_path: Path) -> None:
     path, missing = tmp_path / "a", tmp_path / "b"
     path.write_text("x")
     os.utime(path, ns=(5, 7))
-    assert versions_of([path, missing, path / "below"]) == ((1, 7), None, None)
-    path.write_text("xy")
-    os.utime(path, ns=(5, 8))
-    assert versions_of([path]) == ((2, 8),)
+    before, *others = versions_of([path, missing, path / "below"])
+    assert before is not None
+    assert (before[:2], others) == ((1, 7), [None, None])
+    path.write_text("y")
+    os.utime(path, ns=(5, 7))
+    (after,) = versions_of([path])
+    assert after is not None
+    assert after[:2] == before[:2]
+    assert after[2] > before[2], "written again, with the size and the time of before"

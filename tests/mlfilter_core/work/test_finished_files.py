@@ -13,6 +13,7 @@ from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.errors import FileError, OtherRequestError, OutputConflictError
+from mlfilter_core.files import ledger as ledger_module
 from mlfilter_core.files.ledger import SUFFIX
 from mlfilter_core.job_kinds import workload_of
 from mlfilter_core.work.finished_files import FOLDER, FinishedFiles
@@ -119,7 +120,8 @@ def test_any_changed_file_is_looked_at_again(kind: str, make: Make, monkeypatch:
         if status is not None:
             path.write_bytes(content)
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-            assert None not in unread(workload, monkeypatch), "as before"
+            assert unread(workload, monkeypatch)[0] is None, "written with the size and the time of before"
+            assert None not in found(workload), "and is as before"
     assert n_changed >= 6
     assert others
 
@@ -213,3 +215,51 @@ def test_a_source_that_changes_while_it_is_worked_on_is_not_remembered(
 
     monkeypatch.setattr(type(workload.work), "finished", touched)
     assert workload.work.run(file).versions == ()
+
+
+def test_an_output_that_changes_while_it_is_read_is_not_remembered(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make("filter")
+    file = workload.files[0]
+    finished = type(workload.work).finished
+
+    def cut(*args: Any, **kwargs: Any) -> Any:
+        report = finished(*args, **kwargs)
+        output = workload.work.outputs(file)[0]
+        output.write_bytes(output.read_bytes()[:-1])
+        return report
+
+    monkeypatch.setattr(type(workload.work), "finished", cut)
+    assert workload.work.run(file).versions == ()
+
+
+def test_outputs_that_another_kind_of_job_replaces_are_not_remembered(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = make("annotated while embedding")
+    file = workload.files[0]
+    made = type(workload.work).make
+    assert workload.work.run(file).versions != ()
+    for path in workload.work.outputs(file):
+        path.unlink(missing_ok=True)
+
+    def replaced(work: Any, task: Any) -> Any:
+        report = made(work, task)
+        annotated = Path(report.output)
+        annotated.write_text(annotated.read_text().replace("score_", "other_"))
+        return report
+
+    monkeypatch.setattr(type(workload.work), "make", replaced)
+    assert workload.work.run(file).versions == ()
+
+
+def test_a_file_that_cannot_be_looked_up_is_for_the_work_to_report(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make("embed")
+    run(workload)
+    expected = found(workload)
+
+    def fail(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(ledger_module, "_version", fail)
+    assert found(workload) == expected
+    assert workload.work.run(workload.files[0]).versions == ()
