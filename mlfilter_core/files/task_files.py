@@ -154,6 +154,22 @@ class TaskFiles(Sequence[TaskFile]):
         return TaskFiles(self._names, self._make, np.asarray(self._places, np.int64)[chosen])
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where files were found: in a folder, or in the store that it mirrors."""
+
+    folder: Path
+    suffixes: tuple[str, ...]
+    listing: Listing | None
+
+    def file(self, relative: str) -> TaskFile:
+        """Returns the file with a path below the folder."""
+        stem = relative.removesuffix(_suffix(relative, self.suffixes) or "")
+        if self.listing is None:
+            return TaskFile(relative, stem, self.folder)
+        return TaskFile(relative, stem, self.folder, url=self.listing.url, stored=self.listing.files[relative])
+
+
 def find_files(
     folder: Path,
     pattern: str,
@@ -220,14 +236,7 @@ def find_files(
             f'{" or ".join(suffixes)}; "**/*" matches files in every folder below it{advice}'
         )
     root = folder.absolute()
-
-    def task_file(relative: str) -> TaskFile:
-        stem = relative.removesuffix(_suffix(relative, suffixes) or "")
-        if listing is None:
-            return TaskFile(relative, stem, root)
-        return TaskFile(relative, stem, root, url=listing.url, stored=listing.files[relative])
-
-    files = TaskFiles(PackedNames(names), task_file, range(len(names)))
+    files = TaskFiles(PackedNames(names), _Place(root, suffixes, listing).file, range(len(names)))
     _check_names(root, names, suffixes)
     _check_output_names(files, np.array(hashes))
     return files

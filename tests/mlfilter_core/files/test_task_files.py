@@ -1,4 +1,5 @@
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def test_files_are_the_same_however_they_are_asked_for(tmp_path: Path) -> None:
     files = find_files(tmp_path, "**/*", JSONL_SUFFIXES)
     expected = [TaskFile(name, name.partition(".")[0], tmp_path) for name in names]
     assert list(files) == [files[i] for i in range(4)] == list(files[:]) == expected
-    assert list(reversed(files)) == expected[::-1]
+    assert list(reversed(files)) == list(pickle.loads(pickle.dumps(files)))[::-1] == expected[::-1]
     assert files[-1] == expected[-1]
     assert list(files[1:3]) == list(chosen(files, [1, 2])) == expected[1:3]
     assert list(files[::2]) == expected[::2]
