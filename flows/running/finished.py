@@ -5,17 +5,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from flows.running.report import RunReport
 from flows.watching.logs import CORE
 from mlfilter_core.config.execution import Job
-from mlfilter_core.errors import FileError, MlfilterError, OtherRequestError, OtherSettingsError
-from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.errors import MlfilterError
 from mlfilter_core.job_kinds import workload_of
 from mlfilter_core.work.division import divide
 from mlfilter_core.work.finished_files import FinishedFiles
-from mlfilter_core.work.stored_reports import StoredReports
+from mlfilter_core.work.look_up import LookUp
 
 
 @dataclass(frozen=True)
@@ -65,40 +63,26 @@ def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
     started = time.monotonic()
     try:
         workload = workload_of(job)
-        reports, failures = StoredReports[Any](), {}
-        to_do: list[TaskFile] = []
-        others: list[OtherRequestError] = []
         with FinishedFiles(workload) as known:
+            found = LookUp(workload, known)
             # From the end: a run works from the beginning, so files that are left to do are the last.
             for place in reversed(range(len(workload.files))):
-                file = workload.files[place]
-                try:
-                    report = known.find(file)
-                except OtherRequestError as error:
-                    others.append(error)
-                    if len(others) == OtherSettingsError.MOST_COUNTED:
-                        break
-                    continue
-                except FileError as error:
-                    failures[file.relative] = str(error)
-                    continue
-                if report is not None:
-                    reports.add(place, report)
-                    continue
-                to_do.append(file)
-                if len(to_do) == n_asked:
+                found.add(place)
+                if len(found.to_do) == n_asked or found.is_in_vain:
                     break
-        if others:
-            raise OtherSettingsError(len(others), len(workload.files), others[-1])
-        if to_do:
+        found.check()
+        if found.to_do:
             workload.work.check(workload.files)
-            n_tasks = n_asked if len(to_do) == n_asked else len(divide(to_do, workload.work, n_asked))
-            return ToDo(min(n_tasks, n_asked), workload.work.IMPORTS)
+            n_tasks = n_asked
+            if len(found.to_do) < n_asked:
+                to_do = [workload.files[place] for place in found.to_do]
+                n_tasks = min(len(divide(to_do, workload.work, n_asked)), n_asked)
+            return ToDo(n_tasks, workload.work.IMPORTS)
     except OSError:  # the run tries again, and reports it
         return ToDo()
     logs = job.logging_dir / f"{workload.flow}-finished-before"
-    seconds = time.monotonic() - started
-    return RunReport(workload.flow, workload.output_dir, logs, seconds, reports, dict(reversed(failures.items())))
+    seconds, failures = time.monotonic() - started, dict(reversed(found.failures.items()))
+    return RunReport(workload.flow, workload.output_dir, logs, seconds, found.reports, failures)
 
 
 @contextmanager

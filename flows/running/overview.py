@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlfilter_core.work.telling import most_telling
+
 # The UI loads a table artifact as a whole; files.jsonl has all rows.
 MAX_ARTIFACT_ROWS = 1000
 FAILED = "failed"
@@ -38,9 +40,9 @@ class Overview:
         """Returns at most `n` rows: all rows, or the failed files, those with most rejected lines, and the slowest."""
         if sum(self.states.values()) <= n:
             return list(self.first)
-        n_finished = max(0, n - self.states[FAILED])
-        telling = [*self.failed, *self.rejecting[: n_finished // 2], *self.slowest]
-        return list({row["file"]: row for row in telling}.values())[:n]
+        rows = {row["file"]: row for row in (*self.failed, *self.rejecting, *self.slowest)}
+        telling = most_telling(_names(self.failed), _names(self.rejecting), _names(self.slowest), n)
+        return [rows[name] for name in telling]
 
 
 def overview_of(rows: Iterable[Row], summed: Iterable[str]) -> Overview:
@@ -69,6 +71,10 @@ def overview_of(rows: Iterable[Row], summed: Iterable[str]) -> Overview:
             rejecting.add(row)
         slowest.add(row)
     return Overview(list(columns), states, sums, first, failed, rejecting.rows(), slowest.rows())
+
+
+def _names(rows: Iterable[Row]) -> list[str]:
+    return [row["file"] for row in rows]
 
 
 class _Most:

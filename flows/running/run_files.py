@@ -3,8 +3,7 @@
 import functools
 import logging
 import time
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -40,15 +39,16 @@ from flows.workers.local import local_workers
 from flows.workers.task_runner import WorkerLostError
 from flows.workers.worker_count import most_workers
 from mlfilter_core.config.execution import Job
-from mlfilter_core.errors import FileError, JobError, MlfilterError, OtherRequestError, OtherSettingsError
+from mlfilter_core.errors import JobError, MlfilterError
 from mlfilter_core.files.claims import has_locks, why_locks_are_local
 from mlfilter_core.files.publishing import check_writable, remove_leftovers
-from mlfilter_core.files.task_files import WHOLE, TaskFile, chosen, place_of
+from mlfilter_core.files.task_files import WHOLE, chosen, place_of
 from mlfilter_core.files.urls import url_of
 from mlfilter_core.wording import count, duration, plural
 from mlfilter_core.work.division import Tasks, divide
 from mlfilter_core.work.failures import RepeatedFailures
 from mlfilter_core.work.finished_files import FinishedFiles
+from mlfilter_core.work.look_up import LookUp
 from mlfilter_core.work.run_log import RunLog, run_log
 from mlfilter_core.work.stored_reports import StoredReports
 from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload, name_of, row_of, run_in_turn
@@ -90,9 +90,9 @@ def _run_files(
 ) -> RunReport:
     """Runs a task for each file that is not finished; small files share one. A failed file does not stop the others."""
     files, work = workload.files, workload.work
-    reports, failures = StoredReports[Report](), dict[str, str]()
     with FinishedFiles(workload) as finished:
-        to_do = _find_finished(workload, finished, reports, failures)
+        found = _look_up(workload, finished)
+        reports, failures, to_do = found.reports, found.failures, chosen(files, found.to_do)
         _progress.info("%s: %s", workload.flow, _found(len(to_do), len(reports), len(failures)))
         with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
             if to_do:
@@ -114,39 +114,22 @@ def _run_files(
     return run
 
 
-def _find_finished(
-    workload: Workload[Report],
-    finished: FinishedFiles[Report],
-    reports: StoredReports[Report],
-    failures: dict[str, str],
-) -> Sequence[TaskFile]:
-    """Adds the reports of the finished files, and the reasons of refused ones; returns the files to do.
+def _look_up(workload: Workload[Report], finished: FinishedFiles[Report]) -> LookUp[Report]:
+    """Looks up all files.
 
     Raises:
         OtherSettingsError: Finished files have other settings.
     """
-    places = array("q")
-    others: list[OtherRequestError] = []
-    for place, file in enumerate(workload.files):
+    found = LookUp(workload, finished)
+    for place in range(len(workload.files)):
         try:
-            report = finished.find(file)
-        except OtherRequestError as error:
-            others.append(error)
-            if len(others) == OtherSettingsError.MOST_COUNTED:
-                break
-            continue
-        except FileError as error:
-            failures[file.relative] = str(error)
-            continue
+            found.add(place)
         except OSError:  # the task tries again and reports the error
-            report = None
-        if report is None:
-            places.append(place)
-        else:
-            reports.add(place, report)
-    if others:
-        raise OtherSettingsError(len(others), len(workload.files), others[0])
-    return chosen(workload.files, places)
+            found.to_do.append(place)
+        if found.is_in_vain:
+            break
+    found.check()
+    return found
 
 
 def _do_files(

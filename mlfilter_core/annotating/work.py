@@ -157,7 +157,7 @@ def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
     work = annotate_work(params)
     own_files = shard(files, job.local.ranks, job.local.tasks)
     workload = Workload("annotate", own_files, work, params.annotated_output_dir)
-    return staged(workload, job, "embeddings_directory", AnnotateReport, work.made_by())
+    return staged(workload, job, "embeddings_directory")
 
 
 def annotate_work(params: AnnotationPipelineParameters) -> AnnotateWork:

@@ -216,7 +216,7 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
     own_files = shard(files, job.local.ranks, job.local.tasks)
     work = replace(embed_work(params), is_small=_is_small(own_files))
     workload = Workload("embed", own_files, work, params.results_dir)
-    return staged(workload, job, "input_dir", EmbedReport, work.made_by())
+    return staged(workload, job, "input_dir")
 
 
 def _is_small(files: Sequence[TaskFile]) -> bool:

@@ -26,6 +26,7 @@ from mlfilter_core.run_report.report_figures import (
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
 from mlfilter_core.wording import count, duration, number, plural, rough_number, share, size
 from mlfilter_core.work.failures import by_reason
+from mlfilter_core.work.telling import most_telling
 
 TEMPLATE = "page.html"
 # Limits of what is shown; report.json contains everything.
@@ -260,8 +261,7 @@ def _telling(files: Sequence[FileFacts]) -> Sequence[FileFacts]:
     failed = [i for i in places if files[i].status == "failed"]
     rejecting = sorted((i for i in places if files[i].rejected), key=lambda i: -files[i].rejected)
     slowest = sorted(places, key=lambda i: -files[i].seconds)
-    telling = [*failed, *rejecting[: max(0, MAX_TABLE_ROWS - len(failed)) // 2], *slowest]
-    return [files[i] for i in sorted(list(dict.fromkeys(telling))[:MAX_TABLE_ROWS])]
+    return [files[i] for i in sorted(most_telling(failed, rejecting, slowest, MAX_TABLE_ROWS))]
 
 
 def _table(files: Sequence[FileFacts]) -> Markup:

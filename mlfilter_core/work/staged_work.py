@@ -39,17 +39,13 @@ def stores_of(job: Job) -> dict[str, StoreFolder]:
     return {field: StoreFolder(url, job.mirror(field)) for field, url in job.urls.items()}
 
 
-def staged(
-    workload: Workload[Report], job: Job, inputs: str, report: Callable[..., Report], made_by: Mapping[str, Any]
-) -> Workload[Report]:
+def staged(workload: Workload[Report], job: Job, inputs: str) -> Workload[Report]:
     """Returns a workload that stages its files; the same one where no folder is in a store.
 
     Args:
         workload: Workload of the job on this machine.
         job: The job as written.
         inputs: Field of the folder of the files.
-        report: Class of the reports.
-        made_by: Everything that determines the content of the outputs, beside the file.
 
     Raises:
         ConfigError: A store refuses to be listed.
@@ -62,8 +58,8 @@ def staged(
     work = StagedWork(
         work=workload.work,
         flow=workload.flow,
-        report=report,
-        request=orjson.loads(orjson.dumps(made_by, default=str)),
+        report=workload.work.REPORT,
+        request=orjson.loads(orjson.dumps(workload.work.made_by(), default=str)),
         overwrite=bool(getattr(job.params, "overwrite", False)),
         inputs=stores.get(inputs),
         others=tuple(store for field, store in stores.items() if field not in (inputs, "output_dir")),

@@ -201,34 +201,24 @@ def test_a_plan_leaves_no_ledger(make: Make) -> None:
     assert not ledger_of(workload).exists()
 
 
-def test_a_source_that_changes_while_it_is_worked_on_is_not_remembered(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("changed", ["source", "output"])
+def test_a_file_that_changes_while_it_is_compared_is_not_remembered(
+    changed: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workload = make("embed")
+    workload = make("embed" if changed == "source" else "filter")
     file = workload.files[0]
+    path = file.path if changed == "source" else workload.work.outputs(file)[0]
     finished = type(workload.work).finished
 
-    def touched(*args: Any, **kwargs: Any) -> Any:
+    def changing(*args: Any, **kwargs: Any) -> Any:
         report = finished(*args, **kwargs)
-        file.path.touch()
+        if changed == "source":
+            path.touch()
+        else:
+            path.write_bytes(path.read_bytes()[:-1])
         return report
 
-    monkeypatch.setattr(type(workload.work), "finished", touched)
-    assert workload.work.run(file).versions == ()
-
-
-def test_an_output_that_changes_while_it_is_read_is_not_remembered(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    workload = make("filter")
-    file = workload.files[0]
-    finished = type(workload.work).finished
-
-    def cut(*args: Any, **kwargs: Any) -> Any:
-        report = finished(*args, **kwargs)
-        output = workload.work.outputs(file)[0]
-        output.write_bytes(output.read_bytes()[:-1])
-        return report
-
-    monkeypatch.setattr(type(workload.work), "finished", cut)
+    monkeypatch.setattr(type(workload.work), "finished", changing)
     assert workload.work.run(file).versions == ()
 
 
