@@ -1,9 +1,9 @@
-"""Embedding on the CPU, compared with SentenceTransformer.encode.
+"""Embedding on the CPU, compared with sentence-transformers and OpenVINO.
 
-MiniLM, texts cut at 512 tokens, float32. Measures in alternating rounds, on the same documents:
-`SentenceTransformer.encode`, our encoder alone, `embed_file` from JSONL to HDF5, and the machine's rate of matrix
-products. Then measures the growth of peak memory for a file 20 times larger, and the time from the command to the
-first document.
+MiniLM, texts cut at 512 tokens. Measures in alternating rounds, on the same documents: `SentenceTransformer.encode`,
+OpenVINO as a careful user runs it (`openvino_peer.py`), our encoder alone, by OpenVINO and by PyTorch, `embed_file`
+from JSONL to HDF5, and the machine's rate of matrix products. Then measures the growth of peak memory for a file 20
+times larger, and the time from the command to the first document.
 
     python benchmarks/embed_cpu.py --json benchmarks/results/embed_cpu.json
 """
@@ -22,6 +22,8 @@ import numpy as np
 import torch
 import yaml
 from measure import MATRIX_FLOPS, alternate, matrix_product, parser, peak_memory_bytes, print_peak_memory, publish
+from openvino_peer import openvino_peer
+from random_encoders import forward_flops
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
@@ -73,11 +75,14 @@ def main() -> None:
 def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
     """Returns documents/s and tokens/s of each implementation, and their ratios."""
     encoder, in_bfloat16 = load(MAX_LENGTH), load(MAX_LENGTH, "bfloat16")
-    reference = SentenceTransformer(str(model_files().folder), device="cpu", model_kwargs={"dtype": torch.float32})
-    reference.max_seq_length = MAX_LENGTH
+    by_pytorch = load(MAX_LENGTH, has_openvino=False), load(MAX_LENGTH, "bfloat16", has_openvino=False)
+    reference, reference_bf16 = (sentence_transformer(dtype) for dtype in (torch.float32, torch.bfloat16))
+    folder_of_model, threads = model_files().folder, torch.get_num_threads()
+    peer, peer_bf16 = (openvino_peer(folder_of_model, precision, threads) for precision in ("f32", "bf16"))
     tokenized = encoder.tokenize(texts)
     theirs = reference.encode(texts, batch_size=32, show_progress_bar=False)
     np.testing.assert_allclose(encoder.encode(tokenized).embeddings(), theirs, atol=1e-5)
+    np.testing.assert_allclose(peer(tokenized.input_ids), theirs, atol=1e-5)
     cosines = (in_bfloat16.encode(tokenized).embeddings() * theirs).sum(axis=1)
     hugging_face = AutoModel.from_pretrained(model_files().folder).eval()
     source = write_corpus(folder / "speed.jsonl", texts)
@@ -85,25 +90,36 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
         rounds,
         {
             "sentence_transformers": lambda: reference.encode(texts, batch_size=32, show_progress_bar=False),
+            "sentence_transformers_bf16": lambda: reference_bf16.encode(texts, batch_size=32, show_progress_bar=False),
+            "openvino": lambda: peer(encoder.tokenize(texts).input_ids),
+            "openvino_bf16": lambda: peer_bf16(encoder.tokenize(texts).input_ids),
             "embed_file": lambda: embed(source, encoder),
             "bf16": lambda: embed(source, in_bfloat16),
             "predecessor": lambda: predecessor(texts, reference.tokenizer, hugging_face),
             "encoder": lambda: encoder.encode(encoder.tokenize(texts)),
             "encoder_tokenized": lambda: encoder.encode(tokenized),
+            "encoder_bf16": lambda: in_bfloat16.encode(in_bfloat16.tokenize(texts)),
+            "pytorch": lambda: by_pytorch[0].encode(by_pytorch[0].tokenize(texts)),
+            "pytorch_bf16": lambda: by_pytorch[1].encode(by_pytorch[1].tokenize(texts)),
             "matmul": matrix_product(lambda matrix: matrix @ matrix, torch.float32),
             "bf16_matmul": matrix_product(lambda matrix: matrix @ matrix, torch.bfloat16),
             "onednn": matrix_product(lambda matrix: onednn.linear(matrix, matrix, None), torch.float32),
         },
     )
     n_documents, n_tokens = len(texts), int(tokenized.n_tokens.sum())
-    flops = forward_flops(tokenized.n_tokens)
+    flops = forward_flops(AutoConfig.from_pretrained(folder_of_model), tokenized.n_tokens)
     flops_per_s = flops / seconds["embed_file"]
     matmul_rate, onednn_rate = MATRIX_FLOPS / seconds["matmul"], MATRIX_FLOPS / seconds["onednn"]
     return {
         "fp32_vs_sentence_transformers": seconds["sentence_transformers"] / seconds["embed_file"],
+        "fp32_vs_openvino": seconds["openvino"] / seconds["encoder"],
+        "fp32_vs_own_pytorch": seconds["pytorch"] / seconds["encoder"],
         "fp32_share_of_matmul": flops_per_s / matmul_rate,
         "fp32_share_of_onednn": flops_per_s / onednn_rate,
         "bf16_vs_sentence_transformers": seconds["sentence_transformers"] / seconds["bf16"],
+        "bf16_vs_sentence_transformers_bf16": seconds["sentence_transformers_bf16"] / seconds["bf16"],
+        "bf16_vs_openvino": seconds["openvino_bf16"] / seconds["encoder_bf16"],
+        "bf16_vs_own_pytorch": seconds["pytorch_bf16"] / seconds["encoder_bf16"],
         "bf16_vs_predecessor": seconds["predecessor"] / seconds["bf16"],
         "bf16_share_of_matmul": flops / seconds["bf16"] * seconds["bf16_matmul"] / MATRIX_FLOPS,
         "bf16_lowest_cosine": float(cosines.min()),
@@ -113,25 +129,15 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
         "bf16_tokens_per_s": n_tokens / seconds["bf16"],
         "predecessor_tokens_per_s": n_tokens / seconds["predecessor"],
         "encoder_tokens_per_s": n_tokens / seconds["encoder"],
+        "openvino_tokens_per_s": n_tokens / seconds["openvino"],
+        "openvino_bf16_tokens_per_s": n_tokens / seconds["openvino_bf16"],
+        "sentence_transformers_bf16_tokens_per_s": n_tokens / seconds["sentence_transformers_bf16"],
         "sentence_transformers_documents_per_s": n_documents / seconds["sentence_transformers"],
         "sentence_transformers_tokens_per_s": n_tokens / seconds["sentence_transformers"],
         "matmul_gflop_per_s": matmul_rate / 1e9,
         "onednn_gflop_per_s": onednn_rate / 1e9,
         "bf16_matmul_gflop_per_s": MATRIX_FLOPS / seconds["bf16_matmul"] / 1e9,
     }
-
-
-def forward_flops(n_tokens: Any) -> float:
-    """Returns the floating-point operations of the matrix products for the tokens, without padding.
-
-    For each layer and token: 2 * (4 * hidden^2 + 2 * hidden * intermediate) for the projections, and
-    4 * hidden * n_tokens of its document for the two products of attention.
-    """
-    config = AutoConfig.from_pretrained(model_files().folder)
-    projections = 2 * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size)
-    lengths = n_tokens.astype(np.float64)
-    attention = 4 * config.hidden_size * lengths**2
-    return float(config.num_hidden_layers * (projections * lengths + attention).sum())
 
 
 def peak_growth(folder: Path) -> float:
@@ -164,10 +170,19 @@ def model_files() -> ModelFiles:
     return resolve_model(MODEL)
 
 
-def load(max_length: int, model_dtype: str = "float32", max_batch_tokens: int | None = None) -> Encoder:
+def load(
+    max_length: int, model_dtype: str = "float32", max_batch_tokens: int | None = None, has_openvino: bool = True
+) -> Encoder:
     """Returns MiniLM on the CPU."""
     settings = EncoderSettings(max_length=max_length, model_dtype=model_dtype)
-    return load_encoder(model_files(), settings, "cpu", max_batch_tokens)
+    return load_encoder(model_files(), settings, "cpu", max_batch_tokens, has_openvino=has_openvino)
+
+
+def sentence_transformer(dtype: torch.dtype) -> SentenceTransformer:
+    """Returns MiniLM as sentence-transformers loads it."""
+    model = SentenceTransformer(str(model_files().folder), device="cpu", model_kwargs={"dtype": dtype})
+    model.max_seq_length = MAX_LENGTH
+    return model
 
 
 @torch.inference_mode()

@@ -1,230 +1,200 @@
-"""Speed of the encoder on a GPU, compared with sentence-transformers.
+"""Speed of the encoder on a GPU, compared with sentence-transformers, within a number of minutes.
 
-Three encoders with random weights, in the sizes of MiniLM, XLM-RoBERTa base and ModernBERT base. Throughput does not
-depend on the weights. Nothing is downloaded: the tokenizer is made here too, and the documents are random words of its
-vocabulary, one token each. The speed of the tokenizer is therefore measured separately, and is that of easy text.
-Needs neither Prefect nor Dask.
+Encoders with random weights, the most telling first, each in a process of its own with its share of the time. The
+result file is complete after each figure, whenever the command is killed; its `not_measured` says why a figure is
+missing. Last, the tests that need a GPU, where pytest is installed. Needs PyTorch, sentence-transformers and h5py, but
+neither Prefect nor Dask, nor an installation of this project:
 
-Example:
-    python benchmarks/embed_gpu.py --threads 16 --json benchmarks/results/embed_gpu.json
+    HF_HUB_OFFLINE=1 PYTHONPATH=. python benchmarks/embed_gpu.py --minutes 8 --threads 16 --json FILE
+
+To compare two versions of PyTorch, run it with the Python of each, and a FILE for each.
 """
 
 import argparse
-import random
+import os
+import re
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from measure import MATRIX_PRODUCTS, alternate, matrix_product, parser, publish, synchronize
-from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    AutoModel,
-    BertConfig,
-    ModernBertConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-    XLMRobertaConfig,
-)
+from apart import REST, Missing, Result, apart
+from measure import facts_of_run, parser, print_result, write_result
 
-from mlfilter_core.embedding.stages import Stages
-from mlfilter_core.encoder.encoder import Encoder, TokenizedTexts
-from mlfilter_core.encoder.loading import load_encoder
-from mlfilter_core.encoder.model_files import resolve_model
-from mlfilter_core.encoder.settings import EncoderSettings
+REPOSITORY = Path(__file__).parent.parent
+END_S = 10  # of the minutes, for the start of Python, and for processes to end
+NOT_REACHED = "not reached"
+GPU_TESTS = ("tests/mlfilter_core/encoder/test_attention.py", "tests/mlfilter_core/encoder/test_encoder.py")
+TESTS, TESTS_PASSED = "gpu_tests", "gpu_tests_passed"
+TESTS_WEIGHT = 0.5
+MAX_OUTPUT = 2000  # characters of the tests
 
-N_WORDS = 30_000
-MEAN_TOKENS = 690  # mean of web documents in the JQL paper, https://arxiv.org/abs/2505.22232
-SPREAD = 0.9  # standard deviation of the logarithm of the length
-WINDOW_DOCUMENTS = 4096
-THEIR_BATCH_SIZES = (32, 64, 128, 256, 512)
-MATRIX_SIDE = 8192
-MAX_LENGTHS = {"minilm": 512, "xlm_roberta_base": 512, "modernbert_base": 8192}
+
+@dataclass(frozen=True)
+class Row:
+    """An encoder to measure.
+
+    Attributes:
+        encoder: Its name in `random_encoders`.
+        max_length: Most tokens of a document.
+        weight: Its share of the time, relative to those of other rows.
+        is_compiled: Whether torch.compile is measured.
+    """
+
+    encoder: str
+    max_length: int
+    weight: float
+    is_compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.encoder}_{self.max_length}{'_compiled' if self.is_compiled else ''}"
+
+    def figures(self, names: Iterable[str]) -> list[str]:
+        """Returns the names of its figures among those of all rows."""
+        return [f"{self.name}_{name}" for name in names]
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("xlm_roberta_base", 512, 1.0),
+        Row("modernbert_base", 512, 1.0),
+        Row("modernbert_base", 8192, 1.2),
+        Row("qwen3_600m", 8192, 1.3),
+        Row("minilm", 512, 0.6),
+        Row("xlm_roberta_base", 512, 1.5, is_compiled=True),
+        Row("modernbert_base", 8192, 1.5, is_compiled=True),
+    )
+}
+
+
+@dataclass
+class Results:
+    """The results so far.
+
+    Attributes:
+        json_file: File that is written after each addition; None for none.
+        figures: Figures by name.
+        facts: Facts by name.
+        not_measured: Reason of each figure that is missing.
+    """
+
+    json_file: Path | None
+    figures: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, result: Result) -> None:
+        if isinstance(result, float):
+            self.figures[name] = result
+            self.not_measured.pop(name, None)
+        elif isinstance(result, str):
+            self.facts[name] = result
+        else:
+            self.not_measured[name] = result.reason
+        self._write()
+
+    def miss(self, names: Iterable[str], missing: Missing) -> None:
+        """Notes why figures are missing; those that are measured, or miss for a reason of their own, stay."""
+        for name in names:
+            if name not in self.figures and self.not_measured.get(name, NOT_REACHED) == NOT_REACHED:
+                self.not_measured[name] = missing.reason
+        self._write()
+
+    def all_facts(self) -> Mapping[str, Any]:
+        return {**self.facts, "not_measured": self.not_measured}
+
+    def _write(self) -> None:
+        if self.json_file is not None:
+            write_result(self.json_file, self.figures, self.all_facts())
 
 
 def main() -> None:
     """Runs the benchmark, or reports that there is no GPU."""
+    begun = time.monotonic()
     options = parser(__doc__)
+    options.add_argument("--minutes", type=float, default=8, help="time for everything (default: 8)")
     options.add_argument("--device", default="cuda", help="cpu shows that the script runs, and no more")
-    options.add_argument("--documents", type=int, default=8192, help="documents for each model (default: 8192)")
-    options.add_argument("--models", nargs="+", choices=MAX_LENGTHS, default=list(MAX_LENGTHS))
+    options.add_argument("--tiny", action="store_true", help="tiny encoders and short documents, for the same purpose")
+    options.add_argument("--documents", type=int, default=8192, help="most documents for an encoder (default: 8192)")
+    options.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+    until = begun + 60 * arguments.minutes - END_S
+    about = dict(apart(about_machine, until))
+    if isinstance(failed := about.get(REST), Missing):
+        raise SystemExit(failed.reason)
+    if arguments.device.startswith("cuda") and about["gpu"] == "none":
         print("There is no CUDA GPU on this machine: nothing is measured.")
         return
-    texts = random_texts(arguments.documents)
-    figures: dict[str, float] = {}
-    mean_tokens = np.mean([text.count(" ") + 3 for text in texts])
-    about = {
-        "documents": f"{len(texts)} of {mean_tokens:.0f} tokens on average, before "
-        "they are cut; random words, random weights: throughput does not depend on either",
-        "threads": str(arguments.threads),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.models:
-            measured, facts = speed(name, texts, Path(folder) / name, arguments)
-            figures |= {f"{name}_{key}": value for key, value in measured.items()}
-            about |= {f"{name} {key}": value for key, value in facts.items()}
-    publish(figures, about, arguments.json)
+    results = Results(arguments.json, facts={name: str(fact) for name, fact in about.items()})
+    measure_rows([ROWS[name] for name in arguments.rows], results, arguments, until)
+    run_gpu_tests(results, arguments.device, until)
+    print_result(results.figures, results.all_facts())
 
 
-def speed(
-    name: str, texts: list[str], folder: Path, arguments: argparse.Namespace
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Returns the figures of one model, and how they were measured."""
-    device, max_length = arguments.device, MAX_LENGTHS[name]
-    config = save_model(name, folder)
-    settings = EncoderSettings(max_length=max_length, model_dtype="bfloat16")
-    encoder = load_encoder(resolve_model(str(folder)), settings, device)
-    compiled = load_encoder(resolve_model(str(folder)), settings, device, torch_compile=True)
-    tokenized = encoder.tokenize(texts)
-    runs: dict[str, Callable[[], Any]] = {
-        "ours": lambda: embed(texts, encoder),
-        "ours_tokenized": lambda: encoder.encode(tokenized).embeddings(),
-        "tokenizer": lambda: encoder.tokenize(texts),
-        "matmul": matrix_product(lambda matrix: matrix @ matrix, torch.bfloat16, device, side(device)),
-    }
-    if compiled.forward_pass.is_compiled:
-        runs["ours_compiled"] = lambda: embed(texts, compiled)
-    facts = {"encoder": str(encoder), "compiled encoder": str(compiled)}
-    expected = embed(texts[:64], encoder)
-    for path, attention in (("padded", "sdpa"), ("unpadded", "flash_attention_2")):
-        try:
-            peer = sentence_transformers(folder, device, max_length, attention)
-            theirs = peer.encode(texts[:64], show_progress_bar=False)
-        except Exception as error:  # flash-attn is not installed, or not for this model or device
-            facts[f"sentence_transformers {path}"] = f"not to be had here: {str(error).splitlines()[0][:120]}"
-            continue
-        cosines = (theirs * expected).sum(axis=1)
-        if cosines.min() < 0.99:
-            raise RuntimeError(f"{name}: the embeddings are not those of sentence-transformers, cosine {cosines.min()}")
-        size = best_batch_size(peer, texts[:1024], device)
-        facts[f"sentence_transformers {path}"] = f"batches of {size} documents, its fastest of {THEIR_BATCH_SIZES}"
-        runs[path] = lambda peer=peer, size=size: peer.encode(texts, batch_size=size, show_progress_bar=False)
-    seconds = alternate(arguments.rounds, runs)
-    n_tokens = int(tokenized.n_tokens.sum())
-    matmul_rate = 2 * side(device) ** 3 * MATRIX_PRODUCTS / seconds["matmul"]
-    figures = {
-        "tokens_per_s": n_tokens / seconds["ours"],
-        "documents_per_s": len(texts) / seconds["ours"],
-        "share_of_matmul": forward_flops(config, tokenized.n_tokens) / seconds["ours"] / matmul_rate,
-        "tokens_per_s_without_tokenizing": n_tokens / seconds["ours_tokenized"],
-        "tokenizer_tokens_per_s": n_tokens / seconds["tokenizer"],
-        "matmul_tflop_per_s": matmul_rate / 1e12,
-    }
-    if compiled.forward_pass.is_compiled:
-        figures["compiled_tokens_per_s"] = n_tokens / seconds["ours_compiled"]
-    for path in ("padded", "unpadded"):
-        if path in seconds:
-            figures[f"vs_sentence_transformers_{path}"] = seconds[path] / seconds["ours"]
-    return figures, facts
+def about_machine() -> Iterator[tuple[str, Result]]:
+    """Yields the machine and the versions. Not in the first process: a process that uses CUDA cannot be forked."""
+    yield from facts_of_run().items()
+    yield "gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    yield "torch", f"{torch.__version__}, CUDA {torch.version.cuda}"
 
 
-def embed(texts: list[str], encoder: Encoder) -> NDArray[np.float32]:
-    """Encodes a window of documents while the next one is tokenised, as the embedding pipeline does."""
+def measure_rows(rows: list[Row], results: Results, arguments: argparse.Namespace, until: float) -> None:
+    """Measures one row after another; what a row leaves of its share of the time is for the later ones."""
+    # Here, as the time for these imports counts, up to half a minute.
+    from encoder_rates import COMPILED_FIGURES, FIGURES, Conditions, compiled_rates, rates
+    from random_encoders import MEAN_TOKENS, TINY_MEAN_TOKENS, random_texts
 
-    def tokenize() -> Iterator[TokenizedTexts]:
-        for start in range(0, len(texts), WINDOW_DOCUMENTS):
-            yield encoder.tokenize(texts[start : start + WINDOW_DOCUMENTS])
-
-    with Stages("tokenizing", "encoding") as stages:
-        encoded = [encoder.encode(tokenized) for tokenized in stages.run(tokenize())]
-        return np.concatenate([window.embeddings() for window in encoded])
-
-
-def save_model(name: str, folder: Path) -> PretrainedConfig:
-    """Writes a model with random weights, as sentence-transformers does, and returns its configuration."""
-    small = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    config: PretrainedConfig = {
-        "minilm": BertConfig(**small),
-        "xlm_roberta_base": XLMRobertaConfig(vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1),
-        "modernbert_base": ModernBertConfig(),
-    }[name]
-    torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder / "plain")
-    names = ["input_ids", "token_type_ids", "attention_mask"] if name == "minilm" else ["input_ids", "attention_mask"]
-    tokenizer(config.pad_token_id, names).save_pretrained(folder / "plain")
-    modules = [Transformer(str(folder / "plain")), Pooling(config.hidden_size, "mean"), Normalize()]
-    SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
-    return config
-
-
-def tokenizer(pad_token_id: int, names: list[str]) -> PreTrainedTokenizerFast:
-    """Returns a WordPiece tokenizer of whole words, `w<number>`, with the pad token where the model has it."""
-    tokens = [f"w{i}" for i in range(N_WORDS)]
-    vocabulary = {token: i for i, token in enumerate(["[UNK]", "[CLS]", "[SEP]", *tokens])}
-    if pad_token_id < len(vocabulary):  # replaces a word, or a special token, which moves to the end
-        displaced = next(token for token, i in vocabulary.items() if i == pad_token_id)
-        vocabulary[displaced] = len(vocabulary)
-    vocabulary["[PAD]"] = pad_token_id
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
-    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
-    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep")}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=names, **roles)
+    mean_tokens = TINY_MEAN_TOKENS if arguments.tiny else MEAN_TOKENS
+    texts = random_texts(arguments.documents, mean_tokens)
+    results.add("texts", f"{mean_tokens} tokens on average, before they are cut; random words, random weights")
+    results.add("threads", str(arguments.threads))
+    figures = {row: row.figures(COMPILED_FIGURES if row.is_compiled else FIGURES) for row in rows}
+    for of_row in (*figures.values(), [TESTS_PASSED]):
+        results.miss(of_row, Missing(NOT_REACHED))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for number, row in enumerate(rows):
+            begun = time.monotonic()
+            weight_left = sum(other.weight for other in rows[number:]) + TESTS_WEIGHT
+            end = begun + (until - begun) * row.weight / weight_left
+            given = Conditions(
+                *(row.encoder, row.max_length, texts, Path(folder) / row.encoder, arguments.device, arguments.threads),
+                *(arguments.tiny, arguments.rounds, end),
+            )
+            for name, result in apart(partial(compiled_rates if row.is_compiled else rates, given), end):
+                if f"{row.name}_{name}" not in results.figures:
+                    print(f"{time.monotonic() - begun:4.0f} s {row.name} {name or 'rest'}: {result}", flush=True)
+                if name == REST and isinstance(result, Missing):
+                    results.miss(figures[row], result)
+                else:
+                    results.add(f"{row.name}_{name}", result)
 
 
-def random_texts(n_documents: int) -> list[str]:
-    """Returns texts whose lengths are spread as those of web pages: log-normal, with a mean of `MEAN_TOKENS`."""
-    chance = random.Random(0)
-    mean_of_log = np.log(MEAN_TOKENS) - SPREAD**2 / 2
-    lengths = [max(1, round(chance.lognormvariate(mean_of_log, SPREAD)) - 2) for _ in range(n_documents)]
-    return [" ".join(f"w{chance.randrange(N_WORDS)}" for _ in range(length)) for length in lengths]
-
-
-def sentence_transformers(folder: Path, device: str, max_length: int, attention: str) -> SentenceTransformer:
-    """Returns the same model in bfloat16 with the requested attention."""
-    arguments = {"dtype": torch.bfloat16, "attn_implementation": attention}
-    model = SentenceTransformer(str(folder), device=device, model_kwargs=arguments)
-    model.max_seq_length = max_length
-    return model
-
-
-def best_batch_size(model: SentenceTransformer, texts: list[str], device: str) -> int:
-    """Returns the batch size with which sentence-transformers is fastest; it sorts the texts by length itself."""
-    seconds: dict[int, float] = {}
-    for size in THEIR_BATCH_SIZES:
-        try:
-            for _ in range(2):  # the first run warms up
-                started = time.perf_counter()
-                model.encode(texts, batch_size=size, show_progress_bar=False)
-                synchronize(device)
-                seconds[size] = time.perf_counter() - started
-        except torch.OutOfMemoryError:
-            seconds.pop(size, None)
-            torch.cuda.empty_cache()
-            break
-    return min(seconds, key=lambda size: seconds[size])
-
-
-def side(device: str) -> int:
-    """Returns the size of the matrices for measuring the rate of a device."""
-    return MATRIX_SIDE if device.startswith("cuda") else 1024
-
-
-def forward_flops(config: PretrainedConfig, n_tokens: NDArray[np.int32]) -> float:
-    """Returns the floating-point operations of the matrix products for the tokens, without padding."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    n_layers = config.num_hidden_layers
-    lengths = n_tokens.astype(np.float64)
-    if isinstance(config, ModernBertConfig):  # its gate is a third matrix; most layers see `local_attention` tokens
-        n_global = sum(kind == "full_attention" for kind in config.layer_types)
-        seen = n_global * lengths + (n_layers - n_global) * np.minimum(lengths, config.local_attention)
-        matrices = 4 * hidden**2 + 3 * hidden * intermediate
-    else:
-        seen = n_layers * lengths
-        matrices = 4 * hidden**2 + 2 * hidden * intermediate
-    return float((2 * matrices * n_layers * lengths + 4 * hidden * seen * lengths).sum())
+def run_gpu_tests(results: Results, device: str, until: float) -> None:
+    """Runs the tests that need a GPU; adds how many passed, or why none ran."""
+    if not device.startswith("cuda"):
+        results.add(TESTS_PASSED, Missing("they need a GPU"))
+        return
+    # Without the project's settings of pytest, which need its plug-ins.
+    options = ("-k", "cuda or a_gpu", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", "-c", os.devnull)
+    line = [sys.executable, "-m", "pytest", *options, "--rootdir", str(REPOSITORY), *GPU_TESTS]
+    seconds = max(1.0, until - time.monotonic())
+    try:
+        done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        results.add(TESTS_PASSED, Missing(f"their {seconds:.0f} s were over"))
+        return
+    output = f"{done.stdout}{done.stderr}".strip()
+    passed = re.search(r"(\d+) passed", output)
+    results.add(TESTS, output[-MAX_OUTPUT:])
+    results.add(TESTS_PASSED, float(passed[1]) if passed else Missing(f"none ran; {TESTS} says why"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""Shared parts of the benchmarks: alternating timing, description of the machine, tables, result files."""
+"""Shared parts of the benchmarks: alternating timing, description of the machine, tables, result files.
+
+Needs PyTorch and nothing else, for machines with GPUs on which this project is not installed.
+"""
 
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import re
@@ -10,13 +14,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from mlfilter_core.versions import library_versions
 
@@ -34,20 +36,45 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def alternate(rounds: int, runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def alternate(
+    rounds: int, runs: dict[str, Callable[[], Any]], clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Times callables in alternating order, A B C A B C ..., so that a drift in machine speed affects all equally.
+
+    Args:
+        rounds: Timed rounds after a warm-up.
+        runs: The callables.
+        clock: Clock in seconds; `time.process_time` leaves out the time in which other processes run.
 
     Returns:
         Median seconds of each, over the rounds after a warm-up.
     """
+    *_, medians = alternating(rounds, runs, clock=clock)
+    return medians
+
+
+def alternating(
+    rounds: int,
+    runs: Mapping[str, Callable[[], Any]],
+    until: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[dict[str, float]]:
+    """Yields the median seconds so far of each callable after each round that follows the warm-up.
+
+    Begins no round after the first that would end later than `until`, on the clock of `time.monotonic`.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
+        begun = time.monotonic()
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(samples) for name, samples in seconds.items()}
+                seconds[name].append(clock() - started)
+        if turn:
+            yield {name: statistics.median(samples) for name, samples in seconds.items()}
+            if 2 * time.monotonic() - begun > until:
+                return
 
 
 def matrix_product(
@@ -86,28 +113,40 @@ def print_peak_memory() -> None:
     print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 
 
-def publish(figures: dict[str, float], about: dict[str, str], json_file: Path | None) -> None:
-    """Prints the figures as a table; with a path, also writes them with machine, versions and command."""
-    facts: dict[str, Any] = {
+def publish(figures: Mapping[str, float], about: Mapping[str, str], json_file: Path | None) -> None:
+    """Prints the figures; with a path, also writes them with machine, versions and command."""
+    facts = {**facts_of_run(), **about}
+    if json_file is not None:
+        write_result(json_file, figures, facts)
+    print_result(figures, facts)
+
+
+def facts_of_run() -> dict[str, str]:
+    """Returns date, machine, versions and command."""
+    return {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
         "command": f"python {' '.join(sys.argv)}",
-        **about,
     }
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
-        json_file.write_text(json.dumps({**rounded, **facts}, indent=2) + "\n")
-    table = Table(title=sys.argv[0], title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
+
+
+def write_result(json_file: Path, figures: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+    """Writes a result file, complete or not at all."""
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
+    temporary = json_file.with_name(f".{json_file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({**rounded, **facts}, indent=2) + "\n")
+    os.replace(temporary, json_file)
+
+
+def print_result(figures: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+    """Prints the figures as a table, and the facts below it."""
+    width = max(map(len, figures), default=0)
     for name, value in figures.items():
-        table.add_row(name, f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}")
-    console = Console(width=110)
-    console.print(table)
+        print(f"{name:{width}} {f'{value:,.3f}' if abs(value) < 100 else f'{value:,.0f}':>16}")
     for name, fact in facts.items():
-        console.print(f"{name}: {fact}", highlight=False, markup=False)
+        print(f"{name}: {fact}")
 
 
 def machine() -> str:

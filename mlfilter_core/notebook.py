@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mlfilter_core.config.execution import Job
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.job_kinds import kind_of_job, load_any_job, load_entry_point
-from mlfilter_core.work.workload import FileReport, Workload, run_in_turn
+from mlfilter_core.work.workload import FileReport, Workload, run_files
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import Encoder
@@ -140,5 +140,6 @@ def run_in_process(job: Job) -> list[FileReport]:
     for entry_point in (*kind.rounds.values(), kind.workload):
         workload: Workload[Any] = load_entry_point(entry_point)(job)
         workload.work.prepare(workload.files)
-        reports = run_in_turn(workload.files, workload.work)
+        reports = run_files(workload.files, workload.work)
+        workload.work.conclude()
     return reports

@@ -10,6 +10,7 @@ from typing import Any
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 MAGNITUDES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 SHA256 = re.compile(r"[0-9a-f]{64}")
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 DIGEST_CHARACTERS = 12  # enough to distinguish the files that a person compares
 MAX_SHOWN_CHARACTERS = 200  # arbitrary: prompts are rarely longer
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
@@ -23,6 +24,12 @@ def count(n: float) -> str:
 def plural(n: int, noun: str) -> str:
     """Returns a count of things: `1 file`, `1,234 files`."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def natural_order(name: str) -> tuple[bool, bool, int, str]:
+    """Returns the place of a name among others, for `sorted`: none, whole numbers by value (`2`, `10`), other names."""
+    is_number = WHOLE_NUMBER.fullmatch(name) is not None
+    return name != "", not is_number, int(name) if is_number else 0, name
 
 
 def number(value: float | None) -> str:
@@ -39,6 +46,12 @@ def end_of_path(path: str, n_characters: int) -> str:
     end = path[-max(1, n_characters - 1) :]
     _, slash, names = end.partition("/")  # whole names, where one fits
     return f"…{slash}{names}" if names else f"…{end}"
+
+
+def shortened(text: str, n_characters: int) -> str:
+    """Returns a text in one line, cut to a number of characters: `beginning of a te…`."""
+    text = " ".join(text.split())
+    return text if len(text) <= n_characters else f"{text[: n_characters - 1]}…"
 
 
 def rough_number(n: float) -> str:

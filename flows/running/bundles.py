@@ -1,4 +1,4 @@
-"""Groups files into tasks: one file per task, or several small files, which take less time than a task costs."""
+"""Groups files into tasks: one file per task, or several where files are small or very many."""
 
 from collections import Counter, deque
 from collections.abc import Callable
@@ -11,12 +11,17 @@ from mlfilter_core.work.workload import FileReport
 Bundle = tuple[TaskFile, ...]
 
 # Between two tasks a worker waits for some 20 ms, and each task costs the flow and Prefect's server some 7 ms of CPU,
-# for any number of workers (benchmarks/orchestration.py). The constants are the shortest useful task and the highest
-# useful rate of tasks.
-MIN_TASK_S = 0.5
-MAX_TASKS_PER_S = 20
+# for any number of workers (benchmarks/orchestration.py). The files of a bundle share forward passes, and the stages of
+# embedding are idle in turn at its beginning and end. The constants are the shortest useful task and the highest useful
+# rate of tasks.
+MIN_TASK_S = 2.0
+MAX_TASKS_PER_S = 10
 # Arbitrary. A worker that dies loses its bundle, and people read the list of its files.
 MAX_FILES = 500
+# A task run takes 10 to 22 kB of Prefect's database (benchmarks/orchestration.py), and its UI lists them all.
+MAX_TASKS = 100_000
+# At the end of a run, each worker could get this many more bundles like the next, so that all workers end together.
+BUNDLES_PER_WORKER = 2
 
 
 class Bundles:
@@ -31,8 +36,9 @@ class Bundles:
         self._next = self._following()
         self._again: deque[TaskFile] = deque()
         self._files_per_task = files_per_task
+        self._n_least = -(-len(tasks) // MAX_TASKS)
         self._say = say
-        self._n_last = 1 if files_per_task == "auto" else files_per_task
+        self._n_last = self._n_least if files_per_task == "auto" else files_per_task
         self._seconds = 0.0
         self._bytes = 0
 
@@ -54,7 +60,7 @@ class Bundles:
             if file.part != WHOLE:
                 self._parts_left[file.relative] -= 1
                 return tuple(bundle)
-            seconds += file.size() * self._seconds / max(1, self._bytes)
+            seconds += self._seconds_of(file)
         n = max(1, len(bundle))
         if self._files_per_task == "auto" and not self._n_last / 2 < n < self._n_last * 2:
             self._say(f"small files: about {n} of them share a task from now on")
@@ -92,6 +98,14 @@ class Bundles:
             return False
         if self._files_per_task != "auto":
             return n_files < self._files_per_task
+        n_left = self._n_left + n_files
+        even = n_left // (BUNDLES_PER_WORKER * n_workers) if n_workers > 1 else n_left
+        if n_files < min(self._n_least, even):
+            return True
         enough_s = max(MIN_TASK_S, n_workers / MAX_TASKS_PER_S)
-        following_s = following.size() * self._seconds / max(1, self._bytes)
-        return self._bytes > 0 and n_files < MAX_FILES and seconds + following_s <= enough_s
+        is_short = self._bytes > 0 and seconds + self._seconds_of(following) <= enough_s
+        return is_short and n_files < min(MAX_FILES, even)
+
+    def _seconds_of(self, file: TaskFile) -> float:
+        """Returns how long a file will take, as far as the finished ones tell."""
+        return file.size() * self._seconds / max(1, self._bytes)

@@ -1,7 +1,7 @@
 """A Prefect task over many items on Dask workers, with a bounded number of tasks in flight."""
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -60,7 +60,11 @@ class Outcome(Generic[Item, Result]):
 
 
 def fan_out(
-    workers: Workers, task: Task[Any, Result], items: Items[Item], parameters: dict[str, Any]
+    workers: Workers,
+    task: Task[Any, Result],
+    items: Items[Item],
+    parameters: dict[str, Any],
+    on_workers: Callable[[int], None] = lambda n_workers: None,
 ) -> Iterator[Outcome[Item, Result]]:
     """Runs `task(item, **parameters)` for every item; yields outcomes in the order in which tasks end.
 
@@ -72,6 +76,7 @@ def fan_out(
         task: Task whose first parameter takes the item.
         items: Items, taken one by one as workers become free; the caller may add items between two outcomes.
         parameters: Further parameters, the same for every item.
+        on_workers: Called often, with the number of workers.
 
     Raises:
         JobError: No worker can ever start.
@@ -85,6 +90,7 @@ def fan_out(
         while items or in_flight:
             check_own_server()
             n_workers = workers.tend(len(items) + len(in_flight))
+            on_workers(n_workers)
             n_wanted = n_workers + _n_ahead(n_workers, n_submitted)
             while items and len(in_flight) < n_wanted:
                 item = items.take(n_workers)

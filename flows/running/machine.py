@@ -1,7 +1,9 @@
-"""What commands need of the machine and its user: a home, streams that take any character, semaphores."""
+"""What commands need of the machine and its user: a home, streams that take any character, semaphores, memory."""
 
+import errno
 import io
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -58,3 +60,16 @@ def check_semaphores() -> None:
             f"workers cannot start: no semaphore can be made in /dev/shm ({error.strerror}); mount a tmpfs there, as "
             "container engines do unless they are told otherwise"
         ) from error
+
+
+def exhausted(error: Exception) -> MachineError | None:
+    """Returns what to tell of an error that means that this process got no more memory, or no more threads."""
+    has_none = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if not has_none and str(error) != "can't start new thread":  # of the threading module
+        return None
+    reason = str(error) or type(error).__name__
+    return MachineError(
+        f"{socket.gethostname()} gives the process of the run no more memory or threads ({reason}); "
+        "look at free, ulimit -u and ulimit -v, and at the limits of the login node. Finished files are kept, and a "
+        "rerun continues"
+    )

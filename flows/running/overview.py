@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
-from mlfilter_core.work.telling import most_telling
+from mlfilter_core.work.telling import Most, most_telling
 
 # The UI loads a table artifact as a whole; files.jsonl has all rows.
 MAX_ARTIFACT_ROWS = 1000
@@ -56,7 +57,7 @@ def overview_of(rows: Iterable[Row], summed: Iterable[str]) -> Overview:
     states: Counter[str] = Counter()
     sums = dict.fromkeys(summed, 0)
     first, failed = list[Row](), list[Row]()
-    rejecting, slowest = _Most("rejected"), _Most("seconds")
+    rejecting, slowest = (Most[Row](MAX_ARTIFACT_ROWS, itemgetter(name)) for name in ("rejected", "seconds"))
     for row in rows:
         columns.update(dict.fromkeys(row))
         states[str(row["status"])] += 1
@@ -70,27 +71,8 @@ def overview_of(rows: Iterable[Row], summed: Iterable[str]) -> Overview:
         if row.get("rejected"):
             rejecting.add(row)
         slowest.add(row)
-    return Overview(list(columns), states, sums, first, failed, rejecting.rows(), slowest.rows())
+    return Overview(list(columns), states, sums, first, failed, rejecting.sorted(), slowest.sorted())
 
 
 def _names(rows: Iterable[Row]) -> list[str]:
     return [row["file"] for row in rows]
-
-
-class _Most:
-    """The rows that have most of something; of equal ones the first."""
-
-    def __init__(self, column: str) -> None:
-        self._column = column
-        self._rows: list[Row] = []
-        self._least = float("-inf")  # what a row needs more of, as there are enough that have as much
-
-    def add(self, row: Row) -> None:
-        if row[self._column] > self._least:
-            self._rows.append(row)
-            if len(self._rows) == 2 * MAX_ARTIFACT_ROWS:
-                self._rows = self.rows()
-                self._least = self._rows[-1][self._column]
-
-    def rows(self) -> list[Row]:
-        return sorted(self._rows, key=lambda row: row[self._column], reverse=True)[:MAX_ARTIFACT_ROWS]

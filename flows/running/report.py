@@ -23,8 +23,7 @@ from mlfilter_core.work.failures import describe_failures
 from mlfilter_core.work.workload import SKIPPED, FileReport, row_of
 
 MAX_PRINTED_ROWS = 40
-MOST_OF_A_PAGE = 10_000  # outputs; to open more takes longer than people wait for a run to end
-OPENING_S = 0.004  # for each output, on one core
+MOST_OPENED = 10_000  # outputs; to open more takes longer than people wait for a run to end: some 4 ms each
 NOT_ALL = "the failed ones, those with most rejected lines, and the slowest; files.jsonl, beside the logs, has all"
 TEXT_COLUMNS = ("file", "status")
 FONTS_VARIABLE = "MPLCONFIGDIR"  # names the folder of matplotlib's font list, which is the home folder by default
@@ -45,6 +44,7 @@ class RunReport:
         failures: Reason of each failure, by the file's name.
         is_step: Whether the flow continues with another round over the files.
         page: HTML report of the job's output folder; None where there is none.
+        on_nodes: Remarks on the nodes of the workers.
         known: The overview of the rows, once it is known.
     """
 
@@ -56,6 +56,7 @@ class RunReport:
     failures: dict[str, str] = field(default_factory=dict)
     is_step: bool = False
     page: Path | None = None
+    on_nodes: Sequence[str] = ()
     known: list[Overview] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -109,7 +110,8 @@ class RunReport:
     @cached_property
     def remarks(self) -> list[str]:
         """Remarks on the run for a person."""
-        return type(self.reports[0]).remarks_on(self.reports) if self.reports else []
+        on_files = type(self.reports[0]).remarks_on(self.reports) if self.reports else []
+        return [*on_files, *self.on_nodes]
 
 
 class FilesFailedError(MlfilterError):
@@ -233,8 +235,8 @@ def page_modules_loading(logging_dir: Path) -> Iterator[None]:
         loading.join()
 
 
-def make_page(flow: str, output_dir: Path, logging_dir: Path, n_files: int) -> Page:
-    """Writes the report of an output folder, unless that would take minutes.
+def make_page(flow: str, output_dir: Path, logging_dir: Path) -> Page:
+    """Writes the report of an output folder, unless that takes long, as it is not known what most outputs state.
 
     If it cannot be written, a warning says so, and the run continues.
 
@@ -242,25 +244,22 @@ def make_page(flow: str, output_dir: Path, logging_dir: Path, n_files: int) -> P
         flow: Flow whose pictures the Prefect UI shows.
         output_dir: Output folder of the job.
         logging_dir: Folder of the job's logs.
-        n_files: Number of files of the run, which may be one of several runs on the folder.
     """
     _keep_fonts_in(logging_dir)
     from mlfilter_core.run_report.pictures import pictures_of, summary_of  # takes a second to import
+    from mlfilter_core.run_report.read_outputs import TooManyToOpenError
     from mlfilter_core.run_report.write_report import write_report
-    from mlfilter_core.verification.verify import find_outputs
 
     try:
-        if n_files <= MOST_OF_A_PAGE:
-            n_files = sum(map(len, find_outputs(output_dir).outputs.values()))
-        if n_files > MOST_OF_A_PAGE:
-            _log.info(
-                "the report on %s files is not written at the end of a run, as it opens them all; `ml_filter report "
-                "%s` writes it, in some %s",
-                *(f"{n_files:,}", output_dir, duration(n_files * OPENING_S)),
-            )
-            return Page()
-        report = write_report(output_dir, [logging_dir])
+        report = write_report(output_dir, [logging_dir], most_opened=MOST_OPENED)
         return Page(report.page, pictures_of(report.facts, flow), summary_of(report.facts, flow))
+    except TooManyToOpenError as error:
+        _log.info(
+            "the report on %s outputs is not written at the end of a run, as it would open more than %s of them, some "
+            "4 ms each; `ml_filter report %s` does, once",
+            *(f"{error.of:,}", f"{MOST_OPENED:,}", output_dir),
+        )
+        return Page()
     except Exception as error:
         _log.warning(
             "the report in %s cannot be written: %s: %s; `ml_filter report %s` tries again",

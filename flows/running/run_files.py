@@ -17,7 +17,7 @@ from prefect.tasks import exponential_backoff
 from flows.prefect_api.database_disk import DatabaseError
 from flows.prefect_api.failures import RETRIES, can_heal
 from flows.running.bundles import Bundle, Bundles
-from flows.running.fan_out import Outcome, Workers, fan_out
+from flows.running.fan_out import Outcome, fan_out
 from flows.running.joins import Joins
 from flows.running.report import (
     FilesFailedError,
@@ -30,8 +30,9 @@ from flows.running.report import (
     write_rows,
 )
 from flows.running.stopping import instead_of_prefect, silence
+from flows.running.takeover import LocatedWorkers, TakingOver
 from flows.watching.dashboard_link import link_dashboard
-from flows.watching.logs import PROGRESS, logging_to
+from flows.watching.logs import PROGRESS, logging_to, thinned
 from flows.watching.metrics import check_port
 from flows.watching.run_progress import RunProgress
 from flows.watching.watching import watching
@@ -44,6 +45,8 @@ from mlfilter_core.files.claims import has_locks, why_locks_are_local
 from mlfilter_core.files.publishing import check_writable, remove_leftovers
 from mlfilter_core.files.task_files import WHOLE, chosen, place_of
 from mlfilter_core.files.urls import url_of
+from mlfilter_core.run_report.known_outputs import DEFAULT_GROUP
+from mlfilter_core.run_report.stating_work import stating
 from mlfilter_core.wording import count, duration, plural
 from mlfilter_core.work.division import Tasks, divide
 from mlfilter_core.work.failures import RepeatedFailures
@@ -51,11 +54,20 @@ from mlfilter_core.work.finished_files import FinishedFiles
 from mlfilter_core.work.look_up import LookUp
 from mlfilter_core.work.run_log import RunLog, run_log
 from mlfilter_core.work.stored_reports import StoredReports
-from mlfilter_core.work.workload import Report, SomeFilesFailedError, Workload, name_of, row_of, run_in_turn
+from mlfilter_core.work.workload import (
+    FileReport,
+    Report,
+    SomeFilesFailedError,
+    Work,
+    Workload,
+    name_of,
+    row_of,
+    run_files,
+)
 
 _log, _progress = logging.getLogger(__name__), logging.getLogger(PROGRESS)
 
-StartWorkers = Callable[[int, Path], AbstractContextManager[Workers]]
+StartWorkers = Callable[[int, Path], AbstractContextManager[LocatedWorkers]]
 
 
 def run_job(verb: str, workload_of: Callable[[Any], Workload[Report]], job: Job) -> RunReport:
@@ -94,19 +106,24 @@ def _run_files(
         found = _look_up(workload, finished)
         reports, failures, to_do = found.reports, found.failures, chosen(files, found.to_do)
         _progress.info("%s: %s", workload.flow, _found(len(to_do), len(reports), len(failures)))
+        on_nodes: list[str] = []
         with run_log(logs, workload.flow, job.params.output_dir, job, len(files), len(reports)) as record:
             if to_do:
                 work.prepare(files)
                 tasks = divide(to_do, work, most_workers_of(job))
                 loading = nullcontext() if workload.is_step else page_modules_loading(job.logging_dir)
                 with loading, work.session(to_do):
-                    _do_files(file_task, workload, job, tasks, record, finished, reports, failures)
+                    on_nodes = _do_files(file_task, workload, job, tasks, record, finished, reports, failures)
+            if not failures:
+                work.conclude()
             seconds = time.monotonic() - started
-            run = RunReport(workload.flow, workload.output_dir, logs, seconds, reports, failures, workload.is_step)
+            run = RunReport(
+                *(workload.flow, workload.output_dir, logs, seconds, reports, failures, workload.is_step),
+                on_nodes=on_nodes,
+            )
+            write_rows(run)  # before the record says that the run has ended well
             record.end(run.seconds, len(failures))
-    write_rows(run)
-    has_page = not workload.is_step and "output_dir" not in job.urls  # the page is made from the outputs
-    page = make_page(workload.flow, job.params.output_dir, job.logging_dir, len(files)) if has_page else Page()
+    page = make_page(workload.flow, job.params.output_dir, job.logging_dir) if _has_page(workload, job) else Page()
     run = replace(run, page=page.path)
     publish_report(run, page.pictures, page.summary)
     if failures:
@@ -141,16 +158,27 @@ def _do_files(
     finished: FinishedFiles[Report],
     reports: StoredReports[Report],
     failures: dict[str, str],
-) -> None:
-    """Runs the tasks of files and parts of files; adds the result of each file to `reports` or `failures`."""
+) -> list[str]:
+    """Runs the tasks of files and parts of files; adds the result of each file to `reports` or `failures`.
+
+    Returns:
+        Remarks on the nodes of the workers.
+    """
     n_files = len(workload.files)
     joined: set[str] = set()  # or finished at once, by another of their parts
     bundles, joins = Bundles(tasks, job.files_per_task, _log.debug), Joins(tasks.parts())
     progress, repeated = RunProgress(n_files, tasks, len(failures)), RepeatedFailures()
-    with watching(progress, workload.flow, job.metrics_port), workers_of(job)(len(tasks), record.folder) as workers:
+    watched = watching(progress, workload.flow, job.metrics_port, workload.files[0].folder, job.params.output_dir)
+    with (
+        watched,
+        _stating(workload, job) as (work, remember),
+        workers_of(job)(len(tasks), record.folder) as workers,
+        thinned(len(tasks), workers.runner.ui) as level,
+    ):
         workers.runner.on_progress = progress.hear
         link_dashboard(workers.runner.client.dashboard_link, workload.flow)
-        for outcome in fan_out(workers, file_task, bundles, {"work": workload.work}):
+        taking_over = TakingOver(workers, progress.stragglers)
+        for outcome in fan_out(taking_over, file_task, bundles, {"work": work}, progress.have_workers):
             if isinstance(outcome.error, JobError):
                 raise outcome.error
             if isinstance(outcome.error, WorkerLostError | OSError) and len(outcome.item) > 1:
@@ -181,14 +209,31 @@ def _do_files(
                 if joins.is_divided(file):
                     joined.add(file.relative)
                 finished.add(file, result)
-                reports.add(place_of(workload.files, file), replace(result, versions=()))
+                remember(result)
+                reports.add(place_of(workload.files, file), replace(result, versions=(), stated=()))
                 progress.finish(file.name, result)
                 record.add(row_of(result))
-                _progress.info(
+                _progress.log(
+                    level,
                     "%s: %s %s, %s documents in %s (%d of %d files)",
                     *(workload.flow, file.relative, result.status, count(result.documents)),
                     *(duration(result.seconds), len(reports) + len(failures), n_files),
                 )
+        return workers.remarks()
+
+
+def _has_page(workload: Workload[Report], job: Job) -> bool:
+    """Returns whether a run ends with the page about its outputs, which must be on this machine."""
+    return not workload.is_step and "output_dir" not in job.urls
+
+
+def _stating(
+    workload: Workload[Report], job: Job
+) -> AbstractContextManager[tuple[Work[Report], Callable[[FileReport], None]]]:
+    """Gives the work of a run, which states what it makes if the page needs that, and what remembers it."""
+    n_files = len(workload.files) if _has_page(workload, job) else 0
+    group = getattr(job.params, "hdf5_dataset_name", DEFAULT_GROUP)
+    return stating(workload.work, job.params.output_dir, group, n_files)
 
 
 def _found(n_to_do: int, n_finished: int, n_refused: int) -> str:
@@ -201,7 +246,7 @@ def _found(n_to_do: int, n_finished: int, n_refused: int) -> str:
 def _file_task(verb: str) -> Task[Any, list[Any]]:
     """Returns the Prefect task that processes files one after another on a worker."""
     return Task(
-        run_in_turn,
+        run_files,
         name=verb,
         task_run_name=named_by_file(verb),
         retries=RETRIES,

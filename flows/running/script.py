@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.running.machine import fit_any_machine
+from flows.running.machine import exhausted, fit_any_machine
 from flows.running.start import reporting_to, run_job_file, run_pipeline
 from flows.running.stopping import Stopped, stopped_by_signals
 from flows.watching.terminal import Verbosity, verbosity
@@ -168,6 +168,11 @@ def run_and_print(run: Callable[[], Any], quiet: bool = False, verbose: bool = F
         if report is not None and not any(report is other for other in printed):
             show(report)
         print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if (lack := exhausted(error)) is None:
+            raise
+        print(f"error: {lack}", file=sys.stderr)
         raise typer.Exit(1) from None
     finally:
         verbosity.reset(token)

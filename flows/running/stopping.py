@@ -113,9 +113,9 @@ class _Handler:
         if self.stopped is not None:
             _end_at_once(self.stopped.status)
         self.stopped = Stopped(number)
+        silence()  # first, so that the message is the last line
         with suppress(OSError):  # the terminal may be gone
             print(self._message, file=sys.stderr, flush=True)
-        silence()
         threading.Thread(target=_end_later, args=(self.stopped.status,), name="stopping", daemon=True).start()
         raise self.stopped
 

@@ -10,7 +10,13 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CORE, FLOWS = "mlfilter_core", "flows"
 # Logger of the lines about finished files and progress, in the place of which a terminal has a display.
 PROGRESS = "flows.progress"
-LOGGERS = ("prefect.flow_runs", "prefect.task_runs", CORE, FLOWS)
+TASK_RUNS = "prefect.task_runs"
+LOGGERS = ("prefect.flow_runs", TASK_RUNS, CORE, FLOWS)
+# Nobody reads more lines about single tasks in the UI; each takes about 1 kB of Prefect's database.
+MOST_TASKS_WITH_LINES = 10_000
+
+# Log files that this process cannot write. A worker opens its log for each task, and would say so ten thousand times.
+_lost: set[str] = set()
 
 
 @contextmanager
@@ -42,10 +48,37 @@ def logging_to(folder: Path, process: str, ui: logging.Handler) -> Iterator[None
         to_file.close()
 
 
+@contextmanager
+def thinned(n_tasks: int, ui: logging.Handler) -> Iterator[int]:
+    """Keeps lines about single tasks from the Prefect UI, except warnings, if the run has very many tasks.
+
+    Args:
+        n_tasks: Number of tasks of the run.
+        ui: Handler that sends the lines of workers to the UI.
+
+    Yields:
+        Level of lines about finished files. The log files have lines of every level.
+    """
+    if n_tasks <= MOST_TASKS_WITH_LINES:
+        yield logging.INFO
+        return
+    states = logging.getLogger(TASK_RUNS)
+    handlers = [ui, *(handler for handler in states.handlers if isinstance(handler, type(ui)))]
+    for handler in handlers:
+        handler.addFilter(_is_warning)
+    try:
+        yield logging.DEBUG
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_warning)
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
 class _LogFile(logging.FileHandler):
     """A log file that never stops the run: if it cannot be written, as on a full disk, stderr says so once."""
-
-    _is_silent = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -57,8 +90,8 @@ class _LogFile(logging.FileHandler):
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self._is_silent:
-            self._is_silent = True
+        elif self.baseFilename not in _lost:
+            _lost.add(self.baseFilename)
             print(f"{self.baseFilename} cannot be written ({error}); lines of the log are lost", file=sys.stderr)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flows.watching.speeds import Speeds, Straggler
 from mlfilter_core.wording import duration
 from mlfilter_core.work.division import Tasks
 from mlfilter_core.work.progress import Progress
@@ -18,6 +19,8 @@ from mlfilter_core.work.workload import SKIPPED, FileReport
 
 # Rates cover the last minute. The remaining time is estimated from five minutes, because files differ.
 RATE_S, LEFT_S = 60, 300
+# Without any progress for this long, the line says so, and the file systems are asked whether they answer.
+STILL_S = 20.0
 # All stages wait for the first batch. Later, those that wait alike would take turns as the bottleneck. Both arbitrary.
 CLEAR_S, CLEARLY_LESS = 5.0, 0.7
 
@@ -57,6 +60,8 @@ class Snapshot:
         waited: Seconds that each stage waited for another, over all files.
         under_way: Files in progress, by file name.
         bottleneck: The stage that waited least, which is the one to speed up; None while this is not clear.
+        is_waiting: Whether the run has no worker, as while its Slurm jobs are pending.
+        still_s: Seconds since anything changed; 0 while there is no worker, or nothing left to do.
     """
 
     files: int
@@ -74,6 +79,8 @@ class Snapshot:
     waited: Mapping[str, float]
     under_way: Sequence[UnderWay]
     bottleneck: str | None = None
+    is_waiting: bool = False
+    still_s: float = 0.0
 
 
 class _Sizes:
@@ -125,6 +132,9 @@ class RunProgress:
         self._started = time.monotonic()
         self._samples: deque[tuple[float, int, int, float]] = deque()  # time, documents, tokens, share
         self._bottleneck: str | None = None
+        self._is_waiting = True
+        self._moved: tuple[object, float] = None, self._started
+        self._speeds = Speeds()
         self._lock = threading.Lock()
 
     def hear(self, worker: str, progress: Progress) -> None:
@@ -133,6 +143,12 @@ class RunProgress:
             known = self._under_way.get(progress.file)
             began = known[2] if known is not None and known[0] == worker else time.monotonic()
             self._under_way[progress.file] = worker, progress, began
+            if self._left.of(progress.file):  # otherwise it has ended, and will not end again
+                self._speeds.hear(worker, progress, time.monotonic())
+
+    def have_workers(self, n_workers: int) -> None:
+        """Takes the number of workers now."""
+        self._is_waiting = n_workers == 0
 
     def finish(self, name: str, report: FileReport) -> None:
         """Takes the report of a finished file; one that was joined from its parts adds nothing but itself."""
@@ -175,6 +191,10 @@ class RunProgress:
             self._sample(now, totals["documents"], totals["tokens"], share)
             documents_per_s, tokens_per_s, _ = self._rates(RATE_S)
             share_per_s = self._rates(LEFT_S)[2]
+            is_over = self._n_before + totals["files"] + self._n_failed >= self._n_files
+            now_at = (*totals.values(), share, self._n_failed)
+            if now_at != self._moved[0] or self._is_waiting or is_over:
+                self._moved = now_at, now
             return Snapshot(
                 files=self._n_files,
                 files_before=self._n_before,
@@ -191,7 +211,14 @@ class RunProgress:
                 waited=dict(waited),
                 under_way=sorted(under_way, key=lambda file: file.progress.file),
                 bottleneck=self._find_bottleneck(waited),
+                is_waiting=self._is_waiting,
+                still_s=now - self._moved[1],
             )
+
+    def stragglers(self) -> Sequence[Straggler]:
+        """Returns the files that are far slower than the others, the slowest first."""
+        with self._lock:
+            return self._speeds.stragglers(time.monotonic())
 
     def _find_bottleneck(self, waited: Counter[str]) -> str | None:
         """Returns the stage that waited least; it changes only when another has waited much less."""
@@ -212,6 +239,7 @@ class RunProgress:
 
     def _end(self, name: str) -> None:
         self._under_way.pop(name, None)
+        self._speeds.end(name)
         self._done["bytes"] += self._left.take(name)
 
     def _sample(self, now: float, documents: int, tokens: int, share: float) -> None:
@@ -251,6 +279,8 @@ def describe(snapshot: Snapshot) -> str:
         parts.append(f"{_rounded(snapshot.tokens_per_s)} tokens/s")
     if snapshot.seconds_left is not None:
         parts.append(f"{duration(snapshot.seconds_left)} left")
+    if snapshot.still_s >= STILL_S:
+        parts.append(f"no progress for {duration(snapshot.still_s)}")
     if snapshot.bottleneck is not None:
         parts.append(f"{snapshot.bottleneck} is the bottleneck")
     return ", ".join(parts)

@@ -86,6 +86,8 @@ class TerminalLog(logging.Handler):
         try:
             if not sys.stderr.isatty():  # read later
                 message = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {message}"
+            if record.levelno < self.level:  # another thread has silenced the terminal meanwhile
+                return
             print(message, file=sys.stderr, flush=True)
         except OSError:  # the terminal is gone; the log files have the line
             pass

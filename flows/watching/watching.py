@@ -7,43 +7,54 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
+from pathlib import Path
 
 from flows.watching.live_display import live_display
 from flows.watching.logs import PROGRESS
 from flows.watching.metrics import metrics_served
 from flows.watching.progress_artifacts import ProgressArtifact
+from flows.watching.run_events import RunEvents
 from flows.watching.run_progress import RunProgress, Snapshot, describe
+from flows.watching.stalls import Stalls
 
 Show = Callable[[Snapshot], None]
 
 LOOK_S = 0.5
 ARTIFACT_S = 5.0  # people who open the UI expect to see progress
 LOG_S = 60.0
+EVENT_S = 60.0  # far below the 10 minutes of deployments/alerts.yaml; the server stores each event for a week
 
 _log = logging.getLogger(__name__)
 _progress = logging.getLogger(PROGRESS)
 
 
 @contextmanager
-def watching(progress: RunProgress, flow: str, metrics_port: int | None) -> Iterator[None]:
+def watching(
+    progress: RunProgress, flow: str, metrics_port: int | None, input_dir: Path, output_dir: Path
+) -> Iterator[None]:
     """Shows a run during the block: on the terminal if there is one, in the Prefect UI, in the log, to Prometheus.
 
     Args:
         progress: Progress of the run, which the caller updates.
         flow: Name of the flow.
         metrics_port: Port for Prometheus; None serves nothing.
+        input_dir: Folder of the files of the run.
+        output_dir: Folder of its outputs.
 
     Raises:
         ConfigError: The port is taken.
     """
-    artifact = ProgressArtifact(f"{flow.replace('_', '-')}-progress")
+    artifact, events = ProgressArtifact(f"{flow.replace('_', '-')}-progress"), RunEvents()
     with metrics_served(progress, flow, metrics_port), live_display(flow, sys.stderr) as display:
         shown: list[tuple[float, Show]] = [
             (ARTIFACT_S, artifact.show),
+            (EVENT_S, events.show),
+            (LOOK_S, Stalls(input_dir, output_dir).show),
             (LOG_S, lambda snapshot: _progress.info("%s: %s", flow, describe(snapshot))),
         ]
         if display is not None:
             shown.append((LOOK_S, display.show))
+        events.show(progress.snapshot())
         is_over = threading.Event()
         watcher = threading.Thread(target=copy_context().run, args=(_watch, progress, shown, is_over), name="watcher")
         watcher.start()
@@ -52,6 +63,7 @@ def watching(progress: RunProgress, flow: str, metrics_port: int | None) -> Iter
         finally:
             is_over.set()
             watcher.join()
+            events.end(progress.snapshot())
             artifact.show(progress.snapshot())
 
 

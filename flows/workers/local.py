@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -46,6 +47,9 @@ SCHEDULER_SETTINGS = {
     # A nanny restarts its worker until the run ends. With Dask's default of 15 s, the nanny is removed if its
     # worker happens to be restarting again 15 s after an earlier death.
     "distributed.deploy.lost-worker-timeout": "52 weeks",
+    # HDF5 keeps Python's lock while it opens a file, so that a worker answers nobody until its file system does. With
+    # Dask's default of 5 minutes, an NFS server that is away for long would cost workers, and then files.
+    "distributed.scheduler.worker-ttl": "1 hour",
     "distributed.admin.low-level-log-length": 10,
 }
 # Workers' environment without messages that would fill the terminal: progress bars, connections.
@@ -61,6 +65,15 @@ class LocalWorkers:
 
     def tend(self, n_tasks: int) -> int:
         return self.n_workers
+
+    def node_of(self, worker: str) -> str:
+        return socket.gethostname()
+
+    def blame(self, worker: str, kind: str, task: str) -> None:
+        """Does nothing: there is only this machine."""
+
+    def remarks(self) -> list[str]:
+        return []
 
 
 @contextmanager

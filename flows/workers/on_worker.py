@@ -70,12 +70,13 @@ def run_on_worker(
     """
     worker = get_worker()
     name = worker_name()
-    worker.log_event(TOPIC, {"event": STARTED, "run": run})
+    # Not under "worker": Dask puts the address there.
+    worker.log_event(TOPIC, {"event": STARTED, "run": run, "name": name, "address": worker.address})
     with suppress(OSError):  # on a full disk: a missing log must not fail the task
         _write_crashes_to(logs / f"{name}.log")
 
     def tell_flow(progress: Progress) -> None:
-        worker.log_event(TOPIC, {"event": PROGRESSED, "run": run, "worker": name, "progress": asdict(progress)})
+        worker.log_event(TOPIC, {"event": PROGRESSED, "run": run, "name": name, "progress": asdict(progress)})
 
     with logging_to(logs, name, _ToFlow(worker, run)), heard_by(tell_flow):
         logging.getLogger(CORE).debug(BEGINS, run)  # on disk at once; an event is lost if the worker dies now

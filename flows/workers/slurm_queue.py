@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,18 @@ TEMPORARY = ("timed out", "temporarily unavailable", "Unable to contact", "Conne
 HOPELESS = frozenset(
     ("DependencyNeverSatisfied", "BadConstraints", "PartitionConfig", "PartitionTimeLimit", "PartitionNodeLimit")
 )
+# Parts of the reasons for which a job is pending while nodes are drained, down or reserved.
+UNAVAILABLE = ("NotAvail", "DOWN", "unavailable")
 UNFINISHED = ("PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "REQUEUED", "RESIZING")
 UNKNOWN = "unknown"
+# States of jobs that ended by themselves, and not well; others were cancelled, preempted or at their time limit.
+FAULTS = ("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
 # A job that has just been submitted may not be listed yet.
 GRACE_S = 10
 # A job that was never listed, and of which nothing is known, may be one of another cluster: it is not replaced earlier.
 UNSEEN_S = 600
 N_LAST_LINES = 15
+NO_NODE = "(null)"
 
 
 class SlurmCommandError(Exception):
@@ -43,15 +49,22 @@ class QueuedJob:
     Attributes:
         is_pending: Whether it has not started yet.
         reason: Why it is pending, in Slurm's words.
+        node: Name of its node; empty if it is pending.
     """
 
     is_pending: bool
     reason: str
+    node: str = ""
 
     @property
     def is_hopeless(self) -> bool:
         """Whether Slurm will never run it."""
         return self.is_pending and self.reason in HOPELESS
+
+    @property
+    def has_no_node(self) -> bool:
+        """Whether no node that it may run on is there, at least now."""
+        return self.is_hopeless or (self.is_pending and any(sign in self.reason for sign in UNAVAILABLE))
 
 
 @dataclass(frozen=True)
@@ -61,10 +74,17 @@ class EndedJob:
     Attributes:
         state: Slurm's state and the exit code.
         log: File with what the job printed.
+        node: Name of its node; empty if it had none, or if that is unknown.
     """
 
     state: str
     log: Path
+    node: str = ""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether something went wrong in the job or on its node."""
+        return self.state.startswith(FAULTS)
 
     def last_lines(self) -> str:
         """Returns the end of the log."""
@@ -78,9 +98,21 @@ class EndedJob:
 class SubmittedJob(SLURMJob):  # type: ignore[misc]
     """A job of `dask_jobqueue`, which submits and cancels it; cancelled as well if this process is killed."""
 
-    def __init__(self, *args: Any, guard: JobGuard | None = None, id_position: int = -1, **kwargs: Any) -> None:
-        """Takes the arguments of `SLURMJob`, the guard, and the position of the job's id among the words of sbatch."""
+    def __init__(
+        self, *args: Any, guard: JobGuard | None = None, id_position: int = -1, exclude: str = "", **kwargs: Any
+    ) -> None:
+        """Takes the arguments of `SLURMJob` and further ones.
+
+        Args:
+            *args: Arguments of `SLURMJob`.
+            guard: The guard that cancels the job if this process is killed.
+            id_position: Position of the job's id among the words that sbatch prints.
+            exclude: Nodes on which the job is not to run, separated by commas.
+            **kwargs: Arguments of `SLURMJob`.
+        """
         super().__init__(*args, **kwargs)
+        if exclude:  # on the command line, which overrides both the script and SBATCH_EXCLUDE
+            self.submit_command = f"{SLURMJob.submit_command} --exclude={shlex.quote(exclude)}"
         self.job_id_regexp = _word_pattern(id_position)
         self._guard = guard
         self._id_position = id_position
@@ -135,10 +167,10 @@ async def queued_jobs() -> dict[str, QueuedJob]:
     Raises:
         SlurmCommandError: squeue failed.
     """
-    lines = await _output("squeue", "--me", "--noheader", "--format=%i|%t|%r")
+    lines = await _output("squeue", "--me", "--noheader", "--format=%i|%t|%N|%r")
     # Old releases print the names of clusters between jobs, in spite of --noheader.
-    jobs = [line.strip().split("|", 2) for line in lines.splitlines() if line.count("|") >= 2]
-    return {job_id: QueuedJob(state == "PD", reason) for job_id, state, reason in jobs if state != "CG"}
+    jobs = [line.strip().split("|", 3) for line in lines.splitlines() if line.count("|") >= 3]
+    return {job_id: QueuedJob(state == "PD", reason, node) for job_id, state, node, reason in jobs if state != "CG"}
 
 
 async def ended_job(job_id: str) -> EndedJob | None:
@@ -150,7 +182,9 @@ async def ended_job(job_id: str) -> EndedJob | None:
     facts = dict(fact.split("=", 1) for fact in shown.split() if "=" in fact)
     if facts["JobState"] in UNFINISHED:
         return None
-    return EndedJob(f"{facts['JobState']}, exit code {facts['ExitCode']}", Path(facts["StdErr"]))
+    node = facts.get("NodeList", NO_NODE)
+    state = f"{facts['JobState']}, exit code {facts['ExitCode']}"
+    return EndedJob(state, Path(facts["StdErr"]), "" if node == NO_NODE else node)
 
 
 def _word_pattern(position: int) -> str:

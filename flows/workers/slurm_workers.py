@@ -9,9 +9,8 @@ import time
 from collections import Counter, deque
 from typing import Any
 
-from distributed import Scheduler, SchedulerPlugin
-
 from flows.workers.slurm_job import SlurmJob
+from flows.workers.slurm_nodes import SlurmNodes, job_of
 from flows.workers.slurm_queue import EndedJob, QueuedJob, SlurmCommandError, queued_jobs
 from flows.workers.task_runner import WorkerTaskRunner
 from mlfilter_core.errors import JobError
@@ -48,8 +47,10 @@ class SlurmWorkers:
         self._job = job
         # Names are never used again, as Dask's own are: the scheduler may still know the last job of that name.
         self._numbers = itertools.count()
-        self._arrivals = _Arrivals()
-        self._cluster.scheduler.add_plugin(self._arrivals)
+        self._nodes = SlurmNodes(self._warn, runner, job.options)
+        self._cluster.scheduler.add_plugin(self._nodes)
+        runner.is_given_up = self._nodes.is_excluded
+        runner.on_healed = self._nodes.blame_unlike
         self._n_stillborn = 0
         self._n_unanswered = 0
         self._submit_after = 0.0
@@ -66,9 +67,18 @@ class SlurmWorkers:
         if self._looking is not None and self._looking.done():
             looking, self._looking = self._looking, None
             looking.result()
-        if self._looking is None and time.monotonic() >= self._next_look:
+        if self._looking is None and (time.monotonic() >= self._next_look or self._nodes.has_news):
             self._looking = asyncio.run_coroutine_threadsafe(self._look(n_tasks), self._cluster.loop.asyncio_loop)
         return self._n_workers()
+
+    def node_of(self, worker: str) -> str:
+        return self._nodes.node_of(worker)
+
+    def blame(self, worker: str, kind: str, task: str) -> None:
+        self._nodes.blame(worker, kind, task)
+
+    def remarks(self) -> list[str]:
+        return self._nodes.remarks()
 
     def leave(self) -> None:
         """Waits for active submissions, so that the run knows every job in the queue."""
@@ -80,6 +90,7 @@ class SlurmWorkers:
 
     async def _look(self, n_tasks: int) -> None:
         before = self._shown, self._n_workers()
+        self._nodes.has_news = False
         try:
             await self._adapt(n_tasks)
         finally:
@@ -97,44 +108,78 @@ class SlurmWorkers:
         for name, job in list(self._cluster.workers.items()):
             if (ended := await job.ended(queue)) is not None:
                 self._remove_ended(name, job.job_id, ended)
+        self._nodes.locate(
+            {name: queue[job.job_id] for name, job in self._cluster.workers.items() if job.job_id in queue}
+        )
+        await self._leave_excluded_nodes()
         n_needed = min(self._max_jobs, math.ceil(n_tasks / self._job.n_workers))
         n_more = n_needed - len(self._cluster.worker_spec)
         if n_more > 0 and time.monotonic() >= self._submit_after:
             await self._submit(min(n_more, SUBMITTED_AT_ONCE))
         elif n_more < 0:
             await self._cluster.scale_down(self._idle_jobs()[:-n_more])
-        self._show([queue[job.job_id] for job in self._cluster.workers.values() if job.job_id in queue])
+        jobs = [queue[job.job_id] for job in self._cluster.workers.values() if job.job_id in queue]
+        if jobs and all(job.has_no_node for job in jobs) and self._nodes.readmit("no other node can run the jobs"):
+            await self._cluster.scale_down(list(self._cluster.worker_spec))  # the next ones exclude no node
+            return
+        self._show(jobs)
 
     async def _submit(self, n_jobs: int) -> None:
         for number in itertools.islice(self._numbers, n_jobs):
-            self._cluster.worker_spec[f"job-{number}"] = self._cluster.new_spec
+            self._cluster.worker_spec[f"job-{number}"] = self._new_spec()
         try:
             await self._cluster
         except SlurmCommandError as error:
             refused = [name for name, job in self._cluster.workers.items() if job.job_id is None]
             for name in refused:
                 self._forget(name)
+            if not error.is_temporary and self._nodes.readmit(f"sbatch refuses jobs that may not run there ({error})"):
+                return
             if not self._cluster.workers and not error.is_temporary:
                 raise SlurmError(f"sbatch refused the job: {error}") from error
             self._warn(f"sbatch refused {len(refused)} jobs, which will be submitted again: {error}")
 
+    def _new_spec(self) -> dict[str, Any]:
+        """Returns what Dask needs to know of a further job."""
+        spec: dict[str, Any] = self._cluster.new_spec
+        if exclude := self._nodes.to_exclude:
+            spec = {**spec, "options": {**spec["options"], "exclude": exclude}}
+        return spec
+
+    async def _leave_excluded_nodes(self) -> None:
+        """Cancels jobs on nodes that are not used again, and ends idle workers there.
+
+        Jobs that run tasks are left alone, unless their workers go on dying.
+        """
+        idle, scheduler = self._idle_jobs(), self._cluster.scheduler
+        jobs = self._nodes.jobs_on_excluded(self._cluster.worker_spec)
+        await self._cluster.scale_down([name for name in jobs if name in idle or self._nodes.has_lost_workers(name)])
+        workers = [address for address, worker in scheduler.workers.items() if not worker.processing]
+        if unwanted := [address for address in workers if self._nodes.is_excluded(address)]:
+            await scheduler.retire_workers(unwanted, close_workers=True)
+
     def _remove_ended(self, name: str, job_id: str, ended: EndedJob) -> None:
         """Forgets a job that has ended, so that another is submitted in its place."""
         self._forget(name)
-        if name in self._arrivals.jobs:
+        was_bad_node = self._nodes.end(name, job_id, ended)
+        if name in self._nodes.jobs:
             self._n_stillborn = 0
             self._news.append((logging.INFO, f"Slurm job {job_id} ended ({ended.state})"))
             return
         self._n_stillborn += 1
         last_lines = ended.last_lines()
-        self._warn(f"Slurm job {job_id} ended ({ended.state}) before its workers connected: {last_lines}")
+        where = f" on {ended.node}" if ended.node else ""
+        self._warn(f"Slurm job {job_id} ended ({ended.state}){where} before its workers connected: {last_lines}")
+        if was_bad_node:
+            self._n_stillborn = 0
         if self._n_stillborn < MAX_STILLBORN:
             return
         # A broken node attracts jobs: each one fails at once, and the next is sent there. Other nodes may be healthy.
         self._submit_after = time.monotonic() + PAUSE_S
         if not self._n_workers():
             raise SlurmError(
-                f"{self._n_stillborn} jobs in a row ended before their workers connected, the last as {ended.state}. "
+                f"{self._n_stillborn} jobs in a row ended before their workers connected, the last{where} as "
+                f"{ended.state}. "
                 f"`ml_filter job-script` shows what they run. The end of {ended.log}:\n{last_lines}"
             )
 
@@ -179,18 +224,3 @@ class SlurmWorkers:
         if shown != self._shown:
             self._shown = shown
             self._news.append((logging.INFO, shown))
-
-
-class _Arrivals(SchedulerPlugin):  # type: ignore[misc]
-    """Notes the jobs whose workers have connected to the scheduler."""
-
-    def __init__(self) -> None:
-        self.jobs: set[str] = set()
-
-    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        self.jobs.add(job_of(scheduler.workers[worker].name))
-
-
-def job_of(worker: str) -> str:
-    """Returns the name of a worker's job: `job-3` for `job-3`, and for `job-3-1`, one of several workers in it."""
-    return "-".join(worker.split("-")[:2])

@@ -1,12 +1,13 @@
 """A Dask task runner whose workers need no Prefect."""
 
+import asyncio
 import functools
 import inspect
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -32,11 +33,20 @@ from mlfilter_core.work.progress import Progress
 
 Result = TypeVar("Result")
 
+_log = logging.getLogger(__name__)
+
 # Number of executions without progress, including those whose worker died, after which a task fails. Dask counts
 # only deaths; without this limit, a file that commits nothing before its worker stops would be started again forever.
 MAX_STARTS = 5
 # How often a thread that waits for a task checks that limit; executions last minutes.
 LOOK_S = 5
+# Time that a worker gets to end. Nobody waits for it.
+RESTART_S = 60
+# Most threads in which Prefect's engine computes at a time; there is one for each task in flight. If hundreds of them
+# waited for Python's lock, the thread of Dask's scheduler would get it too seldom to keep its connections.
+N_COMPUTING = 8
+# Time in which Dask connects to its scheduler again.
+RECONNECT_S = 60
 # A task that takes longer gets its own progress bar in the UI.
 LONG_S = 60
 RUN_SEPARATOR = "/"
@@ -46,21 +56,45 @@ class WorkerLostError(MlfilterError):
     """A task did not finish because its workers ended before."""
 
 
+class _Turn:
+    """The turn of one thread among those that compute."""
+
+    def __init__(self, turns: threading.Semaphore) -> None:
+        self._turns = turns
+        self._is_taken = False
+
+    def take(self) -> None:
+        if not self._is_taken:
+            self._turns.acquire()
+            self._is_taken = True
+
+    def give(self) -> None:
+        if self._is_taken:
+            self._is_taken = False
+            self._turns.release()
+
+
 @dataclass
 class _TaskRun:
     """What is known of a task run while it executes; changed by the thread of the Dask client.
 
     Attributes:
+        name: Name for a person.
         future: Its present execution.
+        worker: Address of the worker that executes it, or did so last; empty before the first one.
         n_starts: Number of executions since it last made progress.
         has_progressed: Whether the present execution has committed documents.
+        was_excused: Whether it was executed again after deaths on a node that is not used again.
         committed: Largest number of committed documents so far, by file.
         progress: Latest progress of its present file.
     """
 
+    name: str
     future: Future | None = None
+    worker: str = ""
     n_starts: int = 0
     has_progressed: bool = False
+    was_excused: bool = False
     committed: dict[str, int] = field(default_factory=dict)
     progress: Progress | None = None
 
@@ -91,11 +125,18 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         # Not Prefect's ThreadPoolTaskRunner: it keeps 1.3 KB for each task until the run ends, and on exit makes
         # tasks that wait for a retry Crashed, not Cancelled. Threads start as needed, one for each task in flight.
         self._engines = ThreadPoolExecutor(sys.maxsize)
-        self._ui = APILogHandler()
+        self.ui = APILogHandler()
+        self._turns = threading.Semaphore(N_COMPUTING)
         self._runs: dict[str, _TaskRun] = {}
         self._is_ending = False
+        self._addresses: dict[str, str] = {}
+        self._stopped: set[str] = set()
         # Called with the worker's name when it reports the progress of a file.
         self.on_progress: Callable[[str, Progress], None] = lambda worker, progress: None
+        # Called where a task fails on a worker, and then succeeds on another: with their addresses and its name.
+        self.on_healed: Callable[[str, str, str], None] = lambda failed, healthy, task: None
+        # Tells, by its address, whether a worker gets no further tasks because workers die there.
+        self.is_given_up: Callable[[str], bool] = lambda worker: False
 
     def submit(
         self,
@@ -106,10 +147,13 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
     ) -> PrefectConcurrentFuture[Result]:
         """Starts a task run; its function must not use Prefect, and must return something that can be pickled."""
         waiting = task.with_options()
-        waiting.fn = expected_errors_as_states(self._on_worker(task.fn))
+        turn = _Turn(self._turns)
+        waiting.fn = expected_errors_as_states(self._on_worker(task.fn, turn))
         task_run_id = uuid4()
         engine = self._engines.submit(
             copy_context().run,
+            _in_turn,
+            turn,
             run_task_sync,
             task=waiting,
             task_run_id=task_run_id,
@@ -118,7 +162,7 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
             return_type="state",
             dependencies=dependencies,
         )
-        return PrefectConcurrentFuture(task_run_id, engine)  # type: ignore[arg-type]
+        return PrefectConcurrentFuture(task_run_id, engine)
 
     def cancel(self) -> None:
         """Makes the task runs that execute, and those that wait for a retry, end as Cancelled."""
@@ -126,6 +170,39 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         for run in list(self._runs.values()):
             if run.future is not None:
                 run.future.cancel()
+
+    def names_of(self, keys: Collection[str]) -> list[str]:
+        """Returns the names of the tasks that execute under some of Dask's keys."""
+        return [run.name for run in list(self._runs.values()) if run.future is not None and run.future.key in keys]
+
+    def address_of(self, worker: str) -> str:
+        """Returns the address of a worker that has begun a task, by its name; empty if that was not heard."""
+        return self._addresses.get(worker, "")
+
+    def executes(self, worker: str, file: str) -> bool:
+        """Returns whether a worker, given by its address, is at a file; if it was lost, the file waits for another."""
+        state = self.client.cluster.scheduler.workers.get(worker)
+        return state is not None and any(
+            run.future is not None
+            and run.progress is not None
+            and run.progress.file == file
+            and any(task.key == run.future.key for task in list(state.processing))
+            for run in list(self._runs.values())
+        )
+
+    def stop(self, worker: str) -> None:
+        """Ends the process of a worker, given by its address; another worker runs its task, and a new one starts."""
+        self._stopped.add(worker)
+        cluster = self.client.cluster
+        # Without the client, which would wait for the new worker; at the end of a run there may be none.
+        restarting = cluster.scheduler.restart_workers(
+            [worker], timeout=RESTART_S, wait_for_workers=False, on_error="return", stimulus_id=f"stop-{worker}"
+        )
+        asyncio.run_coroutine_threadsafe(restarting, cluster.loop.asyncio_loop)
+
+    def has_stopped(self, worker: str) -> bool:
+        """Returns whether `stop` has ended a worker, given by its address."""
+        return worker in self._stopped
 
     def __enter__(self) -> "WorkerTaskRunner":
         super().__enter__()
@@ -137,14 +214,25 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         self._engines.shutdown()
         super().__exit__(*error)
 
-    def _on_worker(self, function: Callable[..., Result]) -> Callable[..., Result]:
+    def _on_worker(self, function: Callable[..., Result], turn: _Turn) -> Callable[..., Result]:
+        failed_on: set[str] = set()  # workers of earlier attempts of Prefect
+
         @functools.wraps(function)
         def on_worker(*args: Any, **kwargs: Any) -> Result:
             arguments = inspect.signature(function).bind(*args, **kwargs).arguments
-            run_id = _run_id()
-            self._runs[run_id] = _TaskRun()
+            run_id, name = _run_id(), _run_name()
+            run = self._runs[run_id] = _TaskRun(name)
+            turn.give()
             try:
-                return self._execute(function, arguments, run_id)
+                result = self._execute(function, arguments, run_id)
+                turn.take()  # not after an error: Prefect may sleep before it tries again
+                for worker in failed_on - {run.worker}:
+                    self.on_healed(worker, run.worker, name)
+                return result
+            except OSError:
+                if run.worker:  # it may fail before it tells that it begins
+                    failed_on.add(run.worker)
+                raise
             except KilledWorker as error:
                 n, host = error.allowed_failures + 1, error.last_worker.host
                 return _ended(  # type: ignore[no-any-return]
@@ -177,13 +265,31 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
                 if run.progress is not None:
                     bar.end(run.progress.file)
                 return result
-            except KilledWorker:  # raised after some deaths, no matter how much was done in between
-                if not run.has_progressed:
+            except KilledWorker as error:  # raised after some deaths, no matter how much was done in between
+                is_excused = not run.was_excused and self.is_given_up(error.last_worker.address)
+                if not run.has_progressed and not is_excused:
                     raise
+                run.was_excused |= is_excused
+            except CancelledError:
+                is_forgotten = run.future.status == "cancelled"  # otherwise, the function itself raised this
+                if self._is_ending or not is_forgotten or not self._connects_again():
+                    raise
+                run.n_starts = 0
+                _log.warning("%s is run again: the connection to Dask's scheduler was lost", run.name)
             finally:
                 # If a worker dies, its results are lost, and Dask runs finished tasks again to compute them,
                 # unless they are released (PrefectHQ/prefect#15442).
                 run.future.release()
+
+    def _connects_again(self) -> bool:
+        """Returns whether the client has connected to the scheduler again, which has forgotten what it asked for."""
+        end = time.monotonic() + RECONNECT_S
+        while self.client.status == "connecting" and time.monotonic() < end:
+            time.sleep(0.1)
+        if self.client.status != "running":
+            return False
+        self.client.subscribe_topic(TOPIC, self._hear)
+        return True
 
     def _wait(self, future: Future, run: _TaskRun, bar: ProgressArtifact) -> None:
         done = threading.Event()
@@ -209,18 +315,27 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
             return
         elif said["event"] == STARTED:
             run.n_starts += 1
+            run.worker = self._addresses[said["name"]] = said["address"]
         else:
             progress = Progress(**said["progress"])
             run.hear(progress)
-            self.on_progress(said["worker"], progress)
+            self.on_progress(said["name"], progress)
 
     def _log(self, line: dict[str, Any]) -> None:
         record = logging.LogRecord(line["name"], line["level"], "", 0, line["message"], None, None)
         record.created = line["time"]
         record.flow_run_id, record.task_run_id = line["run"].split(RUN_SEPARATOR)
-        self._ui.handle(record)
+        self.ui.handle(record)
         if record.levelno >= logging.INFO:
             logging.getLogger().handle(record)  # on the terminal
+
+
+def _in_turn(turn: _Turn, function: Callable[..., Any], **arguments: Any) -> Any:
+    turn.take()
+    try:
+        return function(**arguments)
+    finally:
+        turn.give()
 
 
 def _run_id() -> str:
@@ -228,6 +343,12 @@ def _run_id() -> str:
     context = TaskRunContext.get()
     assert context is not None, "the engine calls a task's function within the task run"
     return f"{context.task_run.flow_run_id}{RUN_SEPARATOR}{context.task_run.id}"
+
+
+def _run_name() -> str:
+    context = TaskRunContext.get()
+    assert context is not None, "the engine calls a task's function within the task run"
+    return context.task_run.name
 
 
 def _forget_assets() -> None:

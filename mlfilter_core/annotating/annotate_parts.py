@@ -81,7 +81,7 @@ def annotate_part(embeddings: TaskFile, request: AnnotateRequest, heads: list["H
     """Scores a part of a file, unless that was done by the same request from the same embeddings.
 
     Raises:
-        HeadError, AnnotationError, SourceError, OSError: As `annotate_file`.
+        HeadError, AnnotationError, SourceError, ClusterFileError, OSError: As `annotate_file`.
     """
     started = time.monotonic()
     lines, provenance = part_outputs(embeddings, request)
@@ -104,7 +104,7 @@ def annotate_in_parts(embeddings: TaskFile, request: AnnotateRequest, heads: lis
         heads: Heads of `request.head_sha256`, in the same order.
 
     Raises:
-        HeadError, AnnotationError, SourceError, OSError: As `annotate_file`.
+        HeadError, AnnotationError, SourceError, ClusterFileError, OSError: As `annotate_file`.
     """
     parts = parts_of(embeddings, request, 1)
     report = make_and_join(

@@ -9,6 +9,7 @@ from typing import Any
 from mlfilter_core.annotating.annotate_report import AnnotateReport
 from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, provenance_path
 from mlfilter_core.config.annotation import Ensemble
+from mlfilter_core.embedding_store.clusters_of_rows import Clusters, ValuesOf
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import OutputConflictError
@@ -25,11 +26,13 @@ class AnnotateRequest:
     Attributes:
         output_dir: Folder of the annotated files.
         head_sha256: Digest of each head's checkpoint, by the head's name, in output order.
-        output_keys: Names in the HDF5 file, otherwise keys of the source document; `*` is all of it.
+        output_keys: Names in the HDF5 file, otherwise keys of the source document; `*` is all of it. With `clusters`,
+            `CLUSTER_KEYS` are theirs.
         score_prefix: Prefix of a head's name in the output.
         ensembles: Scores that combine other scores, by name.
         integer_scales: Lowest and highest whole number of a score, by its name.
         combine: How the scores of a document's chunks become its score.
+        clusters: The clusters of the documents, for the output keys of clusters; None without them.
         group: Name of the HDF5 group.
         batch_size: Embeddings per forward pass of the heads.
         model_dtype: torch name of the heads' dtype.
@@ -51,6 +54,7 @@ class AnnotateRequest:
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
     integer_scales: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     combine: ChunkCombination = DEFAULT
+    clusters: Clusters | None = None
 
     def output(self, embeddings: TaskFile) -> Path:
         return embeddings.output(self.output_dir, SUFFIXES[self.compression])
@@ -70,7 +74,21 @@ class AnnotateRequest:
             **({"ensembles": ensembles} if ensembles else {}),
             **({"integer_scales": dict(self.integer_scales)} if self.integer_scales else {}),
             **self.combine.provenance(),
+            **({"clusters": self.clusters.provenance()} if self.clusters is not None else {}),
         }
+
+    def cluster_values(self, embeddings: TaskFile, file: EmbeddingFile) -> dict[str, ValuesOf]:
+        """Returns functions from rows of a file to the output keys that come from its clusters.
+
+        Args:
+            embeddings: The HDF5 file.
+            file: The same, open.
+
+        Raises:
+            ClusterFileError: The file of clusters is missing, broken, or belongs to other embeddings or centroids.
+            ConfigError: The file of centroids was changed.
+        """
+        return {} if self.clusters is None else self.clusters.values(embeddings, file, self.output_keys)
 
 
 def finished_annotation(

@@ -12,7 +12,7 @@ import orjson
 from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line, SourceReader
 from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
-from mlfilter_core.corpus.source_text import Parts, joined
+from mlfilter_core.corpus.records import Record
 from mlfilter_core.files.part_files import remove_unclaimed_parts
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.files.zstd import zstd
@@ -22,7 +22,6 @@ SUFFIXES: dict[Compression, str] = {None: ".jsonl", "gzip": ".jsonl.gz", "zstd":
 # Level 6 of 9 takes twice the time of level 1 and saves a few per cent; scores are written and read often.
 GZIP_LEVEL = 1
 N_SHOWN_DOCUMENTS, N_SHOWN_CHARACTERS, MAX_SHOWN_LINE_BYTES = 3, 60, 1 << 20  # on a terminal
-WRITE_BYTES = 1 << 20  # arbitrary: large enough that writing does not show in a profile
 
 
 def provenance_path(folder: Path, relative: str) -> Path:
@@ -43,7 +42,7 @@ def remove_leftover_parts(file: TaskFile, folder: Path) -> None:
 
 @contextmanager
 def compressed(file: IO[bytes], compression: Compression) -> Iterator[IO[bytes]]:
-    """Opens a stream for `write_records` that compresses into an open file, which the caller closes afterwards.
+    """Opens a stream for lines that compresses into an open file, which the caller closes afterwards.
 
     The same records give the same bytes, whatever the file's name and time.
     """
@@ -58,27 +57,10 @@ def compressed(file: IO[bytes], compression: Compression) -> Iterator[IO[bytes]]
         yield file
 
 
-def write_records(file: IO[bytes], records: Iterable[Parts]) -> None:
-    """Writes one line per record, with keys in order, about a MB at a time.
-
-    Scores may be NumPy scalars: float32 is written with its own digits, 0.9 and not 0.8999999761581421.
-    """
-    lines: list[bytes] = []
-    n_bytes = 0
-    for parts in records:
-        lines.append(_line(parts))
-        n_bytes += len(lines[-1])
-        if n_bytes >= WRITE_BYTES:
-            file.write(b"".join(lines))
-            lines, n_bytes = [], 0
-    file.write(b"".join(lines))
-
-
-def _line(parts: Parts) -> bytes:
-    option = orjson.OPT_SERIALIZE_NUMPY
-    if len(parts) == 1:
-        return exact_json.dumps(parts[0], option | orjson.OPT_APPEND_NEWLINE)
-    return joined(*(part if isinstance(part, bytes) else exact_json.dumps(part, option) for part in parts)) + b"\n"
+def write_records(file: IO[bytes], records: Iterable[Record]) -> None:
+    """Writes one line per record, with keys in order. Values may be NumPy's."""
+    option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+    file.writelines(exact_json.dumps(record, option) for record in records)
 
 
 def first_lines(path: Path) -> list[str]:

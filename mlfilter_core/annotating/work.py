@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +19,8 @@ from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_
 from mlfilter_core.annotating.annotated_format import remove_leftover_parts
 from mlfilter_core.annotating.staged_heads import with_staged_heads
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
+from mlfilter_core.embedding_store.cluster_file import CLUSTER_KEYS
+from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside, find_clusters
 from mlfilter_core.embedding_store.fingerprint import OneEncoder, fingerprint
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.output_values import check_output_keys, joined_keys
@@ -85,9 +87,10 @@ class AnnotateWork(Work[AnnotateReport]):
         if request.source_dir is None:
             return ()
         columns = score_columns(heads_of_process(self.params, request), request)
+        others = (*columns.names, *(CLUSTER_KEYS if request.clusters is not None else ()))
         try:
             with EmbeddingFile(file.path, request.group) as embeddings:
-                if not joined_keys(embeddings, request.output_keys, columns.names) or embeddings.provenance is None:
+                if not joined_keys(embeddings, request.output_keys, others) or embeddings.provenance is None:
                     return ()
                 relative = PurePosixPath(embeddings.provenance.source["path"])
         except EmbeddingFileError:  # its task reports it
@@ -99,7 +102,7 @@ class AnnotateWork(Work[AnnotateReport]):
 
         Raises:
             HeadError: A head does not fit the first readable file.
-            ConfigError: An output key is not found.
+            ConfigError: An output key is not found, or no file has clusters.
         """
         self._check_output_keys(files, ())
         dim, where = _first_width(files, self.request.group)
@@ -115,7 +118,7 @@ class AnnotateWork(Work[AnnotateReport]):
         Raises:
             HeadError: A checkpoint is corrupted, contains code, or does not fit the embeddings; two scores would have
                 the same name, or an ensemble names a score that does not exist.
-            ConfigError: Two files were made by different encoders, or an output key is not found.
+            ConfigError: Two files were made by different encoders, an output key is not found, or no file has clusters.
         """
         heads = load_heads(self.params)
         columns = score_columns(heads, self.request)
@@ -138,14 +141,15 @@ class AnnotateWork(Work[AnnotateReport]):
         if not columns:
             of_scores = (request.score_prefix, LABEL_PREFIX, INTEGER_PREFIX)
             keys = tuple(key for key in keys if not key.startswith(of_scores))
-        check_output_keys(files, request.group, keys, columns, request.source_dir)
+        check_output_keys(files, request.group, keys, columns, request.source_dir, request.cluster_values)
 
 
 def annotation_workload(job: AnnotationJob) -> Workload[AnnotateReport]:
     """Returns the workload of an annotation job.
 
     Raises:
-        ConfigError: The folder of embeddings is missing, or two of its files would share an output name.
+        ConfigError: The folder of embeddings is missing, or two of its files would share an output name; or as
+            `annotate_work`.
         HeadError: As `annotate_work`.
     """
     params = with_staged_heads(job).params
@@ -165,9 +169,14 @@ def annotate_work(params: AnnotationPipelineParameters) -> AnnotateWork:
 
     Raises:
         HeadError: A checkpoint is missing.
+        ConfigError: The file of the centroids of the clusters is missing or broken.
     """
     group = params.hdf5_dataset_name
-    return AnnotateWork(params, annotate_request(params, params.annotated_output_dir, group, params.source_dir))
+    request = annotate_request(params, params.annotated_output_dir, group, params.source_dir)
+    if params.clusters_directory is not None:
+        centroids = params.centroids or centroids_beside(params.clusters_directory)
+        request = replace(request, clusters=find_clusters(params.clusters_directory, centroids))
+    return AnnotateWork(params, request)
 
 
 def load_heads(params: Scoring) -> list["Head"]:

@@ -40,9 +40,10 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Returns the named torch dtype; `auto` is bfloat16 if the device has instructions for it, else float32.
+    """Returns the named torch dtype; `auto` is bfloat16 if the device has fast instructions for it, else float32.
 
-    GPUs since Ampere have them, and CPUs with AVX512-BF16 or AMX.
+    GPUs since Ampere have fast ones, and CPUs with AMX, and AMD's with AVX512-BF16. An Intel Xeon with AVX512-BF16 but
+    without AMX embeds with them at 0.7 times the speed of float32.
     """
     if dtype != "auto":
         return getattr(torch, dtype)  # type: ignore[no-any-return]
@@ -50,7 +51,9 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
         is_fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        is_fast = device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        is_by_intel = "Intel" in str(capabilities.get("cpu_name"))
+        has_fast_avx512 = bool(capabilities.get("avx512_bf16")) and not is_by_intel
+        is_fast = device.type == "cpu" and (bool(capabilities.get("amx_bf16")) or has_fast_avx512)
     return torch.bfloat16 if is_fast else torch.float32
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.written import SPLIT, Split, Written
+from mlfilter_core.embedding_store.cluster_file import CLUSTER_KEYS
 from mlfilter_core.files.urls import check_url, shown_path, url_of
 
 HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -126,6 +127,16 @@ class AnnotationPipelineParameters(Scoring):
     source_dir: Path | None = Field(
         None, description="Folder or URL of the source files, if they have moved since they were embedded."
     )
+    clusters_directory: Path | None = Field(
+        None,
+        description="Folder of the files of clusters that a cluster job made from the same embeddings. output_keys may "
+        f"then have {', '.join(CLUSTER_KEYS)}.",
+    )
+    centroids: Path | None = Field(
+        None,
+        description="File of the centroids of these clusters, if the cluster job named one as centroids. Unset: "
+        "clusters.safetensors beside the folder clusters.",
+    )
     output_dir: Path = Field(description="Output folder or URL; annotated files go to annotated_data/ in it.")
     overwrite: bool = Field(False, description="Replace finished files that were made with other settings.")
     split: Split = Field("auto", description=SPLIT.format(work="score", limit="batches of rows allow"))
@@ -133,6 +144,14 @@ class AnnotationPipelineParameters(Scoring):
         None, description="Ignored; accepted from older job files. Embeddings are read as stored."
     )
     label_dtype: str | None = Field(None, description="Ignored; accepted from older job files.")
+
+    @model_validator(mode="after")
+    def _uses_clusters(self) -> "AnnotationPipelineParameters":
+        if self.clusters_directory is not None and not set(CLUSTER_KEYS) & set(self.output_keys):
+            raise ValueError(f"clusters_directory goes with {', '.join(CLUSTER_KEYS)} in output_keys; add one of them")
+        if self.centroids is not None and self.clusters_directory is None:
+            raise ValueError("centroids are those of clusters_directory, which is not set; set it, or remove centroids")
+        return self
 
     @property
     def annotated_output_dir(self) -> Path:

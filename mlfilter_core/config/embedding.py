@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -138,6 +138,11 @@ class EmbeddingPipelineParameters(Written):
         description="Compile the model with torch.compile, which takes about a minute per worker. CPUs are faster "
         "without.",
     )
+    openvino: bool = Field(
+        True,
+        description="On a CPU, compute by OpenVINO where it is installed (mlfilter[openvino]), gives the same "
+        "embeddings, and the corpus has at least 1 MiB. false: always by PyTorch.",
+    )
     embedding_dtype: Literal["float32", "float16", "int8"] = Field(
         "float32", description="Precision of the stored embeddings. int8: with a scale for each embedding."
     )
@@ -167,6 +172,16 @@ class EmbeddingPipelineParameters(Written):
         "infer",
         description="Ignored; accepted from older job files. The compression is detected from each file's content.",
     )
+
+    @field_validator("annotate_inline", mode="before")
+    @classmethod
+    def _has_no_clusters(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "clusters_directory" in value:
+            raise ValueError(
+                "clusters_directory: documents have clusters only after a cluster job, which needs the embeddings; "
+                "annotate in a job of its own"
+            )
+        return value
 
     @field_validator("padding")
     @classmethod

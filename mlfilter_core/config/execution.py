@@ -60,7 +60,7 @@ TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
 SHORT_OPTIONS = {
     **{"A": "account", "a": "array", "c": "cpus-per-task", "d": "dependency", "e": "error", "G": "gpus"},
     **{"J": "job-name", "M": "clusters", "N": "nodes", "n": "ntasks", "o": "output"},
-    **{"p": "partition", "q": "qos", "t": "time"},
+    **{"p": "partition", "q": "qos", "t": "time", "w": "nodelist", "x": "exclude"},
 }
 # A worker is one process on one node; the number of jobs is workers, or tasks.
 ONE_PER_JOB = ("nodes", "ntasks", "ntasks-per-node")
@@ -242,12 +242,19 @@ class Job(Written):
     slurm_settings: SlurmSettings | None = Field(None, description="Settings with running_on_slurm.")
     files_per_task: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="Files per Prefect task. auto: one, or several where each takes only milliseconds.",
+        description="Files per Prefect task. auto: one, or several where each takes less than seconds or there are "
+        "more than 100,000.",
     )
     staging_dir: Path | None = Field(
         None,
         description="Folder for the files of URLs: staged inputs, unfinished outputs, logs. All workers share it. "
         f"Default: {DEFAULT_STAGING_DIR}.",
+    )
+    price_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description="Price of an hour of one GPU, where the workers have GPUs, otherwise of one core, in any currency. "
+        "ml_filter plan then states what it costs to embed or to annotate.",
     )
     metrics_port: int | None = Field(
         None, ge=1, le=65535, description="Port of a /metrics endpoint for Prometheus. Unset: none."

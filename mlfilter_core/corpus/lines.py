@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mlfilter_core.corpus.compression import HEAD_BYTES, BrokenStreamError, Compression, PromptReader, compression_of
 from mlfilter_core.errors import SourceError
@@ -29,8 +30,7 @@ MOST_PARTS, MOST_COMPRESSED_PARTS = 64, 16
 LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):  # made in a third of the time of a frozen dataclass
     """One line of a source.
 
     Attributes:
@@ -76,13 +76,18 @@ class SourceReader:
     keys: Sequence[str] | None = None
     is_columnar: bool = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, has_digest: bool = True) -> None:
         """Opens the file.
+
+        Args:
+            path: The file.
+            has_digest: Whether to compute `sha256`, which takes a third of the time that short lines are read in.
 
         Raises:
             SourceError: It is missing, not readable, or not a regular file.
         """
         self.path = path
+        self._has_digest = has_digest
         self.n_lines = 0
         self.n_skipped = 0
         self._offset = 0
@@ -149,9 +154,13 @@ class SourceReader:
                 and `FREE_BYTES`; names the line where it stops.
         """
         start, stop = part.bounds(self._size)
-        self._raw.is_hashing = part.is_last
+        self._raw.is_hashing = self._has_digest and part.is_last
         self._skip_to(start)
-        while (part.is_last or self._position() < stop) and (content := self._read_piece(max_line_bytes + 1)):
+        while part.is_last or self._position() < stop:
+            if part.is_last and max_line_bytes >= READ_BYTES:
+                yield from self._buffered_lines()
+            if not (content := self._read_piece(max_line_bytes + 1)):
+                return
             self.n_lines += 1
             if content.endswith(b"\n") or len(content) <= max_line_bytes:
                 yield Line(self.n_lines, self._offset, content.removesuffix(b"\n"))
@@ -161,6 +170,20 @@ class SourceReader:
                 yield OverlongLine(self.n_lines, self._offset, pieces)
                 for _ in pieces:  # what the consumer did not read
                     pass
+
+    def _buffered_lines(self) -> Iterator[Line]:
+        """Yields the lines that end in the buffer, which is filled if it is empty; faster than to read one by one."""
+        content = self._peek()
+        end = content.rfind(b"\n")
+        if end < 0:
+            return
+        self._stream.read(end + 1)
+        for line in content[:end].split(b"\n"):
+            if self._offset > self._max_bytes:
+                raise self._expanded()
+            self.n_lines += 1
+            yield Line(self.n_lines, self._offset, line)
+            self._offset += len(line) + 1
 
     def _position(self) -> int:
         """Returns the place of the next byte in the file; of a compressed one, the end of what the buffer is made from.

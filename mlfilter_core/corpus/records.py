@@ -74,10 +74,15 @@ def id_key(record: Record) -> str:
     raise BadRecordError("no_id", f"none of {', '.join(DEFAULT_ID_KEYS)} is present; the record has: {present}")
 
 
-def parse_line(content: bytes) -> Record | BadRecordError:
-    """Returns the record of a line, or its error; accepts NaN and Infinity as `read_records` does."""
+def parse_line(content: bytes, large_numbers: bool = True) -> Record | BadRecordError:
+    """Returns the record of a line, or its error; accepts NaN and Infinity as `read_records` does.
+
+    Args:
+        content: The line.
+        large_numbers: As for `parse_record`.
+    """
     try:
-        return parse_record(content)
+        return parse_record(content, large_numbers)
     except BadRecordError as error:
         if b"NaN" not in content and b"Infinity" not in content:
             return error

@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 
 UTF8_BOM = b"\xef\xbb\xbf"
-Parts = list[dict[str, Any] | bytes]  # of one JSON object: values to write, or the text of an object
 WHITE_SPACE = b" \t\r\n"  # of JSON
 # In a text `_without_escapes`. Possessive quantifiers: a string of megabytes takes no memory for backtracking.
 _KEY = re.compile(rb'\s*("[^"]*+")\s*:\s*')
@@ -49,10 +48,14 @@ def without_spaces(text: bytes) -> bytes:
     return b"".join(orjson.dumps(orjson.loads(token)) if b"\\" in token else token for token in tokens)
 
 
+def inside(text: bytes) -> bytes:
+    """Returns the members of a JSON object as they are written, without its braces."""
+    return text.removeprefix(UTF8_BOM).strip(WHITE_SPACE)[1:-1].strip(WHITE_SPACE)
+
+
 def joined(*objects: bytes) -> bytes:
     """Returns one JSON object with the members of several, as they are written."""
-    members = (each.removeprefix(UTF8_BOM).strip(WHITE_SPACE)[1:-1].strip(WHITE_SPACE) for each in objects)
-    return b"{" + b",".join(each for each in members if each) + b"}"
+    return b"{" + b",".join(members for each in objects if (members := inside(each))) + b"}"
 
 
 def _only_value(text: bytes, key: str) -> bytes | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from mlfilter_core.files.task_files import TaskFile
 WINDOW_DOCUMENTS = 4096
 WINDOW_BYTES = 32 << 20
 # The encoder waits for the first window; each one after it is twice as large as the one before.
-FIRST_WINDOW = 1 / 16
+FIRST_WINDOW, WHOLE_WINDOW = 1 / 16, 1.0
 # Arbitrary: a flush takes tens of milliseconds on a disk, more on a shared file system, while the encoding continues.
 DEFAULT_COMMIT_DOCUMENTS = 4 * WINDOW_DOCUMENTS
 
@@ -75,6 +75,7 @@ def read_windows(
     max_line_bytes: int,
     scratch: Path,
     max_documents: int = WINDOW_DOCUMENTS,
+    first_window: float = FIRST_WINDOW,
 ) -> Iterator[Window]:
     """Yields the windows of a file, or of a part of it.
 
@@ -85,18 +86,19 @@ def read_windows(
         max_line_bytes: Most bytes of a line; a longer line is rejected.
         scratch: Folder for the bytes of such lines.
         max_documents: Most lines in a window, without blank ones; `WINDOW_DOCUMENTS` at most.
+        first_window: Size of the first window, as a share of a whole one.
 
     Raises:
         SourceError: The compressed stream is broken.
         OSError: Reading failed, or writing to `scratch`.
     """
-    most, share = min(max_documents, WINDOW_DOCUMENTS), FIRST_WINDOW
+    most, share = min(max_documents, WINDOW_DOCUMENTS), first_window
     window = Window()
     for line in reader.lines(max_line_bytes, source.part):
         # Only when there is a next line, so that the last window can be marked.
         n_lines = len(window.documents) + len(window.rejected)
         if n_lines >= min(most, WINDOW_DOCUMENTS * share) or window.n_bytes >= WINDOW_BYTES * share:
-            window.sha256 = _sha256(window.lines)
+            window.sha256 = sha256_of_lines(window.lines)
             yield window
             window, share = Window(), min(1.0, 2 * share)
         if isinstance(line, OverlongLine):
@@ -117,7 +119,8 @@ def read_windows(
     yield window
 
 
-def _sha256(lines: list[bytes]) -> str:
+def sha256_of_lines(lines: Iterable[bytes]) -> str:
+    """Returns a digest of lines and their order."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line)

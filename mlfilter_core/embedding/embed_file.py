@@ -14,6 +14,7 @@ from mlfilter_core.corpus.windows import FIRST_WINDOW, WINDOW_DOCUMENTS
 from mlfilter_core.embedding.committed import CommittedRows
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest
+from mlfilter_core.embedding.encoded_file import EncodedFile
 from mlfilter_core.embedding.file_embedding import FileEmbedding, OpenFiles
 from mlfilter_core.embedding.wanted_keys import advice_on_rejects
 from mlfilter_core.embedding_store.layout import Provenance
@@ -28,11 +29,19 @@ if TYPE_CHECKING:
 
 # Facts about an encoder that may change between two runs of one file: they decide the last bits of an embedding at most
 TUNED = ("max_batch_tokens", "why_max_batch_tokens", "is_compiled")
+TUNED_IN_FLOAT32 = (*TUNED, "attention")
 
 _log = logging.getLogger(__name__)
 
 
-def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequest, encoder: "Encoder") -> EmbedReport:
+def embed_file(
+    source: TaskFile,
+    output: Path,
+    rejects: Path,
+    request: EmbedRequest,
+    encoder: "Encoder",
+    encoded: EncodedFile | None = None,
+) -> EmbedReport:
     """Embeds one file or a part of it.
 
     `output` appears complete or not at all; an interrupted run resumes at its last commit.
@@ -43,6 +52,7 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
         rejects: File of the rejected lines; absent afterwards where there were none.
         request: Request of this run.
         encoder: The encoder of `request.model` and `request.encoder`.
+        encoded: The rows of the file if it was encoded before; the report then has only the time of writing.
 
     Raises:
         SourceError: The source is unreadable, breaks off, changed while it was read, or has more bad
@@ -64,7 +74,7 @@ def embed_file(source: TaskFile, output: Path, rejects: Path, request: EmbedRequ
         CommittedRows(output, facts, encoder.dim, request.rows_dtype, request.commit_documents) as committed,
     ):
         with request.open_writer(temporary, encoder.dim) as writer:
-            embedding = FileEmbedding(source, request, encoder, OpenFiles(reader, writer, rejected, committed))
+            embedding = FileEmbedding(source, request, encoder, OpenFiles(reader, writer, rejected, committed), encoded)
             waited = embedding.run(scratch=output.parent)
             status = version.check(reader, source.part)
             n_lines = reader.n_lines - reader.n_skipped
@@ -104,7 +114,8 @@ def made_by(facts: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         facts: Provenance of the request and of the encoder.
     """
-    return {name: value for name, value in facts.items() if name not in (*MODEL_NAMES, *TUNED)}
+    tuned = TUNED_IN_FLOAT32 if facts.get("compute_dtype") == "float32" else TUNED
+    return {name: value for name, value in facts.items() if name not in (*MODEL_NAMES, *tuned)}
 
 
 def check_rejected_fraction(

@@ -6,8 +6,8 @@ from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.progress import Progress, ProgressTeller
 
 if TYPE_CHECKING:
+    from mlfilter_core.compute.stages import Stages
     from mlfilter_core.corpus.sources import Source
-    from mlfilter_core.embedding.stages import Stages
     from mlfilter_core.encoder.encoder import Encoder
 
 

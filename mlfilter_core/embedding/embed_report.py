@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
+from mlfilter_core.embedding.bottleneck import advice, bottleneck
 from mlfilter_core.wording import plural
 from mlfilter_core.work.workload import ReportDefaults, made_in_this_run, time_of_parts
 
@@ -86,7 +87,9 @@ class EmbedReport(ReportDefaults):
         encoders: set[str] = set()
         waited: Counter[str] = Counter()
         n: Counter[str] = Counter()
+        total_s = 0.0
         for report in reports:  # of a million files
+            total_s += report.seconds
             if report.waited:
                 encoders.add(report.encoder)
                 waited.update(report.waited)
@@ -102,6 +105,6 @@ class EmbedReport(ReportDefaults):
             remarks.append(f"memory ran out {n_times}, and batches were divided: set max_batch_tokens lower")
         if waited:
             seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in waited.items())
-            busiest = min(waited, key=lambda stage: waited[stage])
-            remarks.append(f"seconds that each stage waited for another: {seconds}; {busiest} is the bottleneck")
+            words = f"seconds that each stage waited for another: {seconds}; {bottleneck(waited)} is the bottleneck"
+            remarks += [words, *filter(None, [advice(waited, total_s)])]
         return remarks

@@ -1,7 +1,6 @@
 """The stages that turn the lines of one source file into rows of embeddings: read, tokenize, encode, write."""
 
 import functools
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,18 +8,19 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mlfilter_core.compute.stages import Stages, held_back
 from mlfilter_core.corpus.documents import Rejection
 from mlfilter_core.corpus.lines import READ_BYTES
 from mlfilter_core.corpus.rejects import RejectsFile
 from mlfilter_core.corpus.sources import Source
-from mlfilter_core.corpus.windows import Window, read_windows
+from mlfilter_core.corpus.windows import FIRST_WINDOW, WHOLE_WINDOW, Window, read_windows
 from mlfilter_core.embedding.committed import CommittedRows, Rows
 from mlfilter_core.embedding.embed_counts import EmbedCounts
 from mlfilter_core.embedding.embed_progress import EmbedProgress
 from mlfilter_core.embedding.embed_request import EmbedRequest
-from mlfilter_core.embedding.stages import Stages
+from mlfilter_core.embedding.encoded_file import EncodedFile
+from mlfilter_core.embedding.window_encoder import WindowEncoder
 from mlfilter_core.embedding_store.writer import EmbeddingWriter
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.task_files import TaskFile
@@ -28,7 +28,7 @@ from mlfilter_core.files.task_files import TaskFile
 if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import EncodedTexts, Encoder, TokenizedTexts
 
-_TokenizedWindow: TypeAlias = tuple[Window, "TokenizedTexts | Rows"]  # rows where an earlier run encoded it
+_TokenizedWindow: TypeAlias = tuple[Window, "TokenizedTexts | Rows"]  # rows where it was encoded before
 _EncodedWindow: TypeAlias = tuple[Window, Rows, bool]  # and whether this run encoded it
 
 
@@ -56,12 +56,21 @@ class FileEmbedding:
         counts: Counts of what is written so far.
     """
 
-    def __init__(self, source: TaskFile, request: EmbedRequest, encoder: "Encoder", files: OpenFiles) -> None:
+    def __init__(
+        self,
+        source: TaskFile,
+        request: EmbedRequest,
+        encoder: "Encoder",
+        files: OpenFiles,
+        encoded_file: EncodedFile | None = None,
+    ) -> None:
+        """Takes the file, the request, the encoder, the open files, and the rows if they were encoded before."""
         self.counts = EmbedCounts()
         self._source = source
         self._request = request
-        self._encoder = encoder
+        self._windows = WindowEncoder(encoder, request)
         self._files = files
+        self._encoded_file = encoded_file
         self._stages = Stages("reading", "tokenizing", "encoding", "writing")
         self._progress = EmbedProgress(source, files.reader, self._stages, encoder)
 
@@ -76,13 +85,16 @@ class FileEmbedding:
             OSError: Reading or writing failed.
         """
         request = self._request
+        read = read_windows(
+            *(self._files.reader, self._source, request.schema, request.max_line_bytes, scratch),
+            request.commit_documents,
+            FIRST_WINDOW if self._encoded_file is None else WHOLE_WINDOW,
+        )
+        if self._encoded_file is not None:  # nothing takes long
+            self._write(self._encode(self._tokenize(read)))
+            return {}
         with self._stages as stages:
-            windows = stages.run(
-                read_windows(
-                    *(self._files.reader, self._source, request.schema, request.max_line_bytes, scratch),
-                    request.commit_documents,
-                )
-            )
+            windows = stages.run(read)
             tokenized = stages.run(self._tokenize(windows))
             # In this thread, where the encoder was loaded: OpenMP has a pool of threads for each thread that computes.
             # With more threads than cores they would sleep instead of spinning while they wait for each other.
@@ -90,57 +102,44 @@ class FileEmbedding:
             return stages.waited()
 
     def _tokenize(self, windows: Iterator[Window]) -> Iterator[_TokenizedWindow]:
-        encoder = self._encoder
-        limit = "params.chunks allows" if encoder.settings.chunks else "params.max_length"
-        too_long = f"more than {limit}, {encoder.max_text_length} tokens, and truncation is off"
         for window in windows:
-            rows = self._files.committed.take(window)
+            rows = self._encoded_before(window)
             self._progress.read(len(window.documents))
-            if rows is not None:
-                yield window, rows
-                continue
-            tokens = encoder.tokenize([document.text for document in window.documents])
-            tokens = _drop(window, tokens, tokens.n_tokens == 0, "no_tokens", "the text has no token of this encoder")
-            if not self._request.encoder.truncate:
-                tokens = _drop(window, tokens, tokens.is_cut, "too_many_tokens", too_long)
-            yield window, tokens
+            yield window, self._windows.tokenize([window])[0] if rows is None else rows
+
+    def _encoded_before(self, window: Window) -> Rows | None:
+        """Returns the rows of a window that an earlier run encoded, or that was encoded together with other files."""
+        if self._encoded_file is not None:
+            return self._encoded_file.take(window)
+        return self._files.committed.take(window)
 
     def _encode(self, tokenized: Iterator[_TokenizedWindow]) -> Iterator[_EncodedWindow]:
-        # A GPU gets the next window before this thread waits for the results of this one.
-        n_ahead = int(self._encoder.device.type == "cuda")
-        begun: deque[tuple[Window, TokenizedTexts, EncodedTexts]] = deque()
+        for window, tokens, texts in held_back(self._begin(tokenized), self._windows.n_begun_ahead):
+            if isinstance(tokens, Rows):
+                yield window, tokens, False
+            else:
+                assert texts is not None
+                yield window, self._windows.rows([window], [tokens], texts)[0], True
+
+    def _begin(
+        self, tokenized: Iterator[_TokenizedWindow]
+    ) -> "Iterator[tuple[Window, TokenizedTexts | Rows, EncodedTexts | None]]":
         max_batch_tokens: int | None = None  # as in the previous window, encoded by this run or an earlier one
         for window, tokens in tokenized:
             if isinstance(tokens, Rows):
                 max_batch_tokens = tokens.max_batch_tokens
                 self._progress.encoded(len(tokens.n_tokens), int(tokens.n_tokens.sum()))
-                yield window, tokens, False
-                continue
-            on_batch = functools.partial(self._count_batch, tokens)
-            texts = self._encoder.encode(tokens, self._request.batch_size, max_batch_tokens, on_batch)
-            max_batch_tokens = texts.max_batch_tokens
-            begun.append((window, tokens, texts))
-            if len(begun) > n_ahead:
-                yield self._encoded(*begun.popleft())
-        yield from (self._encoded(*window) for window in begun)
+                yield window, tokens, None
+            else:
+                texts = self._windows.encode([tokens], max_batch_tokens, functools.partial(self._count_batch, tokens))
+                max_batch_tokens = texts.max_batch_tokens
+                yield window, tokens, texts
 
     def _count_batch(self, tokens: "TokenizedTexts", n_chunks: int, n_tokens: int) -> None:
         # Documents, and tokens that are in two chunks once, as in the report of the file.
         share = n_chunks / len(tokens.input_ids)
         n_tokens = n_tokens if len(tokens.input_ids) == len(tokens.n_tokens) else round(share * tokens.n_tokens.sum())
         self._progress.encoded(share * len(tokens.n_tokens), n_tokens)
-
-    def _encoded(self, window: Window, tokens: "TokenizedTexts", texts: "EncodedTexts") -> _EncodedWindow:
-        embeddings = texts.embeddings()
-        if not texts.fits.all():
-            detail = f"the memory of {self._encoder.device} does not suffice for this document alone"
-            fits = np.logical_and.reduceat(texts.fits, np.cumsum(tokens.n_chunks) - tokens.n_chunks)
-            embeddings = embeddings[np.repeat(fits, tokens.n_chunks)]
-            tokens = _drop(window, tokens, ~fits, "out_of_memory", detail)
-        with np.errstate(over="ignore"):  # `_check_finite` reports it, with its place
-            stored = embeddings.astype(self._request.rows_dtype, copy=False)
-        columns = (tokens.n_tokens, tokens.n_chunks, tokens.is_cut)
-        return window, Rows(stored, *columns, texts.n_out_of_memory, texts.max_batch_tokens), True
 
     def _write(self, encoded: Iterator[_EncodedWindow]) -> None:
         counts, rejects = self.counts, self._files.rejects
@@ -182,13 +181,3 @@ class FileEmbedding:
                 else:
                     pieces = iter(functools.partial(content.read, READ_BYTES), b"")
                     self._files.rejects.add_pieces(rejection, pieces)
-
-
-def _drop(
-    window: Window, tokens: "TokenizedTexts", dropped: NDArray[np.bool_], reason: str, detail: str
-) -> "TokenizedTexts":
-    """Moves documents of a window to its rejected lines; returns the tokens of the others."""
-    if not dropped.any():
-        return tokens
-    window.drop(np.flatnonzero(dropped).tolist(), reason, detail)
-    return tokens.select(np.flatnonzero(~dropped))

@@ -24,13 +24,16 @@ from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_parts import embed_in_parts, embed_part, part_outputs, parts_of
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.embedding.embed_request import MODEL_NAMES, EmbedRequest, finished_embedding
+from mlfilter_core.embedding.encoded_file import EncodedFile
+from mlfilter_core.embedding.shared_passes import embed_together
 from mlfilter_core.embedding.wanted_keys import check_wanted_keys
 from mlfilter_core.encoder.model_files import ModelFiles, code_elsewhere, resolve_model, stated_dim
 from mlfilter_core.encoder.settings import Chunks, EncoderSettings
-from mlfilter_core.errors import ConfigError
+from mlfilter_core.errors import ConfigError, FileError
+from mlfilter_core.files.claims import hidden_name
 from mlfilter_core.files.disk_space import check_room_for
 from mlfilter_core.files.part_files import n_parts_before
-from mlfilter_core.files.publishing import unless_overwritten
+from mlfilter_core.files.publishing import COMMITTED_SUFFIX, unless_overwritten
 from mlfilter_core.files.task_files import WHOLE, TaskFile, evenly_spaced, shard
 from mlfilter_core.work.staged_work import staged, stores_of
 from mlfilter_core.work.workload import Work, Workload
@@ -53,7 +56,8 @@ class EmbedWork(Work[EmbedReport]):
         params: Parameters of the job.
         request: Request that they make.
         annotation: Annotation of each embedded file; None without.
-        is_small: Whether a trial of batch sizes would take more time than it saves.
+        is_small: Whether a trial of batch sizes, or OpenVINO, would take more time than it saves.
+        encoded: Rows of the file that is embedded next, where it shared forward passes with others.
     """
 
     IMPORTS: ClassVar[Sequence[str]] = ("mlfilter_core.encoder.loading",)
@@ -63,6 +67,7 @@ class EmbedWork(Work[EmbedReport]):
     request: EmbedRequest
     annotation: InlineAnnotation | None
     is_small: bool = False
+    encoded: EncodedFile | None = None
 
     @property
     def shares_outputs(self) -> bool:
@@ -132,6 +137,17 @@ class EmbedWork(Work[EmbedReport]):
             }  # the model's own pooling is known when it is loaded
             find_mismatched_heads(heads, made_by, "what this job embeds", is_allowed)
 
+    def run_all(self, files: Sequence[TaskFile]) -> list[EmbedReport | FileError]:
+        """Returns the report of each file, or the error that it has; small files share forward passes."""
+        small = [file for file in files if self._is_new(file)]
+        outcomes: dict[str, EmbedReport | FileError] = {}
+        if len(small) > 1:
+            outcomes = embed_together(
+                *(small, self.request, self.encoder(), lambda file: self._embeddings(file).path.parent),
+                lambda file, encoded: replace(self, encoded=encoded).outcome(file),
+            )
+        return [outcomes[file.name] if file.name in outcomes else self.outcome(file) for file in files]
+
     def make(self, file: TaskFile) -> EmbedReport:
         from mlfilter_core.heads.head import check_heads_fit, find_mismatched_heads
 
@@ -140,7 +156,8 @@ class EmbedWork(Work[EmbedReport]):
         encoder = self.encoder()
         if file.part != WHOLE:
             return embed_part(file, embeddings.path, request, encoder)
-        embed = embed_in_parts if n_parts_before(embeddings.path) else embed_file
+        was_divided = n_parts_before(embeddings.path) > 0
+        embed = embed_in_parts if was_divided else functools.partial(embed_file, encoded=self.encoded)
         if self.annotation is None or params.annotate_inline is None:
             return embed(file, embeddings.path, rejects, request, encoder)
         heads = heads_of_process(params.annotate_inline, self.annotation.request)
@@ -156,8 +173,21 @@ class EmbedWork(Work[EmbedReport]):
         params = self.params
         return _encoder(
             *(self.request.model, self.request.encoder, params.device, params.batch_token_limit),
-            *(params.torch_compile, not self.is_small),
+            *(params.torch_compile, not self.is_small, params.openvino and not self.is_small),
         )
+
+    def _is_new(self, file: TaskFile) -> bool:
+        """Returns whether nothing of a whole file was embedded before, not even a part of it."""
+        output = self._embeddings(file).path
+        if file.part != WHOLE or n_parts_before(output) or hidden_name(output, COMMITTED_SUFFIX).exists():
+            return False
+        try:
+            if self.finished(file, read_content=True) is not None:
+                return False
+            has_own = self.annotation is not None and output.exists()  # embeddings that are not annotated yet
+            return not has_own or self._finished(file, None, read_content=True) is None
+        except FileError:
+            return False
 
     def _check_room(self, files: Sequence[TaskFile], first: FirstDocuments) -> None:
         """Checks the disk space for the embeddings alone, of half the documents that the bytes on disk suggest."""
@@ -214,12 +244,12 @@ def embedding_workload(job: EmbeddingJob) -> Workload[EmbedReport]:
         *(params.input_dir, params.glob_pattern, job.params.output_dir), store.listing() if store else None
     )
     own_files = shard(files, job.local.ranks, job.local.tasks)
-    work = replace(embed_work(params), is_small=_is_small(own_files))
+    work = replace(embed_work(params), is_small=is_small(own_files))
     workload = Workload("embed", own_files, work, params.results_dir)
     return staged(workload, job, "input_dir")
 
 
-def _is_small(files: Sequence[TaskFile]) -> bool:
+def is_small(files: Sequence[TaskFile]) -> bool:
     """Returns whether a corpus is too small for a trial; looks at no more files than show that it is not."""
     n_bytes = 0
     for file in files:
@@ -285,8 +315,9 @@ def _encoder(
     max_batch_tokens: int | None,
     torch_compile: bool,
     has_trial: bool,
+    has_openvino: bool,
 ) -> "Encoder":
     """Returns the encoder, loaded once per worker process, as it takes seconds and gigabytes."""
     from mlfilter_core.encoder.loading import load_encoder
 
-    return load_encoder(model, settings, device, max_batch_tokens, torch_compile, has_trial)
+    return load_encoder(model, settings, device, max_batch_tokens, torch_compile, has_trial, has_openvino)

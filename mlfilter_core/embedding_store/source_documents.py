@@ -1,7 +1,7 @@
 """The source documents of a file of embeddings, joined to its rows by their position."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,6 +11,7 @@ from mlfilter_core.corpus.documents import BadRecordError, RecordKeys, parse_rec
 from mlfilter_core.corpus.lines import Line
 from mlfilter_core.corpus.source_text import SourceRecord
 from mlfilter_core.corpus.sources import Source, open_source
+from mlfilter_core.embedding_store.cluster_file import CLUSTER_KEYS
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.files.urls import url_of
@@ -40,11 +41,11 @@ class SourceDocuments:
             AnnotationError: The file does not name its source.
             SourceError: The source is missing, not readable, or changed.
         """
-        wanted = ", ".join(f'"{key}"' for key in keys)
+        wanted, advice = ", ".join(f'"{key}"' for key in keys), clusters_advice(keys)
         if file.provenance is None:
             raise AnnotationError(
                 f"params.output_keys: {wanted} is not in {file.path}, and the file does not name its source; it "
-                f"contains: {', '.join(file.names())}"
+                f"contains: {', '.join(file.names())}{advice}"
             )
         self._recorded = file.provenance.source
         self._max_line_bytes = file.provenance.request["max_line_bytes"]
@@ -55,7 +56,7 @@ class SourceDocuments:
         if (url := url_of(folder)) is not None:
             raise SourceError(
                 f"params.output_keys: {wanted} is not in {file.path}, and its source is in a store; set "
-                f"params.source_dir: {url}"
+                f"params.source_dir: {url}{advice}"
             )
         self.path = Path(folder) / relative
         self._embeddings = file.path
@@ -64,7 +65,7 @@ class SourceDocuments:
         except FileNotFoundError:
             raise SourceError(
                 f"params.output_keys: {wanted} is not in {file.path}, and the source {self.path} does not exist; set "
-                "params.source_dir to the folder of the sources"
+                f"params.source_dir to the folder of the sources{advice}"
             ) from None
         self.version = [status.st_size, status.st_mtime_ns]
         if status.st_size != self._recorded["bytes"]:
@@ -128,3 +129,9 @@ class SourceDocuments:
             f"{self.path} changed since {self._embeddings} was made from it; embed it again, or set params.source_dir "
             "to the folder of the unchanged source"
         )
+
+
+def clusters_advice(keys: Iterable[str]) -> str:
+    """Returns what to do, for the end of a message, where keys that are not found may be those of clusters."""
+    is_of_clusters = any(key in CLUSTER_KEYS for key in keys)
+    return "; for the clusters of a cluster job, set params.clusters_directory" if is_of_clusters else ""

@@ -82,6 +82,7 @@ class EmbeddingWriter:
         self._has_chunks = has_chunks
         self._n_rows = 0
         self._n_chunks = 0
+        self._datasets: dict[str, h5py.Dataset] = {}
         # The first rows, until they fill a chunk or the file ends: a small file has chunks of its own size.
         self._first: list[tuple[Mapping[str, Any], Mapping[str, Any]]] | None = []
         self._n_waiting_bytes = 0
@@ -161,7 +162,7 @@ class EmbeddingWriter:
     def _create(
         self, name: str, dtype: Any, width: tuple[int, ...], n_rows: int | None, chunk_rows: int = CHUNK_ROWS
     ) -> None:
-        self._group.create_dataset(
+        self._datasets[name] = self._group.create_dataset(
             name,
             (n_rows or 0, *width),
             dtype,
@@ -229,7 +230,7 @@ class EmbeddingWriter:
         """Writes rows of some datasets from row `start` on; returns the number of rows."""
         end = start
         for name, values in columns.items():
-            dataset, end = self._group[name], start + len(values)
+            dataset, end = self._datasets[name], start + len(values)
             if len(dataset) < end:
                 dataset.resize(end, axis=0)
             dataset[start:end] = values

@@ -45,6 +45,23 @@ class TokenizedTexts:
         input_ids = [ids for row in rows for ids in self.input_ids[ends[row] - self.n_chunks[row] : ends[row]]]
         return TokenizedTexts(input_ids, self.n_tokens[rows], self.is_cut[rows], self.n_chunks[rows])
 
+    def divided(self, sizes: Sequence[int]) -> "list[TokenizedTexts]":
+        """Returns consecutive texts of these numbers, which add up to all."""
+        if len(sizes) == 1:
+            return [self]
+        ends = np.cumsum(sizes)
+        return [self.select(np.arange(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+
+    @staticmethod
+    def joined(parts: "Sequence[TokenizedTexts]") -> "TokenizedTexts":
+        """Returns the texts of all parts, one part after another."""
+        return TokenizedTexts(
+            [ids for part in parts for ids in part.input_ids],
+            np.concatenate([part.n_tokens for part in parts]),
+            np.concatenate([part.is_cut for part in parts]),
+            np.concatenate([part.n_chunks for part in parts]),
+        )
+
 
 class EncodedTexts:
     """Embeddings that a GPU may still be computing.
@@ -124,14 +141,18 @@ class Encoder:
 
     def __str__(self) -> str:
         """Device, attention and batch size, for the log."""
-        made = self.provenance()
         return (
-            f"{made['compute_dtype']} on {self.device}, {made['attention']} attention, batches of at most "
-            f"{self.max_batch_tokens} tokens ({self.why_max_batch_tokens})"
+            f"{self.arithmetic()}, batches of at most {self.max_batch_tokens} tokens ({self.why_max_batch_tokens})"
             + (", compiled" if self.forward_pass.is_compiled else "")
             + (", texts of one length in a batch" if self.forward_pass.depends_on_padding else "")
             + (", with code that the model ships (trust_remote_code)" if self.settings.trust_remote_code else "")
         )
+
+    def arithmetic(self) -> str:
+        """Returns dtype, device and attention, for messages."""
+        made = self.provenance()
+        how = f"{made['attention']} attention" if self.forward_pass.engine is None else "by OpenVINO"
+        return f"{made['compute_dtype']} on {self.device}, {how}"
 
     def lengths(self) -> str:
         """Returns the most tokens of a document, and its division into chunks, for messages."""
@@ -194,6 +215,8 @@ class Encoder:
         fits = np.ones(len(embeddings), np.bool_)
         n_out_of_memory = 0
         limit = max_batch_tokens or self.max_batch_tokens
+        if self.forward_pass.engine is not None:  # a batch is work for all cores, and each takes a few texts of it
+            max_batch_documents, limit = None, self.max_batch_tokens
         n_tokens, padded_length = _lengths(tokenized.input_ids), self.forward_pass.padded_length
         lengths = n_tokens if padded_length is None else np.full_like(n_tokens, padded_length)
         kinds = self.forward_pass.kinds(lengths)

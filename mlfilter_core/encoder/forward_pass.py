@@ -12,7 +12,9 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
 from mlfilter_core.compute.devices import give_back_freed_memory, is_out_of_memory
+from mlfilter_core.encoder.batching import plan_batches
 from mlfilter_core.encoder.model_properties import ModelProperties
+from mlfilter_core.encoder.openvino_engine import PIECE_TOKENS, OpenVinoEngine
 
 Batch = list[NDArray[np.int32]]
 
@@ -30,6 +32,7 @@ class ForwardPass:
         is_unpadded: Whether the texts of a batch lie one after another in one row, without padding.
         depends_on_padding: Whether padding changes an embedding, so that a batch may have texts of one length only.
         is_compiled: Whether torch.compile generated the code.
+        engine: What computes the transformer in place of PyTorch; None for PyTorch itself.
     """
 
     def __init__(
@@ -44,11 +47,14 @@ class ForwardPass:
         self.is_unpadded = False
         self.depends_on_padding = False
         self.is_compiled = False
+        self.engine: OpenVinoEngine | None = None
         self._has_token_types = "token_type_ids" in model[0].tokenizer.model_input_names
 
     @property
     def attention(self) -> str:
-        """Name of the attention: `unpadded`, or one of transformers' own."""
+        """Name of the attention: `unpadded`, `openvino`, or one of transformers' own."""
+        if self.engine is not None:
+            return "openvino"
         return "unpadded" if self.is_unpadded else str(self.model.config._attn_implementation)
 
     @property
@@ -58,6 +64,8 @@ class ForwardPass:
 
     def kinds(self, n_tokens: NDArray[np.int32]) -> NDArray[Any] | None:
         """Returns what the texts of a batch have to share, for `plan_batches`; None if nothing."""
+        if self.engine is not None:
+            return None
         if self.depends_on_padding:
             return n_tokens
         limit = self.properties.long_positions
@@ -66,15 +74,32 @@ class ForwardPass:
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Returns float32 (n_texts, dim) on the device."""
+        if self.engine is not None:
+            return self._run_in_pieces(batch, self.engine)
         features = {
             name: self.to_device(value) if isinstance(value, torch.Tensor) else value
             for name, value in self._features(batch).items()
         }
-        first, *after = self.modules
-        features = first({**features, **self.properties.prompt_features})
+        features = self.modules[0]({**features, **self.properties.prompt_features})
         if "token_embeddings" in features:
             features["token_embeddings"] = features["token_embeddings"].float()
-        for module in after:
+        return self._pooled(features)
+
+    def _run_in_pieces(self, batch: Batch, engine: OpenVinoEngine) -> torch.Tensor:
+        lengths = np.fromiter(map(len, batch), np.int32, len(batch))
+        # Of equal lengths: nothing is computed for padding, and no token has nothing to attend to, for which OpenVINO
+        # gives NaN.
+        pieces = plan_batches(lengths, None, PIECE_TOKENS, kinds=lengths)
+        features = [self.padded([batch[row] for row in piece]) for piece in pieces]
+        embeddings = torch.empty((len(batch), self.properties.dim))
+        for piece, own, token_embeddings in zip(pieces, features, engine.run(features), strict=True):
+            made = {**own, **self.properties.prompt_features, "token_embeddings": token_embeddings}
+            embeddings[torch.from_numpy(piece)] = self._pooled(made)
+        return embeddings
+
+    def _pooled(self, features: dict[str, Any]) -> torch.Tensor:
+        """Returns the embeddings, given the token embeddings."""
+        for module in self.modules[1:]:
             features = module(features)
         embeddings: torch.Tensor = features["sentence_embedding"][:, : self.properties.dim]
         return normalize(embeddings, dim=1) if self.properties.is_normalized_again else embeddings
@@ -96,7 +121,7 @@ class ForwardPass:
         return tensor.to(self.device, non_blocking=True)
 
     def _features(self, batch: Batch) -> dict[str, Any]:
-        return self._in_one_row(batch) if self.is_unpadded else self._padded(batch)
+        return self._in_one_row(batch) if self.is_unpadded else self.padded(batch)
 
     def _in_one_row(self, batch: Batch) -> dict[str, Any]:
         """Returns (1, n_tokens) features, and the bounds of the texts, which sentence-transformers' pooling reads."""
@@ -129,7 +154,7 @@ class ForwardPass:
         positions: NDArray[np.int64] = counted - before
         return positions - 1 if padding is None else positions * is_counted + padding
 
-    def _padded(self, batch: Batch) -> dict[str, Any]:
+    def padded(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Returns (n_texts, padded length) features."""
         width = self.padded_length or max(map(len, batch))
         input_ids = np.full((len(batch), width), self.pad_token_id, np.int64)

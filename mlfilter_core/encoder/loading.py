@@ -23,9 +23,11 @@ from mlfilter_core.encoder.forward_pass import ForwardPass
 from mlfilter_core.encoder.loaded_weights import LoadedWeights, check_weights, recording_weights
 from mlfilter_core.encoder.model_files import ModelFiles, has_own_code, read_settings, saved_modules
 from mlfilter_core.encoder.model_properties import POOLING_MODES, check_prompt, read_properties
+from mlfilter_core.encoder.openvino_engine import PIECE_TOKENS
 from mlfilter_core.encoder.optimizations import TRIAL_TOKENS, optimize
 from mlfilter_core.encoder.settings import EncoderSettings
 from mlfilter_core.encoder.static_embedding import StaticForwardPass, is_static, static_tokenizer
+from mlfilter_core.encoder.word_splits import split_into_words
 from mlfilter_core.errors import EncoderError
 
 # Modules of sentence-transformers that may stand in a folder's modules.json.
@@ -33,6 +35,8 @@ SUPPORTED_MODULES = (
     *("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm"),
     *("CNN", "WordWeights", "WeightedLayerPooling"),
 )
+
+PIECES = 32  # for each core in one forward pass: arbitrary, some seconds of work
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ def load_encoder(
     max_batch_tokens: int | None = None,
     torch_compile: bool = False,
     has_trial: bool = True,
+    has_openvino: bool = False,
 ) -> Encoder:
     """Loads an encoder onto a device.
 
@@ -54,6 +59,7 @@ def load_encoder(
         max_batch_tokens: Most tokens in one forward pass; None measures for a few seconds which size is fastest here.
         torch_compile: Spend a minute on compiling the forward pass with torch.compile.
         has_trial: Whether to measure for None; otherwise `UNTRIED` tokens are taken.
+        has_openvino: Spend some seconds on a conversion for OpenVINO, where it is installed and `device` is a CPU.
 
     Raises:
         EncoderError: The files are not an encoder of texts, or `max_length` exceeds the model's positions.
@@ -70,9 +76,13 @@ def load_encoder(
     else:
         warnings = _prepare(model, weights, files.folder, settings)
         forward_pass = ForwardPass(model, read_properties(model, settings), chosen, settings.pad_to_max_length)
-        optimize(forward_pass, settings.pad_to_max_length, torch_compile)
+        optimize(forward_pass, settings.pad_to_max_length, torch_compile, has_openvino)
         tokenizer = model[0].tokenizer
-    if max_batch_tokens is not None:
+        split_into_words(tokenizer)
+    if forward_pass.engine is not None:
+        max_batch_tokens = PIECES * PIECE_TOKENS * torch.get_num_threads()
+        reason = "of which each core takes a few texts"
+    elif max_batch_tokens is not None:
         reason = "as asked for"
     elif has_trial:
         max_batch_tokens, reason = _find_max_batch_tokens(forward_pass)

@@ -28,9 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from mlfilter_core.encoder.word_splits import WORDS
+
 # Characters for each wanted token in the first part that is tried; the next has twice as many, and so on. The fastest
-# of 4 to 8 for 128, 256 and 512 tokens (MiniLM, FineWeb-Edu): nearly all documents need one try.
+# of 4 to 8 for 128, 256 and 512 tokens (MiniLM, FineWeb-Edu): nearly all documents need one try. Chinese has some 1.5
+# characters in a token, so the first part shrinks while nearly all texts need one try, and grows where more need two.
 CHARS_PER_TOKEN = 6
+SHRINK, GROW = 0.85, 1.2
+FEW_TOO_SHORT, MANY_TOO_SHORT = 1 / 128, 1 / 32  # shares of the long texts; a second try costs twice the first
+N_TELLING = 32  # texts, below which a share tells little
+# Arbitrary: so few that the length is soon found, and enough for all cores.
+TEXTS_AT_A_TIME = 256
 
 # Letters and digits in every version of Unicode, whose normal forms are letters and digits again, perhaps with marks
 # after them. Their neighbours are not: the NFKC of U+0140 is "l·", and U+0D4E is one grapheme with a space after it.
@@ -64,8 +72,8 @@ _MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 # White space may be replaced by these, and punctuation by punctuation: both still end words.
 _REPLACED_SPACES = ({"String": " "}, {"Regex": " {2,}"}, {"Regex": r"\s+"}, {"Regex": r"\s{2,}|[\n\r\t]"})
 _FOR_SPACES = ("", " ", "\u2581")
-# Patterns of Qwen 2, Llama 3 and GPT-4, Qwen 3.5, GPT-4o; GPT-2's is in ByteLevel. No alternative matches an end with
-# the gap after it, and `(?!\S)` treats a space like the end of the text.
+# Patterns of Qwen 2, Llama 3 and GPT-4, Qwen 3.5, GPT-4o, and of words that begin with a space; GPT-2's is in
+# ByteLevel. No alternative matches an end with the gap after it, and `(?!\S)` treats a space like the end of the text.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
@@ -78,6 +86,7 @@ _SPLIT_REGEXES = (
     rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACE}",
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}?"
     rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACE}",
+    WORDS,
 )
 
 
@@ -90,7 +99,8 @@ class TruncatingTokenizer:
         Args:
             tokenizer: The backend of a fast tokenizer is called directly; any other tokenizer reads whole texts.
             max_length: Most tokens of a text, special tokens included; None keeps all.
-            first_chars: Characters of the first part that is tried; None takes `CHARS_PER_TOKEN` for each token.
+            first_chars: Characters of the first part that is tried; None takes `CHARS_PER_TOKEN` for each token, and
+                adapts it to the texts.
         """
         self._tokenizer = tokenizer
         self._max_length = max_length
@@ -98,6 +108,7 @@ class TruncatingTokenizer:
         self._is_direct = _is_direct(tokenizer)
         is_cutting = self._is_direct and max_length is not None
         self._cuts = find_cuts(tokenizer.backend_tokenizer) if is_cutting else None
+        self._adapts = first_chars is None and self._cuts is not None
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[NDArray[np.int32]], NDArray[np.bool_]]:
         """Returns the tokens of each text.
@@ -106,19 +117,45 @@ class TruncatingTokenizer:
             One int32 (n_tokens,) array for each text, cut to `max_length`; and bool (n_texts,), whether the
             text has more tokens than that.
         """
-        input_ids = [np.zeros(0, np.int32)] * len(texts)
-        is_cut = np.zeros(len(texts), np.bool_)
-        rows, n_chars = list(range(len(texts))), self._first_chars
+        input_ids: list[NDArray[np.int32]] = []
+        is_cut: list[bool] = []
+        for start in range(0, len(texts), TEXTS_AT_A_TIME):
+            own_ids, own_is_cut = self._tokenize_some(texts[start : start + TEXTS_AT_A_TIME])
+            input_ids += own_ids
+            is_cut += own_is_cut
+        return input_ids, np.array(is_cut, np.bool_)
+
+    def _tokenize_some(self, texts: Sequence[str]) -> tuple[list[NDArray[np.int32]], list[bool]]:
+        input_ids, is_cut = [np.zeros(0, np.int32)] * len(texts), [False] * len(texts)
+        encode = self._encode if self._is_direct else self._encode_by_transformers
+        rows, first_chars = list(range(len(texts))), self._first_chars
+        n_chars = first_chars
         while rows:
             parts = [self._first_part(texts[row], n_chars) for row in rows]
-            encode = self._encode if self._is_direct else self._encode_by_transformers
             for row, (ids, has_more) in zip(rows, encode(parts), strict=True):
                 input_ids[row], is_cut[row] = np.asarray(ids, np.int32), has_more
+            n_long = sum(is_cut[row] or len(part) < len(texts[row]) for row, part in zip(rows, parts, strict=True))
             rows = [
                 row for row, part in zip(rows, parts, strict=True) if len(part) < len(texts[row]) and not is_cut[row]
             ]
+            if self._adapts and n_chars == first_chars:
+                self._adapt(len(rows), n_long)
             n_chars *= 2
         return input_ids, is_cut
+
+    def _adapt(self, n_too_short: int, n_long: int) -> None:
+        """Changes the length of the first part, after texts of too many tokens or characters.
+
+        Args:
+            n_too_short: Number of these texts whose first part had too few tokens.
+            n_long: Number of these texts.
+        """
+        if n_long < N_TELLING:
+            return
+        if n_too_short > MANY_TOO_SHORT * n_long:
+            self._first_chars = int(self._first_chars * GROW) + 1
+        elif n_too_short < FEW_TOO_SHORT * n_long:
+            self._first_chars = max(self._max_length or 1, int(self._first_chars * SHRINK))
 
     def _first_part(self, text: str, n_chars: int) -> str:
         cut = self._cuts.search(text, n_chars) if self._cuts else None
@@ -201,6 +238,8 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
 
 def _is_local_step(step: dict[str, Any]) -> bool:
     pattern = step.get("pattern", {})
+    if step["type"] == "Split" and step["behavior"] == "MergedWithPrevious":  # Gemma's
+        return bool(pattern == {"String": " "})
     if step["type"] == "Replace" and step["content"] in _FOR_SPACES:
         return pattern in _REPLACED_SPACES
     if step["type"] == "Replace":

@@ -13,6 +13,7 @@ from mlfilter_core.compute.linear import pack_linear_layers
 from mlfilter_core.encoder.attention import UNPADDED, can_attend_unpadded
 from mlfilter_core.encoder.attention_windows import reason_against_windows, recording_windows
 from mlfilter_core.encoder.forward_pass import Batch, ForwardPass
+from mlfilter_core.encoder.openvino_engine import PRECISIONS, OpenVinoEngine, is_installed
 from mlfilter_core.errors import EncoderError, in_one_line
 
 TRIAL_TOKENS = 512  # tokens of a text in a trial, about those of the median web page
@@ -76,9 +77,12 @@ class _Trial:
         It is a share of the mean length of embeddings: that of a text of padding tokens alone may be 0.
         """
         texts, run = self._texts, self._forward_pass.run
-        batches = [texts, texts[-1:]]  # the code compiled for one text may differ from that for several
-        actual = torch.cat([run(batch) for batch in batches])
-        expected = torch.cat([self._expected, self._expected[-1:]])
+        every = list(range(len(texts)))
+        batches = [every, every[-1:]]  # the code compiled for one text may differ from that for several
+        if self._forward_pass.engine is not None:  # each of its requests meets several lengths, and equal ones
+            batches += [every * 2, every[:-1]] * (self._forward_pass.engine.n_requests // 8 + 1)
+        actual = torch.cat([run([texts[i] for i in batch]) for batch in batches])
+        expected = torch.cat([self._expected[batch] for batch in batches])
         distances = (actual - expected).norm(dim=1) / expected.norm(dim=1).mean()
         return float("inf") if distances.isnan().any() else float(distances.max())
 
@@ -93,23 +97,56 @@ def _trial_texts(forward_pass: ForwardPass) -> Batch:
     return texts
 
 
-def optimize(forward_pass: ForwardPass, pad_to_max_length: bool, torch_compile: bool) -> None:
+def optimize(
+    forward_pass: ForwardPass, pad_to_max_length: bool, torch_compile: bool, has_openvino: bool = False
+) -> None:
     """Makes a forward pass faster, in place; it is for inference from then on.
 
     Args:
         forward_pass: Forward pass of the loaded model.
         pad_to_max_length: Whether texts have to be padded.
         torch_compile: Whether to try torch.compile.
+        has_openvino: Whether to try OpenVINO, on a CPU and without torch.compile.
     """
     if torch_compile or not pad_to_max_length:
         trial = _Trial(forward_pass)
-        if not pad_to_max_length:
+        if has_openvino and not (torch_compile or pad_to_max_length):
+            _try_openvino(forward_pass, trial)
+        if not pad_to_max_length and forward_pass.engine is None:
             _try_unpadded_attention(forward_pass, trial)
         if torch_compile:
             _try_to_compile(forward_pass, trial)
     if not forward_pass.is_compiled:  # torch.compile cannot trace packed weights
-        for module in forward_pass.modules:
+        for module in forward_pass.modules[0 if forward_pass.engine is None else 1 :]:
             pack_linear_layers(module)
+
+
+def _try_openvino(forward_pass: ForwardPass, trial: _Trial) -> None:
+    """Computes the transformer by OpenVINO, where it is installed and gives the same embeddings."""
+    if forward_pass.device.type != "cpu":
+        return
+    dtype, max_length = forward_pass.model.dtype, forward_pass.properties.max_length
+    if not is_installed():
+        _log.info("PyTorch computes this model; OpenVINO is faster on a CPU: pip install 'mlfilter[openvino]'")
+        return
+    if dtype not in PRECISIONS or max_length is None or max_length > TRIAL_TOKENS:
+        _log.info(
+            "PyTorch computes this model; OpenVINO would for texts of at most %d tokens, in float32 or bfloat16",
+            TRIAL_TOKENS,
+        )
+        return
+
+    def compute_by_openvino() -> None:
+        example = forward_pass.padded(_trial_texts(forward_pass)[-3:])
+        n_cores = torch.get_num_threads()
+        forward_pass.engine = OpenVinoEngine(forward_pass.modules[0], example, dtype, n_cores)
+
+    reason = trial.reason_against(compute_by_openvino)
+    if reason is None:
+        forward_pass.modules[0].to("meta")  # its memory is freed
+    else:
+        _log.info("PyTorch computes this model, and not OpenVINO (%s)", reason)
+        forward_pass.engine = None
 
 
 def _try_unpadded_attention(forward_pass: ForwardPass, trial: _Trial) -> None:

@@ -40,6 +40,7 @@ class StaticForwardPass(ForwardPass):
         self.device = device
         self.padded_length = None
         self.is_unpadded, self.depends_on_padding, self.is_compiled = True, False, False
+        self.engine = None
 
     @property
     def attention(self) -> str:

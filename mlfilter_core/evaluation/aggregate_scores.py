@@ -56,7 +56,7 @@ def _write(output: Output, documents: Iterator[ScoredDocument], request: Aggrega
     records = _records(output, documents, request)
     with publish(request.output_directory / output.name) as temporary, open_new(temporary) as sink:
         while batch := list(islice(records, request.batch_size)):
-            write_records(sink, ([record] for record in batch))
+            write_records(sink, batch)
             _log.info("%s: %d documents scored", output.name, output.scored)
 
 

@@ -1,1 +1,1 @@
-"""Embeddings, ids and scores to files of other tools: Parquet and NumPy."""
+"""Embeddings, ids, scores and clusters to files of other tools: Parquet and NumPy."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mlfilter_core.embedding_store.cluster_file import CLUSTER, DISTANCE, NAME
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, EMBEDDING_SCALE, EMBEDDINGS, FIRST_CHUNK, INDEX
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, EmbeddingFileError
@@ -26,8 +27,9 @@ class Column:
 
     Attributes:
         name: Its name.
-        place: Dataset of the HDF5 file, or field of the annotated lines.
-        of: What a row of it belongs to: `document`, `embedding`, or `score` for a field of the annotated lines.
+        place: Dataset of the HDF5 file, field of the annotated lines, or key of the clusters.
+        of: What a row of it belongs to: `document`, `embedding`, `score` for a field of the annotated lines, or
+            `cluster` for what comes from the file of clusters.
         element: Type of its numbers or strings; of an embedding where documents have several.
         length: Length of its vectors; None where it has none.
         is_list: Whether its values are lists.
@@ -35,7 +37,7 @@ class Column:
 
     name: str
     place: str
-    of: Literal["document", "embedding", "score"]
+    of: Literal["document", "embedding", "score", "cluster"]
     element: pa.DataType
     length: int | None = None
     is_list: bool = False
@@ -48,25 +50,34 @@ class Column:
         return list_type(self.element) if self.is_list else self.element
 
 
-def columns_of(file: EmbeddingFile, first_line: Mapping[str, Any] | None) -> list[Column]:
-    """Returns the columns that a file has: ids first, then scores, then the rest, then embeddings.
+OF_CLUSTERS = (
+    Column(CLUSTER, CLUSTER, "cluster", pa.int32()),
+    Column(DISTANCE, DISTANCE, "cluster", pa.float32()),
+    Column(NAME, NAME, "cluster", pa.string()),
+)
+
+
+def columns_of(file: EmbeddingFile, first_line: Mapping[str, Any] | None, has_clusters: bool) -> list[Column]:
+    """Returns the columns that a file has: ids first, then scores, clusters, the rest, and embeddings.
 
     Datasets of types or shapes that Parquet does not have are left out.
 
     Args:
         file: The file of embeddings.
         first_line: Scores of the first document, by field; None where none are exported.
+        has_clusters: Whether clusters are exported.
 
     Raises:
         EmbeddingFileError: The embeddings have such a type.
     """
-    scores = [_score_column(name, value) for name, value in (first_line or {}).items()]
-    reserved = {EMBEDDING, EMBEDDINGS, EMBEDDING_SCALE, FIRST_CHUNK, *(column.name for column in scores)}
+    joined = [_score_column(name, value) for name, value in (first_line or {}).items()]
+    joined += OF_CLUSTERS if has_clusters else ()
+    reserved = {EMBEDDING, EMBEDDINGS, EMBEDDING_SCALE, FIRST_CHUNK, *(column.name for column in joined)}
     stored: list[Column] = []
     for place in file.names():
         key = place.removeprefix(f"{INDEX}/")
         name = place if key in reserved or key in file.names() else key
-        if name not in reserved:  # as in annotated files, a score takes the place of what has its name
+        if name not in reserved:  # as in annotated files, scores and clusters take the place of what has their names
             stored += [Column(name, place, "document", *of) for of in [_type_of(file, place)] if of is not None]
     stored.sort(key=lambda column: column.place != DOCUMENT_ID)
     n_ids = sum(column.place == DOCUMENT_ID for column in stored)
@@ -76,7 +87,7 @@ def columns_of(file: EmbeddingFile, first_line: Mapping[str, Any] | None) -> lis
     embedding = [Column(EMBEDDING, EMBEDDINGS, "embedding", number, file.dim)]
     if scales is not None:
         embedding.append(Column(EMBEDDING_SCALE, EMBEDDING_SCALE, "embedding", pa.float32()))
-    return [*stored[:n_ids], *scores, *stored[n_ids:], *embedding]
+    return [*stored[:n_ids], *joined, *stored[n_ids:], *embedding]
 
 
 def chosen(columns: Sequence[Column], patterns: Sequence[str] | None, place: str) -> list[Column]:
@@ -84,14 +95,14 @@ def chosen(columns: Sequence[Column], patterns: Sequence[str] | None, place: str
 
     Args:
         columns: All columns of a file.
-        patterns: Names or patterns; None takes ids, scores and embeddings.
+        patterns: Names or patterns; None takes ids, scores, clusters and embeddings.
         place: Name of the file, for messages.
 
     Raises:
         ConfigError: A pattern matches no column, or no pattern is given.
     """
     if patterns is None:
-        patterns = (DOCUMENT_ID, *(column.name for column in columns if column.of == "score"), EMBEDDING)
+        patterns = (DOCUMENT_ID, *(column.name for column in columns if column.of in ("score", "cluster")), EMBEDDING)
     found: dict[str, Column] = {}
     for pattern in patterns:
         matching = [column for column in columns if pattern == column.name]

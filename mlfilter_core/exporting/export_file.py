@@ -1,4 +1,4 @@
-"""One file of embeddings, with its scores, to Parquet, or to a NumPy array and Parquet."""
+"""One file of embeddings, with its scores and clusters, to Parquet, or to a NumPy array and Parquet."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from mlfilter_core.embedding_store.clusters_of_rows import ValuesOf
 from mlfilter_core.embedding_store.fingerprint import fingerprint
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, EMBEDDING_SCALE, FIRST_CHUNK
 from mlfilter_core.embedding_store.reader import EmbeddingFile
@@ -64,6 +65,7 @@ def export_file(file: TaskFile, request: ExportRequest, columns: Sequence[Column
     Raises:
         EmbeddingFileError: It is not a file of embeddings, lacks a column, or an embedding is not finite.
         AnnotationError: Its scores are missing, broken, or belong to other embeddings.
+        ClusterFileError: Its clusters are, or belong to other centroids.
         OutputConflictError: An output of other settings or inputs exists, and `overwrite` is not set.
         SourceError: The annotated file cannot be read.
         OSError: Reading or writing failed.
@@ -99,7 +101,10 @@ class _Export:
     def check_columns(self) -> None:
         """Checks that the file has the columns of the first one; the types of its scores show as they are read."""
         scores = dict.fromkeys(self.scores.names) if self.scores is not None else None
-        own = {(column.name, column.of): column for column in columns_of(self.embeddings, scores)}
+        own = {
+            (column.name, column.of): column
+            for column in columns_of(self.embeddings, scores, self.request.clusters is not None)
+        }
         for column in self.columns:
             found = own.get((column.name, column.of))
             if found is None:
@@ -148,6 +153,10 @@ class _Export:
         schema = schema.with_metadata({METADATA_KEY: json.dumps(self._provenance(), ensure_ascii=False)})
         if self.scores is not None:
             self.scores.open(schema_of([column for column in columns if column.of == "score"], has_chunks=False))
+        clusters: Mapping[str, ValuesOf] = {}
+        if self.request.clusters is not None:
+            asked = [column.place for column in columns if column.of == "cluster"]
+            clusters = self.request.clusters.values(self.file, self.embeddings, asked) if asked else {}
         with ExitStack() as stack:
             sink = stack.enter_context(open_new(stack.enter_context(publish(output))))
             array_sink = None
@@ -159,7 +168,7 @@ class _Export:
                 stored = self._stored(rows)
                 if array_sink is not None:
                     array_sink.write(np.ascontiguousarray(stored[EMBEDDING]).data)
-                writer.write_table(table_of(rows, self.embeddings, stored, self.scores, columns, schema))
+                writer.write_table(table_of(rows, self.embeddings, stored, self.scores, clusters, columns, schema))
             if array is not None:
                 output.unlink(missing_ok=True)  # a table that is replaced must not stand for the new array
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mlfilter_core.annotating.annotated_format import provenance_path
 from mlfilter_core.corpus.parquet_source import PARQUET_SUFFIX
+from mlfilter_core.embedding_store.clusters_of_rows import Clusters
 from mlfilter_core.files.task_files import TaskFile
 
 NPY_SUFFIX = ".npy"
@@ -20,11 +21,12 @@ class ExportRequest:
         embeddings: Folder of the files of embeddings.
         output_dir: Folder of the exported files.
         annotated: Folder of the annotated files that were made from them; None exports no scores.
-        columns: Names of columns, or patterns for them, in order; None takes ids, scores and embeddings.
+        columns: Names of columns, or patterns for them, in order; None takes ids, scores, clusters and embeddings.
         format: `parquet`, or `npy`: embeddings as a NumPy array, the rest as Parquet.
         group: Name of the HDF5 group.
         glob_pattern: Glob of the files, relative to `embeddings`.
         overwrite: Whether to replace outputs of other settings or inputs.
+        clusters: The clusters of the documents; None exports none.
     """
 
     embeddings: Path
@@ -35,6 +37,7 @@ class ExportRequest:
     group: str = "train"
     glob_pattern: str = "**/*"
     overwrite: bool = False
+    clusters: Clusters | None = None
 
     def table(self, file: TaskFile) -> Path:
         """Returns the Parquet file that is made from a file; it states how it was made, also for the array."""
@@ -55,4 +58,5 @@ class ExportRequest:
         Args:
             columns: Type of each column, by its name.
         """
-        return {"format": self.format, "group": self.group, "columns": dict(columns)}
+        clusters = {"clusters": self.clusters.provenance()} if self.clusters is not None else {}
+        return {"format": self.format, "group": self.group, "columns": dict(columns), **clusters}

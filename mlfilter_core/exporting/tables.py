@@ -1,4 +1,4 @@
-"""Rows of a file of embeddings, with their scores, as Arrow tables."""
+"""Rows of a file of embeddings, with their scores and clusters, as Arrow tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mlfilter_core.embedding_store.clusters_of_rows import ValuesOf
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError, in_one_line
 from mlfilter_core.exporting.annotated_scores import AnnotatedScores
@@ -32,6 +33,7 @@ def table_of(
     file: EmbeddingFile,
     stored: Mapping[str, NDArray[Any]],
     scores: AnnotatedScores | None,
+    clusters: Mapping[str, ValuesOf],
     columns: Sequence[Column],
     schema: pa.Schema,
 ) -> pa.Table:
@@ -42,6 +44,7 @@ def table_of(
         file: Their file.
         stored: Their embeddings and scales, by column.
         scores: Their scores, where there are any.
+        clusters: Functions from rows to their values, for each column of clusters.
         columns: The columns.
         schema: Their `schema_of`.
 
@@ -56,6 +59,8 @@ def table_of(
             arrays.append(_by_document(_array(stored[column.name], column.type), field.type, rows, file))
         elif of_lines is not None and column.of == "score":
             arrays.append(of_lines[column.place])
+        elif column.of == "cluster":
+            arrays.append(pa.array(clusters[column.place](rows), column.type))
         elif column.element == pa.string():
             # Bytes, as HDF5 has them: Arrow checks that they are UTF-8, three times as fast as h5py decodes them.
             arrays.append(_strings(column.place, rows, file))

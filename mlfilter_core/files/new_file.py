@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
+# Each write of a file is a call of Python, and of the digest. Arbitrary: large enough that neither shows in a profile.
+WRITE_BYTES = 1 << 18
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Adds the file's name to an error of writing to an open file; the system leaves it out."""
@@ -28,7 +32,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def open_new(path: Path) -> IO[bytes]:
     """Opens an empty file for writing; errors of writing name it."""
-    return io.BufferedWriter(_NamedFile(path, "wb"))
+    return io.BufferedWriter(_NamedFile(path, "wb"), WRITE_BYTES)
 
 
 def append_file(target: IO[bytes], path: Path) -> None:
@@ -43,7 +47,7 @@ class HashedFile(io.BufferedWriter):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sha256 = hashlib.sha256()
-        super().__init__(_HashingFile(path, self._sha256))
+        super().__init__(_HashingFile(path, self._sha256), WRITE_BYTES)
 
     def identity(self) -> dict[str, Any]:
         """Returns the `file_identity` of the file, which must be closed, without reading it."""

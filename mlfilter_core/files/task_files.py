@@ -9,9 +9,8 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,8 @@ N_SHOWN_NAMES = 3
 LONGEST_OUTPUT_SUFFIX = ".jsonl.zst.json"
 CHECKSUM_SUFFIX = ".crc"  # of the hidden files that Hadoop's writers leave beside each file
 MAX_NAME_BYTES = 255  # of Linux's file systems
+
+Item = TypeVar("Item")
 
 _log = logging.getLogger(__name__)
 
@@ -105,10 +106,16 @@ class TaskFile:
 class PackedNames:
     """Names as one text; as objects, they would take twice as much."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._text = "".join(names).encode(errors="surrogateescape")
-        lengths = (len(name.encode(errors="surrogateescape")) for name in names)
-        self._ends = np.fromiter(accumulate(lengths, initial=0), np.int64, len(names) + 1)
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._text = bytearray()
+        self._ends = array("q", [0])
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """Adds a name at the end."""
+        self._text += name.encode(errors="surrogateescape")
+        self._ends.append(len(self._text))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -116,10 +123,13 @@ class PackedNames:
     def __getitem__(self, place: int) -> str:
         return self._text[self._ends[place] : self._ends[place + 1]].decode(errors="surrogateescape")
 
+    def __iter__(self) -> Iterator[str]:
+        return (self[place] for place in range(len(self)))
+
     @property
     def n_bytes(self) -> int:
         """Bytes of memory."""
-        return len(self._text) + self._ends.nbytes
+        return len(self._text) + self._ends.itemsize * len(self._ends)
 
 
 class TaskFiles(Sequence[TaskFile]):
@@ -252,10 +262,10 @@ def place_of(files: Sequence[TaskFile], file: TaskFile) -> int:
     return bisect_left(files, file.relative, key=lambda other: other.relative)
 
 
-def evenly_spaced(files: Sequence[TaskFile], most: int) -> list[TaskFile]:
-    """Returns all files, or as many as wanted from all over them."""
-    n = min(most, len(files))
-    return [files[i * len(files) // n] for i in range(n)]
+def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
+    """Returns all items, or as many as wanted from all over them."""
+    n = min(most, len(items))
+    return [items[i * len(items) // n] for i in range(n)]
 
 
 def shard(files: Sequence[TaskFile], ranks: Iterable[int], n_shards: int) -> Sequence[TaskFile]:

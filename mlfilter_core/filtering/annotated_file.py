@@ -26,7 +26,7 @@ def lines_of(path: Path) -> Iterator[Line]:
         AnnotationError: A line is too long.
         SourceError: The file is missing, unreadable or truncated.
     """
-    with SourceReader(path) as reader:
+    with SourceReader(path, has_digest=False) as reader:
         for line in reader.lines(DEFAULT_MAX_LINE_BYTES):
             if isinstance(line, OverlongLine):
                 raise AnnotationError(f"{path}:{line.number}: the line has more than {DEFAULT_MAX_LINE_BYTES} bytes")
@@ -34,13 +34,13 @@ def lines_of(path: Path) -> Iterator[Line]:
                 yield line
 
 
-def record_of(line: Line, path: Path) -> Record:
-    """Returns the record of a line.
+def record_of(line: Line, path: Path, large_numbers: bool = True) -> Record:
+    """Returns the record of a line; `large_numbers` as for `parse_record`.
 
     Raises:
         AnnotationError: The line is not a JSON object.
     """
-    record = parse_line(line.content)
+    record = parse_line(line.content, large_numbers)
     if isinstance(record, BadRecordError):
         raise AnnotationError(f"{path}:{line.number}: {record.detail}; annotate the file again")
     return record
@@ -52,10 +52,12 @@ def score_field(name: str, record: Record, path: Path) -> str | None:
     Raises:
         AnnotationError: The name matches two fields.
     """
-    found = [field for field in (name, f"{SCORE_PREFIX}{name}") if field in record]
-    if len(found) > 1:
-        raise AnnotationError(f'{path}: a line has both "{found[0]}" and "{found[1]}"; give params.keep the latter')
-    return found[0] if found else None
+    prefixed = SCORE_PREFIX + name
+    if name not in record:
+        return prefixed if prefixed in record else None
+    if prefixed in record:
+        raise AnnotationError(f'{path}: a line has both "{name}" and "{prefixed}"; give params.keep the latter')
+    return name
 
 
 def provenance_of(file: TaskFile) -> Mapping[str, Any] | None:

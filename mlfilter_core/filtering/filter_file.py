@@ -6,7 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
@@ -29,8 +29,8 @@ from mlfilter_core.filtering.kept_documents import document_lines
 from mlfilter_core.filtering.parquet import kinds_of, write_parquet
 from mlfilter_core.filtering.parquet_rows import write_source_rows
 from mlfilter_core.filtering.survey import Survey, check_unchanged, load_survey
-from mlfilter_core.filtering.thresholds import describe_rank
-from mlfilter_core.wording import share
+from mlfilter_core.filtering.thresholds import MAX_SHOWN_GROUPS, describe_rank
+from mlfilter_core.wording import natural_order, share
 from mlfilter_core.work.same_request import REPLACE, check_same_request
 from mlfilter_core.work.workload import ReportDefaults, facts_of
 
@@ -92,7 +92,11 @@ class FilterReport(ReportDefaults):
         for name, n_reached in reached.items() if len(reached) > 1 else ():
             remarks.append(f"{name}: {n_reached:,} documents reach it, {share(n_reached, total.documents)}")
         if len(groups) > 1:
-            remarks += [f"{group or 'without the key'}: {of.describe()}" for group, of in sorted(groups.items())]
+            largest = sorted(groups, key=lambda group: (-groups[group].documents, natural_order(group)))
+            shown = sorted(largest[:MAX_SHOWN_GROUPS], key=natural_order)
+            remarks += [f"{group or 'without the key'}: {groups[group].describe()}" for group in shown]
+            if len(groups) > MAX_SHOWN_GROUPS:
+                remarks.append(f"{len(groups) - MAX_SHOWN_GROUPS:,} smaller groups are in report/report.json")
         remarks.append(total.describe())
         if total.kept in (0, total.documents):
             remarks.append(
@@ -222,14 +226,11 @@ def _by_score(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def report_of(file: TaskFile, request: FilterRequest, survey: Survey) -> FilterReport:
     """Returns the report of a file, or of a part of it, given the survey of the whole file."""
-    rows = _rows(file, survey)
-    survey = replace(survey, scores=survey.scores[rows], tokens=survey.tokens[rows], group=survey.group[rows])
+    survey = survey.part(slice(*file.part.bounds(len(survey))))
     kept = request.thresholds.kept(survey)
     tokens = survey.known_tokens()
-    by_group = {}
-    for code, group in enumerate(survey.groups if request.survey.per is not None else ()):
-        inside = survey.group == code
-        by_group[group] = asdict(KeptCounts.of(tokens[inside], kept[inside]))
+    groups = survey.groups if request.survey.per is not None else ()
+    of_groups = KeptCounts.of_groups(len(groups), survey.group, tokens, kept) if groups else []
     return FilterReport(
         annotated=file.name,
         output=str(request.outputs(file)[0]),
@@ -237,13 +238,9 @@ def report_of(file: TaskFile, request: FilterRequest, survey: Survey) -> FilterR
         **vars(KeptCounts.of(tokens, kept)),
         without_score=int(np.isnan(survey.scores).any(axis=1).sum()),
         reached={each.score: int(each.reached(survey).sum()) for each in request.thresholds.of_scores},
-        by_group=by_group,
+        by_group={group: {**vars(counts)} for group, counts in zip(groups, of_groups, strict=True)},
         criteria=request.criteria(),
     )
-
-
-def _rows(file: TaskFile, survey: Survey) -> slice:
-    return slice(*file.part.bounds(len(survey)))
 
 
 def _write(

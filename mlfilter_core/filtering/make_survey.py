@@ -28,6 +28,7 @@ from mlfilter_core.filtering.annotated_file import (
     score_field,
 )
 from mlfilter_core.filtering.survey import (
+    MAX_GROUPS,
     NO_GROUP,
     UNKNOWN,
     Survey,
@@ -37,7 +38,9 @@ from mlfilter_core.filtering.survey import (
     write_survey,
 )
 
-MAX_GROUPS = 256  # per file: a survey stores the group of a document in one byte
+# More groups than this have short names, as a key such as the text would fill the memory. Both arbitrary.
+MAX_LONG_GROUPS, SHORT_CHARACTERS = 256, 1000
+NUMBERS = (int, float)  # made once: a union is made anew each time
 LARGEST = float(np.finfo(np.float32).max)
 MAX_TOKENS = 2**40  # per document, so that the sum over a corpus fits in 64 bits
 ALL = slice(None)
@@ -86,7 +89,7 @@ def _read_lines(
     record: Record = {}
     path = file.path
     for line in lines_of(path):
-        record = record_of(line, path)
+        record = record_of(line, path, large_numbers=False)  # no number that is read is, and groups are taken as text
         for name in request.scores:
             field = score_field(name, record, path)
             if field is None:
@@ -156,7 +159,7 @@ def _check_id(record: Record, expected: str, path: Path, line: int, embeddings: 
 
 def _number(value: Any) -> float:
     """Returns a finite score, or NaN; true and false are 1 and 0."""
-    return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST else math.nan
+    return float(value) if isinstance(value, NUMBERS) and abs(value) <= LARGEST else math.nan
 
 
 def _tokens(value: Any) -> int:
@@ -179,9 +182,10 @@ def _code(value: str, codes: dict[str, int], file: TaskFile, per: str | None) ->
         AnnotationError: There are too many. Raised at once: a key such as the text would fill the memory.
     """
     code = codes.setdefault(value, len(codes))
-    if code >= MAX_GROUPS:
+    if code >= MAX_LONG_GROUPS and (code >= MAX_GROUPS or len(value) > SHORT_CHARACTERS):
+        values = f"{MAX_GROUPS:,} values" if code >= MAX_GROUPS else f"{MAX_LONG_GROUPS} values, and long ones"
         raise AnnotationError(
-            f'{file.path}: params.keep.per: "{per}" has more than {MAX_GROUPS} values; name a key that documents can '
-            "be grouped by, such as language"
+            f'{file.path}: params.keep.per: "{per}" has more than {values}; name a key that documents can be grouped '
+            "by, such as language"
         )
     return code

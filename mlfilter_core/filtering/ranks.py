@@ -19,6 +19,17 @@ LOWEST = 1  # every document with a score has at least this rank
 TIE_BITS = 32
 
 
+def score_keys(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Returns the upper bits of ranks: integers in the order of the values, uint32 (n,); 0 for NaN.
+
+    A negative number is inverted, and the sign of another one (https://stereopsis.com/radix.html).
+    """
+    keys = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    keys ^= (keys.view(np.int32) >> np.int32(31)).view(np.uint32) | np.uint32(1 << 31)
+    keys[np.isnan(values)] = 0
+    return keys
+
+
 def ranks(survey: Survey, score: str, break_ties: bool = True) -> Ranks:
     """Returns the rank of each document of a file, uint64 (n,); 0 for a document without the score.
 
@@ -27,23 +38,23 @@ def ranks(survey: Survey, score: str, break_ties: bool = True) -> Ranks:
         score: Name of the score.
         break_ties: Whether documents with equal scores get different ranks; otherwise they all get the lowest of them.
     """
-    values = survey.scores_of(score)
-    by_score = np.where(np.isnan(values), np.uint64(0), _keys(values).astype(np.uint64) << np.uint64(TIE_BITS))
+    by_score = score_keys(survey.scores_of(score)).astype(np.uint64) << np.uint64(TIE_BITS)
     if not break_ties:
         return by_score
-    return np.where(by_score > 0, by_score | tie_breaks(survey.stem, len(survey)), by_score)
+    rows = survey.first_row + np.arange(len(survey))
+    return np.where(by_score > 0, by_score | tie_breaks(survey.stem, rows), by_score)
 
 
-def tie_breaks(stem: str, n: int) -> Ranks:
-    """Returns the lower bits of the ranks of the n documents of a file, uint64 (n,)."""
+def tie_breaks(stem: str, rows: NDArray[np.int64]) -> Ranks:
+    """Returns the lower bits of the ranks of some documents of a file, uint64 (n,), given their rows, int64 (n,)."""
     digest = hashlib.blake2b(stem.encode(), digest_size=8).digest()
     first = np.uint64((int.from_bytes(digest) + GAMMA) % 2**64)
-    return mix64(np.arange(n, dtype=np.uint64) + first) >> np.uint64(64 - TIE_BITS)
+    return mix64(rows.astype(np.uint64) + first) >> np.uint64(64 - TIE_BITS)
 
 
 def lowest_rank_of(score: float) -> int:
     """Returns the lowest rank of the documents with a score."""
-    return int(_keys(np.array([score], np.float32))[0]) << TIE_BITS
+    return int(score_keys(np.array([score], np.float32))[0]) << TIE_BITS
 
 
 def score_of(rank: int) -> float:
@@ -51,9 +62,3 @@ def score_of(rank: int) -> float:
     key = rank >> TIE_BITS
     bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
     return float(np.array(bits, np.uint32).view(np.float32))
-
-
-def _keys(values: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Returns integers in the order of the values (https://stereopsis.com/radix.html); 0 for no finite value."""
-    bits = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
-    return np.where(bits >> 31 != 0, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)

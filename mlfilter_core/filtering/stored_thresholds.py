@@ -5,6 +5,7 @@ the thresholds of a run to people.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,15 @@ _SCORES = TypeAdapter(tuple[ScoreThresholds, ...])
 
 
 def stored_thresholds(
-    folder: Path, selection: Selection, files: Iterable[Path], find: Callable[[], Thresholds]
+    folder: Path, selection: Selection, files: Iterable[str], find: Callable[[], Thresholds]
 ) -> Thresholds:
     """Returns the stored thresholds of a selection; finds and stores them where the selection or a file changed.
 
     Args:
         folder: Folder of the stored thresholds, those of one selection at a time.
         selection: Documents to keep.
-        files: The surveys and the annotated files. The corpus has changed if the list, a size or a modification time
-            has.
+        files: Paths of the surveys and the annotated files. The corpus has changed if the list, a size or a
+            modification time has.
         find: Finds the thresholds.
 
     Raises:
@@ -64,10 +65,10 @@ def _load(path: Path, made_from: dict[str, Any]) -> Thresholds | None:
         return None
 
 
-def _state(files: Iterable[Path]) -> str:
+def _state(files: Iterable[str]) -> str:
     """Returns a digest of the names, sizes and modification times."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
-        status = path.stat()
-        digest.update(orjson.dumps([str(path), status.st_size, status.st_mtime_ns]))
+        status = os.stat(path)  # noqa: PTH116 - of two million files; a Path takes three times as long
+        digest.update(orjson.dumps([path, status.st_size, status.st_mtime_ns]))
     return digest.hexdigest()

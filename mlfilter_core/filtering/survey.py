@@ -3,10 +3,11 @@
 So the thresholds of a whole corpus are found without reading its documents again.
 """
 
+import errno
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from mlfilter_core.config.filtering import FilterParameters
 from mlfilter_core.errors import AnnotationError, FileError
 from mlfilter_core.files.identity import is_same_file
+from mlfilter_core.files.numpy_archives import DAMAGED, column
 from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import embeddings_path
@@ -25,6 +27,7 @@ from mlfilter_core.work.workload import ReportDefaults
 SURVEY_FOLDER, SUFFIX = ".survey", ".npz"
 NO_GROUP = ""  # group of the documents without the key
 UNKNOWN = -1  # number of tokens where it is not recorded
+MAX_GROUPS = 1 << 16  # of a file, and of a corpus: a survey stores the group of a document in at most two bytes
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,34 @@ class Survey:
         stem: Name of the file without its suffix.
         names: Names of the scores.
         scores: float32 (n, n_scores); NaN where a document lacks the score.
-        tokens: int64 (n,), number of tokens, or `UNKNOWN`.
-        group: int32 (n,), index in `groups`.
+        tokens: Integers (n,), number of tokens; `UNKNOWN` where it is not recorded, or not loaded.
+        group: Integers (n,), index in `groups`.
         groups: Values of the key `per`, and `NO_GROUP` for documents without it.
         annotated: Identity of the annotated file.
+        first_row: Row of the first document in the file, for a part of a survey.
     """
 
     stem: str
     names: tuple[str, ...]
     scores: NDArray[np.float32]
-    tokens: NDArray[np.int64]
-    group: NDArray[np.int32]
+    tokens: NDArray[np.signedinteger[Any]]
+    group: NDArray[np.integer[Any]]
     groups: tuple[str, ...]
     annotated: Mapping[str, Any]
+    first_row: int = 0
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.scores)
+
+    def part(self, rows: slice) -> "Survey":
+        """Returns the survey of consecutive documents; its columns are views."""
+        return replace(
+            self,
+            scores=self.scores[rows],
+            tokens=self.tokens[rows],
+            group=self.group[rows],
+            first_row=self.first_row + rows.indices(len(self))[0],
+        )
 
     def scores_of(self, name: str) -> NDArray[np.float32]:
         """Returns one score of each document, float32 (n,)."""
@@ -58,7 +73,7 @@ class Survey:
 
     def known_tokens(self) -> NDArray[np.int64]:
         """Returns the number of tokens of each document, int64 (n,); 0 where it is unknown."""
-        return np.where(self.tokens == UNKNOWN, 0, self.tokens)
+        return np.where(self.tokens == UNKNOWN, 0, self.tokens).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -151,7 +166,7 @@ def write_survey(survey: Survey, file: TaskFile, request: SurveyRequest, facts: 
             sink,
             scores=survey.scores,
             tokens=survey.tokens.astype(np.int32) if is_short else survey.tokens,
-            group=survey.group.astype(np.uint8),
+            group=survey.group.astype(np.min_scalar_type(max(0, len(survey.groups) - 1))),
             facts=np.frombuffer(orjson.dumps(facts), np.uint8),
         )
 
@@ -168,31 +183,42 @@ def finished_survey(file: TaskFile, request: SurveyRequest) -> SurveyReport | No
         return None
 
 
-def load_survey(file: TaskFile, request: SurveyRequest) -> Survey:
-    """Returns the survey of the current version of a file.
+def load_survey(file: TaskFile, request: SurveyRequest, with_tokens: bool = True) -> Survey:
+    """Returns the survey of the current version of a file; its arrays are read-only.
+
+    Args:
+        file: The annotated file.
+        request: Request of the surveys.
+        with_tokens: Whether to load the numbers of tokens, which only budgets and counts need.
 
     Raises:
-        SurveyMissingError: There is none, or only one of another version of the file or for another request.
+        SurveyMissingError: There is none, only one of another version of the file or for another request, or it is
+            damaged.
         OSError: The annotated file is missing.
     """
-    with _stored(file, request) as (facts, columns):
+    with _stored(file, request) as (facts, archive):
+        n, names, groups = facts["documents"], facts["scores"], facts["groups"]
         return Survey(
             stem=file.stem,
-            names=tuple(facts["scores"]),
-            scores=columns["scores"],
-            tokens=columns["tokens"].astype(np.int64),
-            group=columns["group"].astype(np.int32),
-            groups=tuple(facts["groups"]),
+            names=tuple(names),
+            scores=column(archive, "scores", np.float32).reshape(n, len(names)),
+            tokens=column(archive, "tokens", np.int32, np.int64).reshape(n)
+            if with_tokens
+            else np.full(n, UNKNOWN, np.int8),
+            group=column(archive, "group", np.uint8, np.uint16, np.int32).reshape(n)
+            if len(groups) > 1
+            else np.zeros(n, np.uint8),
+            groups=tuple(groups),
             annotated=facts["annotated"],
         )
 
 
 @contextmanager
-def _stored(file: TaskFile, request: SurveyRequest) -> Iterator[tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]]:
-    """Yields the facts and the columns of a survey; a column is read from the file when it is accessed."""
+def _stored(file: TaskFile, request: SurveyRequest) -> Iterator[tuple[Mapping[str, Any], zipfile.ZipFile]]:
+    """Yields the facts of a survey, and the archive of its columns."""
     try:
-        with open(request.output(file), "rb") as opened, np.load(opened) as columns:
-            facts = orjson.loads(columns["facts"].tobytes())
+        with open(request.output(file), "rb") as opened, zipfile.ZipFile(opened) as archive:
+            facts = orjson.loads(column(archive, "facts", np.uint8).data)
             if not is_same_file(file.path, facts["annotated"], read_content=False):
                 raise SurveyMissingError(f"{file.path} was changed since it was surveyed; run the job again")
             if any(facts[name] != value for name, value in request.facts(file).items()):
@@ -200,8 +226,13 @@ def _stored(file: TaskFile, request: SurveyRequest) -> Iterator[tuple[Mapping[st
                     f"{file.path} was surveyed for other scores, another params.keep.per or other embeddings; run the "
                     "job again; jobs that run at the same time need different output_dirs"
                 )
-            yield facts, columns
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            yield facts, archive
+    except (OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: a place before 0
+            raise
+        if not isinstance(error, FileNotFoundError):
+            with suppress(OSError):
+                request.output(file).unlink()  # otherwise the next run would find it finished, too
         raise SurveyMissingError(f"{file.path} has not been surveyed ({error}); run the job") from error
 
 

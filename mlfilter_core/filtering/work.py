@@ -15,10 +15,11 @@ from mlfilter_core.files.task_files import WHOLE, TaskFile, TaskFiles, find_file
 from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
 from mlfilter_core.filtering.filter_parts import MIN_PART_ROWS, filter_in_parts, filter_part, part_outputs, parts_of
 from mlfilter_core.filtering.filter_request import OUTPUT_SUFFIXES, FilterRequest
+from mlfilter_core.filtering.loading import loaded_ahead
 from mlfilter_core.filtering.make_survey import make_survey
 from mlfilter_core.filtering.rank_search import Surveys
 from mlfilter_core.filtering.stored_thresholds import stored_thresholds
-from mlfilter_core.filtering.survey import SurveyReport, SurveyRequest, finished_survey, load_survey
+from mlfilter_core.filtering.survey import SUFFIX, SurveyReport, SurveyRequest, finished_survey, load_survey
 from mlfilter_core.filtering.thresholds import find_thresholds
 from mlfilter_core.work.workload import Work, Workload
 
@@ -114,9 +115,17 @@ def filter_workload(job: FilterJob) -> Workload[FilterReport]:
     surveys = SurveyRequest.of(params)
     all_files = _files(params)
     _warn_of_files_without_annotations(params)
-    paths = (path for file in all_files for path in (surveys.output(file), file.path))
+    paths = (
+        path
+        for file in all_files
+        for path in (f"{surveys.folder}/{file.stem}{SUFFIX}", f"{file.folder}/{file.relative}")
+    )
+    needs_tokens = any(bound.best_tokens is not None for bound in params.keep.scores.values())
     thresholds = stored_thresholds(
-        surveys.folder, params.keep, paths, lambda: find_thresholds(params.keep, _loaded(all_files, surveys))
+        surveys.folder,
+        params.keep,
+        paths,
+        lambda: find_thresholds(params.keep, _loaded(all_files, surveys, needs_tokens)),
     )
     files = shard(all_files, job.local.ranks, job.local.tasks)
     return Workload("filter", files, FilterWork(params, FilterRequest.of(params, thresholds)), params.filtered_dir)
@@ -131,8 +140,8 @@ def surveys_of(params: FilterParameters) -> Surveys:
     return _loaded(_files(params), SurveyRequest.of(params))
 
 
-def _loaded(files: Sequence[TaskFile], request: SurveyRequest) -> Surveys:
-    return lambda: (load_survey(file, request) for file in files)
+def _loaded(files: Sequence[TaskFile], request: SurveyRequest, with_tokens: bool = True) -> Surveys:
+    return lambda: loaded_ahead(files, lambda file: load_survey(file, request, with_tokens))
 
 
 def _files(params: FilterParameters) -> TaskFiles:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from mlfilter_core.annotating.annotate_file import score_columns
 from mlfilter_core.annotating.annotated_format import SUFFIXES
-from mlfilter_core.annotating.work import annotate_request, annotation_workload
+from mlfilter_core.annotating.work import annotate_work, annotation_workload
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters
 from mlfilter_core.embedding_store.fingerprint import Fingerprint, OneEncoder, fingerprint, name_of
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.files.task_files import TaskFile, evenly_spaced, find_files
 from mlfilter_core.plan.annotation_trial import AnnotationTrial, try_annotation
+from mlfilter_core.plan.cost import MILLION, MeasuredSpeed, cost_section
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.files_to_do import FilesToDo, find_files_to_do
 from mlfilter_core.plan.findings import Findings
@@ -67,8 +68,7 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, find
     request = None
     if len(heads) == len(params.regression_head_checkpoints):
         with findings.noting():
-            group = params.hdf5_dataset_name
-            request = annotate_request(params, params.annotated_output_dir, group, params.source_dir)
+            request = annotate_work(params).request
             score_columns(heads, request)
     device = device_to_measure(params.device, workers, findings)
     advice = ""
@@ -78,6 +78,7 @@ def plan_annotation(job: AnnotationJob, workers: PlannedWorkers, seed: int, find
             sections.append(_output_section(params, rows_to_do, trial, findings))
             speed, advice = _speed(workers, files, rows_to_do, trial, findings)
             sections.append(speed)
+            sections.append(cost_section(_measured(rows_to_do, trial), job.price_per_hour, workers, findings))
     return Plan("annotate", sections, findings.problems, findings.warnings, advice)
 
 
@@ -135,6 +136,11 @@ def _output_section(
     )
 
 
+def _measured(rows: Mapping[TaskFile, int], trial: AnnotationTrial) -> MeasuredSpeed:
+    corpus_s, million_s = (Estimate.exact(n / trial.rows_per_s) for n in (sum(rows.values()), MILLION))
+    return MeasuredSpeed(trial.device, trial.threads, corpus_s, million_s)
+
+
 def _speed(
     workers: PlannedWorkers,
     files: FilesToDo,
@@ -155,4 +161,4 @@ def _speed(
         "measured_seconds": trial.seconds,
     }
     words = f"{rate(trial.rows_per_s)} documents/s on this machine's {trial.device}"
-    return speed_section(measured, words, work, workers)
+    return speed_section(measured, [("speed", words)], work, workers)

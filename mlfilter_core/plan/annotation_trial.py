@@ -4,14 +4,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlfilter_core.annotating.annotate_file import check_finite, score_columns, scored, write_rows
+from mlfilter_core.annotating.annotate_file import score_columns
 from mlfilter_core.annotating.annotate_request import AnnotateRequest
 from mlfilter_core.annotating.annotated_format import compressed
 from mlfilter_core.embedding_store.output_values import OutputValues
 from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.embedding_store.source_documents import clusters_advice
 from mlfilter_core.errors import AnnotationError
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.task_files import TaskFile
@@ -35,6 +37,7 @@ class AnnotationTrial:
         bytes_per_row: Bytes written for a row.
         columns: Names of the scores that are written beside the output keys.
         device: Device of the heads.
+        threads: Threads of torch.
         peak_bytes: Peak memory of this process.
     """
 
@@ -43,6 +46,7 @@ class AnnotationTrial:
     bytes_per_row: Estimate
     columns: Sequence[str]
     device: str
+    threads: int
     peak_bytes: int
 
     @property
@@ -91,39 +95,37 @@ def try_annotation(
         bytes_per_row=estimate_ratio(sizes, rows),
         columns=score_columns(placed, request).names,
         device=str(chosen),
+        threads=torch.get_num_threads(),
         peak_bytes=peak_memory_bytes(),
     )
 
 
 def _annotate_first(file: TaskFile, written: Path, request: AnnotateRequest, heads: list["Head"]) -> int:
     """Writes the first rows of a file as they would be annotated; returns their number."""
-    from mlfilter_core.heads.head import score
+    from mlfilter_core.annotating.scored_rows import write_scored_rows
 
     columns = score_columns(heads, request)
     deadline = time.monotonic() + MAX_S
-    n_done = 0
+    n_done, n_batches = 0, 1
     with (
         EmbeddingFile(file.path, request.group) as embeddings,
-        OutputValues(embeddings, request.output_keys, columns.names, request.source_dir) as values,
+        OutputValues(
+            *(embeddings, request.output_keys, columns.names, request.source_dir),
+            request.cluster_values(file, embeddings),
+        ) as values,
         open_new(written) as on_disk,
         compressed(on_disk, request.compression) as sink,
     ):
-        for rows in embeddings.slices(request.batch_size):
-            outputs = score(heads, embeddings.embeddings(rows))
-            check_finite(outputs, heads, embeddings, rows)
-            write_rows(
-                sink,
-                scored(values.records(rows), columns.table(outputs, embeddings.chunk_starts(rows))),
-                file.path,
-                rows,
-            )
-            n_done = rows.stop
-            if n_done >= MAX_ROWS or time.monotonic() > deadline:
-                break
+        left = embeddings.slices(request.batch_size)
+        # Each time twice as many: batches are scored while others are read and written.
+        while n_done < MAX_ROWS and time.monotonic() < deadline and (slices := list(islice(left, n_batches))):
+            write_scored_rows(sink, embeddings, slices, heads, columns, values)
+            n_done, n_batches = slices[-1].stop, 2 * n_batches
         absent = [key for key, n_missing in values.missing_values.items() if n_missing == n_done]
         if absent:
             raise AnnotationError(
                 f"params.output_keys: {' and '.join(map(repr, absent))} is neither in {file.path} nor in any of the "
                 f"first {n_done} documents of its source; there are: {', '.join(values.known_keys())}"
+                f"{clusters_advice(absent)}"
             )
     return n_done

@@ -10,7 +10,7 @@ from mlfilter_core.config.embedding import EmbeddingPipelineParameters
 from mlfilter_core.corpus.documents import Document, DocumentSchema, Rejection, parse_document
 from mlfilter_core.corpus.lines import Line
 from mlfilter_core.plan.blocks import Block, BlockSample, draw_blocks
-from mlfilter_core.plan.estimates import Estimate, estimate_total
+from mlfilter_core.plan.estimates import Estimate, estimate_quotient, estimate_total
 from mlfilter_core.plan.files_to_do import FilesToDo
 from mlfilter_core.plan.findings import Findings
 
@@ -116,8 +116,16 @@ class CorpusSample:
         Args:
             count: Returns the count of one piece, at least 0.
         """
+        return estimate_total(self.blocks, self._of_block(count))
+
+    def tokens_per_document(self) -> Estimate:
+        """Returns the mean over all files; some sampled line is a document."""
+        n_documents = self._of_block(lambda piece: len(piece.documents))
+        return estimate_quotient(self.blocks, self._of_block(lambda piece: piece.n_tokens), n_documents)
+
+    def _of_block(self, count: Callable[[Piece], float]) -> Callable[[Block], float]:
         by_block = {id(piece.block): float(count(piece)) for piece in self.pieces}
-        return estimate_total(self.blocks, lambda block: by_block[id(block)])
+        return lambda block: by_block[id(block)]
 
 
 def draw_corpus(files: FilesToDo, params: EmbeddingPipelineParameters, seed: int, findings: Findings) -> CorpusSample:

@@ -1,6 +1,7 @@
 """The disk space and the time for embedding a corpus."""
 
 import functools
+import math
 import tempfile
 from itertools import cycle, islice
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.embedding_store.layout import Provenance
 from mlfilter_core.plan.corpus_sample import CorpusSample
+from mlfilter_core.plan.cost import BILLION, MILLION, MeasuredSpeed
 from mlfilter_core.plan.encoder_trial import EncoderTrial, LoadedEncoder
 from mlfilter_core.plan.estimates import Estimate
 from mlfilter_core.plan.files_to_do import FilesToDo
@@ -20,11 +22,12 @@ from mlfilter_core.plan.resources import check_memory, check_room
 from mlfilter_core.plan.slurm_advice import Work, speed_section
 from mlfilter_core.plan.worker_memory import embedding_memory
 from mlfilter_core.versions import library_versions
-from mlfilter_core.wording import plural, rate, rough_duration, size
+from mlfilter_core.wording import plural, rate, rough_duration, rough_share, size
 
 MAX_WRITTEN_DOCUMENTS = 4096  # a larger file grows in proportion
 MAX_WRITTEN_BYTES = 256 << 20
 FLOAT32_BYTES = 4
+SPARE_CORES = 1  # beside those that tokenize: reads, starts the GPU's work, writes
 WAITING_SHARE = 0.9  # share of the time of a run above which its largest file gets a warning
 
 
@@ -80,8 +83,10 @@ def embedding_speed(
         chunks = sum(piece.n_chunks for piece in sample.pieces) * loaded.encoder.dim * FLOAT32_BYTES / max(1, n_bytes)
     memory = embedding_memory(trial.peak_bytes, loaded.request.max_line_bytes, chunks)
     check_memory(memory, workers, findings, "params.max_line_bytes", "local_settings.workers")
-    work = Work(worker_s, functools.cache(files.divided), memory, loaded.load_s)
-    device = str(loaded.encoder.device)
+    device = trial.device
+    # Of a CPU, tokenizing takes a share, however many cores there are.
+    cores = 1 if device == "cpu" or not workers.has_gpu else math.ceil(trial.tokenizing_cores) + SPARE_CORES
+    work = Work(worker_s, functools.cache(files.divided), memory, loaded.load_s, cores)
     measured = {
         "device": device,
         "documents_per_s": trial.documents_per_s,
@@ -89,6 +94,9 @@ def embedding_speed(
         "measured_documents": trial.documents,
         "measured_seconds": trial.seconds,
         "threads": trial.threads,
+        "tokenizer_tokens_per_s": trial.tokenizer_tokens_per_s,
+        "encoder_tokens_per_s": trial.encoder_tokens_per_s,
+        "tokenizing_cores": trial.tokenizing_cores,
         "limit": trial.bottleneck,
         "peak_bytes": trial.peak_bytes,
         "peak_gpu_bytes": trial.peak_gpu_bytes,
@@ -100,6 +108,12 @@ def embedding_speed(
         f"({plural(trial.documents, 'document')} in {rough_duration(trial.seconds)}); bottleneck: {trial.bottleneck}"
     )
     _warn_of_waiting(work, workers, findings)
+    if device != "cpu" and workers.has_gpu and workers.n_cores < cores:
+        fix = f"set slurm_settings.cpus_per_task to {cores * workers.n_per_job}"
+        findings.add_warning(
+            f"a worker has {plural(workers.n_cores, 'core')}, and its GPU needs {cores} so that it does not wait for "
+            f"tokens; {fix if workers.are_elsewhere else 'ask for fewer workers, or a machine with more cores'}"
+        )
     if device == "cpu" and trial.threads < workers.n_cores:
         findings.add_warning(
             f"a worker has {workers.n_cores} cores and is faster than this measurement with {trial.threads}"
@@ -109,7 +123,28 @@ def embedding_speed(
             "the workers have GPUs and this machine has none: speed, time and slurm_settings are for its CPU; run the "
             "plan in a job with one GPU to measure that"
         )
-    return speed_section(measured, words, work, workers)
+    return speed_section(measured, [("speed", words), ("tokenizer", _tokenizer(trial))], work, workers)
+
+
+def measured_speed(sample: CorpusSample, trial: EncoderTrial) -> MeasuredSpeed:
+    """Returns what one worker takes for the corpus, for documents and for tokens."""
+    second = 1 / trial.tokens_per_s
+    return MeasuredSpeed(
+        trial.device,
+        trial.threads,
+        sample.total(lambda piece: piece.n_tokens).times(second),
+        sample.tokens_per_document().times(MILLION * second),
+        Estimate.exact(BILLION * second),
+    )
+
+
+def _tokenizer(trial: EncoderTrial) -> str:
+    """Returns how fast the tokenizer is beside the encoder, as text."""
+    words = f"{rate(trial.tokenizer_tokens_per_s)} tokens/s on one core"
+    if trial.device == "cpu":
+        return f"{words}: {rough_share(trial.tokenizing_cores, trial.threads)} of the time of the cores"
+    alone = f"{rate(trial.encoder_tokens_per_s)} tokens/s of the encoder alone"
+    return f"{words}: {trial.tokenizing_cores:.1f} cores for each GPU keep up with {alone}"
 
 
 def _embedding_file_bytes(sample: CorpusSample, documents_per_file: float, loaded: LoadedEncoder) -> float:

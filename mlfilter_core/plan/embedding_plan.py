@@ -7,10 +7,11 @@ from mlfilter_core.annotating.work import annotate_request
 from mlfilter_core.config.embedding import EmbeddingJob, EmbeddingPipelineParameters
 from mlfilter_core.corpus.source_files import find_sources
 from mlfilter_core.embedding.embed_request import EmbedRequest
-from mlfilter_core.embedding.work import embed_request, embedding_workload
+from mlfilter_core.embedding.work import embed_request, embedding_workload, is_small
 from mlfilter_core.encoder.model_files import resolve_model
 from mlfilter_core.plan.corpus_sample import CorpusSample, draw_corpus
-from mlfilter_core.plan.embedding_outlook import embedding_speed, output_section
+from mlfilter_core.plan.cost import cost_section
+from mlfilter_core.plan.embedding_outlook import embedding_speed, measured_speed, output_section
 from mlfilter_core.plan.encoder_trial import (
     LoadedEncoder,
     compare_with_sentence_transformers,
@@ -53,7 +54,10 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
     if sample.pieces:
         sections.append(keys_section(params, sample, findings))
     device = device_to_measure(params.device, workers, findings)
-    loaded = load_for_trial(params, request, device, findings) if request is not None and device is not None else None
+    loaded = None
+    if request is not None and device is not None:
+        has_openvino = params.openvino and not is_small(files.found)  # as in the job
+        loaded = load_for_trial(params, request, device, has_openvino, findings)
     trial = None
     if loaded is not None:
         sample = sample.tokenized(loaded.encoder, loaded.request.encoder.truncate)
@@ -75,6 +79,7 @@ def plan_embedding(job: EmbeddingJob, workers: PlannedWorkers, seed: int, findin
     if trial is not None:
         speed, advice = embedding_speed(workers, files, sample, loaded, trial, findings)
         sections.append(speed)
+        sections.append(cost_section(measured_speed(sample, trial), job.price_per_hour, workers, findings))
     return Plan("embed", sections, findings.problems, findings.warnings, advice)
 
 
@@ -108,8 +113,7 @@ def _encoder_section(sample: CorpusSample, loaded: LoadedEncoder, findings: Find
         ("encoder", f"{model.model}, weights {weights}; loads in {rough_duration(loaded.load_s)}"),
         (
             "",
-            f"{encoder.dim} dimensions, {encoder.pooling} pooling, {encoder.lengths()}, "
-            f"{made['compute_dtype']} on {encoder.device}, {made['attention']} attention",
+            f"{encoder.dim} dimensions, {encoder.pooling} pooling, {encoder.lengths()}, {encoder.arithmetic()}",
         ),
         ("parity", words),
     ]

@@ -1,16 +1,20 @@
 """How fast this machine embeds sampled documents, measured by embedding them."""
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlfilter_core.config.embedding import EmbeddingPipelineParameters
+from mlfilter_core.corpus.windows import WINDOW_DOCUMENTS
+from mlfilter_core.embedding.bottleneck import bottleneck
 from mlfilter_core.embedding.embed_file import embed_file
 from mlfilter_core.embedding.embed_request import EmbedRequest
 from mlfilter_core.files.task_files import TaskFile
@@ -55,7 +59,11 @@ class EncoderTrial:
         bottleneck: The stage that waited least.
         peak_bytes: Peak memory of this process.
         peak_gpu_bytes: Peak memory of the GPU.
+        device: Device of the encoder.
         threads: Threads of torch.
+        tokenizer_tokens_per_s: Tokens that one core tokenizes in a second.
+        encoder_tokens_per_s: Tokens that the encoder encodes in a second: a GPU alone; a CPU, which tokenizes with the
+            same cores, with all stages.
     """
 
     documents: int
@@ -64,7 +72,10 @@ class EncoderTrial:
     bottleneck: str
     peak_bytes: int
     peak_gpu_bytes: int
+    device: str
     threads: int
+    tokenizer_tokens_per_s: float
+    encoder_tokens_per_s: float
 
     @property
     def tokens_per_s(self) -> float:
@@ -74,16 +85,24 @@ class EncoderTrial:
     def documents_per_s(self) -> float:
         return self.documents / self.seconds
 
+    @property
+    def tokenizing_cores(self) -> float:
+        """Cores that tokenize as fast as the encoder encodes."""
+        return self.encoder_tokens_per_s / self.tokenizer_tokens_per_s
+
 
 def load_for_trial(
-    params: EmbeddingPipelineParameters, request: EmbedRequest, device: str, findings: Findings
+    params: EmbeddingPipelineParameters, request: EmbedRequest, device: str, has_openvino: bool, findings: Findings
 ) -> LoadedEncoder | None:
     """Returns the encoder of a job; where it does not load, notes why and returns None."""
     from mlfilter_core.encoder.loading import load_encoder
 
     started = time.monotonic()
     with findings.noting():
-        encoder = load_encoder(request.model, request.encoder, device, params.batch_token_limit, params.torch_compile)
+        encoder = load_encoder(
+            *(request.model, request.encoder, device, params.batch_token_limit, params.torch_compile),
+            has_openvino=has_openvino,
+        )
         return LoadedEncoder(request, encoder, time.monotonic() - started)
     return None
 
@@ -99,12 +118,13 @@ def time_embedding(sample: CorpusSample, loaded: LoadedEncoder) -> EncoderTrial 
         return None
     lines = [lines[i] for i in np.random.default_rng(0).permutation(len(lines)).tolist()]
     with tempfile.TemporaryDirectory(prefix="mlfilter-plan-") as folder:
-        first = _embed(lines[:N_FIRST], Path(folder), loaded)
-        n_wanted = min(int(first.documents * MEASURED_S / first.seconds), MAX_DOCUMENTS)
-        if n_wanted <= first.documents:
-            return first
-        repeats = -(-n_wanted // len(lines))  # a fast device embeds all of them in no time
-        return _embed((lines * repeats)[:n_wanted], Path(folder), loaded)
+        trial = _embed(lines[:N_FIRST], Path(folder), loaded)
+        n_wanted = min(int(trial.documents * MEASURED_S / trial.seconds), MAX_DOCUMENTS)
+        if n_wanted > trial.documents:
+            repeats = -(-n_wanted // len(lines))  # a fast device embeds all of them in no time
+            trial = _embed((lines * repeats)[:n_wanted], Path(folder), loaded)
+    n_texts = min(max(n_wanted, N_FIRST), WINDOW_DOCUMENTS)
+    return _with_stages_apart(trial, [document.text for document in islice(cycle(sample.documents), n_texts)], loaded)
 
 
 def compare_with_sentence_transformers(sample: CorpusSample, loaded: LoadedEncoder) -> tuple[float, int] | str:
@@ -174,8 +194,26 @@ def _embed(lines: Sequence[bytes], folder: Path, loaded: LoadedEncoder) -> Encod
         documents=report.documents,
         tokens=report.tokens,
         seconds=max(seconds, 1e-6),
-        bottleneck=min(report.waited, key=report.waited.__getitem__),
+        bottleneck=bottleneck(report.waited) or "",
         peak_bytes=peak_memory_bytes(),
         peak_gpu_bytes=loaded.encoder.gpu_memory_bytes(),
+        device=str(loaded.encoder.device),
         threads=torch.get_num_threads(),
+        tokenizer_tokens_per_s=math.inf,
+        encoder_tokens_per_s=report.tokens / max(seconds, 1e-6),
     )
+
+
+def _with_stages_apart(trial: EncoderTrial, texts: Sequence[str], loaded: LoadedEncoder) -> EncoderTrial:
+    """Measures tokenizing by the time of all cores, whatever their number, and the encoder of a GPU without it."""
+    encoder = loaded.encoder
+    started = time.process_time()
+    tokenized = encoder.tokenize(texts)
+    tokenizing_s = max(time.process_time() - started, 1e-6)
+    n_tokens = int(tokenized.n_tokens.sum())
+    trial = replace(trial, tokenizer_tokens_per_s=n_tokens / tokenizing_s)
+    if trial.device == "cpu":
+        return trial
+    started = time.perf_counter()
+    encoder.encode(tokenized).embeddings()
+    return replace(trial, encoder_tokens_per_s=n_tokens / (time.perf_counter() - started))

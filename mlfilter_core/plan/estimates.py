@@ -1,4 +1,4 @@
-"""Totals over all files with confidence intervals, estimated from a sample of their lines.
+"""Totals over all files, and quotients of totals, with confidence intervals, estimated from a sample of their lines.
 
 The estimators are those of survey sampling (Cochran, Sampling Techniques, 3rd edition): a ratio estimator over blocks
 drawn without replacement (chapter 6) and, for compressed files, two-stage sampling (chapter 11). A sample of
@@ -86,6 +86,25 @@ def estimate_total(sample: BlockSample, count: Callable[[Block], float]) -> Esti
     half = _t(sum(total.degrees_of_freedom for total in totals if total.variance)) * math.sqrt(variance)
     counted = sum(count(block) for block in sample.all_blocks)
     return Estimate(value, max(value - half, float(counted)), value + half)
+
+
+def estimate_quotient(
+    sample: BlockSample, count: Callable[[Block], float], other: Callable[[Block], float]
+) -> Estimate:
+    """Returns the quotient of two totals over all files, by its linear part (Cochran, chapters 6 and 11).
+
+    Args:
+        sample: Sample of the files.
+        count: Returns the count of one block, at least 0.
+        other: Returns the count to divide by; some block has one above 0.
+    """
+    divisor, total = estimate_total(sample, other).value, estimate_total(sample, count)
+    quotient = total.value / divisor
+    if len(sample.all_blocks) == 1:  # its residual is 0, whatever the others have
+        return total.times(1 / divisor)
+    residuals = estimate_total(sample, lambda block: count(block) - quotient * other(block))  # their total is 0
+    half = (residuals.high - residuals.value) / divisor
+    return Estimate(quotient, max(0.0, quotient - half), quotient + half)
 
 
 def estimate_ratio(counts: Sequence[float], sizes: Sequence[float]) -> Estimate:

@@ -32,12 +32,14 @@ class Work:
         divided: Returns the tasks that a number of workers would share.
         memory: Memory of one worker.
         start_s: Seconds that each worker takes before its first file.
+        cores: Cores that each worker needs at least.
     """
 
     total_s: Estimate
     divided: Callable[[int], Division]
     memory: WorkerMemory
     start_s: float = 0.0
+    cores: int = 1
 
     def run_s(self, n_workers: int) -> Estimate:
         """Returns the seconds that this number of workers takes, without their start."""
@@ -76,13 +78,13 @@ _Dumper.add_representer(_Time, lambda dumper, time: dumper.represent_scalar("tag
 
 
 def speed_section(
-    measured: Mapping[str, Any], in_words: str, work: Work, workers: PlannedWorkers
+    measured: Mapping[str, Any], in_words: Sequence[tuple[str, str]], work: Work, workers: PlannedWorkers
 ) -> tuple[Section, str]:
     """Returns how long a job takes, and the `slurm_settings` that suit it, as YAML.
 
     Args:
         measured: Facts about the speed of this machine.
-        in_words: The same as text.
+        in_words: The same as lines of the section.
         work: Work of the workers, at that speed.
         workers: Workers that the job asks for.
     """
@@ -96,7 +98,7 @@ def speed_section(
         "reasons": list(advice.reasons),
     }
     lines = [
-        ("speed", in_words),
+        *in_words,
         ("memory", str(work.memory)),
         ("time", f"{run_s.words(rough_duration)} with {workers.words}, at the speed measured here"),
     ]
@@ -116,7 +118,7 @@ def advise(work: Work, workers: PlannedWorkers) -> SlurmAdvice:
     tasks = work.divided(n_jobs * workers.n_per_job)
     run_s = work.run_s(n_jobs * workers.n_per_job).high
     limit_s = min(max(_rounded_up(MARGIN * run_s + START_S, MIN_LIMIT_S), MIN_LIMIT_S), MAX_LIMIT_S)
-    n_cores = workers.n_cores * workers.n_per_job
+    n_cores = max(workers.n_cores, work.cores) * workers.n_per_job
     advised: dict[str, Any] = {
         "workers": n_jobs,
         "time": f"{limit_s // 3600:02}:{limit_s % 3600 // 60:02}:00",
@@ -134,6 +136,8 @@ def advise(work: Work, workers: PlannedWorkers) -> SlurmAdvice:
         + ("; jobs that reach their limit are replaced" if limit_s == MAX_LIMIT_S else ""),
         f"mem_per_cpu_gb: {work.memory}",
     ]
+    if work.cores > workers.n_cores:
+        reasons.append(f"cpus_per_task: {work.cores} for each worker, so that its GPU does not wait for tokens")
     if workers.overruled:
         reasons.append(f"sbatch_args overrides {', '.join(workers.overruled)}")
     return SlurmAdvice({**workers.given, **advised}, reasons)

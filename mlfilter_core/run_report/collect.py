@@ -3,60 +3,72 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from mlfilter_core.config.embedding import UNKEPT_DIR
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.run_report.facts import FileFacts, FilterFacts, OutputFacts, RunFacts
+from mlfilter_core.run_report.facts import FilterFacts, OutputFacts, RunFacts
+from mlfilter_core.run_report.file_rows import RecordedFiles
+from mlfilter_core.run_report.known_outputs import DEFAULT_GROUP
 from mlfilter_core.run_report.limit_examples import limit_examples
 from mlfilter_core.run_report.output_totals import OutputTotals
+from mlfilter_core.run_report.read_outputs import FoundOutputs, read_outputs
 from mlfilter_core.run_report.rejected_examples import rejects_by_reason
-from mlfilter_core.run_report.run_records import FAILED, SKIPPED, RunRecord, read_run_records
-from mlfilter_core.verification.embedding_files import find_embeddings
-from mlfilter_core.verification.filtered_files import find_filtered
-from mlfilter_core.verification.output_kinds import VerifyRequest, output_kinds
-from mlfilter_core.verification.stated_facts import StatedFacts, UnreadableOutputError
-from mlfilter_core.verification.verify import LOGS_DIR, find_outputs
+from mlfilter_core.run_report.run_records import read_run_records
+from mlfilter_core.verification.output_kinds import VerifyRequest
+from mlfilter_core.verification.verify import LOGS_DIR
 from mlfilter_core.wording import plural
 
-DEFAULT_GROUP = "train"
-REPORT_DIR, FACTS, PAGE = "report", "report.json", "index.html"
-ON_DISK = "on disk"
+REPORT_DIR, FACTS, PAGE, ROWS = "report", "report.json", "index.html", "files.jsonl"
 
 
-def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = None) -> OutputFacts:
+def collect(
+    output_dir: Path,
+    logs: Sequence[Path] = (),
+    group: str | None = None,
+    remembers: bool = False,
+    most_opened: int | None = None,
+) -> OutputFacts:
     """Returns the facts that an output folder and its logs contain.
+
+    Of more than `MOST_READ` outputs, those are opened of which it is not known what they state, and a sample for the
+    statistics.
 
     Args:
         output_dir: Output folder of one or several jobs; they may be running.
         logs: Folders of logs besides `<output_dir>/logs`, such as the `logging_dir` of a job.
         group: Group of the HDF5 files; None takes the group of the latest job.
+        remembers: Whether to remember what opened outputs state.
+        most_opened: Largest number of outputs to open beside the sample; None for all.
 
     Raises:
         ConfigError: There is neither an output nor a record of a run.
+        TooManyToOpenError: More than `most_opened` outputs would have to be opened.
     """
     records = read_run_records(output_dir, output_dir / LOGS_DIR, [*logs, *_known_logs(output_dir)])
     runs = [record.run for record in records]
-    outputs, on_disk, notices = OutputTotals(), list[FileFacts](), list[str]()
+    recorded = RecordedFiles(records)
     group = group or _group_of(runs)
     try:
-        outputs, on_disk, notices = _read_outputs(output_dir, group)
+        found = read_outputs(VerifyRequest(output_dir, group), recorded, remembers, most_opened)
     except ConfigError as error:
         if not records:
             raise ConfigError(
                 f"nothing to report in {output_dir}: no outputs, and no logs of runs; give the output_dir of a job, or "
                 "run one first, such as `ml_filter embed`"
             ) from error
-    files = _files(records, on_disk, output_dir)
+        found = FoundOutputs(OutputTotals())
+    outputs, files = found.totals, recorded.with_others(found.unrecorded)
     encoder = outputs.encoder.made_by if outputs.encoder else {}
+    clustered = outputs.clustered.facts(output_dir)
+    notices = [*_notices_of_runs(runs), *_notices_of_failures(recorded.n_failed()), *found.notices()]
     return OutputFacts(
         output_dir=str(output_dir.absolute()),
         made=time.time(),
-        notices=[*_notices_of_runs(runs), *_notices_of_failures(files), *notices, *outputs.notices()],
+        notices=[*notices, *outputs.notices(), *(clustered.notices() if clustered else ())],
         totals=outputs.totals,
         encoder=encoder,
         heads=outputs.heads.made_by if outputs.heads else {},
@@ -67,76 +79,20 @@ def collect(output_dir: Path, logs: Sequence[Path] = (), group: str | None = Non
         runs=runs,
         files=files,
         trained=outputs.trained,
-        filtered=_with_examples(outputs.filtered.facts(), on_disk, output_dir, group),
+        filtered=_with_examples(found, output_dir, group),
+        clustered=clustered,
+        n_truncated=outputs.n_truncated,
+        samples=outputs.samples,
+        n_files=len(files),
     )
 
 
-def _with_examples(
-    filtered: FilterFacts | None, on_disk: Sequence[FileFacts], output_dir: Path, group: str
-) -> FilterFacts | None:
+def _with_examples(found: FoundOutputs, output_dir: Path, group: str) -> FilterFacts | None:
+    filtered = found.totals.filtered.facts()
     if filtered is None:
         return None
-    names = {flow: dict[str, str]() for flow in ("embed", "filter")}
-    for file in on_disk:
-        if file.flow in names:
-            own = find_embeddings(file.output) if file.flow == "embed" else find_filtered(file.output)
-            names[file.flow] |= {own.name: own.path} if own else {}
-    # The same name in another folder: `a/x` of `embeddings/a/x`.
-    embeddings = {name.partition("/")[2]: path for name, path in names["embed"].items()}
-    examples = limit_examples(output_dir, filtered, sorted(names["filter"]), embeddings, group)
+    examples = limit_examples(output_dir, filtered, found.with_examples, found.embeddings, group)
     return replace(filtered, examples=examples)
-
-
-def _read_outputs(output_dir: Path, group: str) -> tuple[OutputTotals, list[FileFacts], list[str]]:
-    """Returns the sums over the outputs, a row for each, and notices of those that cannot be read."""
-    folder = find_outputs(output_dir)
-    request = VerifyRequest(output_dir, group)
-    totals = OutputTotals(sum(folder.unfinished.values()))
-    rows, unreadable = [], []
-    counted: set[tuple[str, str]] = set()
-    for flow, kind in output_kinds().items():
-        sources: set[tuple[str, str]] = set()
-        for output in folder.outputs[flow]:
-            try:
-                stated = kind.read(output.path, request)
-            except UnreadableOutputError as error:
-                unreadable.append(str(error))
-                continue
-            totals.add(output.name, stated, is_counted=stated.source in counted)
-            rows.append(_row_on_disk(flow, output.path, stated))
-            if stated.source is not None:
-                sources.add(stated.source)
-        counted |= sources
-    notices = []
-    if unreadable:
-        verb = "is" if len(unreadable) == 1 else "are"
-        notices = [f"{plural(len(unreadable), 'file')} cannot be read and {verb} left out: {unreadable[0]}"]
-    return totals, rows, notices
-
-
-def _row_on_disk(flow: str, path: str, stated: StatedFacts) -> FileFacts:
-    # The counts of an annotated file are those of the source that was embedded.
-    counts = stated.counts if stated.heads is None else {}
-    kept = stated.n_rows if stated.filtered is not None else None
-    n_documents = int(stated.filtered.report["documents"]) if stated.filtered is not None else stated.n_rows
-    rejected, truncated, tokens = (int(counts.get(name, 0)) for name in ("rejected", "truncated", "tokens"))
-    return FileFacts(path, flow, "", ON_DISK, n_documents, rejected, truncated, tokens, output=path, kept=kept)
-
-
-def _files(records: Sequence[RunRecord], on_disk: Iterable[FileFacts], output_dir: Path) -> list[FileFacts]:
-    """Returns one row for each file and flow: the latest run that did something with the file.
-
-    A run that skipped the file found it finished, even if an earlier run had failed.
-    """
-    rows: dict[tuple[str, str], FileFacts] = {}
-    for record in records:  # the latest first
-        for file in record.files:
-            key = (record.run.flow, file.file)
-            if key not in rows or (rows[key].status == SKIPPED and file.status != FAILED):
-                rows[key] = replace(file, output=_relative(file.output, record.output_dir or output_dir))
-    recorded = {row.output for row in rows.values() if row.status != FAILED}
-    rows |= {(row.flow, row.file): row for row in on_disk if row.output not in recorded}
-    return [rows[key] for key in sorted(rows)]
 
 
 def _notices_of_runs(runs: Sequence[RunFacts]) -> list[str]:
@@ -164,9 +120,8 @@ def _was_repeated(run: RunFacts, runs: Sequence[RunFacts]) -> bool:
     return any(other.state.startswith("finished") for other in later)
 
 
-def _notices_of_failures(files: Sequence[FileFacts]) -> list[str]:
-    n_failed = Counter(file.flow for file in files if file.status == FAILED)
-    return [f"{plural(n, 'file')} of {flow} failed: see Failed files" for flow, n in sorted(n_failed.items())]
+def _notices_of_failures(n_failed: Mapping[str, int]) -> list[str]:
+    return [f"{plural(n, 'file')} of {flow} failed: see Failed files" for flow, n in n_failed.items() if n]
 
 
 def _known_logs(output_dir: Path) -> list[Path]:
@@ -186,13 +141,3 @@ def _group_of(runs: Sequence[RunFacts]) -> str:
         except (yaml.YAMLError, KeyError, TypeError):
             continue
     return DEFAULT_GROUP
-
-
-def _relative(output: str, output_dir: str | Path) -> str:
-    """Returns an output relative to the output folder; `output_dir` may be absolute where the output is not."""
-    folder, parts = Path(output_dir).absolute().parts, Path(output).parts
-    n_shared = next((n for n in range(len(parts) - 1, 0, -1) if folder[-n:] == parts[:n]), 0)
-    if not n_shared:
-        return output
-    relative = "/".join(parts[n_shared:])
-    return output if relative.startswith(f"{UNKEPT_DIR}/") else relative

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlfilter_core.config.filtering import SCORE_PREFIX
+from mlfilter_core.embedding.bottleneck import advice, bottleneck
 from mlfilter_core.job_kinds import kind_of_flow
 from mlfilter_core.tallies.histogram import Histogram
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
@@ -15,7 +16,7 @@ FACTS_VERSION = 1
 State = Literal["finished", "finished, some files failed", "ended by an error", "running", "killed", "without an end"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileFacts:
     """Result of one file in one flow.
 
@@ -175,7 +176,12 @@ class RunFacts:
     @property
     def bottleneck(self) -> str | None:
         """The stage that waited least; None where the flow has no stages."""
-        return min(self.waited_s, key=lambda stage: self.waited_s[stage], default=None)
+        return bottleneck(self.waited_s)
+
+    @property
+    def advice(self) -> str:
+        """What to change where the encoder waited for the tokenizer; otherwise nothing."""
+        return advice(self.waited_s, self.busy_s.get("encoding", 0.0) + self.waited_s.get("encoding", 0.0))
 
     @property
     def busy_worker_s(self) -> float:
@@ -350,6 +356,98 @@ class FilterFacts:
 
 
 @dataclass(frozen=True)
+class ClusterFacts:
+    """One cluster, with long texts cut.
+
+    Attributes:
+        cluster: Its number.
+        name: Its name.
+        words: Words that tell it from the others, the most telling first.
+        documents: Number of its documents.
+        tokens: Number of their tokens; 0 where the embeddings do not state them.
+        nearest: `document_id`, `distance` and beginning of the `text` of the sampled documents nearest its centre.
+    """
+
+    cluster: int
+    name: str
+    words: Sequence[str]
+    documents: int
+    tokens: int
+    nearest: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ClusteredFacts:
+    """The clusters of a corpus, over all files of clusters.
+
+    Attributes:
+        files: Number of files of clusters.
+        documents: Number of their documents.
+        no_direction: Documents in no cluster, as their embeddings are zeros.
+        centroids: Number of files by the digest of their centroids, that of most files first.
+        clusters: Number of clusters; 0 where their list is missing or broken.
+        in_clusters: Documents in these clusters, by the list.
+        tokens: Their tokens.
+        largest: The largest clusters, the largest first.
+    """
+
+    files: int
+    documents: int
+    no_direction: int
+    centroids: Mapping[str, int]
+    clusters: int = 0
+    in_clusters: int = 0
+    tokens: int = 0
+    largest: Sequence[ClusterFacts] = ()
+
+    @property
+    def listed(self) -> int:
+        """Documents in the clusters of the list, and in none: what shares are of."""
+        return self.in_clusters + self.no_direction
+
+    @property
+    def in_others(self) -> int:
+        """Documents in the clusters other than the largest."""
+        return self.in_clusters - sum(cluster.documents for cluster in self.largest)
+
+    def notices(self) -> list[str]:
+        """Returns the notices about the clusters."""
+        notices = []
+        if len(self.centroids) > 1:
+            notices.append(
+                f"the files of clusters were made with {len(self.centroids)} sets of centres: the same number means "
+                "another cluster in each; set overwrite: true and cluster again"
+            )
+        if not self.clusters:
+            notices.append(
+                "the list of clusters is missing or broken, as while a cluster job runs or has failed files: "
+                "`ml_filter cluster` writes it when all files are finished"
+            )
+        elif self.listed != self.documents:
+            notices.append(
+                f"the list of clusters is of other files: it has {self.listed:,} documents, and the files of clusters "
+                f"{self.documents:,}; `ml_filter cluster` writes it again"
+            )
+        return notices
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Evenly spaced files that stand for very many.
+
+    Attributes:
+        files: Number of files in the sample.
+        of: Number of files that they stand for.
+    """
+
+    files: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.files:,} of {self.of:,} files"
+
+
+@dataclass(frozen=True)
 class OutputFacts:
     """Content of an output folder, and the runs that made it.
 
@@ -365,10 +463,14 @@ class OutputFacts:
         rejects: Rejected lines by reason, the most frequent first.
         scores: Statistics of the scores; None where no annotated file has them.
         runs: Runs, the latest first.
-        files: Files of all flows, by name.
+        files: Files of all flows, by name. Very many are read from the logs whenever they are asked for.
         version: Version of this format.
         trained: Heads that were trained in this folder, by name.
         filtered: What a filter kept; None where there are no filtered files.
+        clustered: Clusters of the corpus; None where there are no files of clusters.
+        n_truncated: Truncated documents among those of `document_tokens`.
+        samples: What `document_tokens` and `scores` are of, where it is not all files.
+        n_files: Number of all files; `report.json` has the most telling ones of very many.
     """
 
     output_dir: str
@@ -386,6 +488,10 @@ class OutputFacts:
     version: int = FACTS_VERSION
     trained: Sequence[HeadFacts] = field(default_factory=tuple)
     filtered: FilterFacts | None = None
+    clustered: ClusteredFacts | None = None
+    n_truncated: int = 0
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    n_files: int = 0
 
     def last_run(self, flow: str) -> RunFacts | None:
         """Returns the latest run of a flow that finished a file; None if there is none."""

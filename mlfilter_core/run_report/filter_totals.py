@@ -4,13 +4,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from math import isfinite
+from typing import Any
 
 from mlfilter_core.config.filtering import Bound
 from mlfilter_core.filtering.kept_counts import KeptCounts
 from mlfilter_core.filtering.ranks import score_of
 from mlfilter_core.filtering.thresholds import describe_rank
 from mlfilter_core.run_report.facts import FilterFacts
+from mlfilter_core.run_report.shared_objects import OncePerObject
 from mlfilter_core.verification.stated_facts import StatedFilter
+from mlfilter_core.wording import natural_order
 
 
 class FilterTotals:
@@ -27,19 +30,13 @@ class FilterTotals:
         self._without_score = 0
         self._n_files = 0
         self._have_one_limit = True
+        self._request_of = OncePerObject(self._add_request)
 
     def add(self, stated: StatedFilter) -> None:
         """Adds a filtered file."""
-        request, report = stated.request, stated.report
+        report = stated.report
         self._n_files += 1
-        self._needed, self._per = request["at_least"], request["per"]
-        for asked, ranks in zip(request["keep"], request["cuts"], strict=True):
-            name = asked["score"]
-            bound = Bound(**{key: value for key, value in asked.items() if key != "score"}).describe()
-            known = self._ranks[name]
-            self._have_one_limit &= self._asked.setdefault(name, bound) == bound
-            self._have_one_limit &= all(known.get(group, rank) == rank for group, rank in ranks.items())
-            known |= ranks
+        self._request_of(stated.request)
         self._reached.update(report["reached"])
         self._counts += _counts(report)
         for group, counts in report["by_group"].items():
@@ -68,11 +65,23 @@ class FilterTotals:
             counts=asdict(self._counts),
             by_group={
                 group: asdict(counts)
-                for group, counts in sorted(self._by_group.items(), key=lambda item: (-item[1].documents, item[0]))
+                for group, counts in sorted(
+                    self._by_group.items(), key=lambda item: (-item[1].documents, natural_order(item[0]))
+                )
             },
             without_score=self._without_score,
             files=self._n_files,
         )
+
+    def _add_request(self, request: Mapping[str, Any]) -> None:
+        self._needed, self._per = request["at_least"], request["per"]
+        for asked, ranks in zip(request["keep"], request["cuts"], strict=True):
+            name = asked["score"]
+            bound = Bound(**{key: value for key, value in asked.items() if key != "score"}).describe()
+            known = self._ranks[name]
+            self._have_one_limit &= self._asked.setdefault(name, bound) == bound
+            self._have_one_limit &= all(known.get(group, rank) == rank for group, rank in ranks.items())
+            known |= ranks
 
 
 def _counts(stated: Mapping[str, int]) -> KeptCounts:

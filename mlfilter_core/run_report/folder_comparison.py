@@ -97,6 +97,8 @@ class Comparison:
         paired_files: Annotated files of both sides that were compared.
         left_out_files: Annotated files of both sides that were skipped, because enough documents were compared.
         without_partner: Documents of the compared files that one side lacks.
+        have_same_clusters: Whether the files of clusters of both sides were made with the same centroids; None where a
+            side has none.
     """
 
     sides: tuple[Side, Side]
@@ -106,6 +108,7 @@ class Comparison:
     paired_files: int
     left_out_files: int
     without_partner: int
+    have_same_clusters: bool | None = None
 
 
 def compare(one: Path, other: Path, thresholds: Sequence[float] = ()) -> Comparison:
@@ -135,7 +138,14 @@ def compare(one: Path, other: Path, thresholds: Sequence[float] = ()) -> Compari
         paired_files=pairs.n_files,
         left_out_files=pairs.n_left_out,
         without_partner=pairs.n_without_partner,
+        have_same_clusters=_have_same_clusters(*facts),
     )
+
+
+def _have_same_clusters(one: OutputFacts, other: OutputFacts) -> bool | None:
+    if one.clustered is None or other.clustered is None:
+        return None
+    return one.clustered.centroids.keys() == other.clustered.centroids.keys()
 
 
 def _side(facts: OutputFacts) -> Side:

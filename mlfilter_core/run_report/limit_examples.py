@@ -22,8 +22,10 @@ from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, SOURCE_LINE
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import MlfilterError
+from mlfilter_core.files.numpy_archives import DAMAGED
 from mlfilter_core.filtering.survey import SUFFIX, SURVEY_FOLDER
 from mlfilter_core.run_report.facts import FilterFacts, LimitExample
+from mlfilter_core.verification.output_kinds import Output
 from mlfilter_core.verification.source_account import schema_of
 
 # Arbitrary: 100,000 documents, of which the nearest to a limit are very near. Only their files are read, up to the
@@ -45,6 +47,12 @@ class _Near:
     reaches: bool
 
 
+def files_with_examples(outputs: Sequence[Output]) -> list[str]:
+    """Returns the names of some evenly spaced filtered files, sorted."""
+    step = max(1, len(outputs) // MAX_FILES)
+    return sorted(output.name for output in outputs[::step][:MAX_FILES])
+
+
 def limit_examples(
     output_dir: Path, filtered: FilterFacts, stems: Sequence[str], embeddings: Mapping[str, str], group: str
 ) -> list[LimitExample]:
@@ -53,13 +61,12 @@ def limit_examples(
     Args:
         output_dir: Output folder of the filter.
         filtered: Its limits.
-        stems: Names of the filtered files.
+        stems: Names of the filtered files to look into, as `files_with_examples` returns them.
         embeddings: Files of embeddings, relative to the output folder, by the names of filtered files.
         group: Name of the HDF5 group.
     """
-    step = max(1, len(stems) // MAX_FILES)
     candidates: defaultdict[tuple[str, str, bool], list[_Near]] = defaultdict(list)
-    for stem in stems[::step][:MAX_FILES]:
+    for stem in stems:
         for near in _in_survey(output_dir, stem, filtered):
             nearest = candidates[near.score, near.group, near.reaches]
             nearest.append(near)
@@ -86,7 +93,7 @@ def _in_survey(output_dir: Path, stem: str, filtered: FilterFacts) -> Iterator[_
         with np.load(path) as survey:
             facts = orjson.loads(survey["facts"].tobytes())
             scores, codes = survey["scores"][:MAX_ROWS].astype(np.float64), survey["group"][:MAX_ROWS]
-    except (OSError, ValueError, KeyError):  # without a survey, there are no examples of this file
+    except (OSError, *DAMAGED):  # without a survey, there are no examples of this file
         return
     shown = list(filtered.by_group)[:MAX_GROUPS] if filtered.per else [""]
     for column, name in enumerate(facts["scores"][:MAX_SCORES]):

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from mlfilter_core.job_kinds import kind_of_flow, kinds
 from mlfilter_core.run_report.facts import FileFacts, FilterFacts, HeadFacts, LimitExample, OutputFacts, RunFacts
+from mlfilter_core.run_report.file_overview import FileOverview, is_round, overview_of
 from mlfilter_core.run_report.pictures import address_of, picture_of_head
 from mlfilter_core.run_report.report_figures import (
     MAX_NUMBERED_SCORES,
@@ -24,16 +25,13 @@ from mlfilter_core.run_report.report_figures import (
     strongest_pairs,
 )
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
-from mlfilter_core.wording import count, duration, number, plural, rough_number, share, size
-from mlfilter_core.work.failures import by_reason
-from mlfilter_core.work.telling import most_telling
+from mlfilter_core.wording import count, duration, number, plural, rough_number, share, shortened, size
 
 TEMPLATE = "page.html"
-# Limits of what is shown; report.json contains everything.
-MAX_TABLE_ROWS = 20_000  # 4 MB
-MAX_FAILED, MAX_SLOWEST, MAX_RUNS, MAX_PAIRS = 50, 10, 30, 20
-MAX_KEPT_GROUPS, MAX_KEPT_FILES = 40, 5
+# Limits of what is shown; report.json contains all.
+MAX_RUNS, MAX_PAIRS, MAX_KEPT_GROUPS = 30, 20, 40
 MAX_HEAD_PICTURES = 6
+SUMMARY_CHARACTERS = 80  # of a document, before it is opened
 MAX_ENCODERS = 3  # settings of the encoder that differ between workers
 FEW_SCORES = 2  # up to this number of scores, plots have full size
 ENCODER_FIELDS = (
@@ -51,8 +49,14 @@ COLUMNS: Mapping[str, bool] = {
 }
 
 
-def render(facts: OutputFacts) -> str:
-    """Returns the page. Pictures are not escaped again: matplotlib has escaped their text."""
+def render(facts: OutputFacts, overview: FileOverview | None = None) -> str:
+    """Returns the page. Pictures are not escaped again: matplotlib has escaped their text.
+
+    Args:
+        facts: Facts of the output folder.
+        overview: Overview of its files, if it is known.
+    """
+    overview = overview or overview_of(facts.files)
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -64,15 +68,13 @@ def render(facts: OutputFacts) -> str:
     environment.filters |= {
         **{"count": count, "rough": rough_number, "size": size, "seconds": duration, "hours": hours},
         **{"number": number, "share": share, "plural": plural, "when": when, "digest": _digest},
+        "shortened": shortened,
         "title": _title,
         "words": lambda name: name.replace("_", " "),
     }
-    flows = [flow for flow in _flows(facts) if not _is_round(flow)]
+    flows = [flow for flow in _flows(facts) if not is_round(flow)]
     jobs = [next(run for run in facts.runs if run.flow == flow) for flow in flows]
-    files = [file for file in facts.files if not _is_round(file.flow)]
-    shown = _telling(files)
-    runs = [run for run in facts.runs if not _is_round(run.flow) or run.state != "finished"]
-    failed = [file for file in facts.files if file.status == "failed"]
+    runs = [run for run in facts.runs if not is_round(run.flow) or run.state != "finished"]
     last_runs = [run for flow in flows if (run := facts.last_run(flow)) is not None]
     return environment.get_template(TEMPLATE).render(
         facts=facts,
@@ -83,21 +85,19 @@ def render(facts: OutputFacts) -> str:
         speeds=[speed for run in last_runs if (speed := _speed(run)) is not None],
         trained=[_head(head, facts.output_dir, i) for i, head in enumerate(facts.trained)],
         metrics=_metrics(facts.trained),
-        filtered=_filtered(facts),
+        filtered=_filtered(facts, overview),
+        clustered=facts.clustered if facts.clustered and facts.clustered.clusters else None,
+        SUMMARY_CHARACTERS=SUMMARY_CHARACTERS,
         lengths=_lengths(facts),
         rejected_most=max((reject.count for reject in facts.rejects), default=1),
         scores=_scores(facts.scores, facts.filtered),
-        failed=_by_reason(failed),
-        n_failed=len(failed),
-        slowest=sorted((file for file in files if file.seconds), key=lambda file: -file.seconds)[:MAX_SLOWEST],
+        overview=overview,
         runs=runs[:MAX_RUNS],
         n_runs=len(runs),
         encoder=[(name, _fact(name, facts.encoder[name])) for name in ENCODER_FIELDS if facts.encoder.get(name)],
         jobs=[run for run in jobs if run.job],
         versions=next((run.versions for run in facts.runs if run.versions), {}),
-        files=files,
-        table=_table(shown),
-        n_shown=len(shown),
+        table=_table(overview.shown),
     )
 
 
@@ -116,12 +116,6 @@ def _flows(facts: OutputFacts) -> list[str]:
     known = [flow for kind in kinds() for flow in (*kind.rounds, kind.flow)]
     flows = {run.flow for run in facts.runs}
     return [flow for flow in known if flow in flows] + sorted(flows - set(known))
-
-
-def _is_round(flow: str) -> bool:
-    """Returns whether a flow is a round of another one, whose files and job are the same."""
-    kind = kind_of_flow(flow)
-    return kind is not None and kind.flow != flow
 
 
 def _title(flow: str) -> str:
@@ -165,7 +159,7 @@ def _lengths(facts: OutputFacts) -> Mapping[str, Any] | None:
     if not tokens.n:
         return None
     return {
-        "figure": Markup(draw_lengths(tokens, facts.totals.truncated, facts.max_length)),
+        "figure": Markup(draw_lengths(tokens, facts.n_truncated, facts.max_length)),
         # A bin may reach beyond the maximum; no document does.
         "median": min(tokens.quantile(0.5), facts.max_length or math.inf),
         "p90": min(tokens.quantile(0.9), facts.max_length or math.inf),
@@ -184,18 +178,15 @@ def _metrics(heads: Sequence[HeadFacts]) -> list[str]:
     return sorted(found, key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
 
 
-def _filtered(facts: OutputFacts) -> Mapping[str, Any] | None:
+def _filtered(facts: OutputFacts, overview: FileOverview) -> Mapping[str, Any] | None:
     filtered = facts.filtered
     if filtered is None:
         return None
-    files = [file for file in facts.files if file.flow == "filter" and file.kept is not None and file.documents]
-    by_share = sorted(files, key=lambda file: (-(file.kept or 0) / file.documents, file.file))
-    few = len(by_share) <= 2 * MAX_KEPT_FILES
     return {
         "facts": filtered,
         "groups": list(filtered.by_group.items())[:MAX_KEPT_GROUPS],
-        "most": by_share if few else by_share[:MAX_KEPT_FILES],
-        "least": [] if few else by_share[-MAX_KEPT_FILES:],
+        "most": overview.most_kept,
+        "least": overview.least_kept,
         "examples": [
             {
                 "score": score,
@@ -216,13 +207,6 @@ def _side(facts: OutputFacts, score: str, group: str, reaches: int) -> list[Limi
         if (each.score, each.group, each.reaches) == (score, group, bool(reaches))
     ]
     return found if reaches else found[::-1]
-
-
-def _by_reason(failed: Sequence[FileFacts]) -> list[tuple[str, str, list[str]]]:
-    """Returns reason, flow and names of failed files; files with the same reason together."""
-    flows = dict.fromkeys(file.flow for file in failed)
-    of_flows = {flow: by_reason((file.file, file.reason) for file in failed if file.flow == flow) for flow in flows}
-    return [(reason, flow, names) for flow, reasons in of_flows.items() for reason, names in reasons][:MAX_FAILED]
 
 
 def _scores(statistics: ScoreStatistics | None, filtered: FilterFacts | None) -> Mapping[str, Any] | None:
@@ -251,17 +235,6 @@ def _scores(statistics: ScoreStatistics | None, filtered: FilterFacts | None) ->
         "correlations": Markup(draw_correlations(statistics)) if k > 1 else None,
         "pairs": strongest_pairs(statistics, MAX_PAIRS) if k > MAX_NUMBERED_SCORES else [],
     }
-
-
-def _telling(files: Sequence[FileFacts]) -> Sequence[FileFacts]:
-    """Returns the files of the table: all, or those that failed or rejected most, and the slowest, in their order."""
-    if len(files) <= MAX_TABLE_ROWS:
-        return files
-    places = range(len(files))
-    failed = [i for i in places if files[i].status == "failed"]
-    rejecting = sorted((i for i in places if files[i].rejected), key=lambda i: -files[i].rejected)
-    slowest = sorted(places, key=lambda i: -files[i].seconds)
-    return [files[i] for i in sorted(most_telling(failed, rejecting, slowest, MAX_TABLE_ROWS))]
 
 
 def _table(files: Sequence[FileFacts]) -> Markup:

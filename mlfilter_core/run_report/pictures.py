@@ -7,6 +7,7 @@ from pathlib import Path
 from mlfilter_core.job_kinds import kind_of_flow, load_entry_point
 from mlfilter_core.run_report.facts import HeadFacts, OutputFacts
 from mlfilter_core.run_report.report_figures import (
+    draw_clusters,
     draw_lengths,
     draw_score,
     draw_throughput,
@@ -17,6 +18,7 @@ from mlfilter_core.run_report.report_figures import (
 
 XML = "<?xml"  # begins a picture that is complete
 MAX_PICTURE_BYTES = 300_000  # a page stays small enough to send
+MAX_CLUSTERS = 20  # bars
 MAX_SCORES = 4  # histograms; a picture takes some 20 kB, and the UI loads all of them with the text
 
 
@@ -66,8 +68,20 @@ def pictures_of_limits(facts: OutputFacts) -> Mapping[str, str]:
     limits = {name: facts.filtered.limits_of(name) for name in facts.scores.names}
     used = [(i, name) for i, name in enumerate(facts.scores.names) if limits[name]][:MAX_SCORES]
     return {
-        f"{name}, with limits": draw_score(facts.scores, i, is_small=False, limits=limits[name]) for i, name in used
+        f"{name}, with limits{_sample(facts, 'scores')}": draw_score(
+            facts.scores, i, is_small=False, limits=limits[name]
+        )
+        for i, name in used
     }
+
+
+def pictures_of_clusters(facts: OutputFacts) -> Mapping[str, str]:
+    """Returns the sizes of the largest clusters, as SVG by its title."""
+    if facts.clustered is None or not facts.clustered.largest:
+        return {}
+    largest = facts.clustered.largest[:MAX_CLUSTERS]
+    names, documents = [cluster.name for cluster in largest], [cluster.documents for cluster in largest]
+    return {"Largest clusters": draw_clusters(names, documents)}
 
 
 def summary_of(facts: OutputFacts, flow: str) -> str:
@@ -82,7 +96,8 @@ def pictures_of_embeddings(facts: OutputFacts) -> Mapping[str, str]:
     """Returns the histogram of the documents' lengths, as SVG by its title."""
     if not facts.document_tokens.n:
         return {}
-    return {"Tokens per document": draw_lengths(facts.document_tokens, facts.totals.truncated, facts.max_length)}
+    title = f"Tokens per document{_sample(facts, 'document_tokens')}"
+    return {title: draw_lengths(facts.document_tokens, facts.n_truncated, facts.max_length)}
 
 
 def pictures_of_annotations(facts: OutputFacts) -> Mapping[str, str]:
@@ -90,4 +105,9 @@ def pictures_of_annotations(facts: OutputFacts) -> Mapping[str, str]:
     if facts.scores is None or not facts.scores.n:
         return {}
     names = facts.scores.names[:MAX_SCORES]
-    return {name: draw_score(facts.scores, i, is_small=False) for i, name in enumerate(names)}
+    of = _sample(facts, "scores")
+    return {f"{name}{of}": draw_score(facts.scores, i, is_small=False) for i, name in enumerate(names)}
+
+
+def _sample(facts: OutputFacts, name: str) -> str:
+    return f", from {facts.samples[name]}" if name in facts.samples else ""

@@ -214,6 +214,21 @@ def draw_correlations(statistics: ScoreStatistics) -> str:
         return _svg(figure, f"correlations of {n} scores")
 
 
+def draw_clusters(names: Sequence[str], documents: Sequence[int]) -> str:
+    """Returns a bar for the documents of each cluster."""
+    with _figure(height=0.6 + 0.2 * len(names)) as figure:
+        axes = figure.subplots()
+        axes.barh(range(len(names)), documents, color=PALETTE["blue"], height=0.66)
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel("documents")
+        axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.tick_params(axis="y", length=0)
+        _finish(axes, grid="x")
+        return _svg(figure, f"documents of {len(names)} clusters, {max(documents):,} in the largest")
+
+
 def standalone(svg: str) -> str:
     """Returns a picture that needs no page for its colours, readable on light and dark backgrounds."""
     for name, color in _colors(GREY).items():

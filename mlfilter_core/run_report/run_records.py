@@ -1,11 +1,12 @@
 """The runs that log folders describe."""
 
 import json
-import logging
+import resource
 import shlex
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,12 @@ from typing import Any
 from mlfilter_core.files.claims import is_claimed
 from mlfilter_core.job_kinds import kind_of_flow
 from mlfilter_core.run_report.facts import FileFacts, RunFacts, State, WorkerFacts
-from mlfilter_core.run_report.throughput import rates_of
-from mlfilter_core.work.run_log import EARLIER, JOB, ROWS, RUN, writable
+from mlfilter_core.run_report.run_files import FAILED, SKIPPED, RunFiles, number
+from mlfilter_core.run_report.throughput import TimedFiles
+from mlfilter_core.work.run_log import EARLIER, JOB, ROWS, RUN
 
-FAILED, SKIPPED = "failed", "skipped"
 MAX_JOB_BYTES = 1 << 20
 
-_log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
@@ -34,7 +34,7 @@ class RunRecord:
     """
 
     run: RunFacts
-    files: Sequence[FileFacts]
+    files: RunFiles
     output_dir: str = ""
 
 
@@ -48,59 +48,69 @@ def read_run_records(output_dir: Path, own_logs: Path, other_logs: Sequence[Path
         own_logs: Folder with logs of its runs only; it may have been renamed or copied with the outputs.
         other_logs: Folders that may also contain logs of runs with other output folders.
     """
+    _allow_open_files()
     others = [folder for log in other_logs for folder in _run_folders(log) if _wrote_to(output_dir, folder)]
     folders = {folder.resolve(): folder for folder in (*_run_folders(own_logs), *others)}
     records: dict[tuple[str, float | None], RunRecord] = {}
     for folder in folders.values():
-        record = read_run_record(folder)
-        if not (folder / RUN).exists() and all(file.status == SKIPPED for file in record.files):
+        record = read_run_record(folder, output_dir)
+        if not (folder / RUN).exists() and not (record.run.done or record.run.failed):
             continue  # every file was finished before the run
         records.setdefault((record.run.name, record.run.started), record)  # a copy of the folder is the same run
     return sorted(records.values(), key=lambda record: -(record.run.started or 0.0))
 
 
-def read_run_record(folder: Path) -> RunRecord:
-    """Returns the run that a log folder describes."""
+def _allow_open_files() -> None:
+    """Raises this process's limit of open files as far as it may: the rows of each run stay open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def read_run_record(folder: Path, default_dir: Path) -> RunRecord:
+    """Returns the run that a log folder describes.
+
+    Args:
+        folder: The log folder.
+        default_dir: Output folder of a run that does not name its own.
+    """
     about = _json_object(folder / RUN)
     name = folder.name if not folder.name.startswith(EARLIER) else f"{folder.parent.name}/{folder.name}"
-    rows = [row for row in _rows(folder / ROWS) if isinstance(row.get("file"), str)]
     flow = str(about.get("flow") or (folder.name if not about else "").rpartition("-")[0].partition("-")[0] or "run")
-    files = [_file(row, flow, name) for row in rows]
-    done = [(row, file) for row, file in zip(rows, files, strict=True) if file.status not in (FAILED, SKIPPED)]
-    started = _number(about.get("started")) or None
-    last = max([file.started + file.seconds for _, file in done], default=0.0)
+    output_dir = str(about.get("output_dir") or "")
+    files, totals = RunFiles(folder / ROWS, flow, name, output_dir or str(default_dir)), _Totals()
+    for row, file in files.read():
+        totals.add(row, file)
+    files.end()
+    started = number(about.get("started")) or None
     state = _state(folder, about)
-    seconds = _number(about.get("seconds"))
+    seconds = number(about.get("seconds"))
     if not seconds and started is not None:
-        seconds = (time.time() if state == "running" else max(last, started)) - started
-    busy_s, waited_s = _stages([row for row, _ in done])
-    finished = [file for _, file in done]
-    n_failed = sum(file.status == FAILED for file in files)
+        seconds = (time.time() if state == "running" else max(totals.last, started)) - started
     run = RunFacts(
         name=name,
         flow=flow,
         state=state,
-        started=started or min((file.started for file in finished if file.started), default=None),
+        started=started or totals.first,
         seconds=seconds,
-        files=int(_number(about.get("files"))) or len(files),
-        finished_before=int(_number(about.get("finished_before"))),
-        done=len(finished),
-        failed=n_failed,
-        documents=sum(file.n_new for file in finished),
-        tokens=sum(file.n_new_tokens for file in finished),
+        files=int(number(about.get("files"))) or len(files),
+        finished_before=int(number(about.get("finished_before"))),
+        done=totals.n_done,
+        failed=totals.n_failed,
+        documents=totals.documents,
+        tokens=totals.tokens,
         error=str(about.get("error") or ""),
-        workers=_workers(finished),
-        busy_s=busy_s,
-        waited_s=waited_s,
-        # Without each worker's own measurements, which are in brackets.
-        encoders=sorted({str(row["encoder"]).partition(" (")[0] for row, _ in done if row.get("encoder")}),
-        rates=rates_of(finished),
+        workers=totals.workers(),
+        busy_s=dict(totals.busy_s),
+        waited_s=dict(totals.waited_s),
+        encoders=sorted(totals.encoders),
+        rates=totals.timed.rates(),
         logs=str(folder),
         command=_command(flow, folder) if (folder / JOB).exists() else "",
         job=_text(folder / JOB),
         versions={str(key): str(value) for key, value in dict(about.get("versions") or {}).items()},
     )
-    return RunRecord(run, files, str(about.get("output_dir") or ""))
+    return RunRecord(run, files, output_dir)
 
 
 def _wrote_to(output_dir: Path, folder: Path) -> bool:
@@ -130,69 +140,56 @@ def _command(flow: str, folder: Path) -> str:
     return shlex.join(words) + " --set params.output_dir=ANOTHER_FOLDER"
 
 
-def _file(row: Row, flow: str, run: str) -> FileFacts:
-    speed = row.get("documents/s")
-    return FileFacts(
-        file=writable(row["file"]),
-        flow=flow,
-        run=run,
-        status=str(row.get("status", "")),
-        **{name: int(_number(row.get(name))) for name in ("documents", "rejected", "truncated", "tokens")},
-        seconds=_number(row.get("seconds")),
-        documents_per_s=speed if isinstance(speed, (int, float)) else None,
-        started=_number(row.get("started")),
-        worker=writable(str(row.get("worker") or "")),
-        output=writable(str(row.get("output", ""))),
-        reason=writable(str(row.get("reason", ""))),
-        resumed=int(_number(row.get("resumed"))),
-        kept=int(_number(row["kept"])) if "kept" in row else None,
-    )
+class _Totals:
+    """Sums over the files that a run finished."""
 
+    def __init__(self) -> None:
+        self.n_done = self.n_failed = self.documents = self.tokens = 0
+        self.first: float | None = None
+        self.last = 0.0
+        self.busy_s, self.waited_s = defaultdict[str, float](float), defaultdict[str, float](float)
+        self.encoders: set[str] = set()
+        self.timed = TimedFiles()
+        self._workers: dict[str, WorkerFacts] = {}
 
-def _workers(files: Sequence[FileFacts]) -> list[WorkerFacts]:
-    by_name: dict[str, list[FileFacts]] = defaultdict(list)
-    for file in files:
-        if file.worker and file.started:
-            by_name[file.worker].append(file)
-    return [
-        WorkerFacts(
-            name,
-            len(own),
-            sum(file.n_new for file in own),
-            sum(file.n_new_tokens for file in own),
-            sum(file.seconds for file in own),
-            min(file.started for file in own),
-            max(file.started + file.seconds for file in own),
+    def add(self, row: Row, file: FileFacts) -> None:
+        if file.status in (FAILED, SKIPPED):
+            self.n_failed += file.status == FAILED
+            return
+        self.n_done += 1
+        self.documents += file.n_new
+        self.tokens += file.n_new_tokens
+        self.last = max(self.last, file.started + file.seconds)
+        if file.started:
+            self.first = min(self.first or file.started, file.started)
+        if row.get("encoder"):  # without each worker's own measurements, which are in brackets
+            self.encoders.add(str(row["encoder"]).partition(" (")[0])
+        self._add_stages(row.get("waited"), file.seconds)
+        self._add_worker(file)
+        self.timed.add(file)
+
+    def workers(self) -> list[WorkerFacts]:
+        return [worker for _, worker in sorted(self._workers.items())]
+
+    def _add_stages(self, waited: Any, seconds: float) -> None:
+        """Adds work and waiting of each stage: the stages of a file run side by side for all of its time."""
+        for stage, value in waited.items() if isinstance(waited, dict) else ():
+            own = min(number(value), seconds)
+            self.waited_s[str(stage)] += own
+            self.busy_s[str(stage)] += seconds - own
+
+    def _add_worker(self, file: FileFacts) -> None:
+        if not file.worker or not file.started:
+            return
+        end, new = file.started + file.seconds, (file.n_new, file.n_new_tokens)
+        known = self._workers.get(file.worker)
+        if known is None:
+            self._workers[file.worker] = WorkerFacts(file.worker, 1, *new, file.seconds, file.started, end)
+            return
+        self._workers[file.worker] = WorkerFacts(
+            *(file.worker, known.files + 1, known.documents + new[0], known.tokens + new[1]),
+            *(known.busy_s + file.seconds, min(known.first, file.started), max(known.last, end)),
         )
-        for name, own in sorted(by_name.items())
-    ]
-
-
-def _stages(rows: Sequence[Row]) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns seconds of work and of waiting by stage: the stages of a file run side by side for all of its time."""
-    busy, waited = defaultdict[str, float](float), defaultdict[str, float](float)
-    for row in rows:
-        own = row.get("waited")
-        for stage, value in own.items() if isinstance(own, dict) else ():
-            seconds = min(_number(value), _number(row.get("seconds")))
-            waited[str(stage)] += seconds
-            busy[str(stage)] += _number(row.get("seconds")) - seconds
-    return dict(busy), dict(waited)
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    _log.warning("%s has a line that is not JSON, as a killed run leaves; it is left out", path)
-                    continue
-                if isinstance(row, dict):
-                    yield row
-    except FileNotFoundError:
-        return
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -209,7 +206,3 @@ def _text(path: Path) -> str:
             return file.read(MAX_JOB_BYTES)
     except FileNotFoundError:
         return ""
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0

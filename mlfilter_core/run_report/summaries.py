@@ -1,12 +1,12 @@
-"""What the outputs of training and filtering amount to, as Markdown for the summaries of the Prefect UI."""
+"""What the outputs of training, clustering and filtering amount to, as Markdown for the summaries of the Prefect UI."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from mlfilter_core.run_report.facts import FilterFacts, LimitExample, OutputFacts
-from mlfilter_core.wording import count, number, share
+from mlfilter_core.wording import count, natural_order, number, plural, share
 
-MAX_ROWS = 40
+MAX_ROWS, MAX_CLUSTERS = 40, 20
 N_CHARACTERS = 200
 
 
@@ -32,8 +32,28 @@ def summary_of_filter(facts: OutputFacts) -> str:
         names = [filtered.per or "", "documents", "kept", "share", "of tokens"]
         groups = [_kept(group, counts) for group, counts in list(filtered.by_group.items())[:MAX_ROWS]]
         parts.append(_table(f"Kept by {filtered.per}", names, groups))
+        if len(groups) < len(filtered.by_group):
+            parts.append(f"The {len(groups)} largest of {len(filtered.by_group):,}; `report.json` has all.")
     for (score, group), examples in groupby(filtered.examples, key=lambda each: (each.score, each.group)):
         parts.append(_near(score, group, list(examples)))
+    return "\n\n".join(parts)
+
+
+def summary_of_clusters(facts: OutputFacts) -> str:
+    """Returns the largest clusters, and how many documents are in none."""
+    clustered = facts.clustered
+    if clustered is None or not clustered.clusters:
+        return ""
+    rows = [
+        [each.name, count(each.documents), share(each.documents, clustered.listed)]
+        for each in clustered.largest[:MAX_CLUSTERS]
+    ]
+    title = f"Largest of {plural(clustered.clusters, 'cluster')}"
+    parts = [_table(title, ["cluster", "documents", "share"], rows)]
+    if clustered.no_direction:
+        parts.append(
+            f"{plural(clustered.no_direction, 'document')} in no cluster: an embedding of zeros has no direction."
+        )
     return "\n\n".join(parts)
 
 
@@ -46,10 +66,14 @@ def escaped(text: str) -> str:
 
 def _limits(filtered: FilterFacts) -> Iterator[list[str]]:
     for name, asked in filtered.asked.items():
-        limits = sorted(filtered.limits_as_text[name].items())[:MAX_ROWS]
+        limits = filtered.limits_as_text[name]
+        groups = sorted(list(filtered.by_group or limits)[:MAX_ROWS], key=natural_order)  # the largest
         shown = "; ".join(
-            f"{group or 'without the key'}: {limit}" if filtered.per else limit for group, limit in limits
+            f"{group or 'without the key'}: {limits[group]}" if filtered.per else limits[group]
+            for group in groups
+            if group in limits
         )
+        shown += f"; and those of {n:,} more" if (n := len(limits) - MAX_ROWS) > 0 else ""
         reached = filtered.reached[name]
         yield [name, asked, shown, count(reached), share(reached, filtered.counts["documents"])]
 

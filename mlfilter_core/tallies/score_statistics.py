@@ -87,6 +87,11 @@ def score_statistics(scores: Mapping[str, NDArray[np.float32]]) -> ScoreStatisti
     )
 
 
+def statistics_of_none(names: tuple[str, ...]) -> ScoreStatistics:
+    """Returns the statistics of no documents; a sum with them is the other summand."""
+    return score_statistics({name: np.zeros(0, np.float32) for name in names})
+
+
 def write_score_statistics(statistics: ScoreStatistics) -> dict[str, Any]:
     """Returns statistics as a JSON object, with the product of each pair once."""
     is_empty = not statistics.n

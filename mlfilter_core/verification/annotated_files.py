@@ -12,11 +12,14 @@ from typing import Any
 
 from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
+from mlfilter_core.config.clustering import CLUSTERS_DIR
 from mlfilter_core.corpus.documents import RecordKeys
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
 from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.corpus.sources import Source, open_source
+from mlfilter_core.embedding_store.cluster_file import CLUSTER_KEYS, SUFFIX
+from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside
 from mlfilter_core.embedding_store.layout import (
     CHUNK_ROWS,
     DOCUMENT_ID,
@@ -32,7 +35,8 @@ from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT
 from mlfilter_core.errors import EmbeddingFileError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.verification.annotated_lines import AGAIN, ExpectedLine, check_annotated_lines
-from mlfilter_core.verification.annotation_heads import check_heads
+from mlfilter_core.verification.annotation_heads import UsedHeads
+from mlfilter_core.verification.clusters_of_lines import clusters_of_lines
 from mlfilter_core.verification.discrepancies import FileCheck, Findings, LineCounts, Place
 from mlfilter_core.verification.embedding_files import REJECTED_DIR, check_counted, check_counts
 from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest, without_suffix
@@ -44,6 +48,7 @@ from mlfilter_core.verification.stated_facts import StatedFacts, reading, stated
 NO_EMBEDDINGS = "against their embeddings, which are not in this folder"
 NO_SOURCE = "against their sources: another tool made the embeddings"
 NO_COPIES = "for what they copy from their sources, which are missing"
+NO_CLUSTERS = "against their clusters, which are not in this folder"
 NO_REJECTS = "against their rejected lines, which are not in this folder"
 ANNOTATED_SUFFIXES = tuple(SUFFIXES.values())
 PROVENANCE_DIR = f"{ANNOTATED_DIR}/{PROVENANCE_FOLDER}"
@@ -68,6 +73,11 @@ def find_annotated(relative: str) -> Output | None:
 
 def _name_of(relative: str) -> str:
     return without_suffix(relative.removeprefix(f"{ANNOTATED_DIR}/"), ANNOTATED_SUFFIXES)
+
+
+def evidence_of(relative: str) -> tuple[str, ...]:
+    """Returns the files that `read_annotated` reads."""
+    return relative, provenance_of(relative)
 
 
 def read_annotated(relative: str, request: VerifyRequest) -> StatedFacts:
@@ -154,7 +164,7 @@ class _Check:
         else:
             copied, lines = self._copied(made, [key for key in made["request"]["output_keys"] if embeddings.find(key)])
             rows = zip(_stored_ids(embeddings), _offsets(embeddings) if copied else repeat(0), strict=False)
-            self._check_lines(made, _expected(rows, lines), copied)
+            self._check_lines(made, _expected(rows, lines, self._clusters(made)), copied)
 
     def result(self) -> FileCheck:
         """Returns the result, once the files are closed."""
@@ -235,7 +245,7 @@ class _Check:
             self._check_lines(made, None)
         else:
             copied, lines = self._copied(made, _stored_names(made["embeddings"]["request"]))
-            self._check_lines(made, _expected(rows, lines), copied)
+            self._check_lines(made, _expected(rows, lines, self._clusters(made)), copied)
         for _ in rows:  # the account covers the whole source
             pass
         by_reason = account.rejected + unknown
@@ -254,7 +264,8 @@ class _Check:
         """
         if not self.request.read_content or made["source"] is None:
             return (), iter(())
-        others = (*stored, *made["columns"], "doc_id")  # the last is another name of the stored id
+        others = [*stored, *made["columns"], "doc_id"]  # the last is another name of the stored id
+        others += CLUSTER_KEYS if "clusters" in made["request"] else ()
         keys = [key for key in made["request"]["output_keys"] if key not in others]
         path = Path(self.request.source_dir or made["source"]["folder"], made["source"]["path"])
         if not keys:
@@ -267,6 +278,16 @@ class _Check:
         self.readers.append(self.files.enter_context(source))
         max_line_bytes = sys.maxsize if source.is_columnar else made["embeddings"]["request"]["max_line_bytes"]
         return keys, source.lines(max_line_bytes)
+
+    def _clusters(self, made: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """Returns the output keys of clusters that each line must have; none where they cannot be compared."""
+        if not self.request.read_content or "clusters" not in made["request"]:
+            return repeat({})
+        path = self.request.output_dir / CLUSTERS_DIR / f"{_name_of(self.relative)}{SUFFIX}"
+        if not path.exists():
+            self.not_checked.append(NO_CLUSTERS)
+            return repeat({})
+        return clusters_of_lines(path, centroids_beside(self.request.output_dir / CLUSTERS_DIR), made, self.findings)
 
     def _find_rejects(self, n_rejected: int, findings: Findings) -> Path | None:
         self.rejects = next(iter(self.related.rejects), None)
@@ -307,16 +328,19 @@ def _stored_names(request: Mapping[str, Any]) -> list[str]:
     return [DOCUMENT_ID, LABELS, SOURCE_LINE, SOURCE_OFFSET, N_TOKENS, TEXT_HASH, *index, *request["index_keys"]]
 
 
-def _expected(rows: Iterable[tuple[bytes, int]], lines: Iterator[Line | OverlongLine]) -> Iterator[ExpectedLine]:
+def _expected(
+    rows: Iterable[tuple[bytes, int]], lines: Iterator[Line | OverlongLine], clusters: Iterator[Mapping[str, Any]]
+) -> Iterator[ExpectedLine]:
     """Yields what the line of each document must contain, given its id and the offset of its source record.
 
     Args:
         rows: Id and offset of each document.
         lines: Lines of the source; without any, records are not compared.
+        clusters: The output keys of its clusters.
     """
     for document_id, offset in rows:
         found = next((line for line in lines if line.offset == offset), None)
-        yield ExpectedLine(document_id, found.content if isinstance(found, Line) else None)
+        yield ExpectedLine(document_id, found.content if isinstance(found, Line) else None, next(clusters, {}))
 
 
 ANNOTATED_FILES = OutputKind(
@@ -326,5 +350,6 @@ ANNOTATED_FILES = OutputKind(
     check_annotations,
     made_from="embed",
     again="annotate again",
-    check_together=check_heads,
+    check_together=UsedHeads,
+    evidence=evidence_of,
 )

@@ -12,6 +12,7 @@ import orjson
 
 from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
+from mlfilter_core.embedding_store.cluster_file import DISTANCE
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT
 from mlfilter_core.errors import AnnotationError, SourceError
@@ -23,6 +24,7 @@ from mlfilter_core.verification.source_values import read_exactly, wrong_copies
 # A line may contain a whole document, and JSON may need six bytes for one. Arbitrary: 16 of the longest documents.
 MAX_LINE_BYTES = 1 << 30
 AGAIN = "annotate it again"
+ROUNDING = 1e-4  # of a distance from the centre of a cluster, where it was clustered again on another device
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,12 @@ class ExpectedLine:
     Attributes:
         id: Its id, as UTF-8.
         record: Its line in the source; None where there is none, or none is compared.
+        clusters: Its output keys of clusters; empty where none are compared.
     """
 
     id: bytes
     record: bytes | None
+    clusters: Mapping[str, Any]
 
 
 def check_annotated_lines(
@@ -80,6 +84,8 @@ def check_annotated_lines(
                 findings.add(key, f'line {line.number} has no "{key}"')
         if has_ids and document is not None:
             _check_id(record, document.id, line.number, findings)
+        if document is not None:
+            _check_clusters(record, document.clusters, line.number, findings)
         if copied and isinstance(line, Line):
             _check_copies(line, copied, document, findings)
     return reader.n_lines
@@ -137,6 +143,18 @@ def _check_id(record: dict[str, Any], document_id: bytes, number: int, findings:
     if not isinstance(found, str) or found.encode() != document_id:
         expected = _json(document_id.decode(errors="replace"))
         findings.add("ids", f"line {number}: {DOCUMENT_ID} is {_json(found)}, row {number - 1} has {expected}")
+
+
+def _check_clusters(record: dict[str, Any], clusters: Mapping[str, Any], number: int, findings: Findings) -> None:
+    for key, expected in clusters.items():
+        found = record.get(key)
+        is_same = (
+            isinstance(found, float) and abs(found - expected) <= ROUNDING
+            if key == DISTANCE
+            else type(found) is type(expected) and found == expected
+        )
+        if not is_same:
+            findings.add(key, f"line {number}: {key} is {_json(found)}, and {_json(expected)} in the file of clusters")
 
 
 def _check_copies(line: Line, keys: Sequence[str], document: ExpectedLine | None, findings: Findings) -> None:

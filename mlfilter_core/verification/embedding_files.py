@@ -35,6 +35,11 @@ def find_embeddings(relative: str) -> Output | None:
     return Output(relative, without_suffix(relative, EMBEDDING_SUFFIXES))
 
 
+def evidence_of(relative: str) -> tuple[str, ...]:
+    """Returns the files that `read_embeddings` reads."""
+    return (relative,)
+
+
 def read_embeddings(relative: str, request: VerifyRequest) -> StatedFacts:
     """Returns what a file of embeddings states.
 
@@ -219,5 +224,10 @@ def _check_lines(
 
 
 FILES_OF_EMBEDDINGS = OutputKind(
-    "files of embeddings", find_embeddings, read_embeddings, check_embeddings, again="embed again"
+    "files of embeddings",
+    find_embeddings,
+    read_embeddings,
+    check_embeddings,
+    again="embed again",
+    evidence=evidence_of,
 )

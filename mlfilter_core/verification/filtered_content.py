@@ -9,6 +9,8 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlfilter_core.config.filtering import SCORE_PREFIX
 from mlfilter_core.corpus.lines import Line, OverlongLine
 from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
@@ -147,7 +149,7 @@ class FilteredContent:
         if not self.limits.breaks_ties:
             return repeat(0)
         report = self.made["report"]
-        of_documents = tie_breaks(without_suffix(report["annotated"], JSONL_SUFFIXES), report["documents"])
+        of_documents = tie_breaks(without_suffix(report["annotated"], JSONL_SUFFIXES), np.arange(report["documents"]))
         return chain(of_documents.tolist(), repeat(0))  # surplus documents are counted
 
     def _check_counts(self, groups: Mapping[str, KeptCounts]) -> None:
@@ -162,6 +164,9 @@ class FilteredContent:
         for name, value in found.items():
             stated = self.made["report"][name]
             if stated != value:
+                if isinstance(stated, Mapping) and isinstance(value, Mapping):  # not thousands of groups
+                    differing = [key for key in {**stated, **value} if stated.get(key) != value.get(key)][:1]
+                    stated, value = ({key: of.get(key) for key in differing} for of in (stated, value))
                 self.findings.add(f"stated {name}", f"it states {name} {stated}, and there are {value}")
 
     def _score_fields(self, scored: Scored) -> list[str]:

@@ -14,8 +14,7 @@ from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.filtering.filter_request import OUTPUT_SUFFIXES
 from mlfilter_core.filtering.kept_counts import KeptCounts
-from mlfilter_core.filtering.thresholds import describe_rank
-from mlfilter_core.verification.corpus_limits import FilterTally, check_limits
+from mlfilter_core.verification.corpus_limits import CorpusLimits, FilterTally
 from mlfilter_core.verification.discrepancies import FileCheck, Findings, Place
 from mlfilter_core.verification.filtered_content import FilteredContent, WrittenFile
 from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest, without_suffix
@@ -40,6 +39,11 @@ def find_filtered(relative: str) -> Output | None:
     elif top not in (FILTERED_DIR, DROPPED_DIR) or not name.endswith(OUTPUT_SUFFIXES):
         return None
     return Output(f"{FILTERED_DIR}/{name}", without_suffix(name, OUTPUT_SUFFIXES))
+
+
+def evidence_of(relative: str) -> tuple[str, ...]:
+    """Returns the files that `read_filtered` reads."""
+    return relative, provenance_of(relative)
 
 
 def read_filtered(relative: str, request: VerifyRequest) -> StatedFacts:
@@ -122,7 +126,7 @@ class _Check:
         n_kept = report.get("kept", 0)
         place = None
         if self.limits is not None:
-            tally = FilterTally(self.limits, self.is_complete)
+            tally = FilterTally.of(self.limits, self.is_complete)
             place = Place(FILTERED_DIR, self.stem, _settings(self.made["request"]), tally)
         return FileCheck(
             self.relative,
@@ -204,13 +208,8 @@ class _Check:
 
 
 def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that all filtered files must share, with each limit by score and group."""
-    limits = {
-        f"limit of {asked['score']}{f' for {group!r}' if group else ''}": f"{describe_rank(rank)} (rank {rank})"
-        for asked, ranks in zip(request["keep"], request["cuts"], strict=True)
-        for group, rank in ranks.items()
-    }
-    return {**{name: value for name, value in request.items() if name != "cuts"}, **limits}
+    """Returns the settings that all filtered files must share, without limits, which `CorpusLimits` compares."""
+    return {name: value for name, value in request.items() if name != "cuts"}
 
 
 FILTERED_FILES = OutputKind(
@@ -220,5 +219,6 @@ FILTERED_FILES = OutputKind(
     check_filtered,
     made_from="annotate",
     again=AGAIN,
-    check_together=check_limits,
+    check_together=CorpusLimits,
+    evidence=evidence_of,
 )

@@ -6,6 +6,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from mlfilter_core.job_kinds import kinds, load_entry_point
 from mlfilter_core.verification.discrepancies import FileCheck, Place
@@ -58,6 +59,16 @@ class RelatedFiles:
     has_unkept: bool = False
 
 
+class TogetherCheck(Protocol):
+    """A check of all outputs of a kind together, which are added one by one; holds sums over them."""
+
+    def add(self, place: Place) -> None:
+        """Adds an output."""
+
+    def problems(self) -> Iterable[str]:
+        """Yields problems that only all of them show, after the last one."""
+
+
 @dataclass(frozen=True)
 class OutputKind:
     """The outputs of one kind of job. Worker processes call `check`: it is a function of a module's top level.
@@ -71,7 +82,9 @@ class OutputKind:
         check: Takes an output's path. Checks its content; never raises for what is wrong with it.
         made_from: Flow of the kind whose outputs these are made from, one from each; None where there is none.
         again: Advice where an output is missing, or was made with other settings: `annotate again`.
-        check_together: Takes the places of all outputs. Yields problems that only all of them show.
+        check_together: Returns a new check of all outputs together; None where single ones show all problems.
+        evidence: Takes an output's path. Returns the files that `read` reads: where none of them has changed, it states
+            the same. None where every report must read the output.
     """
 
     plural: str
@@ -80,7 +93,8 @@ class OutputKind:
     check: Callable[[str, VerifyRequest, RelatedFiles], FileCheck]
     made_from: str | None = None
     again: str = "make them again"
-    check_together: Callable[[Sequence[Place], VerifyRequest], Iterable[str]] | None = None
+    check_together: Callable[[VerifyRequest], TogetherCheck] | None = None
+    evidence: Callable[[str], Sequence[str]] | None = None
 
 
 def without_suffix(name: str, suffixes: tuple[str, ...]) -> str:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mlfilter_core.tallies.histogram import Histogram, read_histogram
-from mlfilter_core.tallies.score_statistics import ScoreStatistics, read_score_statistics
+from mlfilter_core.tallies.score_statistics import ScoreStatistics, read_score_statistics, statistics_of_none
 
 COUNTS = ("lines", "documents", "rejected", "blank", "truncated", "duplicate_ids", "tokens")
 
@@ -41,6 +41,19 @@ class StatedFilter:
 
 
 @dataclass(frozen=True)
+class StatedClusters:
+    """The facts that a file of clusters states, without the sizes of its clusters: each file may have all clusters.
+
+    Attributes:
+        centroids_sha256: Digest of the centroids.
+        no_direction: Documents in no cluster.
+    """
+
+    centroids_sha256: str
+    no_direction: int
+
+
+@dataclass(frozen=True)
 class StatedFacts:
     """The facts that one output states.
 
@@ -57,6 +70,7 @@ class StatedFacts:
         heads: Digest of each head by its name; None where the output has no scores.
         filtered: Limits and counts of a filtered file.
         training: Record of the training of a head.
+        clusters: Centroids and counts of a file of clusters.
     """
 
     n_bytes: int
@@ -70,6 +84,15 @@ class StatedFacts:
     heads: Mapping[str, str] | None = None
     filtered: StatedFilter | None = None
     training: Mapping[str, Any] | None = None
+    clusters: StatedClusters | None = None
+
+    def without_statistics(self) -> "StatedFacts":
+        """Returns the facts with the statistics of no documents, where there are any: they are most of the bytes."""
+        return replace(
+            self,
+            document_tokens=None if self.document_tokens is None else Histogram(),
+            scores=None if self.scores is None else statistics_of_none(self.scores.names),
+        )
 
 
 def stated_lengths(statistics: Mapping[str, Any]) -> Histogram | None:

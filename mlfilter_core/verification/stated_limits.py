@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class StatedLimit:
         return limit is not None and limit.is_reached(score, tie_break)
 
 
-@dataclass
+@dataclass(slots=True)
 class LimitTally:
     """What the documents of one score and group amount to; adds up over files.
 
@@ -78,8 +79,12 @@ class LimitTally:
     tokens: int = 0
     next_tokens: int = 0
 
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Returns the attributes."""
+        return self.scored, self.reached, self.above, self.tokens, self.next_tokens
+
     def __add__(self, other: "LimitTally") -> "LimitTally":
-        return LimitTally(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+        return LimitTally(*map(add, self.counts(), other.counts()))
 
 
 Tallies = dict[tuple[str, str], LimitTally]  # by score and group
@@ -142,15 +147,14 @@ class StatedLimits:
         return is_reached
 
 
-def why_wrong(limit: StatedLimit, group: str, tally: LimitTally) -> str | None:
+def why_wrong(bound: Bound, stated: GroupLimit, tally: LimitTally) -> str | None:
     """Returns why the limit of a group is not the one of a corpus; None if it is.
 
     Args:
-        limit: The limits of a score.
-        group: A group.
+        bound: What the job asked for.
+        stated: The limit.
         tally: Sum over the documents of this group in all files of the corpus.
     """
-    stated, bound = limit.groups[group], limit.bound
     if bound.threshold is not None:
         return None if stated.score == float(np.float32(bound.threshold)) else "another score was asked for"
     if bound.best_tokens is not None:

@@ -4,7 +4,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlfilter_core.compute.cores import usable_cores
@@ -22,6 +22,7 @@ from mlfilter_core.verification.output_kinds import (
     output_kinds,
     without_suffix,
 )
+from mlfilter_core.verification.outputs import Outputs
 from mlfilter_core.verification.whole_folder import differing_settings, missing_origins, missing_outputs
 
 LOGS_DIR = "logs"
@@ -42,7 +43,7 @@ class OutputFolder:
             annotated and removed.
     """
 
-    outputs: Mapping[str, Sequence[Output]]
+    outputs: Mapping[str, Outputs]
     rejects: Sequence[str]
     has_unkept: bool
     unfinished: Mapping[str, int]
@@ -140,10 +141,11 @@ def find_outputs(output_dir: Path) -> OutputFolder:
     Raises:
         ConfigError: The folder is missing or unreadable, or has neither outputs nor rejects files.
     """
-    kinds = output_kinds()
-    found: dict[str, set[Output]] = {flow: set() for flow in kinds}
+    found = {flow: Outputs(kind.find) for flow, kind in output_kinds().items()}
+    # The last kind is asked first: embeddings may lie in any folder, also in one that has another kind's name.
+    asked = list(reversed(found.values()))
     rejects, unfinished = [], Counter[str]()
-    for path in _walk(output_dir, output_dir, set()):
+    for path in _walk(output_dir, "", set()):
         top, file_name = path.partition("/")[0], path.rpartition("/")[2]
         if file_name.startswith("."):
             unfinished.update(suffix for suffix in UNFINISHED_SUFFIXES if path.endswith(suffix))
@@ -152,22 +154,26 @@ def find_outputs(output_dir: Path) -> OutputFolder:
         elif top == REJECTED_DIR:
             rejects += [path] if path.endswith(".jsonl") else []
         else:
-            # The last kind is asked first: embeddings may lie in any folder, also in one that has another kind's name.
-            for flow, kind in reversed(kinds.items()):
-                if (output := kind.find(path)) is not None:
-                    found[flow].add(output)
-                    break
+            any(outputs.add(path) for outputs in asked)
+    for outputs in found.values():
+        outputs.pack()
     if not (any(found.values()) or rejects):
         raise ConfigError(
             f"nothing to verify in {output_dir}; give the output_dir of a job, or run one first, such as "
             "`ml_filter embed`"
         )
-    outputs = {flow: sorted(own, key=lambda output: output.path) for flow, own in found.items()}
-    return OutputFolder(outputs, sorted(rejects), (output_dir / UNKEPT_DIR).is_dir(), unfinished)
+    return OutputFolder(found, sorted(rejects), (output_dir / UNKEPT_DIR).is_dir(), unfinished)
 
 
-def _walk(folder: Path, output_dir: Path, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Yields the files below a folder, relative to the output folder; links are followed, as jobs follow them."""
+def _walk(output_dir: Path, below: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Yields the files below a folder, relative to the output folder; links are followed, as jobs follow them.
+
+    Args:
+        output_dir: The output folder.
+        below: Path of the folder below it, which ends with a slash; empty for itself.
+        seen: Folders that were walked.
+    """
+    folder = output_dir / below
     try:
         status = folder.stat()
         entries = [] if (status.st_dev, status.st_ino) in seen else list(os.scandir(folder))
@@ -177,11 +183,11 @@ def _walk(folder: Path, output_dir: Path, seen: set[tuple[int, int]]) -> Iterato
         ) from error
     seen.add((status.st_dev, status.st_ino))
     for entry in entries:
-        path = folder / entry.name
+        path = below + entry.name
         if not entry.is_dir():
-            yield path.relative_to(output_dir).as_posix()
-        elif path != output_dir / LOGS_DIR:
-            yield from _walk(path, output_dir, seen)
+            yield path
+        elif path != LOGS_DIR:
+            yield from _walk(output_dir, f"{path}/", seen)
 
 
 @dataclass(frozen=True)
@@ -220,9 +226,13 @@ def _checks(folder: OutputFolder, request: VerifyRequest, n_workers: int) -> Ite
             for output, related in _with_related(outputs, earlier, unclaimed, folder.has_unkept)
         )
         timed = ((task, task.limit_s()) for task in tasks)
+        together = kind.check_together and kind.check_together(request)
         for check in in_processes(_Task.run, timed, min(n_workers, len(outputs) or 1), _Task.died):
             unclaimed.discard(check.rejects or "")
-            places[flow] += [check.place] if check.place else []
+            if check.place is not None:
+                if together is not None:
+                    together.add(check.place)
+                places[flow].append(replace(check.place, tally=None))
             yield check
         yield from differing_settings(kind, places[flow])
         if kind.made_from in kinds:
@@ -230,8 +240,8 @@ def _checks(folder: OutputFolder, request: VerifyRequest, n_workers: int) -> Ite
             yield from missing_outputs(kind, outputs, *origins)
             if not folder.has_unkept:
                 yield from missing_origins(kind, outputs, *origins)
-        if kind.check_together is not None:
-            problems = tuple(kind.check_together(places[flow], request))
+        if together is not None:
+            problems = tuple(together.problems())
             yield from [FileCheck(places[flow][0].folder, problems)] if problems else []
         earlier |= {output.path: output.name for output in outputs}
     for path in sorted(unclaimed):

@@ -3,8 +3,10 @@
 A killed run leaves what it had written.
 """
 
+import errno
 import json
 import logging
+import os
 import shutil
 import socket
 import sys
@@ -12,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 import yaml
@@ -35,7 +37,8 @@ _log = logging.getLogger(__name__)
 class RunLog:
     """The record of one run.
 
-    If it cannot be written, as on a full disk, it logs one warning and the run continues.
+    If it cannot be written, as on a full disk, it logs one warning and the run continues. Later lines are written once
+    there is room.
     """
 
     def __init__(self, folder: Path, flow: str, output_dir: Path, n_files: int, n_before: int) -> None:
@@ -60,6 +63,7 @@ class RunLog:
             "finished_before": n_before,
         }
         self._is_silent = False
+        self._is_begun = False
 
     def begin(self, job: Job, claimed: ExitStack) -> None:
         """Writes the facts of the run, and its job with all defaults.
@@ -75,16 +79,17 @@ class RunLog:
             with publish(self.folder / JOB) as temporary:
                 temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
             (self.folder / ROWS).write_bytes(b"")
+            self._is_begun = True
         except OSError as error:
             self._warn(error)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Adds the line of a finished or failed file."""
-        if self._is_silent:
+        if not self._is_begun:  # the rows that are there are of an earlier run
             return
         try:
-            with open(self.folder / ROWS, "ab") as file:
-                file.write(_line(row))
+            with open(self.folder / ROWS, "ab", buffering=0) as file:
+                _write_all(file, _line(row))
         except OSError as error:
             self._warn(error)
 
@@ -164,7 +169,16 @@ def rows_written(folder: Path) -> Iterator[Callable[[Iterable[Row]], Iterator[Ro
 
 def writable(text: str) -> str:
     """Returns a text that can be written as UTF-8; commands and file names may contain other bytes."""
-    return text.encode(errors="backslashreplace").decode()
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def _write_all(file: IO[bytes], line: bytes) -> None:
+    """Appends a line, complete or not at all: after a half one, the next would be unreadable as well."""
+    end = file.seek(0, os.SEEK_END)
+    n_written = file.write(line)
+    if n_written < len(line):  # the disk got full in the middle
+        file.truncate(end)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

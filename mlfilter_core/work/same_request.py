@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def replace_or_move(field: str) -> str:
 
 
 REPLACE = replace_or_move("output_dir")
+MAX_NAMED = 40  # fields in a message; arbitrary
 
 
 def check_same_request(
@@ -51,16 +53,20 @@ def check_same_request(
 def differing_fields(made: Mapping[str, Any], asked: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
     """Returns the fields in which two requests differ, nested ones by dotted names; empty where there are none.
 
-    A field that is missing is None.
+    A field that is missing is None. Of very many fields, such as the limits of groups, the first are named.
 
     Example: `max_length: 512 in the file, 256 asked for; heads.quality: None in the file, 5fdfd0de0f39 asked for`.
     """
     read_back = json.loads(json.dumps(asked))  # with lists for tuples, as in a file
-    return "; ".join(
+    differing = (
         f"{name}: {shown(before)} in the file, {shown(now)} asked for"
         for name, before, now in _differences(made, read_back)
         if name not in ignored
     )
+    named = list(islice(differing, MAX_NAMED))
+    if n_more := sum(1 for _ in differing):
+        named.append(f"and {n_more:,} more")
+    return "; ".join(named)
 
 
 def _differences(made: Any, asked: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

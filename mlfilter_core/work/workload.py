@@ -17,6 +17,7 @@ from mlfilter_core.files.ledger import Versions, known_versions
 from mlfilter_core.files.publishing import claim_outputs
 from mlfilter_core.files.task_files import WHOLE, TaskFile
 from mlfilter_core.wording import plural
+from mlfilter_core.work.progress import TELL_S, Progress, ProgressTeller
 
 
 class FileReport(Protocol):
@@ -26,7 +27,8 @@ class FileReport(Protocol):
         PRINTED: Columns of the printed table, after name and status.
         SUMMED: Columns with totals over the files.
         NO_COLUMNS: Fields that are not columns of `files.jsonl`.
-        SPREAD: Fields with mappings whose entries become separate columns.
+        SPREAD: Fields with mappings whose entries become separate columns. Other mappings with more than `MAX_ENTRIES`
+            entries are not in the rows.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -74,6 +76,10 @@ class FileReport(Protocol):
     def versions(self) -> Versions:
         """Versions of the file and its outputs when it was finished; empty where unknown."""
 
+    @property
+    def stated(self) -> Sequence[Any]:
+        """What its outputs state, for the report on their folder; empty where nobody asked."""
+
 
 @dataclass(frozen=True)
 class ReportDefaults:
@@ -81,12 +87,14 @@ class ReportDefaults:
 
     Attributes:
         versions: Versions of the file and its outputs when it was finished; empty where unknown.
+        stated: What its outputs state, for the report on their folder; empty where nobody asked.
     """
 
     NO_COLUMNS: ClassVar[Sequence[str]] = ()
     SPREAD: ClassVar[Sequence[str]] = ()
 
     versions: Versions = field(default=(), kw_only=True, compare=False, repr=False)
+    stated: Sequence[Any] = field(default=(), kw_only=True, compare=False, repr=False)
 
     def with_parts(self, parts: Sequence[Any]) -> Self:
         """Returns the report with the time that its parts took in this run, if any was made in it."""
@@ -108,6 +116,9 @@ Report = TypeVar("Report", bound=FileReport)
 Report_co = TypeVar("Report_co", bound=FileReport, covariant=True)
 
 SKIPPED = "skipped"
+# Of a mapping in a row of a run, such as the counts of a file's groups: the flow holds 1,000 rows. Arbitrary.
+MAX_ENTRIES = 256
+NO_FACTS = ("versions", "stated")  # fields of a report that tell nothing about the file
 # Facts of a report that are of the run, not of the file.
 OF_THIS_RUN = ("seconds", "waited", "encoder", "worker", "started", "resumed")
 
@@ -198,6 +209,12 @@ class Work(ABC, Generic[Report_co]):
             files: All files of the run, including finished ones.
         """
 
+    def conclude(self) -> None:
+        """Makes what comes of the outputs of all files; called at the end of a run without failures, before its page.
+
+        By default nothing. Files of other runs, such as those of other shards, may be missing.
+        """
+
     def run(self, file: TaskFile) -> Report_co:
         """Returns the report of one file or a part of it; makes its outputs unless a lost worker has finished them.
 
@@ -212,6 +229,24 @@ class Work(ABC, Generic[Report_co]):
             # While they are claimed, nobody else makes the outputs; what was there before may be changed by anybody.
             is_known = after == before if finished else after[:1] == before[:1] and self._are_own(file, after)
         return replace(report, versions=after) if is_known else report
+
+    def run_all(self, files: Sequence[TaskFile]) -> "list[Report_co | FileError]":
+        """Returns the report of each file, or the error that it has; by default runs one file after another."""
+        return [self.outcome(file) for file in files]
+
+    def outcome(self, file: TaskFile) -> "Report_co | FileError":
+        """Returns the report of a file, with worker and start time, or the error that it has."""
+        _log.debug("%s begins", file.name)  # the last message of a process that this file kills
+        try:
+            report = self.run(file)
+        except FileError as error:
+            return error
+        if report.status == SKIPPED:
+            return report
+        if report.seconds >= TELL_S:
+            _tell_end(file, report)
+        # Not the time before the call: the first file of a process loads the model, which does not count.
+        return replace(report, worker=worker_name(), started=time.time() - report.seconds)
 
     def _are_own(self, file: TaskFile, versions: Versions) -> bool:
         """Returns whether these versions of outputs that were just made are those of this job."""
@@ -260,8 +295,8 @@ class SomeFilesFailedError(FileError):
         return "; ".join(f"{name}: {reason}" for name, reason in self.failures.items())
 
 
-def run_in_turn(files: Sequence[TaskFile], work: Work[Report]) -> list[Report]:
-    """Runs the work on one file after another; a failed file does not stop the others.
+def run_files(files: Sequence[TaskFile], work: Work[Report]) -> list[Report]:
+    """Runs the work on several files; a failed file does not stop the others.
 
     Returns:
         Report of each file, with worker and start time.
@@ -271,19 +306,22 @@ def run_in_turn(files: Sequence[TaskFile], work: Work[Report]) -> list[Report]:
         OSError: The file system failed. Another call skips the finished files.
     """
     reports, failures = [], {}
-    for file in files:
-        _log.debug("%s begins", file.name)  # the last message of a process that this file kills
-        try:
-            report = work.run(file)
-            if report.status != SKIPPED:
-                # Not the time before the call: the first file of a process loads the model, which does not count.
-                report = replace(report, worker=worker_name(), started=time.time() - report.seconds)
-            reports.append(report)
-        except FileError as error:
-            failures[file.name] = str(error)
+    for file, outcome in zip(files, work.run_all(files), strict=True):
+        if isinstance(outcome, FileError):
+            failures[file.name] = str(outcome)
+        else:
+            reports.append(outcome)
     if failures:
         raise SomeFilesFailedError(reports, failures)
     return reports
+
+
+def _tell_end(file: TaskFile, report: FileReport) -> None:
+    """Tells that a file is finished: its report comes when the last file of its task is."""
+    counts = {name: getattr(report, name, 0) for name in ("tokens", "rejected", "out_of_memory")}
+    waited = getattr(report, "waited", {})
+    n = report.documents
+    ProgressTeller().tell(Progress(file.name, n, committed=max(1, n), share=1.0, waited=waited, **counts))
 
 
 def made_in_this_run(parts: Sequence[Report]) -> list[Report]:
@@ -304,13 +342,13 @@ def name_of(report: FileReport) -> str:
 
 
 def facts_of(report: FileReport) -> dict[str, Any]:
-    """Returns the facts of a report by name, the name of the file first; `versions` is none."""
+    """Returns the facts of a report by name, the name of the file first; `versions` and `stated` are none."""
     return {name: getattr(report, name) for name in _names_of_facts(type(report))}
 
 
 @functools.cache
 def _names_of_facts(kind: type[FileReport]) -> list[str]:
-    return [each.name for each in fields(kind) if each.name != "versions"]
+    return [each.name for each in fields(kind) if each.name not in NO_FACTS]
 
 
 def row_of(report: FileReport) -> dict[str, Any]:
@@ -324,6 +362,9 @@ def row_of(report: FileReport) -> dict[str, Any]:
         del facts["worker"], facts["started"]
     for fact in report.SPREAD:
         facts.update(facts.pop(fact))
+    facts = {
+        name: value for name, value in facts.items() if not (isinstance(value, Mapping) and len(value) > MAX_ENTRIES)
+    }
     n_done = report.documents - facts.get("resumed", 0)
     speed = round(n_done / seconds, 1) if seconds else ""
     return {"file": name, **facts, "seconds": round(seconds, 2), "documents/s": speed, "output": output}

@@ -7,11 +7,14 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
 
+from mlfilter_core.clustering.work import centroids_workload, sample_workload
 from mlfilter_core.config.annotation import AnnotationJob
+from mlfilter_core.config.clustering import ClusterJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
@@ -51,6 +54,10 @@ def outputs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     filtering = job(FilterJob, {**embeddings, **keep})
     do(survey_workload(filtering))
     do(workload_of(filtering))
+    clustering = job(ClusterJob, {**embeddings, "n_clusters": 3})
+    do(sample_workload(clustering))
+    do(centroids_workload(clustering))
+    do(workload_of(clustering))
     return folder
 
 
@@ -65,6 +72,7 @@ def do(workload: Workload[Any]) -> None:
     workload.work.prepare(workload.files)
     for file in workload.files:
         workload.work.run(file)
+    workload.work.conclude()
 
 
 def rows(page: str, heading: str, n: int = 0) -> dict[str, str]:
@@ -119,6 +127,23 @@ def test_rejected_lines_have_the_keys(outputs: Path) -> None:
     assert line.keys() == rows(FORMATS, "Rejected lines").keys() - {"raw_base64"}
 
 
+def test_clusters_have_the_columns_and_keys(outputs: Path) -> None:
+    columns, metadata, listed, centroids = (rows(FORMATS, "Clusters", n) for n in range(4))
+    file = pq.ParquetFile(outputs / "clusters" / f"{NAME}.parquet")
+    assert {field.name: str(field.type).replace("float", "float32") for field in file.schema_arrow} == {
+        name: meaning.split("|")[0].strip() for name, meaning in columns.items()
+    }
+    assert json.loads(file.metadata.metadata[b"mlfilter_clusters"]).keys() == metadata.keys()
+    line = json.loads((outputs / "clusters.jsonl").read_text().splitlines()[0])
+    assert line.keys() == listed.keys()
+    assert all(near.keys() == words(listed["nearest"]) for near in line["nearest"])
+    with safe_open(outputs / "clusters.safetensors", "numpy") as stored:
+        stated = json.loads(stored.metadata()["mlfilter_clusters"])
+    assert stated.keys() == centroids.keys()
+    assert stated["found_on"].keys() == words(centroids["found_on"])
+    assert all(name.keys() == words(centroids["names"]) for name in stated["names"])
+
+
 @pytest.mark.parametrize(
     ("folder", "heading", "left_out"), [("annotated_data", "Annotated files", 1), ("filtered", "Filtered files", 0)]
 )
@@ -157,5 +182,6 @@ def test_reports_have_the_keys(outputs: Path) -> None:
     facts = json.loads(as_json(collect(outputs)))
     assert facts.keys() == table.keys()
     assert facts["totals"].keys() == words(table["totals"])
+    assert facts["clustered"].keys() == words(table["clustered"]) - {"null", "clusters.jsonl"}
     assert words(table["runs"]) == RunFacts.__dataclass_fields__.keys()
     assert words(table["rejects"]) == RejectFacts.__dataclass_fields__.keys()

@@ -110,10 +110,10 @@ def test_the_recipe_of_a_kind_of_job_lists_the_fields_of_its_row() -> None:
 
 
 def test_each_reason_of_rejection_is_listed() -> None:
-    modules = ("corpus/documents", "corpus/windows", "embedding/file_embedding")
+    modules = ("corpus/documents", "corpus/windows", "embedding/window_encoder")
     core = "".join((REPOSITORY / "mlfilter_core" / f"{name}.py").read_text() for name in modules)
     reasons = set(re.findall(BadRecordError.__name__ + r'\(\s*"(\w+)"', core))
-    reasons |= set(re.findall(r'(?:Rejection|_drop)\([^()"]*(?:\([^()]*\))?[^()"]*, "(\w+)"', core))
+    reasons |= set(re.findall(r'(?:Rejection|_reject)\([^()"]*(?:\([^()]*\))?[^()"]*, "(\w+)"', core))
     reasons |= set(re.findall(r'= "(\w+)"  # reason of a rejected line', core))
     assert len(reasons) > 8
     table = (DOCS / "reference" / "formats.md").read_text().partition("| Reason | Meaning |")[2].partition("\n\n")[0]

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from mlfilter_core.files.identity import file_sha256
 from mlfilter_core.files.publishing import remove_leftovers
 from mlfilter_core.files.task_files import find_files
 from mlfilter_core.heads.checkpoint_formats import load_head
+from mlfilter_core.run_report.run_records import read_run_records
+from mlfilter_core.work.run_log import RunLog
 from tests.conftest import WriteLines
 from tests.embedding_content import content
 from tests.faults.conftest import PAGE, Disk, WriteJob, names_below
@@ -230,6 +232,29 @@ def test_a_log_that_cannot_be_written_costs_no_work(
     again = embed(job, settings)
     assert [row.status for row in again.reports] == ["skipped"] * 3
     assert len((again.logs / "files.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_whose_rows_cannot_be_written_is_recorded_as_failed(
+    embed_job: WriteJob, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk gets full after the run has begun, and gives way to its last, small file."""
+    end_by = RunLog.end_by
+
+    def fill(self: RunLog, row: Mapping[str, Any]) -> None:
+        disk.fill(0)
+
+    def free(self: RunLog, error: BaseException) -> None:
+        disk.free()
+        end_by(self, error)
+
+    monkeypatch.setattr(RunLog, "add", fill)
+    monkeypatch.setattr(RunLog, "end_by", free)
+    settings = {"local_settings.logging_dir": str(disk.folder), "files_per_task": 1}
+    with pytest.raises(ReportError, match="3 files are finished, 0 failed"):
+        embed(embed_job(), settings)
+    (record,) = read_run_records(disk.folder, disk.folder)
+    assert record.run.state == "ended by an error"
+    assert "files.jsonl cannot be written (No space left on device)" in record.run.error
 
 
 def test_a_folder_that_becomes_read_only_loses_nothing(

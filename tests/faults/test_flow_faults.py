@@ -192,6 +192,14 @@ class TestWorkers:
     def tend(self, n_tasks: int) -> int:
         return 1
 
+    def node_of(self, worker: str) -> str:
+        return worker
+
+    def blame(self, worker: str, kind: str, task: str) -> None: ...
+
+    def remarks(self) -> list[str]:
+        return []
+
     def start_worker(self, *, inside: bool) -> None:
         """Starts a worker as a Slurm job does, in the namespace or outside."""
         line = [sys.executable, "-m", "distributed.cli.dask_worker", self.runner.client.scheduler.address]

@@ -77,6 +77,19 @@ def annotate_job(tmp_path: Path, heads: dict[str, str]) -> WriteJob:
     return write
 
 
+def cluster_job_file(folder: Path, **params: Any) -> Path:
+    """Writes a job file for the embeddings in out/embeddings; keyword arguments replace parameters."""
+    defaults = {
+        "embeddings_directory": str(folder / "out" / "embeddings"),
+        "output_dir": str(folder / "out"),
+        "n_clusters": 3,
+        "device": "cpu",
+    }
+    path = folder / "cluster.yaml"
+    path.write_text(yaml.safe_dump({"params": {**defaults, **params}, "local_settings": {"workers": 2}}))
+    return path
+
+
 def write_embeddings(path: Path, n_rows: int, dim: int = TINY_DIM) -> None:
     """Writes a plain file of embeddings, as another tool would."""
     import h5py

@@ -1,5 +1,6 @@
 """Real Dask workers and a real Prefect server, shared by all tests that run flows."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ PRELOADED = [
 @pytest.fixture(scope="session", autouse=True)
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Prefect server for all tests."""
+    os.environ["PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED"] = "true"  # tests look at the events
     with prefect_api(tmp_path_factory.mktemp("prefect")):
         yield
 

@@ -12,12 +12,15 @@ import pytest
 import torch
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from safetensors.torch import save_file
 
 from flows.annotate import annotate
 from flows.embed import embed
+from flows.running import report as report_module
 from flows.running import run_files as run_files_module
 from flows.running.report import FilesFailedError, print_report
+from flows.watching import logs as logs_module
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.job_files import load_job
 from mlfilter_core.embedding import work as embed_work_module
@@ -27,6 +30,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.errors import ConfigError, EncoderError, HeadError, OtherSettingsError
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.run_report import read_outputs, stating_work
 from mlfilter_core.run_report.collect import collect
 from mlfilter_core.work.run_log import RunLog
 from tests.flows.conftest import WriteJob
@@ -64,6 +68,29 @@ def test_a_file_that_fails_does_not_stop_the_others(
     (corpus / "a" / "broken.jsonl").write_text('{"text": "mended"}\n')
     report = embed(job)
     assert [row.status for row in report.reports] == ["embedded", "skipped", "skipped", "skipped"]
+
+
+def test_lines_about_single_tasks_of_a_very_large_run_are_in_files_only(
+    embed_job: WriteJob,
+    corpus: Path,
+    tmp_path: Path,
+    client: SyncPrefectClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They would fill Prefect's database; what failed is there."""
+    (corpus / "a" / "broken.jsonl").write_text('{"text": 3}\n')
+    monkeypatch.setattr(logs_module, "MOST_TASKS_WITH_LINES", 3)
+    with pytest.raises(FilesFailedError):
+        embed(embed_job(), {"files_per_task": 1})
+    (broken, *_) = last_task_runs(client, 4)
+    run = client.read_flow_run(broken.flow_run_id)  # type: ignore[arg-type]
+    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+
+    messages = [log.message for log in client.read_logs(of_run)]
+    assert any("a/broken.jsonl: 1 of 1 lines are rejected" in message for message in messages)
+    assert not [message for message in messages if "b/x.jsonl" in message or "Completed()" in message]
+    lines = (tmp_path / "out" / "logs" / f"embed-{run.name}" / "flow.log").read_text()
+    assert "embed: b/x.jsonl embedded, 7 documents" in lines
 
 
 def test_files_that_share_a_task_fail_by_themselves(
@@ -256,6 +283,22 @@ def test_a_run_leaves_its_report(
     print_report(raised.value.report)
     assert f"report:  {page}" in capsys.readouterr().out
     assert load_job(run["logs"] + "/job.yaml", EmbeddingJob).params.output_dir == tmp_path / "out"
+
+
+def test_the_report_of_a_run_of_very_many_files_opens_none_but_a_sample(
+    embed_job: WriteJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (read_outputs, stating_work):
+        monkeypatch.setattr(module, "MOST_SAMPLED", 1)
+    monkeypatch.setattr(read_outputs, "MOST_READ", 1)
+    monkeypatch.setattr(report_module, "MOST_OPENED", 0)
+    report = embed(embed_job())
+    assert report.page == tmp_path / "out" / "report" / "index.html"
+    facts = json.loads((report.page.parent / "report.json").read_text())
+    assert (facts["totals"]["documents"], facts["samples"]["document_tokens"]) == (21, {"files": 1, "of": 3})
+    rows = [json.loads(line) for line in (report.page.parent / "files.jsonl").read_text().splitlines()]
+    assert rows == facts["files"] and facts["n_files"] == 3
+    assert all(report.stated == () for report in report.reports)
 
 
 def test_a_run_whose_report_cannot_be_written_is_finished_all_the_same(

@@ -46,10 +46,13 @@ def test_texts_are_embedded_and_scored_as_by_jobs(tmp_path: Path, tiny_model: Pa
     }
     keep = {"scores": {"quality": {"percentile": 50}}}
     filter_ = {"annotated_directory": str(tmp_path / "annotated_data"), "output_dir": str(tmp_path), "keep": keep}
-    for name, params in (("embed", embed), ("annotate", annotate), ("filter", filter_)):
+    cluster = {"embeddings_directory": str(tmp_path / "embeddings"), "output_dir": str(tmp_path), "n_clusters": 1}
+    for name, params in (("embed", embed), ("annotate", annotate), ("filter", filter_), ("cluster", cluster)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"params": params}))
         (report,) = mlfilter_core.run_in_process(mlfilter_core.load_job(tmp_path / f"{name}.yaml"))
         assert report.documents == len(TEXTS)
+    (listed,) = (tmp_path / "clusters.jsonl").read_text().splitlines()
+    assert json.loads(listed)["documents"] == len(TEXTS)
 
     encoder = mlfilter_core.load_encoder(str(tiny_model), device="cpu")
     embeddings = mlfilter_core.embed_texts(encoder, TEXTS)

@@ -6,6 +6,7 @@ import pytest
 from mlfilter_core.wording import (
     count,
     duration,
+    natural_order,
     number,
     plural,
     rate,
@@ -52,6 +53,11 @@ from mlfilter_core.wording import (
 )
 def test_numbers_are_rounded_to_what_a_person_reads(say: Callable[[float], str], n: float, expected: str) -> None:
     assert say(n) == expected
+
+
+def test_names_that_are_whole_numbers_are_in_the_order_of_their_values() -> None:
+    ordered = ["", "-10", "-2", "0", "2", "10", "2.5", "9" * 30, "de", "²"]
+    assert sorted(set(ordered), key=natural_order) == ordered
 
 
 def test_a_value_that_is_missing_is_a_dash() -> None:

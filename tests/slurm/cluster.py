@@ -1,11 +1,11 @@
-"""A real Slurm of one node for tests, from Debian 12's packages; all its files are in one folder.
+"""A real Slurm on this machine for tests, from Debian 12's packages; all its files are in one folder.
 
     eval "$(python tests/slurm/cluster.py up)"
     sbatch --gres=gpu:2 --wrap "env | grep CUDA"
     python tests/slurm/cluster.py down
 
-It claims 8 CPUs, 70 GB of memory and two GPUs, and has three partitions: `cpu`, `gpu`, and `closed`, where jobs stay
-pending.
+A node claims 8 CPUs, 70 GB of memory and two GPUs. There are three partitions: `cpu`, `gpu`, and `closed`, where jobs
+stay pending.
 """
 
 import argparse
@@ -45,17 +45,16 @@ SLURM_CONF = """\
 ClusterName=mlfilter
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
 StateSaveLocation={folder}/slurmctld
-SlurmdSpoolDir={folder}/slurmd
+SlurmdSpoolDir={folder}/slurmd/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
 MailProg=/bin/true
 
 ProctrackType=proctrack/linuxproc
@@ -73,11 +72,13 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 # More than the machine has; without config_overrides the node would be drained for it.
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=70000 Gres=gpu:2
-PartitionName=cpu Nodes={host} Default=YES MaxTime=UNLIMITED State=UP
-PartitionName=gpu Nodes={host} MaxTime=UNLIMITED State=UP
-PartitionName=closed Nodes={host} MaxTime=UNLIMITED State=DOWN
+{nodes}
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=UNLIMITED State=UP
+PartitionName=gpu Nodes=ALL MaxTime=UNLIMITED State=UP
+PartitionName=closed Nodes=ALL MaxTime=UNLIMITED State=DOWN
 """
+
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=70000 Gres=gpu:2"
 
 # Devices that every machine has; nobody opens them.
 GRES_CONF = """\
@@ -107,11 +108,18 @@ def answers(folder: Path) -> bool:
     folder = folder.resolve()
     if not all(_processes(folder, daemon) for daemon in DAEMONS):
         return False  # clients would retry for many seconds
-    state = _ask(folder, "sinfo", "--noheader", "--partition=cpu", "--format=%T")
-    return state.rstrip("-") in WORKING_STATES  # "-": a waiting job has been promised the node
+    states = _ask(folder, "sinfo", "--noheader", "--partition=cpu", "--format=%T").split()
+    # "-": a waiting job has been promised the node
+    return bool(states) and all(state.rstrip("-") in WORKING_STATES for state in states)
 
 
-def up(folder: Path) -> dict[str, str]:
+def node_names(n_nodes: int) -> list[str]:
+    """Returns the names of the nodes of a cluster."""
+    host = socket.gethostname().split(".")[0]  # slurmd's own name for its node
+    return [host, *(f"{host}-{number}" for number in range(2, n_nodes + 1))]
+
+
+def up(folder: Path, n_nodes: int = 1) -> dict[str, str]:
     """Starts the cluster unless it answers already.
 
     A broken cluster (a daemon is gone, the node is drained) is restarted, and its jobs end.
@@ -119,7 +127,8 @@ def up(folder: Path) -> dict[str, str]:
     Args:
         folder: Folder of all its files. munged requires that every user can enter the folders above, and that only
             root can write to them, unless they are sticky. The path has no spaces and at most 70 characters, because
-            it contains sockets.
+            contains sockets.
+        n_nodes: Number of nodes, if it is not up already.
 
     Returns:
         Environment variables with which Slurm's clients find the cluster.
@@ -133,9 +142,9 @@ def up(folder: Path) -> dict[str, str]:
     folder = folder.resolve()
     if not answers(folder):
         down(folder)
-        _write_files(folder)
+        _write_files(folder, n_nodes)
         try:
-            _start(folder)
+            _start(folder, n_nodes)
         except ClusterError:
             _stop_daemons(folder)
             raise
@@ -165,7 +174,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return {"SLURM_CONF": str(folder / "slurm.conf")}
 
 
-def _write_files(folder: Path) -> None:
+def _write_files(folder: Path, n_nodes: int) -> None:
     for name in ("", "log", "slurmctld", "slurmd", "munge"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name).chmod(
@@ -178,10 +187,11 @@ def _write_files(folder: Path) -> None:
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(1024))
     shutil.chown(key, "munge", "munge")
-    host = socket.gethostname().split(".")[0]  # slurmd's own name for the node
-    controller_port, node_port = _free_ports(2)
+    names = node_names(n_nodes)
+    controller_port, *ports = _free_ports(1 + n_nodes)
+    nodes = [NODE.format(name=name, host=names[0], port=port) for name, port in zip(names, ports, strict=True)]
     (folder / "slurm.conf").write_text(
-        SLURM_CONF.format(folder=folder, host=host, controller_port=controller_port, node_port=node_port)
+        SLURM_CONF.format(folder=folder, host=names[0], controller_port=controller_port, nodes="\n".join(nodes))
     )
     (folder / "gres.conf").write_text(GRES_CONF)
 
@@ -192,13 +202,14 @@ def _free_ports(n_ports: int) -> list[int]:
         return [server.getsockname()[1] for server in servers]
 
 
-def _start(folder: Path) -> None:
+def _start(folder: Path, n_nodes: int) -> None:
     munge, conf = folder / "munge", str(folder / "slurm.conf")
     options = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
     _start_daemon(folder, "munged", *[f"--{option}={munge / name}" for option, name in options.items()], user="munge")
     # -c: forgets jobs and nodes of an earlier cluster; slurmd also kills processes of those jobs.
     _start_daemon(folder, "slurmctld", "-c", "-f", conf)
-    _start_daemon(folder, "slurmd", "-c", "-f", conf)
+    for name in node_names(n_nodes):
+        _start_daemon(folder, "slurmd", "-c", "-f", conf, "-N", name)
     if not _wait(lambda: answers(folder), START_SECONDS):
         raise ClusterError(f"Slurm's node is not idle after {START_SECONDS:.0f} s\n{_tails(folder)}")
 

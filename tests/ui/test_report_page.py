@@ -12,6 +12,7 @@ from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.run_report.write_report import write_report
 from tests.browser import chromium, screenshot
+from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, write_vectors
 from tests.output_folders import STARTED, documents, head, make_outputs, write_run
 
 SIZES = {"desktop": (1400, 900), "tablet": (800, 1100), "phone": (380, 844)}
@@ -78,6 +79,17 @@ def large(tmp_path_factory: pytest.TempPathFactory, tiny_files: ModelFiles, tiny
 STAGES = ("reading", "tokenizing", "encoding", "writing")
 
 
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a folder with 2,000 clusters, of documents with HTML in them."""
+    folder = tmp_path_factory.mktemp("clusters")
+    vectors = np.random.default_rng(0).standard_normal((4_000, 16)).astype(np.float32)
+    texts = [f"<img src=x onerror='document.title=1'> {'long' * 200} number {i}" for i in range(len(vectors))]
+    write_vectors(folder / "out" / "embeddings" / "x.h5", vectors, texts)
+    run_clustering(cluster_job(folder, n_clusters=2_000))
+    return write_report(folder / "out").page
+
+
 @pytest.fixture(params=["small", "large"])
 def page(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue(request.param)
@@ -131,6 +143,20 @@ def test_a_page_of_ten_thousand_files_is_there_at_once(browser: Browser, large: 
     assert max(paints) < FIRST_PAINT_MS
     assert len(column(browser, 1)) == 50
     assert f"1 to 50 of {N_FILES + 2:,} rows" in browser.find_element(By.ID, "found").text
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_html_in_a_document_of_a_cluster_is_shown_as_text(browser: Browser, clusters: Path, size: str) -> None:
+    show(browser, clusters, size)
+    section = browser.find_element(By.ID, "clusters")
+    assert len(section.find_elements(By.CSS_SELECTOR, "tbody tr")) == 50
+    browser.execute_script("arguments[0].click()", section.find_element(By.CSS_SELECTOR, "summary"))
+    assert "<img src=x onerror='document.title=1'>" in section.find_element(By.CSS_SELECTOR, ".example .text").text
+    assert browser.find_elements(By.TAG_NAME, "img") == []
+    assert browser.title == "out: run report" and browser.get_log("browser") == []
+    width, shown = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert width <= shown
+    screenshot(browser, f"report-clusters-{size}")
 
 
 def test_the_table_sorts_by_every_column(browser: Browser, page: Path) -> None:

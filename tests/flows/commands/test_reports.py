@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from flows.commands.app import build_app
 from mlfilter_core.annotating.annotated_format import write_records
 from mlfilter_core.tallies.score_statistics import score_statistics, write_score_statistics
+from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, write_topics
 
 
 def write_annotated(output_dir: Path, scores: list[float]) -> Path:
@@ -17,7 +18,7 @@ def write_annotated(output_dir: Path, scores: list[float]) -> Path:
     for folder in (path.parent, provenance.parent):
         folder.mkdir(parents=True)
     with path.open("wb") as file:
-        write_records(file, [[{"document_id": f"d{i}", "score_h": score}] for i, score in enumerate(scores)])
+        write_records(file, [{"document_id": f"d{i}", "score_h": score} for i, score in enumerate(scores)])
     statistics = {"scores": write_score_statistics(score_statistics({"score_h": np.array(scores, np.float32)}))}
     made = {"documents": len(scores), "request": {"heads": {"h": "0"}}, "embeddings": {}, "statistics": statistics}
     provenance.write_text(json.dumps(made))
@@ -57,6 +58,15 @@ def test_two_runs_are_put_side_by_side(tmp_path: Path) -> None:
     found = json.loads(run("compare", one, other, "--json")[1])
     assert found["shifts"][0]["means"] == [2.5, 2.9375]
     assert found["agreements"][0]["documents"] == 4
+
+
+def test_the_comparison_says_whether_the_clusters_are_the_same(tmp_path: Path) -> None:
+    for name, n in (("one", 20), ("other", 30)):
+        write_topics(tmp_path / name / "out/embeddings/x.h5", np.arange(n) % 3)
+        run_clustering(cluster_job(tmp_path / name))
+    one, other = tmp_path / "one" / "out", tmp_path / "other" / "out"
+    assert "clusters: found separately, with other centres\n" in run("compare", one, other)[1]
+    assert "clusters: the same on both sides\n" in run("compare", one, one)[1]
 
 
 @pytest.mark.parametrize("thresholds", ["x", "1,,2"])

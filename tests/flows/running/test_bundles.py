@@ -3,6 +3,7 @@ from typing import Any, cast
 
 import pytest
 
+import flows.running.bundles as bundles_module
 from flows.running.bundles import MAX_FILES, MAX_TASKS_PER_S, MIN_TASK_S, Bundles
 from mlfilter_core.embedding.embed_report import EmbedReport
 from mlfilter_core.files.task_files import TaskFile
@@ -54,9 +55,35 @@ def test_a_file_is_a_task_until_files_are_known_to_be_small(files: list[TaskFile
 def test_more_workers_make_longer_tasks(files: list[TaskFile]) -> None:
     """Otherwise the flow's process could not keep the workers busy."""
     bundles = Bundles(Tasks(files), "auto", print)
-    bundles.learn(files[0], report(0.1))
-    n_workers = 40
-    assert len(bundles.take(n_workers)) == pytest.approx(n_workers / MAX_TASKS_PER_S / 0.1, abs=1)
+    n_workers = 50
+    bundles.learn(files[0], report(n_workers / MAX_TASKS_PER_S / 8.5))
+    assert len(bundles.take(n_workers)) == 8
+
+
+def test_tasks_become_shorter_at_the_end_so_that_all_workers_end_together(files: list[TaskFile]) -> None:
+    bundles = Bundles(Tasks(files), "auto", print)
+    bundles.learn(files[0], report(MIN_TASK_S / 40.5))
+    sizes = taken(bundles, n_workers=10)
+    assert sizes[0] == 40
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-10:] == [1] * 10
+    assert sum(sizes) == 1000
+    assert len(sizes) < 120
+
+
+def test_very_many_files_share_tasks_however_long_they_take(
+    files: list[TaskFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's database and UI would have a task run for each."""
+    monkeypatch.setattr(bundles_module, "MAX_TASKS", 300)
+    bundles = Bundles(Tasks(files), "auto", print)
+    assert len(bundles) == 250
+    assert len(bundles.take(4)) == 4
+    bundles.learn(files[0], report(1000.0))
+    sizes = taken(bundles, n_workers=4)
+    assert sizes[:240] == [4] * 240
+    assert sizes[-8:] == [1] * 8
+    assert taken(Bundles(Tasks(files), 1, print)) == [1] * 1000
 
 
 def test_large_files_among_small_ones_stay_alone(files: list[TaskFile]) -> None:

@@ -6,8 +6,10 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from distributed import get_worker
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
 
@@ -16,6 +18,7 @@ from flows.running.fan_out import fan_out
 from flows.workers import task_runner as task_runner_module
 from flows.workers.local import LocalWorkers, local_workers
 from flows.workers.on_worker import last_words
+from flows.workers.task_runner import N_COMPUTING
 from mlfilter_core.config.execution import LocalSettings
 from mlfilter_core.errors import SourceError
 from mlfilter_core.work.progress import Progress, ProgressTeller
@@ -46,6 +49,21 @@ def test_every_item_runs_once_and_gives_its_result(workers: LocalWorkers, tmp_pa
     assert executions(tmp_path) == dict.fromkeys(sorted(items), 1)
 
 
+def test_the_number_of_workers_is_told(workers: LocalWorkers) -> None:
+    @task
+    def work(item: str) -> str:
+        return item
+
+    told: list[int] = []
+
+    @flow(name="fan-out", validate_parameters=False)
+    def run() -> None:
+        list(fan_out(workers, work, Items(["one", "two"]), {}, told.append))
+
+    run()
+    assert set(told) == {2}
+
+
 def test_an_item_whose_worker_dies_runs_again_and_finished_ones_do_not(workers: LocalWorkers, tmp_path: Path) -> None:
     @task
     def work(item: str, folder: Path) -> str:
@@ -59,6 +77,56 @@ def test_an_item_whose_worker_dies_runs_again_and_finished_ones_do_not(workers: 
     runs = executions(tmp_path)
     assert runs["fatal"] == 2
     assert [runs[name] for name in ("one", "two", "three")] == [1, 1, 1]
+
+
+def test_items_run_again_when_the_connection_to_the_scheduler_is_lost(
+    workers: LocalWorkers, tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    """As on a machine whose cores are taken: Dask then forgets what it was asked for."""
+
+    @task
+    def work(item: str, folder: Path) -> str:
+        if note(folder, item) == 1:
+            time.sleep(1)
+        return item.upper()
+
+    def cut() -> None:
+        within(60, lambda: len(list(tmp_path.iterdir())) == 2)
+        dask_client = workers.runner.client
+        dask_client.loop.add_callback(dask_client.scheduler_comm.comm.abort)
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    done = outcomes(workers, work, ["one", "two", "three"], folder=tmp_path)
+    cutting.join()
+    assert {name: outcome.result for name, outcome in done.items()} == {"one": "ONE", "two": "TWO", "three": "THREE"}
+    assert executions(tmp_path) == {"one": 2, "three": 1, "two": 2}
+    assert {run.state_type for run in last_task_runs(client, 3)} == {"COMPLETED"}
+
+
+def test_a_few_of_many_tasks_compute_at_a_time(workers: LocalWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of threads that wait for Python's lock would keep it from Dask's scheduler."""
+    run, now, most = task_runner_module.run_task_sync, [0], [0]
+
+    def counted(**arguments: Any) -> Any:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        now[0] -= 1
+        return run(**arguments)
+
+    @task
+    def work(item: int) -> int:
+        return item
+
+    @flow(name="many", validate_parameters=False)
+    def many() -> list[int]:
+        futures = [workers.runner.submit(work, {"item": i}) for i in range(5 * N_COMPUTING)]
+        return [future.result() for future in futures]
+
+    monkeypatch.setattr(task_runner_module, "run_task_sync", counted)
+    assert many() == list(range(5 * N_COMPUTING))
+    assert 1 < most[0] <= N_COMPUTING
 
 
 def test_an_item_that_waits_is_not_killed_along(workers: LocalWorkers, tmp_path: Path) -> None:
@@ -177,6 +245,25 @@ def test_a_passing_error_of_the_file_system_is_tried_again_and_others_are_not(
     assert isinstance(done["bad"].error, SourceError)
     assert str(done["bad"].error) == "bad.jsonl:3: fix it"
     assert executions(tmp_path) == {"bad": 1, "lasting": 1, "passing": 3}
+
+
+def test_a_worker_on_which_a_task_failed_is_told_where_it_succeeds_on_another(
+    workers: LocalWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healed: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(workers.runner, "on_healed", lambda *told: healed.append(told))
+
+    @task(retries=1, retry_delay_seconds=2, retry_condition_fn=can_heal, task_run_name="work on {item}")
+    def work(item: str, folder: Path) -> str:
+        if note(folder, item) == 1:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()  # not to be taken a second time
+            raise OSError(5, "Input/output error")
+        return get_worker().address
+
+    done = outcomes(workers, work, ["one"], folder=tmp_path)
+    ((failed, healthy, name),) = healed
+    assert failed != healthy == done["one"].result
+    assert name == "work on one"
 
 
 def test_a_run_that_ends_early_cancels_what_is_under_way_and_what_waits_to_be_tried_again(

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.running.machine import check_semaphores
+from flows.running.machine import check_semaphores, exhausted
 from tests.conftest import NOBODY
 from tests.flows.commands.processes import REPOSITORY
 from tests.machines import python_with_mounts
@@ -60,3 +61,36 @@ def test_without_shared_memory_a_run_is_refused_at_once() -> None:
     )
     missing = python_with_mounts("mount -t tmpfs none /dev", code)  # without shm
     assert missing.startswith("workers cannot start: no semaphore can be made in /dev/shm (")
+
+
+HUNGRY = """
+import mmap, resource, threading, typer
+from flows.running.script import run_and_print
+
+def hungry():
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+    {act}
+
+typer.run(lambda: run_and_print(hungry))
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        ("bytes(1 << 30)", "MemoryError"),
+        ("threading.Thread(target=print).start()", "can't start new thread"),
+        ("mmap.mmap(-1, 1 << 30)", "[Errno 12] Cannot allocate memory"),
+    ],
+)
+def test_a_run_that_gets_no_more_memory_ends_with_a_message(act: str, said: str) -> None:
+    line = [sys.executable, "-c", HUNGRY.format(act=act)]
+    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"gives the process of the run no more memory or threads ({said}); look at free" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_of_the_program_are_not_taken_for_lack_of_memory() -> None:
+    assert exhausted(RuntimeError("other")) is None
+    assert exhausted(OSError(errno.ENOSPC, "No space left on device")) is None

@@ -17,6 +17,7 @@ from flows.running.report import (
     write_rows,
 )
 from mlfilter_core.embedding.embed_report import EmbedReport
+from mlfilter_core.run_report import read_outputs
 from mlfilter_core.work.workload import row_of
 
 
@@ -59,13 +60,23 @@ def test_the_printed_table_has_a_row_for_each_file_and_their_sum(capsys: pytest.
 
 
 def test_the_report_says_what_limited_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    print_report(report(2))
+    print_report(replace(report(2), on_nodes=["node gpu07 is not used again in this run: a worker died"]))
     shown = capsys.readouterr().out
+    assert "node gpu07 is not used again in this run: a worker died\n" in shown
     waited = "reading 3.0, tokenizing 2.0, encoding 0.5, writing 3.5; encoding is the bottleneck"
     assert f"seconds that each stage waited for another: {waited}\n" in shown
     assert shown.count("encoder: float32 on cpu\n") == 1
     assert "800 documents had been encoded by a run that was interrupted\n" in shown
     assert "memory ran out 6 times, and batches were divided" in shown
+
+
+def test_the_report_says_what_helps_where_the_encoder_waited_for_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    run = report(2)
+    waited = {"reading": 1.5, "tokenizing": 0.25, "encoding": 1.0, "writing": 1.75}
+    print_report(replace(run, reports=[replace(file, waited=waited) for file in run.reports]))
+    shown = capsys.readouterr().out
+    assert "tokenizing is the bottleneck\n" in shown
+    assert "the encoder waited 50 % of the time, mostly for tokens: give each worker more cores" in shown
 
 
 def test_a_long_table_shows_the_files_that_tell_something(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,16 +140,17 @@ def test_of_very_many_files_the_most_telling_ones_are_those_of_all() -> None:
         assert len(overview.telling_rows(MAX_ARTIFACT_ROWS)) == MAX_ARTIFACT_ROWS
 
 
-@pytest.mark.parametrize(("n_files", "n_outputs"), [(3, 0), (1, 3)], ids=["of this run", "of all runs"])
-def test_the_report_on_very_many_files_is_left_to_its_command(
-    n_files: int, n_outputs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_report_that_would_open_very_many_outputs_is_left_to_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(report_module, "MOST_OF_A_PAGE", 2)
+    monkeypatch.setattr(report_module, "MOST_OPENED", 2)
+    for name in ("MOST_READ", "MOST_SAMPLED"):
+        monkeypatch.setattr(read_outputs, name, 1)
     (tmp_path / "embeddings").mkdir()
-    for i in range(n_outputs):
+    for i in range(4):
         (tmp_path / "embeddings" / f"{i}.h5").touch()
     with caplog.at_level("INFO"):
-        assert make_page("embed", tmp_path, tmp_path / "logs", n_files) == Page()
-    assert "the report on 3 files is not written" in caplog.text
-    assert f"`ml_filter report {tmp_path}` writes it" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["embeddings"]
+        assert make_page("embed", tmp_path, tmp_path / "logs") == Page()
+    assert "the report on 4 outputs is not written at the end of a run, as it would open more than 2" in caplog.text
+    assert f"`ml_filter report {tmp_path}` does, once" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} - {"logs"} == {"embeddings"}  # fonts may be kept with the logs

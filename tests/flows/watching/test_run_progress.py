@@ -106,6 +106,41 @@ def test_reports_without_tokens_and_files_without_a_size_do(clock: Clock, tmp_pa
     assert (now.documents, now.tokens, now.share, now.bottleneck) == (3, 0, 1, None)
 
 
+def test_a_run_without_progress_says_for_how_long(clock: Clock, files: list[TaskFile]) -> None:
+    run = RunProgress(3, Tasks(files), n_failed=0)
+    clock.now += 100
+    assert run.snapshot().still_s == 0  # there is no worker
+    run.have_workers(1)
+    clock.now += 5
+    assert run.snapshot().still_s == 5  # also before a worker has told of a file: it may never open it
+    run.hear("w", Progress("c.jsonl", 6, share=0.1))
+    run.snapshot()
+    clock.now += 45
+    assert "no progress for 45.0 s" in describe(run.snapshot())
+    run.hear("w", Progress("c.jsonl", 7, share=0.1))
+    assert "no progress" not in describe(run.snapshot())
+    for name in ("a", "b", "c"):
+        run.fail(f"{name}.jsonl")
+    run.snapshot()
+    clock.now += 45
+    assert "no progress" not in describe(run.snapshot())
+
+
+def test_a_file_that_has_ended_is_no_straggler_although_its_worker_goes_on(clock: Clock, files: list[TaskFile]) -> None:
+    run = RunProgress(3, Tasks(files), n_failed=0)
+    for second in range(150):
+        clock.now = 1000.0 + second
+        for name, speed in (("a", 100), ("b", 100), ("c", 10)):
+            run.hear(f"worker of {name}", Progress(f"{name}.jsonl", second, speed * second, share=0.1))
+    assert [slow.progress.file for slow in run.stragglers()] == ["c.jsonl"]
+    run.fail("c.jsonl")
+    for second in range(150):
+        clock.now += 1
+        for name, speed in (("a", 100), ("b", 100), ("c", 10)):
+            run.hear(f"worker of {name}", Progress(f"{name}.jsonl", second, 20_000 + speed * second, share=0.1))
+    assert not run.stragglers()
+
+
 def test_a_snapshot_in_words() -> None:
     now = Snapshot(9, 2, 1, 0, 12_345, 1_000_000, 0, 0.5, 949.6, 350_000.4, 11_520, 0, WAITED, [], "encoding")
     assert describe(now) == (
@@ -129,3 +164,12 @@ def test_the_bottleneck_changes_only_when_another_stage_waits_much_less(clock: C
     assert bottleneck(reading=8.0, encoding=9.9) == "encoding"
     assert bottleneck(reading=6.0, encoding=9.9) == "reading"
     assert bottleneck(reading=9.9, encoding=9.0) == "reading"
+
+
+def test_a_run_waits_while_it_has_no_worker(clock: Clock, files: list[TaskFile]) -> None:
+    run = RunProgress(3, Tasks(files), n_failed=0)
+    seen = [run.snapshot().is_waiting]
+    for n_workers in (0, 2, 0):
+        run.have_workers(n_workers)
+        seen.append(run.snapshot().is_waiting)
+    assert seen == [True, True, False, True]

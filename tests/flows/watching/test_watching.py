@@ -14,6 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId, ArtifactFilterKey
 
 from flows.embed import embed
+from flows.watching import run_progress as run_progress_module
 from flows.watching import watching as watching_module
 from flows.workers import task_runner as task_runner_module
 from tests.flows.conftest import WriteJob
@@ -42,6 +43,7 @@ def test_progress_moves_while_a_single_file_is_under_way(
     monkeypatch.setattr(watching_module, "LOG_S", 1.0)
     monkeypatch.setattr(task_runner_module, "LONG_S", 0)
     monkeypatch.setattr(task_runner_module, "LOOK_S", 0.2)
+    monkeypatch.setattr(run_progress_module, "CLEAR_S", 0.01)  # the run may end before its bottleneck is clear
     seen: dict[str | None, set[float]] = {}
     bars: set[UUID] = set()
     dashboards: set[str] = set()
@@ -62,7 +64,7 @@ def test_progress_moves_while_a_single_file_is_under_way(
     looking = threading.Thread(target=look)
     looking.start()
     try:
-        report = embed(embed_job())
+        report = embed(embed_job(commit_documents=1_000))  # a worker tells of each commit
     finally:
         is_over.set()
         looking.join()

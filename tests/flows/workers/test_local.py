@@ -89,6 +89,12 @@ def test_workers_that_were_started_ahead_are_taken_if_they_are_those_of_the_run(
     assert dict(os.environ) == environment
 
 
+def test_a_worker_may_be_silent_for_as_long_as_a_file_server_may_be_away(fast_workers: None, tmp_path: Path) -> None:
+    with local_workers(LocalSettings(workers=1), False, "cpu", 1, tmp_path) as workers:
+        silent_s = workers.runner.client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.worker_ttl)
+    assert silent_s >= 3600
+
+
 def test_workers_ahead_that_no_run_takes_are_ended(spawned_workers: None, tmp_path: Path) -> None:
     before = running_below(os.getpid(), "spawn_main")
     with workers_ahead(1, "cpu", tmp_path / "ahead", []):

@@ -94,6 +94,16 @@ def test_a_word_that_is_no_id_is_named(id_position: int, command: Command) -> No
         asyncio.run(submit(job(id_position)))
 
 
+def test_excluded_nodes_are_given_on_the_command_line_which_overrides_script_and_environment(
+    command: Command, tmp_path: Path
+) -> None:
+    command("sbatch", f'echo "$1" > {tmp_path}/told; echo Submitted batch job 17')
+    asyncio.run(submit(job()))
+    assert "--exclude" not in (tmp_path / "told").read_text()
+    asyncio.run(submit(SubmittedJob("tcp://127.0.0.1:1", name="b", cores=1, memory="1 GB", exclude="node[1-3],x")))
+    assert (tmp_path / "told").read_text() == "--exclude=node[1-3],x\n"
+
+
 @pytest.mark.parametrize(("reason", "is_temporary"), [("Socket timed out", True), ("Invalid account", False)])
 def test_a_job_that_sbatch_refuses_fails_with_what_it_printed(
     reason: str, is_temporary: bool, command: Command
@@ -108,15 +118,17 @@ def test_a_job_that_sbatch_refuses_fails_with_what_it_printed(
 
 
 def test_the_queue_is_what_is_pending_or_running(command: Command) -> None:
-    command("squeue", "echo '1|PD|PartitionConfig'; echo '2|PD|Resources'; echo '3|R|None'; echo '4|CG|None'")
+    command(
+        "squeue", "echo '1|PD||PartitionConfig'; echo '2|PD||Resources'; echo '3|R|node7|None'; echo '4|CG|node7|None'"
+    )
     queue = asyncio.run(queued_jobs())
     assert queue == {
         "1": QueuedJob(True, "PartitionConfig"),
         "2": QueuedJob(True, "Resources"),
-        "3": QueuedJob(False, "None"),
+        "3": QueuedJob(False, "None", "node7"),
     }
     assert [job.is_hopeless for job in queue.values()] == [True, False, False]
-    command("squeue", "echo 'CLUSTER: serial'; echo '1|R|None'; echo; echo 'CLUSTER: gpu'; echo '2|PD|Priority'")
+    command("squeue", "echo 'CLUSTER: serial'; echo '1|R|node7|None'; echo; echo 'CLUSTER: gpu'; echo '2|PD||Priority'")
     assert asyncio.run(queued_jobs()).keys() == {"1", "2"}
     command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(SlurmCommandError, match=r"^Unable to contact slurm controller$"):
@@ -125,10 +137,14 @@ def test_the_queue_is_what_is_pending_or_running(command: Command) -> None:
 
 def test_an_ended_job_has_a_state_and_a_log(command: Command, tmp_path: Path) -> None:
     log = tmp_path / "job.log"
-    command("scontrol", f"echo 'JobId=7 JobName=a b JobState=FAILED Reason=NonZeroExitCode ExitCode=3:0 StdErr={log}'")
+    command(
+        "scontrol",
+        f"echo 'JobId=7 JobName=a b JobState=FAILED Reason=NonZeroExitCode ExitCode=3:0 NodeList=n5 StdErr={log}'",
+    )
     ended = asyncio.run(ended_job("7"))
     assert ended is not None
-    assert ended == EndedJob("FAILED, exit code 3:0", log)
+    assert ended == EndedJob("FAILED, exit code 3:0", log, "n5")
+    assert ended.is_fault
     assert "No such file" in ended.last_lines()
     log.write_text("")
     assert ended.last_lines() == "(empty)"
@@ -136,4 +152,4 @@ def test_an_ended_job_has_a_state_and_a_log(command: Command, tmp_path: Path) ->
     assert ended.last_lines().splitlines() == [str(i) for i in range(40 - N_LAST_LINES, 40)]
     command("scontrol", "echo 'Invalid job id specified' >&2; exit 1")
     ended = asyncio.run(ended_job("7"))
-    assert ended is not None and ended.state == "unknown"
+    assert ended is not None and ended.state == "unknown" and not ended.is_fault

@@ -24,7 +24,14 @@ USES = [
     ("distributed", "Client", "subscribe_topic", "events from workers to the flow"),
     ("distributed", "SpecCluster", "workers worker_spec new_spec scale_down", "SlurmWorkers: which jobs there are"),
     ("distributed.deploy.spec", "ProcessInterface", "status", "SubmittedJob: jobs that have ended"),
-    ("distributed.scheduler", "WorkerState", "processing", "SlurmWorkers: jobs without tasks"),
+    ("distributed.scheduler", "WorkerState", "processing nanny", "SlurmWorkers: jobs without tasks, workers that died"),
+    (
+        "distributed.scheduler",
+        "Scheduler",
+        "remove-worker processing-tasks expected retire_workers",
+        "SlurmNodes: workers that disappear; SlurmWorkers: workers that leave a node",
+    ),
+    ("dask_jobqueue.slurm", "SLURMJob", "submit_command", "SubmittedJob: excluded nodes"),
     ("dask_jobqueue.core", "Job", "job_id job_id_regexp", "SubmittedJob: slurm_settings.job_id_position"),
 ]
 

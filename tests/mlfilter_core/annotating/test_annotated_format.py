@@ -19,9 +19,9 @@ DECOMPRESS = {None: bytes, "gzip": gzip.decompress, "zstd": zstd.decompress}
 def test_each_record_is_one_line_with_its_keys_in_order(tmp_path: Path, compression: Compression) -> None:
     path = tmp_path / "x"
     with path.open("wb") as on_disk, compressed(on_disk, compression) as file:
-        write_records(file, [[RECORDS[0]]])
+        write_records(file, [RECORDS[0]])
         write_records(file, [])
-        write_records(file, [[RECORDS[1]]])
+        write_records(file, [RECORDS[1]])
     lines = DECOMPRESS[compression](path.read_bytes()).split(b"\n")
     assert lines.pop() == b""
     assert [list(json.loads(line).items()) for line in lines] == [list(record.items()) for record in RECORDS]
@@ -38,5 +38,5 @@ def test_no_records_make_an_empty_file(tmp_path: Path, compression: Compression)
 def test_the_bytes_do_not_depend_on_the_temporary_name(tmp_path: Path, compression: Compression) -> None:
     for name in ("first", "second"):
         with (tmp_path / name).open("wb") as on_disk, compressed(on_disk, compression) as file:
-            write_records(file, [[record] for record in RECORDS])
+            write_records(file, RECORDS)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES, Line, OverlongLine, SourceReader
+from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES, READ_BYTES, Line, OverlongLine, SourceReader
 from mlfilter_core.errors import SourceError
 from mlfilter_core.files.identity import file_sha256
 from mlfilter_core.files.task_files import WHOLE, Part
@@ -54,6 +54,29 @@ def test_a_line_ends_with_a_line_feed_and_nothing_else(tmp_path: Path, suffix: s
     path = tmp_path / f"x.jsonl{suffix}"
     path.write_bytes(EVERY_COMPRESSION[suffix](content))
     assert read(path) == split(content)
+
+
+@every_compression
+@pytest.mark.parametrize("ends", [True, False])
+def test_lines_of_many_reads_are_those_of_the_whole(tmp_path: Path, suffix: str, ends: bool) -> None:
+    generator = random.Random(0)
+    sizes = [0, 1, 10, 1000, 100_000, 3 * READ_BYTES, READ_BYTES - 1, READ_BYTES, READ_BYTES + 1]
+    lines = [generator.randbytes(generator.choice(sizes)).replace(b"\n", b"") for _ in range(20)]
+    content = b"\n".join(lines) + b"\n" * ends
+    path = tmp_path / f"x.jsonl{suffix}"
+    path.write_bytes(EVERY_COMPRESSION[suffix](content))
+    for max_line_bytes in (READ_BYTES - 1, READ_BYTES, DEFAULT_MAX_LINE_BYTES):
+        assert read(path, max_line_bytes) == split(content, max_line_bytes)
+
+
+def test_lines_are_counted_as_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"a\nb\nc")
+    with SourceReader(tmp_path / "x") as reader:
+        assert [(reader.n_lines, line.number) for line in reader.lines(DEFAULT_MAX_LINE_BYTES)] == [
+            (1, 1),
+            (2, 2),
+            (3, 3),
+        ]
 
 
 @every_compression

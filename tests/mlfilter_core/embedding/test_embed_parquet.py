@@ -1,7 +1,6 @@
 """Parquet through the steps that read sources, compared with the same records as JSON lines."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlfilter_core.annotating.annotated_format import write_records
 from mlfilter_core.corpus.documents import DocumentSchema
+from mlfilter_core.corpus.json_lines import lines, members
 from mlfilter_core.corpus.parquet_source import ROWS_PER_GROUP
 from mlfilter_core.corpus.source_files import find_sources
 from mlfilter_core.embedding.embed_file import embed_file
@@ -149,9 +148,10 @@ def test_output_values_are_found_in_other_columns(embed: Embed, keys: list[str])
             EmbeddingFile(path, "train") as file,
             OutputValues(file, ["document_id", *keys], ["score"], None) as values,
         ):
-            sink = io.BytesIO()
-            write_records(sink, values.records(slice(0, file.n_rows)))
-            found.append([json.loads(line) for line in sink.getvalue().splitlines()])
+            written = b"".join(
+                lines([*keys, members("row", range(n))]) for n, keys in values.members(slice(0, file.n_rows))
+            )
+            found.append([json.loads(line) for line in written.splitlines()])
             values.check_complete()
     assert found[0] == found[1]
     assert len(found[1]) == N - 4
@@ -160,7 +160,7 @@ def test_output_values_are_found_in_other_columns(embed: Embed, keys: list[str])
 def test_an_output_key_that_no_row_has_is_named_with_the_columns(embed: Embed) -> None:
     _, path = embed("rows")
     with EmbeddingFile(path, "train") as file, OutputValues(file, ["texts"], [], None) as values:
-        list(values.records(slice(0, file.n_rows)))
+        list(values.members(slice(0, file.n_rows)))
         with pytest.raises(AnnotationError, match=r'"texts" is neither in .* there are: .*id, text, n, meta, unread'):
             values.check_complete()
 
@@ -174,7 +174,7 @@ def test_a_changed_source_is_noticed(embed: Embed, corpus: Path) -> None:
     source.write_bytes(changed)
     with EmbeddingFile(path, "train") as file, OutputValues(file, ["*"], [], None) as values:
         with pytest.raises(SourceError, match=r"x\.parquet changed since .*|cannot be read"):
-            list(values.records(slice(0, file.n_rows)))
+            list(values.members(slice(0, file.n_rows)))
             values.check_complete()
 
 

@@ -35,8 +35,9 @@ def encode(encoder: Encoder, texts: list[str], batch_size: int = 64) -> NDArray[
     return encoder.encode(encoder.tokenize(texts), batch_size).embeddings()
 
 
-def tiny(folder: Path, device: str = "cpu", **settings: Any) -> Encoder:
-    return load_encoder(resolve_model(str(folder)), EncoderSettings(**settings), device, 512)
+def tiny(folder: Path, device: str = "cpu", has_openvino: bool = False, **settings: Any) -> Encoder:
+    files = resolve_model(str(folder))
+    return load_encoder(files, EncoderSettings(**settings), device, 512, has_openvino=has_openvino)
 
 
 def reference(folder: Path, texts: list[str], max_length: int | None = None, **kwargs: Any) -> NDArray[np.float32]:

@@ -104,6 +104,9 @@ def test_other_architectures_give_the_vectors_of_sentence_transformers(
     assert encoder.forward_pass.is_unpadded == is_unpadded
     expected = reference(tmp_path / "saved", TEXTS)
     np.testing.assert_allclose(encode(encoder, TEXTS), expected, atol=TOLERANCE)
+    by_openvino = tiny(tmp_path / "saved", has_openvino=True)
+    assert by_openvino.provenance()["attention"] == "openvino"
+    np.testing.assert_allclose(encode(by_openvino, TEXTS), expected, atol=TOLERANCE)
     distances = np.linalg.norm(expected[1:] - expected[:-1], axis=1)
     assert distances.min() > 0.1, "the model gives all texts the same embedding, so the test proves nothing"
 

@@ -1,7 +1,6 @@
 import functools
 import itertools
 import json
-import random
 import struct
 import unicodedata
 from collections.abc import Callable
@@ -15,69 +14,14 @@ from tokenizers import normalizers as norm
 from tokenizers import pre_tokenizers as pre
 from transformers import AutoTokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
-from mlfilter_core.encoder.long_texts import CHARS_PER_TOKEN, TruncatingTokenizer, find_cuts
+from mlfilter_core.encoder.long_texts import CHARS_PER_TOKEN, N_TELLING, TruncatingTokenizer, find_cuts
 from mlfilter_core.encoder.model_files import ModelFiles
+from mlfilter_core.encoder.word_splits import split_into_words
 from tests.conftest import tiny_tokenizer
+from tests.mlfilter_core.encoder.hard_texts import ENGLISH, PROSE, hard_texts
+from tests.mlfilter_core.encoder.whole_texts import bpe_of_whole_texts
 
 WEB_PAGES = Path(__file__).parents[4] / "shared" / "data" / "fineweb_edu_1000.jsonl"
-ENGLISH = "The chlorophyll in the leaves absorbs red and blue light, which isn't what we'd see of them. "
-PROSE = [
-    ENGLISH,
-    "Größenübergänge für Müßiggänger\närgern Öl-Übersetzer.\r\n\r\nDon't THEY'LL 12345 3.14 a_b x--\n\nЯ пишу, λέξη.\n",
-    "光合作用是植物的过程、很重要。\n中华人民共和国的首都是北京。\n\n「日本語の文章です。」光合成について。\n",
-    "ภาษาไทยไม่มีช่องว่าง ระหว่างคำ นี้\n한국어 문장입니다. 식물의\nहिन्दी में लिखा वाक्य। कि क\nسلم عليكم و שלום עולם\n",
-]
-# Pieces that combine, split, vanish or are added tokens.
-HARD = [
-    *(" ", "  ", "    ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u3000", "\u200b", "\u200d", "\ufeff", "\x00", "\x1c"),
-    *("\u0301", "e\u0301\u0323", "\u1100\u1161\u11a8", "\uac00\u11a8", "\U0001f468\u200d\U0001f469\u200d\U0001f467"),
-    *(
-        "\u0e33",
-        "\u0e17\u0e35\u0e48",
-        "\u0d4e ",
-        "\u0600 ",
-        "\u0140\n",
-        "\u037a",
-        "\ufdfa",
-        "\u00bd",
-        "\u2474",
-        "\u0130",
-    ),
-    *(
-        "。",
-        "。\n",
-        "。\n\n",
-        "、",
-        "\uff0c",
-        "中",
-        "北京",
-        "'s",
-        "'T",
-        "``",
-        "''",
-        "...",
-        '"',
-        "\u2581",
-        "x",
-        "y z",
-        "q\nw",
-    ),
-    *(
-        " [MASK] ",
-        "[MASK",
-        "<mask>",
-        "  <mask>  ",
-        "<mas",
-        "ing ",
-        "the ",
-        " of ",
-        "of",
-        "and ",
-        "\nand",
-        "is. ",
-        "New York",
-    ),
-]
 ADDED = [
     AddedToken("<mask>", lstrip=True, special=True, normalized=False),
     AddedToken("[MASK]", special=True, normalized=False),
@@ -176,7 +120,18 @@ BUILDERS: dict[str, Callable[[], Tokenizer]] = {
         pre.Sequence([pre.Punctuation(), pre.Metaspace()]),
         template="<s> $A </s>",
     ),
+    "gemma": lambda: in_words(bpe_of_whole_texts(norm.Replace(" ", "\u2581"), pre.Split(" ", "merged_with_previous"))),
+    "llama2": lambda: in_words(
+        bpe_of_whole_texts(norm.Sequence([norm.Prepend("\u2581"), norm.Replace(" ", "\u2581")]), None)
+    ),
+    "mistral": lambda: in_words(bpe_of_whole_texts(None, pre.Metaspace(split=False))),
 }
+
+
+def in_words(backend: Tokenizer) -> Tokenizer:
+    tokenizer = wrap(backend)
+    split_into_words(tokenizer)
+    return tokenizer.backend_tokenizer
 
 
 @functools.cache
@@ -197,16 +152,6 @@ def backend(request: pytest.FixtureRequest, minilm: ModelFiles) -> Tokenizer:
 
 def wrap(backend: Tokenizer, kind: Any = PreTrainedTokenizerFast, pad_token: str = "</s>") -> Any:
     return kind(tokenizer_object=backend, pad_token=pad_token)
-
-
-def hard_texts(n: int, seed: int, pieces: int) -> list[str]:
-    chance = random.Random(seed)
-
-    def piece() -> str:
-        start = chance.randrange(80)
-        return chance.choice(HARD) if chance.random() < 0.7 else chance.choice(PROSE)[start : start + 12]
-
-    return ["".join(piece() for _ in range(pieces)) for _ in range(n)]
 
 
 def assert_equals_transformers(tokenizer: Any, texts: list[str], max_length: int, *first_chars: int) -> None:
@@ -378,12 +323,34 @@ class CountingBackend:
 
 @pytest.mark.parametrize("text", [ENGLISH * 20_000, PROSE[2] * 20_000, "https://example.org/ " * 10_000])
 def test_little_of_a_long_text_is_read(backend: Tokenizer, text: str) -> None:
+    cuts = find_cuts(backend)
+    if cuts is None or cuts.search(text) is None:
+        pytest.skip("this tokenizer ends words at spaces alone, and the text has none")
     tokenizer = wrap(backend)
     truncating = TruncatingTokenizer(tokenizer, 128)
     counting = tokenizer._tokenizer = CountingBackend(backend)
     (ids,), (is_cut,) = truncating.tokenize([text])
     assert len(ids) == 128 and is_cut
     assert 0 < counting.n_chars < 4 * CHARS_PER_TOKEN * 128
+
+
+def test_as_much_of_texts_is_read_as_their_language_needs() -> None:
+    tokenizer = wrap(build("bert"))
+    truncating = TruncatingTokenizer(tokenizer, 64)
+    counting = tokenizer._tokenizer = CountingBackend(tokenizer.backend_tokenizer)
+    whole = Tokenizer.from_str(build("bert").to_str())
+    whole.no_truncation()
+    for text in ("中。" * 1000, "cake and tea " * 1000, "中。" * 1000):  # a token for each character, then longer ones
+        n_read = []
+        for _ in range(25):
+            counting.n_chars = 0
+            input_ids, is_cut = truncating.tokenize([text] * N_TELLING)
+            assert is_cut.all() and {len(ids) for ids in input_ids} == {64}
+            n_read.append(counting.n_chars / N_TELLING)
+        n_needed = 62 * len(text) / len(whole.encode(text, add_special_tokens=False).ids)
+        assert n_needed <= min(n_read[10:]) < 1.5 * n_needed
+        # Now and then, the part is too short: once in some rounds, all texts are read twice.
+        assert sum(n_read[10:]) < 15 * 2.5 * n_needed
 
 
 def test_a_text_with_long_tokens_is_read_in_growing_parts(minilm: ModelFiles) -> None:

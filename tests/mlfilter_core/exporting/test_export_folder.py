@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from mlfilter_core.config.annotation import Ensemble
+from mlfilter_core.embedding_store.clusters_of_rows import Clusters, centroids_beside, find_clusters
 from mlfilter_core.embedding_store.int8 import quantize
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.exporting import export_file
@@ -25,6 +26,7 @@ from mlfilter_core.files.identity import file_identity
 from mlfilter_core.heads.head import Head
 from mlfilter_core.heads.layers import mlp
 from tests.conftest import TINY_DIM
+from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering
 from tests.mlfilter_core.conftest import flip_a_bit
 from tests.mlfilter_core.exporting.conftest import Export, Inputs
 
@@ -396,3 +398,42 @@ def test_nothing_heavy_is_imported_by_worker_processes() -> None:
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def cluster_all(inputs: Inputs, **params: Any) -> Clusters:
+    """Clusters the embeddings of the folder."""
+    run_clustering(cluster_job(inputs.folder.parent, **{"n_clusters": 2, **params}))
+    return find_clusters(inputs.folder / "clusters", centroids_beside(inputs.folder / "clusters"))
+
+
+def test_clusters_are_columns(inputs: Inputs, run: Export, tmp_path: Path) -> None:
+    inputs.embed("a/x", 7)
+    inputs.annotate("a/x")
+    clusters = cluster_all(inputs)
+    run(annotated=inputs.annotated, clusters=clusters)
+    exported = pq.read_table(tmp_path / "exported/a/x.parquet")
+    names = exported.column_names
+    assert names[0] == "document_id"
+    assert names[-4:] == ["cluster", "cluster_distance", "cluster_name", "embedding"]
+    expected = pq.read_table(inputs.folder / "clusters/a/x.parquet")
+    for name in ("document_id", "cluster", "cluster_distance"):
+        assert exported[name].to_pylist() == expected[name].to_pylist()
+    assert set(exported["cluster_name"].to_pylist()) == {"cluster 0", "cluster 1"}
+    assert run(annotated=inputs.annotated, clusters=clusters).files == {"skipped": 1}
+
+
+def test_clusters_of_other_embeddings_are_not_exported(inputs: Inputs, run: Export) -> None:
+    inputs.embed("x", 7)
+    clusters = cluster_all(inputs)
+    inputs.embed("x", 7, prompt="query: ")
+    reasons: list[str] = []
+    run(lambda report: reasons.append(report.reason), clusters=clusters)
+    assert "x.parquet was made from another version of " in reasons[0]
+    assert reasons[0].endswith("; cluster again")
+
+
+def test_an_export_of_other_clusters_is_refused(inputs: Inputs, run: Export) -> None:
+    inputs.embed("x", 7)
+    run(clusters=cluster_all(inputs))
+    with pytest.raises(ConfigError, match=r"was exported with other settings: clusters.centroids_sha256: "):
+        run(clusters=cluster_all(inputs, n_clusters=3, overwrite=True))

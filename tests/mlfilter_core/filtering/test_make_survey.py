@@ -81,7 +81,14 @@ def test_a_score_may_begin_in_any_line_and_tokens_may_be_written_as_floats(
         ([{"q": 1}, b"{"], r"x.jsonl:2: .*; annotate the file again"),
         ([{"score_r": 1, "id": 2}], r'there is no score "q" nor "score_q"; the lines have: score_r, id'),
         ([{"q": 1, "score_q": 2}], r'a line has both "q" and "score_q"; give params.keep the latter'),
-        ([{"q": 1, "k": i} for i in range(257)], r'params.keep.per: "k" has more than 256 values; name a key that'),
+        (
+            [{"q": 1, "k": i} for i in range(65537)],
+            r'params.keep.per: "k" has more than 65,536 values; name a key that',
+        ),
+        (
+            [{"q": 1, "k": f"{i:01001}"} for i in range(257)],
+            r'params.keep.per: "k" has more than 256 values, and long ones; name a key that',
+        ),
     ],
 )
 def test_invalid_lines_are_an_error(lines: list[object], message: str, write_lines: WriteLines, tmp_path: Path) -> None:
@@ -90,9 +97,21 @@ def test_invalid_lines_are_an_error(lines: list[object], message: str, write_lin
         make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k"))
 
 
+@pytest.mark.parametrize(("n_groups", "dtype"), [(256, np.uint8), (257, np.uint16), (65536, np.uint16)])
+def test_groups_are_stored_in_as_few_bytes_as_they_need(
+    n_groups: int, dtype: type[np.generic], write_lines: WriteLines, tmp_path: Path
+) -> None:
+    path = write_lines("x.jsonl", [{"q": 1, "k": i % n_groups} for i in range(n_groups + 3)])
+    file, request = TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k")
+    make_survey(file, request)
+    survey = load_survey(file, request)
+    assert survey.group.dtype == dtype
+    assert [survey.groups[code] for code in survey.group] == [str(i % n_groups) for i in range(n_groups + 3)]
+
+
 def test_groups_are_counted_while_lines_are_read(write_lines: WriteLines, tmp_path: Path) -> None:
-    path = write_lines("x.jsonl", [*({"q": 1, "k": i} for i in range(257)), b"{"])
-    with pytest.raises(AnnotationError, match=r'params.keep.per: "k" has more than 256 values'):
+    path = write_lines("x.jsonl", [*({"q": 1, "k": i} for i in range(65537)), b"{"])
+    with pytest.raises(AnnotationError, match=r'params.keep.per: "k" has more than 65,536 values'):
         make_survey(TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k"))
 
 

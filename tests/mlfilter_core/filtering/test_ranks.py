@@ -28,3 +28,11 @@ def test_a_document_without_the_score_has_rank_0() -> None:
 def test_equal_scores_have_ranks_that_depend_on_file_and_row() -> None:
     found = np.concatenate([ranks(survey_of([1.0] * 1000, stem=stem), "q") for stem in ("a", "b")])
     assert len(np.unique(found)) == 2000
+
+
+def test_a_part_of_a_survey_has_the_ranks_of_its_rows() -> None:
+    survey = survey_of([1.0, 2.0, 1.0, math.nan, 1.0])
+    for rows in (slice(0, 2), slice(1, 4), slice(3, 9)):
+        part = survey.part(rows)
+        assert ranks(part, "q").tolist() == ranks(survey, "q")[rows].tolist()
+        assert ranks(part.part(slice(1, 2)), "q").tolist() == ranks(survey, "q")[rows][1:2].tolist()

@@ -21,11 +21,11 @@ SELECTION = Selection.model_validate(
 
 
 @pytest.fixture
-def surveys(tmp_path: Path) -> list[Path]:
+def surveys(tmp_path: Path) -> list[str]:
     paths = [tmp_path / name for name in ("a.npz", "b.npz")]
     for path in paths:
         path.write_bytes(b"x")
-    return paths
+    return list(map(str, paths))
 
 
 class Finder:
@@ -42,7 +42,7 @@ class Finder:
         return iter(SURVEYS)
 
 
-def test_thresholds_are_found_once_and_are_equal_when_read(tmp_path: Path, surveys: list[Path]) -> None:
+def test_thresholds_are_found_once_and_are_equal_when_read(tmp_path: Path, surveys: list[str]) -> None:
     find = Finder()
     found = stored_thresholds(tmp_path, SELECTION, surveys, find)
     again = stored_thresholds(tmp_path, SELECTION, surveys, find)
@@ -54,7 +54,7 @@ def test_thresholds_are_found_once_and_are_equal_when_read(tmp_path: Path, surve
     assert limits[0] == "q: percentile 40 of 5 documents, which is '': nothing, de: 1.5 and above, en: -2 and above"
 
 
-def test_another_selection_or_corpus_has_other_thresholds(tmp_path: Path, surveys: list[Path]) -> None:
+def test_another_selection_or_corpus_has_other_thresholds(tmp_path: Path, surveys: list[str]) -> None:
     stored_thresholds(tmp_path, SELECTION, surveys, Finder())
     other = Selection.model_validate({"scores": {"q": {"percentile": 0}}})
     find = Finder(other)
@@ -62,13 +62,13 @@ def test_another_selection_or_corpus_has_other_thresholds(tmp_path: Path, survey
     assert find.times == 1
     stored_thresholds(tmp_path, other, surveys[:1], find)
     assert find.times == 2
-    surveys[0].write_bytes(b"longer")
+    Path(surveys[0]).write_bytes(b"longer")
     stored_thresholds(tmp_path, other, surveys[:1], find)
     assert find.times == 3
 
 
 @pytest.mark.parametrize("content", [b"{broken", b"[]", b"{}"])
-def test_a_broken_file_is_replaced(content: bytes, tmp_path: Path, surveys: list[Path]) -> None:
+def test_a_broken_file_is_replaced(content: bytes, tmp_path: Path, surveys: list[str]) -> None:
     (tmp_path / THRESHOLDS_NAME).write_bytes(content)
     find = Finder()
     stored_thresholds(tmp_path, SELECTION, surveys, find)

@@ -7,6 +7,8 @@ import pytest
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.make_survey import make_survey
 from mlfilter_core.filtering.survey import (
+    NO_GROUP,
+    UNKNOWN,
     SurveyMissingError,
     SurveyRequest,
     finished_survey,
@@ -59,3 +61,31 @@ def test_other_embeddings_are_another_survey(parameters: Filter) -> None:
     make_survey(file, request)
     assert finished_survey(file, replace(request, embeddings=None)) is None
     assert finished_survey(file, replace(request, group="other")) is None
+
+
+def test_a_damaged_byte_is_noticed_or_changes_nothing(write_lines: WriteLines, tmp_path: Path) -> None:
+    path = write_lines("x.jsonl", [{"q": 1, "n_tokens": 7, "k": "a"}, {"q": 2.5, "n_tokens": 9, "k": "b"}])
+    file, request = TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path, per="k")
+    survey = Path(make_survey(file, request).output)
+    content = survey.read_bytes()
+    n_noticed = 0
+    for place in range(len(content)):
+        survey.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            loaded = load_survey(file, request)
+        except SurveyMissingError:
+            n_noticed += 1
+            assert finished_survey(file, request) is None, "the next run makes it again"
+            continue
+        assert (loaded.scores.tolist(), loaded.tokens.tolist()) == ([[1], [2.5]], [7, 9]), place
+        assert ([loaded.groups[code] for code in loaded.group], loaded.stem) == (["a", "b"], "x"), place
+    assert n_noticed > len(content) / 2
+
+
+def test_columns_that_are_not_needed_are_not_loaded(write_lines: WriteLines, tmp_path: Path) -> None:
+    path = write_lines("x.jsonl", [{"q": 1, "n_tokens": 7}, {"q": 2, "n_tokens": 2**33}])
+    file, request = TaskFile("x.jsonl", "x", path.parent), request_for(tmp_path)
+    make_survey(file, request)
+    assert load_survey(file, request).tokens.tolist() == [7, 2**33]
+    survey = load_survey(file, request, with_tokens=False)
+    assert (survey.tokens.tolist(), survey.group.tolist(), survey.groups) == ([UNKNOWN] * 2, [0, 0], (NO_GROUP,))

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.errors import ConfigError
-from mlfilter_core.filtering.ranks import ranks
+from mlfilter_core.filtering import rank_search
+from mlfilter_core.filtering.ranks import ABOVE_ALL, LOWEST, TIE_BITS, lowest_rank_of, ranks
 from mlfilter_core.filtering.survey import Survey
-from mlfilter_core.filtering.thresholds import find_thresholds
+from mlfilter_core.filtering.thresholds import find_thresholds, find_thresholds_of_all
 from tests.mlfilter_core.filtering.conftest import survey_of
 
 NAN = math.nan
@@ -55,6 +57,116 @@ def test_the_best_documents_fill_a_budget_of_tokens(documents: Sequence[tuple[fl
     expected[order] = fits
     assert found == expected.tolist()
     assert np.all(np.diff(np.array(scores, np.float32)[order]) <= 0)  # the order is that of the scores
+
+
+SCORED = st.lists(
+    st.tuples(st.one_of(FLOATS, st.sampled_from([0.0, -0.0, 1.0, NAN])), st.integers(0, 50), st.sampled_from("abc")),
+    max_size=30,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    *(st.lists(SCORED, min_size=1, max_size=4), st.floats(0, 99.9), st.integers(1, 500), st.integers(1, 8)),
+    st.sampled_from([0, 1, 2, 1024]),
+)
+def test_limits_of_groups_are_those_of_sorted_documents(
+    files: Sequence[Sequence[tuple[float, int, str]]],
+    percentile: float,
+    budget: int,
+    block_rows: int,
+    max_few_groups: int,
+) -> None:
+    surveys = []
+    for i, documents in enumerate(files):
+        scores, tokens, groups = zip(*documents, strict=True) if documents else ((), (), ())
+        surveys.append(survey_of(scores, tokens, groups, stem=str(i)))
+    of_all = [
+        (*document, rank)
+        for survey, documents in zip(surveys, files, strict=True)
+        for document, rank in zip(documents, ranks(survey, "q").tolist(), strict=True)
+    ]
+    if all(math.isnan(score) for score, *_ in of_all):
+        return
+    bounds = [Bound(percentile=percentile), Bound(best_tokens=budget)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_search, "BLOCK_ROWS", block_rows)
+        patch.setattr(rank_search, "MAX_FEW_GROUPS", max_few_groups)
+        selections = [keep(bound, per="k") for bound in bounds]
+        by_score, by_tokens = find_thresholds_of_all(selections, lambda: surveys)
+    for group in sorted({group for *_, group, _ in of_all}):
+        best = sorted(
+            ((rank, score, tokens) for score, tokens, own, rank in of_all if own == group and rank), reverse=True
+        )
+        expected_of_score, expected_of_tokens = ABOVE_ALL, ABOVE_ALL
+        if best:
+            last = best[len(best) - len(best) * Fraction(str(percentile)) // 100 - 1]
+            expected_of_score = lowest_rank_of(last[1])
+            sums = np.cumsum([tokens for _, _, tokens in best])
+            place = int(np.searchsorted(sums, budget, side="right"))
+            expected_of_tokens = best[place][0] + 1 if place < len(best) else LOWEST
+        assert by_score.of_scores[0].ranks[group] == expected_of_score
+        assert by_tokens.of_scores[0].ranks[group] == expected_of_tokens
+
+
+@pytest.mark.parametrize("n_groups", [3, 300, 20_000])
+def test_limits_of_many_groups_are_those_of_sorted_documents(n_groups: int) -> None:
+    surveys = random_surveys(n_groups)
+    bounds = [Bound(percentile=12.5), Bound(percentile=90), Bound(best_tokens=400), Bound(best_tokens=20_000)]
+    found = find_thresholds_of_all([keep(bound, per="cluster") for bound in bounds], lambda: surveys)
+    for bound, thresholds in zip(bounds, found, strict=True):
+        assert thresholds.of_scores[0].ranks == limits_by_sorting(surveys, bound)
+    kept_of = [thresholds.kept(surveys[0]) for thresholds in found]
+    assert 0 < kept_of[1].sum() < kept_of[0].sum() < len(surveys[0])
+
+
+def random_surveys(n_groups: int) -> list[Survey]:
+    """Returns files of 60,000 documents with ties, missing scores, and documents without the key."""
+    rng = np.random.default_rng(n_groups)
+    surveys = []
+    for i in range(6):
+        scores = rng.integers(-20, 20, 10_000) / 4  # ties
+        scores[rng.random(10_000) < 0.1] = NAN
+        scores[rng.random(10_000) < 0.1] *= 1e37
+        names, group = np.unique(rng.integers(0, n_groups, 10_000), return_inverse=True)
+        groups = tuple("" if name == 0 else str(name) for name in names.tolist())
+        survey = survey_of(scores.tolist(), rng.integers(0, 500, 10_000).tolist(), stem=str(i))
+        surveys.append(replace(survey, group=group.astype(np.int32), groups=groups))
+    return surveys
+
+
+def limits_by_sorting(surveys: Sequence[Survey], bound: Bound) -> dict[str, int]:
+    """Returns the lowest rank that is kept in each group."""
+    of_groups: dict[str, list[tuple[int, int]]] = {}
+    for survey in surveys:
+        for code, rank, tokens in zip(
+            survey.group.tolist(), ranks(survey, "q").tolist(), survey.tokens.tolist(), strict=True
+        ):
+            best = of_groups.setdefault(survey.groups[code], [])
+            best += [(rank, tokens)] if rank else []
+    limits = {}
+    for group, best in of_groups.items():
+        best.sort(reverse=True)
+        n = len(best)
+        if not best:
+            limits[group] = ABOVE_ALL
+        elif bound.best_tokens is None:
+            last = best[n - n * Fraction(str(bound.percentile)) // 100 - 1][0]
+            limits[group] = last >> TIE_BITS << TIE_BITS
+        else:
+            sums = np.cumsum([tokens for _, tokens in best])
+            place = int(np.searchsorted(sums, bound.best_tokens, side="right"))
+            limits[group] = best[place][0] + 1 if place < n else LOWEST
+    return limits
+
+
+def test_groups_that_are_numbers_are_in_their_order_and_only_the_first_are_named() -> None:
+    names = [str(i) for i in (10, -1, *range(100, 160), 2)]
+    found = find_thresholds(keep(per="cluster"), lambda: [survey_of([1.0] * 64, groups=["", *names])])
+    assert list(found.of_scores[0].ranks)[:5] == ["", "-1", "2", "10", "100"]
+    described = found.of_scores[0].describe()
+    assert described.startswith("q: percentile 70 of 64 documents, which is '': 1 and above, -1: 1 and above, 2: 1 and")
+    assert described.endswith(", 135: 1 and above, and those of 24 more groups")
 
 
 def test_a_budget_keeps_documents_with_equal_scores_of_every_file() -> None:
@@ -139,8 +251,8 @@ def test_an_empty_file_has_nothing_to_keep() -> None:
         (keep(per="lang"), survey_of([1]), 'no document has a key "lang"; it is looked up in the annotated lines'),
         (
             keep(per="id"),
-            survey_of([1] * 1025, groups=[str(i) for i in range(1025)]),
-            '"id" has 1025 values, more than 1024',
+            survey_of([1] * 65537, groups=[str(i) for i in range(65537)]),
+            "params.keep.per has more than 65,536 values; name a key",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from mlfilter_core.plan.annotation_plan import plan_annotation
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers
 from tests.conftest import TINY_DIM, WriteLines
+from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering
 
 WORKERS = PlannedWorkers(2, 1, 1, False, False, "2 workers on this machine")
 
@@ -65,6 +66,24 @@ def test_rows_columns_and_size_are_those_of_a_run(plan: PlanJob, tmp_path: Path)
     needed = made["outputs"]["needed_bytes"]
     assert needed["low"] <= written <= needed["high"]
     assert needed["value"] == pytest.approx(written, rel=0.02)
+
+
+def test_clusters_are_joined_as_a_run_joins_them(plan: PlanJob, tmp_path: Path) -> None:
+    params = {"clusters_directory": tmp_path / "out" / "clusters", "output_keys": ["document_id", "cluster_name"]}
+    (problem,) = plan(**params).problems
+    assert "clusters.safetensors is not a file of centroids" in problem
+    run_clustering(cluster_job(tmp_path))
+    assert plan(**params).problems == []
+    (tmp_path / "out" / "clusters" / "1.parquet").unlink()
+    (problem,) = plan(**params).problems
+    assert "1.parquet, the clusters of " in problem
+
+
+def test_costs_are_those_of_the_documents(plan: PlanJob) -> None:
+    made = plan().to_json()
+    hours = made["cost"]["hours"]
+    assert hours.keys() == {"per_million_documents", "for_the_corpus"}
+    assert hours["for_the_corpus"]["value"] == pytest.approx(hours["per_million_documents"]["value"] * 150 / 1e6)
 
 
 def test_all_problems_are_said_at_once(plan: PlanJob, tmp_path: Path) -> None:

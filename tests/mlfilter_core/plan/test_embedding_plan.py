@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.files.disk_space import FreeSpace
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.plan import blocks as blocks_module
-from mlfilter_core.plan import encoder_trial, resources
+from mlfilter_core.plan import embedding_plan, encoder_trial, resources
 from mlfilter_core.plan.embedding_plan import plan_embedding
+from mlfilter_core.plan.encoder_trial import EncoderTrial
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers
 from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, WriteLines, tiny_tokenizer
@@ -35,6 +37,8 @@ from tests.conftest import TINY_DIM, TINY_MAX_LENGTH, WriteLines, tiny_tokenizer
 REPOSITORY = Path(__file__).parents[3]
 WEB_PAGES = REPOSITORY / "shared" / "data" / "fineweb_edu_1000.jsonl"
 HERE = PlannedWorkers(1, 1, 2, False, False, "1 worker on this machine")
+
+WARNED = "so that it does not wait for tokens; set slurm_settings.cpus_per_task to 48"
 
 PlanJob = Callable[..., Plan]
 
@@ -48,7 +52,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 def plan(tmp_path: Path, tiny_model: Path) -> PlanJob:
     """Plans a job over tmp_path/in; keyword arguments replace parameters."""
 
-    def planned(workers: PlannedWorkers = HERE, **params: Any) -> Plan:
+    def planned(workers: PlannedWorkers = HERE, price_per_hour: float | None = None, **params: Any) -> Plan:
         written = {
             "input_dir": str(tmp_path / "in"),
             "text_field": "text",
@@ -57,7 +61,8 @@ def plan(tmp_path: Path, tiny_model: Path) -> PlanJob:
             "max_batch_tokens": 512,
             **params,
         }
-        return plan_embedding(EmbeddingJob.model_validate({"params": written}), workers, 0, Findings())
+        job = EmbeddingJob.model_validate({"params": written, "price_per_hour": price_per_hour})
+        return plan_embedding(job, workers, 0, Findings())
 
     return planned
 
@@ -338,6 +343,66 @@ def test_the_model_is_compiled_where_the_job_says_so(
     with EmbeddingFile(tmp_path / "out" / "embeddings" / "a.h5", "train") as file:
         assert file.provenance is not None
         assert file.provenance.encoder["is_compiled"]
+
+
+@pytest.mark.parametrize(("least_bytes", "attention"), [(1, "openvino"), (1 << 20, "unpadded")])
+def test_openvino_is_measured_where_the_job_uses_it(
+    plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch, least_bytes: int, attention: str
+) -> None:
+    monkeypatch.setattr("mlfilter_core.embedding.work.MIN_TRIAL_BYTES", least_bytes)
+    write_lines("in/a.jsonl", [{"text": "some words"}])
+    assert facts_of(plan(device="cpu"), "encoder")["attention"] == attention
+
+
+def test_costs_are_those_of_the_measured_speed(plan: PlanJob, write_lines: WriteLines) -> None:
+    write_lines("in/a.jsonl", records(60))
+    made = plan(price_per_hour=3.0)
+    hours, money, speed = (
+        *(facts_of(made, "cost")[name] for name in ("hours", "money")),
+        facts_of(made, "speed"),
+    )
+    core_hours = speed["threads"] / 3600
+    n_tokens = facts_of(made, "documents")["tokens"]["value"]
+    assert hours["per_billion_tokens"]["value"] == pytest.approx(1e9 / speed["tokens_per_s"] * core_hours)
+    assert hours["per_million_documents"]["value"] == pytest.approx(
+        n_tokens / 60 * 1e6 / speed["tokens_per_s"] * core_hours
+    )
+    assert hours["for_the_corpus"]["value"] == pytest.approx(n_tokens / speed["tokens_per_s"] * core_hours)
+    assert money == {
+        name: {key: pytest.approx(3 * hours_of[key]) for key in hours_of} for name, hours_of in hours.items()
+    }
+
+
+def test_the_cores_that_tokenizing_takes_are_those_of_the_two_speeds(plan: PlanJob, write_lines: WriteLines) -> None:
+    write_lines("in/a.jsonl", records(60))
+    speed = facts_of(plan(), "speed")
+    cores = speed["encoder_tokens_per_s"] / speed["tokenizer_tokens_per_s"]
+    assert speed["tokenizing_cores"] == pytest.approx(cores)
+    assert 0 < cores < speed["threads"]
+    assert speed["encoder_tokens_per_s"] == speed["tokens_per_s"]  # one CPU does both
+
+
+@pytest.mark.parametrize(("n_cores", "is_enough"), [(11, False), (12, True)])
+def test_too_few_cores_for_the_tokenizer_of_a_gpu_are_a_warning(
+    plan: PlanJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch, n_cores: int, is_enough: bool
+) -> None:
+    write_lines("in/a.jsonl", records(9))
+
+    def on_a_gpu(*arguments: Any) -> EncoderTrial | None:
+        trial = encoder_trial.time_embedding(*arguments)
+        assert trial is not None
+        return replace(trial, device="cuda:0", tokenizer_tokens_per_s=2e5, encoder_tokens_per_s=2.1e6)
+
+    monkeypatch.setattr(embedding_plan, "time_embedding", on_a_gpu)
+    nodes = PlannedWorkers(4, 4, n_cores, True, True, "1 Slurm job of 4 workers", {"partition": "gpu"})
+    made = plan(nodes)
+    lines = [text for section in made.sections for _, text in section.lines]
+    keeps_up = "10.5 cores for each GPU keep up with 2.1 million tokens/s of the encoder alone"
+    assert f"200,000 tokens/s on one core: {keeps_up}" in lines
+    said = [warning for warning in made.warnings if "does not wait for tokens" in warning]
+    assert said == ([] if is_enough else [f"a worker has 11 cores, and its GPU needs 12 {WARNED}"])
+    assert yaml.safe_load(made.recommended)["slurm_settings"]["cpus_per_task"] == 48
+    assert facts_of(made, "cost")["unit"] == "GPU-hour"
 
 
 def test_all_facts_are_json(plan: PlanJob, write_lines: WriteLines) -> None:

@@ -9,7 +9,7 @@ import pytest
 from mlfilter_core.files.task_files import TaskFile, find_files
 from mlfilter_core.plan import blocks as blocks_module
 from mlfilter_core.plan.blocks import Block, BlockSample, draw_blocks
-from mlfilter_core.plan.estimates import Estimate, estimate_total
+from mlfilter_core.plan.estimates import Estimate, estimate_quotient, estimate_total
 from mlfilter_core.plan.findings import Findings
 from tests.mlfilter_core.plan.corpora import corpus_of
 
@@ -56,6 +56,38 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(
     assert share_covered(estimates, truth) >= 0.85
     assert mean == pytest.approx(truth, rel=0.1)
     assert not any(estimate.is_exact for estimate in estimates)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_intervals_of_a_mean_hold_the_truth_about_as_often_as_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(blocks_module, "MAX_BLOCKS", 40)
+    monkeypatch.setattr(blocks_module, "MAX_PREFIXES", 10)
+    monkeypatch.setattr(blocks_module, "PREFIX_BYTES", 4 << 10)
+    contents = {f"{i}.jsonl": pages(i, 400, 20 + 10 * i) for i in range(25)}
+    everything = b"".join(contents.values())
+    truth = len(everything.split()) / everything.count(b"\n")
+    pack = gzip.compress if suffix else bytes
+    samples = draws(corpus_of(tmp_path, {f"{name}{suffix}": pack(content) for name, content in contents.items()}))
+    estimates = [estimate_quotient(sample, n_words, n_lines) for sample in samples]
+    assert share_covered(estimates, truth) >= 0.85
+    assert not any(estimate.is_exact for estimate in estimates)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_the_mean_of_a_single_part_of_a_file_is_not_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    for name in ("MAX_BLOCKS", "MAX_PREFIXES"):
+        monkeypatch.setattr(blocks_module, name, 1)
+    monkeypatch.setattr(blocks_module, "PREFIX_BYTES", 4 << 10)
+    monkeypatch.setattr(blocks_module, "BLOCK_BYTES", 64 << 10)
+    pack = gzip.compress if suffix else bytes
+    content = b"".join(random.Random(i).randbytes(250).hex().encode() + b"\n" for i in range(400))
+    sample = draw_blocks(corpus_of(tmp_path, {f"x.jsonl{suffix}": pack(content)}), 1 << 20, 0, Findings())
+    assert len(sample.all_blocks) == 1
+    assert not estimate_quotient(sample, n_words, n_lines).is_exact
 
 
 def test_intervals_over_some_beginnings_of_compressed_files_hold_the_truth(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -39,6 +41,12 @@ def test_what_is_advised_can_be_pasted_into_a_job_file() -> None:
     assert settings.max_jobs == pasted["workers"]
     assert (settings.cpus_per_task, settings.gpus_per_task) == (32, 4)
     assert settings.mem_per_cpu_gb == 1.5  # 40 GiB of 4 workers over 32 cores, in halves
+
+
+def test_a_worker_gets_the_cores_that_tokenize_for_its_gpu() -> None:
+    advice = advise(replace(work(300), cores=12), GPUS)
+    assert advice.settings["cpus_per_task"] == 48
+    assert "cpus_per_task: 12 for each worker, so that its GPU does not wait for tokens" in advice.reasons
 
 
 def test_what_was_given_is_kept_and_what_sbatch_args_override_is_not_advised() -> None:

@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 
 from mlfilter_core.run_report.collect import collect
 from mlfilter_core.run_report.facts import FileFacts
-from mlfilter_core.run_report.page import MAX_TABLE_ROWS, render
+from mlfilter_core.run_report.file_overview import MAX_TABLE_ROWS
+from mlfilter_core.run_report.page import render
 from mlfilter_core.work.run_log import JOB
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
 from tests.output_folders import STARTED, documents, head, write_run

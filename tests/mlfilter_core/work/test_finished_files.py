@@ -17,7 +17,7 @@ from mlfilter_core.files import ledger as ledger_module
 from mlfilter_core.files.ledger import SUFFIX
 from mlfilter_core.job_kinds import workload_of
 from mlfilter_core.work.finished_files import FOLDER, FinishedFiles
-from mlfilter_core.work.workload import Workload, run_in_turn
+from mlfilter_core.work.workload import Workload, run_files
 from tests.pipeline_folder import KEEP, job, make_pipeline
 
 KINDS = ("embed", "annotate", "filter", "annotated while embedding")
@@ -67,7 +67,7 @@ def run(workload: Workload[Any]) -> None:
     """Runs a workload as a flow does."""
     with FinishedFiles(workload) as finished:
         to_do = [file for file in workload.files if finished.find(file) is None]
-        for file, report in zip(to_do, run_in_turn(to_do, workload.work), strict=True):
+        for file, report in zip(to_do, run_files(to_do, workload.work), strict=True):
             finished.add(file, report)
 
 

@@ -1,5 +1,7 @@
 import json
 import logging
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -59,6 +61,26 @@ def test_a_record_that_cannot_be_written_costs_no_work(
     with caplog.at_level(logging.WARNING), run_log(folder, "embed", tmp_path / "out", job, 2, 0) as record:
         record.add({"file": "x"})
         record.end(1.0, 0)
+    assert len([line for line in caplog.messages if "the record of this run is incomplete" in line]) == 1
+
+
+def test_a_line_that_fits_the_disk_in_part_is_left_out_and_later_ones_follow_once_there_is_room(
+    tmp_path: Path, job: EmbeddingJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), run_log(tmp_path, "embed", tmp_path / "out", job, 9, 0) as record:
+        record.add({"file": "a"})
+        size = (tmp_path / ROWS).stat().st_size
+        no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, no_limit[1]))
+        try:
+            record.add({"file": "b"})
+            record.add({"file": "c"})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+            signal.signal(signal.SIGXFSZ, signal_before)
+        record.add({"file": "d"})
+    assert [json.loads(line)["file"] for line in (tmp_path / ROWS).read_text().splitlines()] == ["a", "d"]
     assert len([line for line in caplog.messages if "the record of this run is incomplete" in line]) == 1
 
 

@@ -24,6 +24,11 @@ from mlfilter_core.work.same_request import check_same_request, differing_fields
             "for",
         ),
         ({"a": "x" * 999}, {"a": "y"}, f"a: '{'x' * 196}... in the file, 'y' asked for"),
+        (
+            {"cuts": dict.fromkeys(map(str, range(100)), 1)},
+            {"cuts": dict.fromkeys(map(str, range(100)), 2)},
+            "".join(f"cuts.{i}: 1 in the file, 2 asked for; " for i in range(40)) + "and 60 more",
+        ),
     ],
 )
 def test_each_differing_field_is_named_with_both_values(made: dict[str, Any], asked: dict[str, Any], said: str) -> None:

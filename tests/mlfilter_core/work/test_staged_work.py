@@ -22,7 +22,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, HeadError, OtherRequestError, StoreError
 from mlfilter_core.files import stores
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.work.workload import SomeFilesFailedError, Workload, run_in_turn
+from mlfilter_core.work.workload import SomeFilesFailedError, Workload, run_files
 from tests.conftest import TINY_DIM, within
 from tests.s3_servers import DENIED, EXPIRED, SLOW_DOWN, Faults, moto_server, rclone_server, store, times
 
@@ -92,9 +92,7 @@ def run(workload: Workload[Any]) -> list[Any]:
     if to_do:
         workload.work.prepare(workload.files)
         with workload.work.session(to_do):
-            done = {
-                file.relative: report for file, report in zip(to_do, run_in_turn(to_do, workload.work), strict=True)
-            }
+            done = {file.relative: report for file, report in zip(to_do, run_files(to_do, workload.work), strict=True)}
     return [finished[file.relative] or done[file.relative] for file in workload.files]
 
 

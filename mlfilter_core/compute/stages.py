@@ -48,23 +48,40 @@ class Stages:
         self._start(queue, _fill, items)
         return iter(queue)
 
-    def hand_over(self, items: Iterable[Item], consume: Callable[[Iterator[Item]], None]) -> None:
-        """Iterates in the caller's thread, and consumes in another; returns or raises when the consumer has ended."""
+    def hand_over(
+        self, items: Iterable[Item], consume: Callable[[Iterator[Item]], None], in_order: bool = False
+    ) -> None:
+        """Iterates in the caller's thread, and consumes in another; returns or raises when the consumer has ended.
+
+        Args:
+            items: Items to hand over.
+            consume: Consumes them.
+            in_order: Whether an error of the items is raised where the consumer asks for the item, so that an error
+                that it has of those before comes first; otherwise at once.
+        """
         queue: _Queue[Item] = _Queue()
         thread = self._start(queue, _drain, consume)
-        for item in items:
-            queue.put(item)
-            del item  # otherwise it would stay in memory until the next one exists
-        queue.complete()
+        failed: Exception | None = None
+        try:
+            for item in items:
+                queue.put(item)
+                del item  # otherwise it would stay in memory until the next one exists
+        except Exception as error:  # whatever interrupts the caller, such as Ctrl-C, does not wait for the consumer
+            if not in_order:
+                raise
+            failed = error
+        queue.complete(failed)
         thread.join()
-        if queue.consumer_error is not None:
-            raise queue.consumer_error
+        if (raised := queue.consumer_error or failed) is not None:
+            raise raised
 
     def waited(self) -> dict[str, float]:
         """Returns the seconds that each stage was idle, waiting or finished: the bottleneck is idle least."""
         waited = dict.fromkeys(self._names, 0.0)
         now = time.perf_counter()
-        for (before, after), queue in zip(pairwise(self._names), self._queues, strict=True):
+        for (before, after), queue in zip(
+            pairwise(self._names), self._queues, strict=False
+        ):  # none if none was started
             waited[before] += queue.full_s + (now - queue.completed_at if queue.completed_at else 0.0)
             waited[after] += queue.empty_s
         return waited
@@ -77,6 +94,27 @@ class Stages:
         self._threads.append(thread)
         thread.start()
         return thread
+
+
+def held_back(items: Iterable[Item], n: int, in_order: bool = False) -> Iterator[Item]:
+    """Yields the items, each when n more have begun: `held_back("abc", 1)` makes "b" before it yields "a".
+
+    An error of the items comes at once, or `in_order` after those that have begun.
+    """
+    begun: deque[Item] = deque()
+    failed: Exception | None = None
+    try:
+        for item in items:
+            begun.append(item)
+            if len(begun) > n:
+                yield begun.popleft()
+    except Exception as error:
+        if not in_order:
+            raise
+        failed = error
+    yield from begun
+    if failed is not None:
+        raise failed
 
 
 class _StoppedError(Exception):

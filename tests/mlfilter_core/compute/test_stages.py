@@ -5,7 +5,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from mlfilter_core.embedding.stages import QUEUED_ITEMS, Stages
+from mlfilter_core.compute.stages import QUEUED_ITEMS, Stages, held_back
 from tests.conftest import within
 
 who: ContextVar[str] = ContextVar("who")
@@ -107,6 +107,62 @@ def test_an_error_before_ends_what_is_handed_over_to() -> None:
     with pytest.raises(ValueError, match="the second"), Stages("broken", "collect") as stages:
         stages.hand_over(broken(), lambda items: seen.extend(items))
     assert not is_any_running()
+
+
+def test_an_error_of_what_is_handed_over_to_comes_before_one_of_later_items() -> None:
+    is_begun = threading.Event()
+
+    def broken() -> Iterator[int]:
+        yield 1
+        yield 2
+        assert is_begun.wait(30)
+        raise ValueError("the third")
+
+    def consume(items: Iterator[int]) -> None:
+        for item in items:
+            is_begun.set()
+            time.sleep(0.05)  # meanwhile the third fails
+            if item == 2:
+                raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"), Stages("broken", "write") as stages:
+        stages.hand_over(broken(), consume, in_order=True)
+    assert not is_any_running()
+
+
+def test_what_interrupts_the_caller_does_not_wait_for_the_consumer() -> None:
+    seen: list[int] = []
+
+    def interrupted() -> Iterator[int]:
+        yield 1
+        within(30, lambda: seen == [1])
+        yield 2
+        raise KeyboardInterrupt
+
+    def consume(items: Iterator[int]) -> None:
+        for item in items:
+            seen.append(item)
+            if item == 1:
+                time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt), Stages("interrupted", "collect") as stages:
+        stages.hand_over(interrupted(), consume, in_order=True)
+    assert seen == [1]
+    assert not is_any_running()
+
+
+@pytest.mark.parametrize(("in_order", "expected"), [(True, [1, 2]), (False, [])])
+def test_what_has_begun_comes_before_an_error_where_it_is_asked_for(in_order: bool, expected: list[int]) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("the third")
+
+    seen = []
+    with pytest.raises(ValueError, match="the third"):
+        for number in held_back(broken(), 2, in_order):
+            seen.append(number)
+    assert seen == expected
 
 
 @pytest.mark.parametrize("n_items", [1, 20])

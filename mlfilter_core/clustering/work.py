@@ -1,0 +1,250 @@
+"""A cluster job: a sample of every file, centroids, the cluster of every document, the list of clusters."""
+
+import functools
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mlfilter_core.clustering.assign_clusters import (
+    AssignedCentroids,
+    ClusterReport,
+    ClusterRequest,
+    cluster_file,
+    finished_clusters,
+)
+from mlfilter_core.clustering.find_centroids import (
+    TEXTS_PER_CLUSTER,
+    VECTORS_PER_CLUSTER,
+    CentroidsReport,
+    CentroidsRequest,
+    automatic_clusters,
+    corpus_of,
+    find_centroids_of,
+    finished_centroids,
+    report_of,
+)
+from mlfilter_core.clustering.list_clusters import list_clusters
+from mlfilter_core.clustering.sample import (
+    SAMPLE_FOLDER,
+    SampleReport,
+    SampleRequest,
+    finished_sample,
+    make_sample,
+)
+from mlfilter_core.config.clustering import ClusterJob, ClusterParameters
+from mlfilter_core.embedding_store.centroids import load_centroids, load_same_centroids
+from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.errors import ConfigError, FileError, OutputConflictError
+from mlfilter_core.files.publishing import unless_overwritten
+from mlfilter_core.files.task_files import TaskFile, TaskFiles, evenly_spaced, find_files, shard
+from mlfilter_core.work.workload import Work, Workload
+
+GB = 10**9
+SHARE_OF_MEMORY = 0.4  # for the vectors: they are in memory as float32, and as float16 two to three times
+N_MEASURED = 100  # files whose rows are counted, to estimate those of all
+MARGIN = 1.2  # of the estimate
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleWork(Work[SampleReport]):
+    """The first step of a cluster job: the sample of a file."""
+
+    request: SampleRequest
+
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return (self.request.output(file),)
+
+    def finished(self, file: TaskFile, read_content: bool) -> SampleReport | None:
+        return finished_sample(file, self.request)
+
+    def make(self, file: TaskFile) -> SampleReport:
+        return make_sample(file, self.request)
+
+
+@dataclass(frozen=True)
+class CentroidsWork(Work[CentroidsReport]):
+    """The second step: the centroids; the file of its one task is the file of centroids."""
+
+    IMPORTS: ClassVar[Sequence[str]] = ("torch",)
+
+    params: ClusterParameters
+    request: CentroidsRequest
+    files: TaskFiles
+
+    def samples(self) -> Workload[SampleReport]:
+        """Returns the first step of the job, which draws what this work needs."""
+        request = self.request.samples
+        return Workload("sample", self.files, SampleWork(request), request.folder, is_step=True)
+
+    def workload(self) -> Workload[CentroidsReport]:
+        """Returns the second step of the job."""
+        return Workload("centroids", [_task(self.request.path)], self, self.params.output_dir, is_step=True)
+
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return (self.request.path,)
+
+    def finished(self, file: TaskFile, read_content: bool) -> CentroidsReport | None:
+        centroids = unless_overwritten(lambda: finished_centroids(self.request), self.params.overwrite)
+        return None if centroids is None else report_of(self.request, centroids)
+
+    def make(self, file: TaskFile) -> CentroidsReport:
+        from mlfilter_core.compute.devices import pick_device
+
+        report = find_centroids_of(self.files, self.request, pick_device(self.params.device))
+        shutil.rmtree(self.request.samples.folder, ignore_errors=True)
+        return report
+
+
+@dataclass(frozen=True)
+class ClusterWork(Work[ClusterReport]):
+    """The third step: the cluster of each document of a file."""
+
+    IMPORTS: ClassVar[Sequence[str]] = ("torch", "pyarrow.parquet")
+    REPORT = ClusterReport
+
+    params: ClusterParameters
+    request: ClusterRequest
+
+    def made_by(self) -> dict[str, Any]:
+        return self.request.provenance()
+
+    def outputs(self, file: TaskFile) -> Sequence[Path]:
+        return (self.request.output(file),)
+
+    def finished(self, file: TaskFile, read_content: bool) -> ClusterReport | None:
+        return unless_overwritten(lambda: finished_clusters(file, self.request, read_content), self.params.overwrite)
+
+    def prepare(self, files: Sequence[TaskFile]) -> None:
+        self.params.list_file.unlink(missing_ok=True)  # it would not fit files that are about to change
+
+    def make(self, file: TaskFile) -> ClusterReport:
+        params = self.params
+        assigned = _assigned(params.centroids_file, self.request.centroids_sha256, params.device)
+        return cluster_file(file, self.request, assigned)
+
+    def conclude(self) -> None:
+        """Writes the list of clusters, unless other runs have yet to finish some of the files."""
+        params = self.params
+        outputs = (self.request.output(file) for file in _files(params))
+        try:
+            list_clusters(outputs, load_centroids(params.centroids_file), params.list_file)
+        except FileNotFoundError as error:
+            _log.info("the last of several runs writes %s: %s", params.list_file, error)
+
+
+def centroids_to_find(job: ClusterJob) -> CentroidsWork | None:
+    """Returns the work of finding centroids; None where there are some.
+
+    Raises:
+        ConfigError: The folder of embeddings is missing or empty, or a file of centroids is broken, or was found with
+            other settings or on other files.
+    """
+    if job.params.centroids is not None:
+        load_centroids(job.params.centroids)
+        return None
+    work = _centroids_work(job)
+    try:
+        is_finished = work.finished(_task(work.request.path), read_content=False) is not None
+    except OutputConflictError as error:
+        raise ConfigError(str(error)) from error
+    return None if is_finished else work
+
+
+def sample_workload(job: ClusterJob) -> Workload[SampleReport]:
+    """Returns the first step of a cluster job.
+
+    Raises:
+        ConfigError: The folder of embeddings is missing or empty.
+    """
+    return _centroids_work(job).samples()
+
+
+def centroids_workload(job: ClusterJob) -> Workload[CentroidsReport]:
+    """Returns the second step of a cluster job.
+
+    Raises:
+        ConfigError: The folder of embeddings is missing or empty.
+    """
+    return _centroids_work(job).workload()
+
+
+def cluster_workload(job: ClusterJob) -> Workload[ClusterReport]:
+    """Returns the third step of a cluster job.
+
+    Raises:
+        ConfigError: The folder of embeddings or the file of centroids is missing.
+    """
+    params = job.params
+    request = ClusterRequest(
+        params.clusters_dir, params.hdf5_dataset_name, load_centroids(params.centroids_file).sha256
+    )
+    files = shard(_files(params), job.local.ranks, job.local.tasks)
+    return Workload("cluster", files, ClusterWork(params, request), params.clusters_dir)
+
+
+def _task(path: Path) -> TaskFile:
+    return TaskFile(path.name, path.stem, path.parent.absolute())
+
+
+def _files(params: ClusterParameters) -> TaskFiles:
+    return find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES, written_by="embed")
+
+
+def _centroids_work(job: ClusterJob) -> CentroidsWork:
+    params = job.params
+    files = _files(params)
+    n_rows, dim = _estimate(files, params.hdf5_dataset_name)
+    n_clusters = None if params.n_clusters == "auto" else params.n_clusters
+    most_bytes = int(params.memory_gb * GB * SHARE_OF_MEMORY)
+    expected = n_clusters or automatic_clusters(n_rows)
+    n_vectors = min(MARGIN * VECTORS_PER_CLUSTER * expected, most_bytes / (4 * dim))
+    samples = SampleRequest(
+        params.clusters_dir / SAMPLE_FOLDER,
+        params.hdf5_dataset_name,
+        params.seed,
+        _share(n_vectors, n_rows),
+        _share(min(n_vectors, TEXTS_PER_CLUSTER * expected), n_rows),
+        params.source_dir,
+    )
+    request = CentroidsRequest(params.centroids_file, n_clusters, params.seed, most_bytes, samples, corpus_of(files))
+    return CentroidsWork(params, request, files)
+
+
+def _share(n: float, n_all: int) -> float:
+    """Returns the share that gives n of all, at most 1."""
+    return min(1.0, n / max(1, n_all))
+
+
+def _estimate(files: TaskFiles, group: str) -> tuple[int, int]:
+    """Returns the number of documents of all files, estimated from some, and the width of their embeddings.
+
+    Raises:
+        ConfigError: None of these can be read.
+    """
+    n_rows = n_bytes = dim = 0
+    for file in evenly_spaced(files, N_MEASURED):
+        with suppress(FileError, OSError), EmbeddingFile(file.path, group) as embeddings:
+            n_rows, n_bytes, dim = n_rows + embeddings.n_rows, n_bytes + file.size(), embeddings.dim
+    if not n_bytes:
+        raise ConfigError(f"{files[0].folder}: none of its files of embeddings can be read; embed them again")
+    all_bytes = sum(file.size() for file in files) if len(files) > N_MEASURED else n_bytes
+    return round(n_rows * all_bytes / n_bytes), dim
+
+
+@functools.lru_cache(maxsize=1)
+def _assigned(path: Path, sha256: str, device: str) -> AssignedCentroids:
+    """Returns the centroids on a device, loaded once per worker process.
+
+    Raises:
+        ConfigError: They are not those with this digest.
+    """
+    from mlfilter_core.compute.devices import pick_device
+
+    return AssignedCentroids(load_same_centroids(path, sha256), pick_device(device))

@@ -1,0 +1,140 @@
+"""The file of centroids: the centre of each cluster, its name, and what they were found on."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.embedding_store.fingerprint import Fingerprint
+from mlfilter_core.errors import ConfigError, in_one_line
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.publishing import publish
+
+FORMAT = "mlfilter-clusters/1"
+METADATA = "mlfilter_clusters"  # the only key: safetensors writes several in random order
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document of the sample that is near the centre of a cluster.
+
+    Attributes:
+        document_id: Its id.
+        distance: 1 minus the cosine with the centre.
+        text: Beginning of its text.
+    """
+
+    document_id: str
+    distance: float
+    text: str
+
+
+@dataclass(frozen=True)
+class ClusterName:
+    """What tells a cluster from the others.
+
+    Attributes:
+        name: Its first words; `cluster 12` where no texts were read.
+        words: Words that are frequent in it and rare in others, the most telling first.
+        nearest: Documents of the sample nearest its centre.
+    """
+
+    name: str
+    words: Sequence[str] = ()
+    nearest: Sequence[Example] = ()
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """The centres of clusters.
+
+    Attributes:
+        vectors: float32 (k, dim), of unit length.
+        names: What tells each cluster from the others.
+        encoder: Fingerprint of the encoder of the embeddings; empty where they do not state it.
+        found_on: Request, numbers of documents and vectors, mean distance in the sample.
+    """
+
+    vectors: NDArray[np.float32]
+    names: Sequence[ClusterName]
+    encoder: Fingerprint
+    found_on: Mapping[str, Any]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the vectors."""
+        return hashlib.sha256(f"{self.vectors.shape} ".encode() + self.vectors.astype("<f4").tobytes()).hexdigest()
+
+
+def write_centroids(path: Path, centroids: Centroids) -> None:
+    """Writes centroids as safetensors, complete or not at all.
+
+    Raises:
+        OSError: Writing failed.
+    """
+    from safetensors.numpy import save
+
+    facts = {
+        "format": FORMAT,
+        "names": [asdict(name) for name in centroids.names],
+        "encoder": dict(centroids.encoder),
+        "found_on": dict(centroids.found_on),
+        "sha256": centroids.sha256,
+    }
+    metadata = {METADATA: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
+    with publish(path) as temporary, open_new(temporary) as file:
+        file.write(save({"centroids": np.ascontiguousarray(centroids.vectors, np.float32)}, metadata))
+
+
+def load_centroids(path: Path) -> Centroids:
+    """Returns the content of a file of centroids.
+
+    Raises:
+        ConfigError: It is missing, broken, or not such a file.
+    """
+    try:
+        status = path.stat()
+        return _loaded(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except Exception as error:  # safetensors raises its own errors, and OSError
+        raise ConfigError(
+            f"{path} is not a file of centroids ({in_one_line(error)}); remove it and cluster again, or name another "
+            "file as centroids"
+        ) from error
+
+
+def load_same_centroids(path: Path, sha256: str) -> Centroids:
+    """Returns the content of a file of centroids that was read before.
+
+    Raises:
+        ConfigError: They are not those with this digest, or as `load_centroids`.
+    """
+    centroids = load_centroids(path)
+    if centroids.sha256 != sha256:
+        raise ConfigError(f"{path} was changed during the run; run the job again")
+    return centroids
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path, *version: int) -> Centroids:
+    """Returns the content of a version of a file; a verification asks for it with each of its files of clusters."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        facts = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        if facts.get("format") != FORMAT:
+            raise ValueError("its format is another one")
+        vectors = file.get_tensor("centroids").astype(np.float32, copy=False)
+    names = [
+        ClusterName(each["name"], tuple(each["words"]), tuple(Example(**near) for near in each["nearest"]))
+        for each in facts["names"]
+    ]
+    centroids = Centroids(vectors, names, facts["encoder"], facts["found_on"])
+    if centroids.sha256 != facts["sha256"] or len(names) != len(vectors):
+        raise ValueError("its centroids are not those that were written")
+    return centroids

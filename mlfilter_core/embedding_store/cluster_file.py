@@ -1,0 +1,116 @@
+"""The file with the cluster of each row of a file of embeddings, as Parquet.
+
+Columns: `document_id` where the embeddings have it, `cluster`, `cluster_distance`. The metadata of the file has a JSON
+object that says what it was made from.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID
+from mlfilter_core.errors import ClusterFileError, in_one_line
+from mlfilter_core.files.new_file import open_new
+
+SUFFIX = ".parquet"
+CLUSTER_KEYS = CLUSTER, DISTANCE, NAME = "cluster", "cluster_distance", "cluster_name"
+NO_CLUSTER = -1  # of an embedding of zeros, which has no direction
+_METADATA = b"mlfilter_clusters"
+_REQUIRED = ("embeddings", "request", "documents", "no_direction", "sizes")
+
+Rows = tuple[Sequence[str] | None, NDArray[np.int32], NDArray[np.float32]]
+
+
+class ClusterFile:
+    """The clusters of a file of embeddings, read completely: 8 bytes for each row.
+
+    Attributes:
+        path: The file.
+        made: What it was made from: `embeddings`, `request`, `documents`, `sizes`, ...
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens a file and reads what it was made from.
+
+        Raises:
+            ClusterFileError: It is not a file of clusters, or is cut short.
+            FileNotFoundError: It is missing.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = path
+        try:
+            self._file = pq.ParquetFile(path)
+            metadata = self._file.metadata.metadata or {}
+            self.made: Mapping[str, Any] = json.loads(metadata[_METADATA])
+            missing = [name for name in _REQUIRED if name not in self.made]
+            if missing:
+                raise ValueError(f"it does not state {', '.join(missing)}")
+        except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
+            raise self._error(f"not a file of clusters ({in_one_line(error)})") from error
+
+    def __enter__(self) -> "ClusterFile":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    def read(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Returns the cluster and the distance from its centre of each row, int32 (n,) and float32 (n,).
+
+        Raises:
+            ClusterFileError: The columns cannot be read, or have another length than the file states.
+        """
+        import pyarrow as pa
+
+        try:
+            table = self._file.read([CLUSTER, DISTANCE])
+            clusters, distances = (table[name].to_numpy() for name in (CLUSTER, DISTANCE))
+        except (pa.ArrowException, KeyError, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # of the file system, not of Parquet
+                raise
+            raise self._error(f"its columns cannot be read ({in_one_line(error)})") from error
+        if len(clusters) != self.made["documents"]:
+            raise self._error(f"it has {len(clusters)} rows and states {self.made['documents']}")
+        return clusters.astype(np.int32, copy=False), distances.astype(np.float32, copy=False)
+
+    def ids(self) -> list[str] | None:
+        """Returns the document id of each row; None where they are not stored."""
+        if DOCUMENT_ID not in self._file.schema_arrow.names:
+            return None
+        ids: list[str] = self._file.read([DOCUMENT_ID])[DOCUMENT_ID].to_pylist()
+        return ids
+
+    def _error(self, message: str) -> ClusterFileError:
+        return ClusterFileError(f"{self.path}: {message}; cluster again")
+
+
+def write_clusters(path: Path, slices: Iterable[Rows], made: Mapping[str, Any], has_ids: bool) -> None:
+    """Writes a new file.
+
+    Args:
+        path: The file; an existing one is replaced.
+        slices: Ids, clusters and distances of some rows at a time, in order.
+        made: What the file was made from. It is read after the last slice, so that it may count them.
+        has_ids: Whether there are ids.
+
+    Raises:
+        OSError: Writing failed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids = [pa.field(DOCUMENT_ID, pa.string(), nullable=False)] if has_ids else []
+    columns = [(CLUSTER, pa.int32()), (DISTANCE, pa.float32())]
+    schema = pa.schema([*ids, *(pa.field(name, kind, nullable=False) for name, kind in columns)])
+    with open_new(path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for of_rows, clusters, distances in slices:
+            values: list[Any] = [clusters, distances] if of_rows is None else [of_rows, clusters, distances]
+            arrays = [pa.array(each, kind) for each, kind in zip(values, schema.types, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+        writer.add_key_value_metadata({_METADATA: json.dumps(made, sort_keys=True).encode()})
