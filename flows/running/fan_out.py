@@ -112,7 +112,8 @@ def _n_ahead(n_workers: int, n_submitted: int) -> int:
     """Returns how many tasks wait at the scheduler, so that a free worker gets one at once.
 
     At first this is 0: Dask holds tasks back (`worker-saturation`) only after it has seen more than twice as many tasks
-    as workers. Until then, it would give a worker a second task, which dies with the first.
+    as workers. Until then, it would give a worker a second task, which dies with the first. The runner sees to it that
+    Dask does not forget tasks that have ended.
     """
     return max(1, n_workers // WORKERS_PER_WAITING) if n_workers and n_submitted > 2 * n_workers else 0
 

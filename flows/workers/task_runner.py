@@ -47,6 +47,8 @@ RESTART_S = 60
 N_COMPUTING = 8
 # Time in which Dask connects to its scheduler again.
 RECONNECT_S = 60
+# Resource of workers that none has.
+NOWHERE = {"nowhere": 1}
 # A task that takes longer gets its own progress bar in the UI.
 LONG_S = 60
 RUN_SEPARATOR = "/"
@@ -54,6 +56,10 @@ RUN_SEPARATOR = "/"
 
 class WorkerLostError(MlfilterError):
     """A task did not finish because its workers ended before."""
+
+
+def _nothing() -> None:
+    """The task that is never run."""
 
 
 class _Turn:
@@ -129,6 +135,7 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         self._turns = threading.Semaphore(N_COMPUTING)
         self._runs: dict[str, _TaskRun] = {}
         self._is_ending = False
+        self._groups: dict[str, Future] = {}
         self._addresses: dict[str, str] = {}
         self._stopped: set[str] = set()
         # Called with the worker's name when it reports the progress of a file.
@@ -253,6 +260,7 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         while True:
             # Dask groups tasks by what is before the last dash.
             key = f"{function.__name__}-{uuid4().hex}"
+            self._keep_group(function.__name__)
             run.has_progressed = False
             run.future = self.client.submit(run_on_worker, function, arguments, run_id, self._logs, key=key, pure=False)
             if self._is_ending:
@@ -280,6 +288,15 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
                 # If a worker dies, its results are lost, and Dask runs finished tasks again to compute them,
                 # unless they are released (PrefectHQ/prefect#15442).
                 run.future.release()
+
+    def _keep_group(self, name: str) -> None:
+        """Keeps Dask from forgetting a group of tasks, by a task in it that no worker can run.
+
+        Dask forgets a group once all its tasks have ended, and then counts anew: see `fan_out._n_ahead`.
+        """
+        kept = self._groups.get(name)
+        if kept is None or kept.cancelled():  # as all are when the connection to the scheduler is lost
+            self._groups[name] = self.client.submit(_nothing, key=f"{name}-0", pure=False, resources=NOWHERE)
 
     def _connects_again(self) -> bool:
         """Returns whether the client has connected to the scheduler again, which has forgotten what it asked for."""

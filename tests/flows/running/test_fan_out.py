@@ -25,6 +25,8 @@ from mlfilter_core.work.progress import Progress, ProgressTeller
 from tests.conftest import within
 from tests.flows.dask_workers import Items, last_task_runs, outcomes
 
+N_ITEMS = 16
+
 
 def note(folder: Path, item: str) -> int:
     """Records one execution of an item; returns the number of executions so far."""
@@ -129,25 +131,45 @@ def test_a_few_of_many_tasks_compute_at_a_time(workers: LocalWorkers, monkeypatc
     assert 1 < most[0] <= N_COMPUTING
 
 
-def test_an_item_that_waits_is_not_killed_along(workers: LocalWorkers, tmp_path: Path) -> None:
-    """The next task waits at the scheduler: with few tasks in total, Dask would assign it to a worker early."""
-    states = workers.runner.client.cluster.scheduler.workers.values()
+@pytest.mark.parametrize("n_before_a_pause", [3, 4, 5, 16])
+def test_an_item_that_waits_is_not_killed_along(workers: LocalWorkers, tmp_path: Path, n_before_a_pause: int) -> None:
+    """The next task waits at the scheduler: with few tasks in total, Dask would assign it to a worker early.
+
+    In a pause all tasks have ended, and Dask would forget that there were any.
+    """
+    scheduler = workers.runner.client.cluster.scheduler
     done, most = threading.Event(), [0]
+
+    class Pausing(Items):
+        def take(self, n_workers: int) -> str:
+            if len(self) == N_ITEMS - n_before_a_pause:
+                groups = [group for name, group in scheduler.task_groups.items() if name == "rest"]
+                within(
+                    60, lambda: not any(group.states[state] for group in groups for state in ("processing", "memory"))
+                )
+            return super().take(n_workers)
 
     def look() -> None:
         while not done.wait(0.01):
-            most.append(max(len(state.processing) for state in states))
+            most.append(max(len(state.processing) for state in scheduler.workers.values()))
 
     @task
     def rest(item: str, folder: Path) -> str:
         time.sleep(0.2)
         return item
 
+    @flow(name="fan-out", validate_parameters=False)
+    def run() -> int:
+        items = Pausing([f"item{i}" for i in range(N_ITEMS)])
+        return len(list(fan_out(workers, rest, items, {"folder": tmp_path})))
+
     looking = threading.Thread(target=look)
     looking.start()
-    outcomes(workers, rest, [f"item{i}" for i in range(16)], folder=tmp_path)
-    done.set()
-    looking.join()
+    try:
+        assert run() == N_ITEMS
+    finally:
+        done.set()
+        looking.join()
     assert max(most) == 1
 
 
