@@ -85,18 +85,16 @@ def fan_out(
     first_parameter = next(iter(task.fn.__annotations__))
     finished: queue.SimpleQueue[PrefectFuture[Result]] = queue.SimpleQueue()
     in_flight: dict[Any, Item] = {}
-    n_submitted = 0
     try:
         while items or in_flight:
             check_own_server()
             n_workers = workers.tend(len(items) + len(in_flight))
             on_workers(n_workers)
-            n_wanted = n_workers + _n_ahead(n_workers, n_submitted)
+            n_wanted = n_workers + _n_ahead(n_workers)
             while items and len(in_flight) < n_wanted:
                 item = items.take(n_workers)
                 submitted = workers.runner.submit(task, parameters={first_parameter: item, **parameters})
                 in_flight[submitted.task_run_id] = item
-                n_submitted += 1
                 submitted.add_done_callback(finished.put)
             try:
                 future = finished.get(timeout=TEND_S)
@@ -108,14 +106,9 @@ def fan_out(
             workers.runner.cancel()
 
 
-def _n_ahead(n_workers: int, n_submitted: int) -> int:
-    """Returns how many tasks wait at the scheduler, so that a free worker gets one at once.
-
-    At first this is 0: Dask holds tasks back (`worker-saturation`) only after it has seen more than twice as many tasks
-    as workers. Until then, it would give a worker a second task, which dies with the first. The runner sees to it that
-    Dask does not forget tasks that have ended.
-    """
-    return max(1, n_workers // WORKERS_PER_WAITING) if n_workers and n_submitted > 2 * n_workers else 0
+def _n_ahead(n_workers: int) -> int:
+    """Returns how many tasks wait at the scheduler, so that a free worker gets one at once."""
+    return max(1, n_workers // WORKERS_PER_WAITING) if n_workers else 0
 
 
 def _outcome(item: Item, future: PrefectFuture[Result]) -> Outcome[Item, Result]:

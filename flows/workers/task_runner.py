@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from dask._task_spec import Task as DaskTask
 from distributed import CancelledError, Future, KilledWorker
 from prefect import Task
 from prefect.client.schemas.objects import State
@@ -47,8 +48,6 @@ RESTART_S = 60
 N_COMPUTING = 8
 # Time in which Dask connects to its scheduler again.
 RECONNECT_S = 60
-# Resource of workers that none has.
-NOWHERE = {"nowhere": 1}
 # A task that takes longer gets its own progress bar in the UI.
 LONG_S = 60
 RUN_SEPARATOR = "/"
@@ -56,10 +55,6 @@ RUN_SEPARATOR = "/"
 
 class WorkerLostError(MlfilterError):
     """A task did not finish because its workers ended before."""
-
-
-def _nothing() -> None:
-    """The task that is never run."""
 
 
 class _Turn:
@@ -135,7 +130,6 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         self._turns = threading.Semaphore(N_COMPUTING)
         self._runs: dict[str, _TaskRun] = {}
         self._is_ending = False
-        self._groups: dict[str, Future] = {}
         self._addresses: dict[str, str] = {}
         self._stopped: set[str] = set()
         # Called with the worker's name when it reports the progress of a file.
@@ -258,11 +252,8 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         """Returns the result of the function on a worker; restarts it after deaths while it makes progress."""
         run, bar = self._runs[run_id], ProgressArtifact(None)
         while True:
-            # Dask groups tasks by what is before the last dash.
-            key = f"{function.__name__}-{uuid4().hex}"
-            self._keep_group(function.__name__)
             run.has_progressed = False
-            run.future = self.client.submit(run_on_worker, function, arguments, run_id, self._logs, key=key, pure=False)
+            run.future = self._submit(run_on_worker, function, arguments, run_id, self._logs, name=function.__name__)
             if self._is_ending:
                 run.future.cancel()
             try:
@@ -289,14 +280,15 @@ class WorkerTaskRunner(DaskTaskRunner):  # type: ignore[misc]
                 # unless they are released (PrefectHQ/prefect#15442).
                 run.future.release()
 
-    def _keep_group(self, name: str) -> None:
-        """Keeps Dask from forgetting a group of tasks, by a task in it that no worker can run.
+    def _submit(self, function: Callable[..., Any], *arguments: Any, name: str) -> Future:
+        """Submits a task that waits at the scheduler until a worker is free, as `worker-saturation` says.
 
-        Dask forgets a group once all its tasks have ended, and then counts anew: see `fan_out._n_ahead`.
+        Dask would do so only for the tasks of a group that has at some time been larger than twice the workers, and
+        give others to a worker that has one; that task would die with the first. It trusts tasks that are marked as
+        producers of data to be many.
         """
-        kept = self._groups.get(name)
-        if kept is None or kept.cancelled():  # as all are when the connection to the scheduler is lost
-            self._groups[name] = self.client.submit(_nothing, key=f"{name}-0", pure=False, resources=NOWHERE)
+        key = f"{name}-{uuid4().hex}"  # Dask groups tasks by what is before the last dash
+        return self.client.get({key: DaskTask(key, function, *arguments, _data_producer=True)}, key, sync=False)
 
     def _connects_again(self) -> bool:
         """Returns whether the client has connected to the scheduler again, which has forgotten what it asked for."""

@@ -102,7 +102,8 @@ def test_items_run_again_when_the_connection_to_the_scheduler_is_lost(
     done = outcomes(workers, work, ["one", "two", "three"], folder=tmp_path)
     cutting.join()
     assert {name: outcome.result for name, outcome in done.items()} == {"one": "ONE", "two": "TWO", "three": "THREE"}
-    assert executions(tmp_path) == {"one": 2, "three": 1, "two": 2}
+    # Threads submit the items, so that any of the three may have waited at the scheduler.
+    assert sorted(executions(tmp_path).values()) == [1, 2, 2]
     assert {run.state_type for run in last_task_runs(client, 3)} == {"COMPLETED"}
 
 

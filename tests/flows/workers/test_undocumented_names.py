@@ -20,6 +20,7 @@ USES = [
     ("prefect.server.api.server", "create_app", "ephemeral final", "a run's own server"),
     ("prefect.settings", "Settings", "to_environment_variables", "never_left_running: API of the guard"),
     ("prefect_dask", "DaskTaskRunner", "client", "WorkerTaskRunner: Dask's client"),
+    ("dask._task_spec", "Task", "data_producer", "WorkerTaskRunner: tasks that wait at the scheduler"),
     ("distributed", "Worker", "log_event", "events from workers to the flow"),
     ("distributed", "Client", "subscribe_topic", "events from workers to the flow"),
     ("distributed", "SpecCluster", "workers worker_spec new_spec scale_down", "SlurmWorkers: which jobs there are"),
