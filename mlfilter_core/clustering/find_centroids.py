@@ -181,7 +181,7 @@ def find_centroids_of(
         n_clusters = request.n_clusters or automatic_clusters(corpus.n_documents)
         on_device = torch.nn.functional.normalize(torch.from_numpy(vectors).to(device, torch.float32))
         centres = find_centroids(on_device, n_clusters, request.seed, lambda share: tell(READ + (FOUND - READ) * share))
-        _, cosines = nearest(on_device, centres, lambda share: tell(FOUND))
+        labels, cosines = nearest(on_device, centres, lambda share: tell(FOUND))
         if len(centres) < n_clusters:
             reason = "no more different vectors"
             wanted = min(VECTORS_PER_CLUSTER * n_clusters, corpus.n_documents)
@@ -196,9 +196,7 @@ def find_centroids_of(
             "vectors": len(vectors),
             "mean_distance": round(float(1 - cosines.double().mean()), 6),
         }
-        rows = corpus.texts.rows
-        labels, of_texts = nearest(on_device[torch.from_numpy(rows).to(device)], centres)
-        clusters = corpus.texts.of_clusters(len(centres), labels.cpu().numpy(), 1 - of_texts.cpu().numpy())
+        clusters = corpus.texts.of_clusters(len(centres), labels.cpu().numpy(), 1 - cosines.cpu().numpy())
         names = name_clusters(_told(clusters, len(centres), lambda share: tell(FOUND + (1 - FOUND) * share)))
     centroids = Centroids(centres.cpu().numpy(), names, corpus.encoder.fingerprint, found_on)
     write_centroids(request.path, centroids)
@@ -252,18 +250,14 @@ def _teller(name: str) -> Callable[[float], None]:
 
 
 class _Texts:
-    """Ids and beginnings of texts in a temporary file: those of 16,000 clusters take 3 GB.
-
-    Attributes:
-        rows: The vectors that they belong to, int64 (n,), once they are known.
-    """
+    """Ids and beginnings of texts in a temporary file: those of 16,000 clusters take 3 GB."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)
         self._places, self._starts = array("q"), array("q")
         self._kept: NDArray[np.int64] = np.empty(0, np.int64)
-        self.rows: NDArray[np.int64] = np.empty(0, np.int64)
+        self._rows: NDArray[np.int64] = np.empty(0, np.int64)
 
     def add(self, place: int, document_id: str, text: str) -> None:
         """Adds a text, with the place of its vector among those of all samples."""
@@ -275,7 +269,7 @@ class _Texts:
         """Keeps the texts whose vectors are kept, given the row of each vector; -1 for one that is not."""
         rows = row_of_place[np.frombuffer(self._places, np.int64)]
         self._kept = np.flatnonzero(rows >= 0)
-        self.rows = rows[self._kept]
+        self._rows = rows[self._kept]
 
     def of_clusters(
         self, n_clusters: int, labels: NDArray[np.int64], distances: NDArray[np.float32]
@@ -284,10 +278,11 @@ class _Texts:
 
         Args:
             n_clusters: Number of clusters.
-            labels: Cluster of each text that is kept.
+            labels: Cluster of each vector.
             distances: Distance of each from the centre.
         """
-        order = np.lexsort((self.rows, distances, labels))
+        labels, distances = labels[self._rows], distances[self._rows]
+        order = np.lexsort((self._rows, distances, labels))
         bounds = np.searchsorted(labels[order], np.arange(n_clusters + 1))
         for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             yield ((float(distances[i]), *self._read(int(self._kept[i]))) for i in order[start:stop].tolist())
