@@ -33,7 +33,7 @@ from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.embedding.work import embedding_workload
 from mlfilter_core.encoder.encoder import Encoder
-from mlfilter_core.job_kinds import kind_of_job, load_entry_point
+from mlfilter_core.job_kinds import course_of
 from mlfilter_core.work.workload import run_files
 
 N_FILES = 4
@@ -130,12 +130,11 @@ def run_jobs(params: Params) -> Figures:
     seconds = {}
     for name, of_job in params.items():
         job = JOBS[name].model_validate({"params": of_job})
-        kind = kind_of_job(job)
-        for step, workload_of in {**kind.rounds, kind.flow: kind.workload}.items():
-            started = time.perf_counter()
-            workload = load_entry_point(workload_of)(job)
+        started = time.perf_counter()
+        for workload in course_of(job):
             run_files(workload.files, workload.work)
-            seconds[step] = time.perf_counter() - started
+            seconds[workload.flow] = time.perf_counter() - started
+            started = time.perf_counter()
     return seconds
 
 

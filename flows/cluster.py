@@ -18,7 +18,7 @@ from flows.prefect_api.failures import expected_errors_as_states
 from flows.prefect_api.left_running import never_left_running
 from flows.running.report import FilesFailedError, RunReport
 from flows.running.run_files import run_job
-from mlfilter_core.clustering.work import centroids_to_find, cluster_workload
+from mlfilter_core.clustering.work import assignment_workload, centroids_to_find
 from mlfilter_core.config.clustering import ClusterJob
 from mlfilter_core.config.job_files import load_job
 
@@ -43,4 +43,4 @@ def cluster(config: Path | ClusterJob, overrides: Mapping[str, Any] = {}) -> Run
         with suppress(FilesFailedError):  # the same files fail again below; the others give centroids
             run_job("sample", lambda _: work.samples(), job)
         run_job("find", lambda _: work.workload(), job)
-    return run_job("cluster", cluster_workload, job)
+    return run_job("cluster", assignment_workload, job)

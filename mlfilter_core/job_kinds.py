@@ -5,9 +5,8 @@ What a row names but does not import is an entry point, `module:function`: it co
 layer above this one.
 """
 
-import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,14 @@ class JobKind:
         config: Class of its jobs.
         summary: Help of its command: the work of a job.
         run: Entry point of the flow, `(config, overrides, **options) -> RunReport`.
-        workload: Entry point of `(job) -> Workload`.
+        workload: Entry point of `(job) -> Workload`; raises a `MlfilterError` where rounds have yet to be done.
         plan: Entry point of `(job, workers, seed, findings) -> Plan`; None where a job has no plan.
         instead_of_plan: Advice where a job has no plan.
         command: Entry point of `(kind) -> function`, the function of its command; its signature is the options.
         old_command: Name of the command in ML-Filter, if it had one.
-        rounds: Rounds over the files before the one of `workload`: entry points as of `workload`, by flow name.
+        rounds: Names of the workloads before the one of `workload`, which make what that one depends on.
+        course: Entry point of `(job) -> Iterator[Workload]`: the rounds that a job needs, then its workload. The next
+            one is asked for once the one before has ended.
         has_speed: Whether documents per second describe the speed of its runs.
         step: Name of this kind in a pipeline, as in `--train-config`; None where it is no part of one.
         is_optional_step: Whether a pipeline may leave it out.
@@ -61,7 +62,8 @@ class JobKind:
     instead_of_plan: str = ""
     command: str = "flows.running.script:job_command"
     old_command: str | None = None
-    rounds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rounds: Sequence[str] = ()
+    course: str | None = None
     has_speed: bool = True
     step: str | None = None
     is_optional_step: bool = False
@@ -130,10 +132,8 @@ _kinds = [
         run="flows.cluster:cluster",
         workload="mlfilter_core.clustering.work:cluster_workload",
         instead_of_plan="it takes as long as reading the embeddings twice",
-        rounds={
-            "sample": "mlfilter_core.clustering.work:sample_workload",
-            "centroids": "mlfilter_core.clustering.work:centroids_workload",
-        },
+        rounds=("sample", "centroids"),
+        course="mlfilter_core.clustering.work:cluster_course",
         outputs="mlfilter_core.verification.cluster_files:FILES_OF_CLUSTERS",
         pictures="mlfilter_core.run_report.pictures:pictures_of_clusters",
         markdown="mlfilter_core.run_report.summaries:summary_of_clusters",
@@ -148,7 +148,8 @@ _kinds = [
         workload="mlfilter_core.filtering.work:filter_workload",
         instead_of_plan="`ml_filter filter --dry-run` shows what it would keep",
         command="flows.running.filter_command:filter_command",
-        rounds={"survey": "mlfilter_core.filtering.work:survey_workload"},
+        rounds=("survey",),
+        course="mlfilter_core.filtering.work:filter_course",
         outputs="mlfilter_core.verification.filtered_files:FILTERED_FILES",
         pictures="mlfilter_core.run_report.pictures:pictures_of_limits",
         markdown="mlfilter_core.run_report.summaries:summary_of_filter",
@@ -193,13 +194,26 @@ def kind_of_job(job: Job) -> JobKind:
 
 
 def workload_of(job: Job) -> Workload[Any]:
-    """Returns what a job is to do.
+    """Returns what a job is to do, after its rounds.
 
     Raises:
         MlfilterError: As the function of its kind.
     """
     workload: Workload[Any] = load_entry_point(kind_of_job(job).workload)(job)
     return workload
+
+
+def course_of(job: Job) -> Iterator[Workload[Any]]:
+    """Yields what a job is to do: its rounds, if any, then its workload. Each begins after the one before has ended.
+
+    Raises:
+        MlfilterError: As the function of its kind.
+    """
+    course = kind_of_job(job).course
+    if course is None:
+        yield workload_of(job)
+    else:
+        yield from load_entry_point(course)(job)
 
 
 def load_any_job(config: Path, overrides: Mapping[str, Any]) -> Job:

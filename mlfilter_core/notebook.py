@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mlfilter_core.config.execution import Job
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.job_kinds import kind_of_job, load_any_job, load_entry_point
-from mlfilter_core.work.workload import FileReport, Workload, run_files
+from mlfilter_core.job_kinds import course_of, load_any_job
+from mlfilter_core.work.workload import FileReport, run_files
 
 if TYPE_CHECKING:
     from mlfilter_core.encoder.encoder import Encoder
@@ -135,10 +135,8 @@ def run_in_process(job: Job) -> list[FileReport]:
         JobError: The job cannot run as it is configured.
         SomeFilesFailedError: Some files failed; the others are finished.
     """
-    kind = kind_of_job(job)
     reports: list[FileReport] = []
-    for entry_point in (*kind.rounds.values(), kind.workload):
-        workload: Workload[Any] = load_entry_point(entry_point)(job)
+    for workload in course_of(job):
         workload.work.prepare(workload.files)
         reports = run_files(workload.files, workload.work)
         workload.work.conclude()

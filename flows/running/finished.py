@@ -78,6 +78,8 @@ def _finished_before(job: Job, n_asked: int) -> RunReport | ToDo:
                 to_do = [workload.files[place] for place in found.to_do]
                 n_tasks = min(len(divide(to_do, workload.work, n_asked)), n_asked)
             return ToDo(n_tasks, workload.work.IMPORTS)
+        if not found.failures and not workload.work.is_concluded():
+            return ToDo()
     except OSError:  # the run tries again, and reports it
         return ToDo()
     logs = job.logging_dir / f"{workload.flow}-finished-before"

@@ -114,7 +114,7 @@ def _run_files(
                 loading = nullcontext() if workload.is_step else page_modules_loading(job.logging_dir)
                 with loading, work.session(to_do):
                     on_nodes = _do_files(file_task, workload, job, tasks, record, finished, reports, failures)
-            if not failures:
+            if not failures and (to_do or not work.is_concluded()):
                 work.conclude()
             seconds = time.monotonic() - started
             run = RunReport(

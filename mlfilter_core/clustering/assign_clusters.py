@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfilter_core.clustering.directions import directions
-from mlfilter_core.clustering.list_clusters import read_list
+from mlfilter_core.clustering.list_clusters import Sizes, read_list
 from mlfilter_core.compute.stages import Stages
 from mlfilter_core.config.clustering import LIST_FILE
 from mlfilter_core.embedding_store.centroids import Centroids
@@ -200,32 +200,12 @@ class _Documents:
     tokens: NDArray[np.integer[Any]]
 
 
-class _Sizes:
-    """Documents and tokens of each cluster, and the number of documents in none."""
-
-    def __init__(self, n_clusters: int) -> None:
-        self._documents = np.zeros(n_clusters, np.int64)
-        self._tokens = np.zeros(n_clusters, np.int64)
-        self.no_direction = 0
-
-    def add(self, clusters: NDArray[np.int32], tokens: NDArray[np.integer[Any]]) -> None:
-        is_in_one = clusters != NO_CLUSTER
-        self.no_direction += int((~is_in_one).sum())
-        np.add.at(self._documents, clusters[is_in_one], 1)
-        np.add.at(self._tokens, clusters[is_in_one], tokens[is_in_one])
-
-    def facts(self) -> dict[str, list[int]]:
-        """Returns documents and tokens of each cluster that has documents, by its number."""
-        found = np.flatnonzero(self._documents).tolist()
-        return {str(i): [int(self._documents[i]), int(self._tokens[i])] for i in found}
-
-
 def _read(embeddings: EmbeddingFile) -> Iterator[_Documents]:
     has = embeddings.names()
     for rows, vectors in directions(embeddings):
         yield _Documents(
             vectors,
-            list(embeddings.column(DOCUMENT_ID, rows)) if DOCUMENT_ID in has else None,
+            embeddings.strings(DOCUMENT_ID, rows) if DOCUMENT_ID in has else None,
             embeddings.array(N_TOKENS, rows) if N_TOKENS in has else np.zeros(len(vectors), np.int32),
         )
 
@@ -239,19 +219,23 @@ def _clustered(
     from mlfilter_core.clustering.spherical_k_means import nearest
 
     teller, n_done = ProgressTeller(), 0
-    sizes = _Sizes(len(assigned.vectors))
+    sizes, no_direction = Sizes(len(assigned.vectors)), 0
     for some in read:
         labels, cosines = nearest(torch.from_numpy(some.vectors).to(assigned.vectors.device), assigned.vectors)
         clusters = labels.cpu().numpy().astype(np.int32)
         distances = (1 - cosines.cpu().numpy()).astype(np.float32)
         has_none = ~some.vectors.any(axis=1)
         clusters[has_none], distances[has_none] = NO_CLUSTER, 1
-        sizes.add(clusters, some.tokens)
+        is_in_one = ~has_none
+        no_direction += int(has_none.sum())
+        np.add.at(sizes.documents, clusters[is_in_one], 1)
+        np.add.at(sizes.tokens, clusters[is_in_one], some.tokens[is_in_one])
+        np.add.at(sizes.distances, clusters[is_in_one], distances[is_in_one])
         n_done += len(clusters)
         if teller.is_due():
             teller.tell(Progress(file.name, n_done, share=n_done / made["documents"]))
         yield some.ids, clusters, distances
-    made |= {"sizes": sizes.facts(), "no_direction": sizes.no_direction}
+    made |= {"sizes": sizes.facts(), "no_direction": no_direction}
 
 
 def _report(

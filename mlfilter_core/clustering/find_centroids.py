@@ -1,23 +1,19 @@
 """The second step of a cluster job: the samples of all files to centroids with names."""
 
 import hashlib
-import heapq
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mlfilter_core.clustering.sample import Sample, SampleRequest, load_sample
+from mlfilter_core.clustering.sample import SampleRequest
+from mlfilter_core.clustering.sampled_corpus import SampledCorpus, Texts
 from mlfilter_core.clustering.telling_words import TellingWords, names_from
 from mlfilter_core.embedding_store.centroids import Centroids, ClusterName, Example, load_centroids, write_centroids
-from mlfilter_core.embedding_store.fingerprint import OneEncoder
-from mlfilter_core.errors import ConfigError, OutputConflictError
+from mlfilter_core.errors import OutputConflictError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.progress import Progress, ProgressTeller
 from mlfilter_core.work.same_request import REPLACE, check_same_request
@@ -29,7 +25,8 @@ if TYPE_CHECKING:
 # faiss's, too: more vectors hardly change where the centres are.
 VECTORS_PER_CLUSTER = 256
 TEXTS_PER_CLUSTER = 100  # whose words name a cluster
-N_EXAMPLES = 3
+N_EXAMPLES, EXAMPLE_CHARACTERS = 3, 200  # texts of a cluster, and how much of each: enough to see what it is about
+READ, FOUND = 0.1, 0.8  # share of the work that is done once the samples are read, and the centroids found; estimated
 
 _log = logging.getLogger(__name__)
 
@@ -47,24 +44,28 @@ class CentroidsRequest:
         path: The file of centroids.
         n_clusters: Number of clusters; None for the automatic one.
         seed: Seed of the first centroids.
+        group: Name of the HDF5 group.
         most_vectors_bytes: Most bytes of the vectors.
-        samples: Request of the samples.
         corpus: Number and digest of the files of embeddings, by their names and sizes.
     """
 
     path: Path
     n_clusters: int | None
     seed: int
+    group: str
     most_vectors_bytes: int
-    samples: SampleRequest
     corpus: Mapping[str, Any]
+
+    def most_vectors(self, dim: int) -> int:
+        """Returns the most vectors, given their width."""
+        return max(1, self.most_vectors_bytes // (4 * dim))
 
     def provenance(self) -> dict[str, Any]:
         """Returns the settings that change the centroids."""
         return {
             "n_clusters": self.n_clusters,
             "seed": self.seed,
-            "group": self.samples.group,
+            "group": self.group,
             "most_vectors_bytes": self.most_vectors_bytes,
         }
 
@@ -145,13 +146,16 @@ def report_of(request: CentroidsRequest, centroids: Centroids, seconds: float = 
     )
 
 
-def find_centroids_of(files: Iterable[TaskFile], request: CentroidsRequest, device: "torch.device") -> CentroidsReport:
+def find_centroids_of(
+    files: Sequence[TaskFile], samples: SampleRequest, request: CentroidsRequest, device: "torch.device"
+) -> CentroidsReport:
     """Finds the centroids of a corpus and writes them, complete or not at all.
 
     Args:
-        files: Files of embeddings; those without a sample are left out, as their tasks have failed.
+        files: Files of embeddings; those without a sample are left out and counted, as their tasks have failed.
+        samples: Request of the samples.
         request: Request of the centroids.
-        device: Device to compute on.
+        device: Device to compute on; not MPS, which has no float64.
 
     Raises:
         ConfigError: There is no sample with a vector, or the files are of different encoders or widths.
@@ -162,115 +166,73 @@ def find_centroids_of(files: Iterable[TaskFile], request: CentroidsRequest, devi
     from mlfilter_core.clustering.spherical_k_means import find_centroids, nearest
 
     started = time.monotonic()
-    corpus = _Corpus()
-    vectors = corpus.read(files, request)
-    n_clusters = request.n_clusters or automatic_clusters(corpus.n_documents)
-    teller = ProgressTeller()
-
-    def tell(share: float) -> None:
-        if teller.is_due():
-            teller.tell(Progress(request.path.name, share=share))
-
-    on_device = torch.nn.functional.normalize(torch.from_numpy(vectors).to(device, torch.float32))
-    centres = find_centroids(on_device, n_clusters, request.seed, tell)
-    _, cosines = nearest(on_device, centres)
-    if len(centres) < n_clusters:
-        _log.warning("%d clusters instead of %d: the sample has no more different vectors", len(centres), n_clusters)
-    found_on = {
-        "request": request.provenance(),
-        "corpus": dict(request.corpus),
-        "documents": corpus.n_documents,
-        "vectors": len(vectors),
-        "mean_distance": round(float(1 - cosines.double().mean()), 6),
-    }
-    rows = torch.from_numpy(np.asarray(corpus.rows_of_texts, np.int64)).to(device)
-    labels, of_texts = nearest(on_device[rows], centres)
-    names = name_clusters(len(centres), zip(labels.tolist(), (1 - of_texts).tolist(), corpus.texts, strict=True))
-    for reason in corpus.without_texts:
-        _log.warning("clusters have no names from this file: %s", reason)
+    tell = _teller(request.path.name)
+    with SampledCorpus(samples.folder) as corpus:
+        vectors = corpus.read(files, samples, request.most_vectors, lambda share: tell(READ * share))
+        corpus.warn(request.path)
+        n_clusters = request.n_clusters or automatic_clusters(corpus.n_documents)
+        on_device = torch.nn.functional.normalize(torch.from_numpy(vectors).to(device, torch.float32))
+        centres = find_centroids(on_device, n_clusters, request.seed, lambda share: tell(READ + (FOUND - READ) * share))
+        labels, cosines = nearest(on_device, centres, lambda share: tell(FOUND))
+        if len(centres) < n_clusters:
+            reason = "no more different vectors"
+            wanted = min(VECTORS_PER_CLUSTER * n_clusters, corpus.n_documents)
+            if len(vectors) < n_clusters and request.most_vectors(vectors.shape[1]) < wanted:
+                reason = f"no more than {len(vectors)} vectors, as params.memory_gb is too small for more"
+            _log.warning("%d clusters instead of %d: the sample has %s", len(centres), n_clusters, reason)
+        found_on = {
+            "request": request.provenance(),
+            "corpus": dict(request.corpus),
+            "files_left_out": corpus.n_left_out,
+            "documents": corpus.n_documents,
+            "vectors": len(vectors),
+            "mean_distance": round(float(1 - cosines.double().mean()), 6),
+        }
+        clusters = corpus.texts.of_clusters(len(centres), labels.cpu().numpy(), 1 - cosines.cpu().numpy())
+        names = name_clusters(_told(clusters, len(centres), lambda share: tell(FOUND + (1 - FOUND) * share)))
     centroids = Centroids(centres.cpu().numpy(), names, corpus.encoder.fingerprint, found_on)
     write_centroids(request.path, centroids)
     return report_of(request, centroids, time.monotonic() - started)
 
 
-def name_clusters(n_clusters: int, texts: Iterable[tuple[int, float, tuple[str, str]]]) -> list[ClusterName]:
+def name_clusters(clusters: Iterable[Texts]) -> list[ClusterName]:
     """Returns what tells each cluster from the others.
 
     Args:
-        n_clusters: Number of clusters.
-        texts: Cluster, distance from its centre, id and beginning of the text of each document with a text.
+        clusters: For each cluster, its documents that have a text, the nearest to its centre first: distance from the
+            centre, id, beginning of the text. They are read once, and not kept.
     """
-    telling = TellingWords(n_clusters)
-    nearest: list[list[tuple[float, str, str]]] = [[] for _ in range(n_clusters)]
-    for cluster, distance, (document_id, text) in texts:
-        telling.add(cluster, text)
-        nearest[cluster] = heapq.nsmallest(N_EXAMPLES, [*nearest[cluster], (distance, document_id, text)])
+    telling = TellingWords()
+    examples: list[tuple[Example, ...]] = []
+    for texts in clusters:
+        nearest: list[Example] = []
+        telling.add(_noted(texts, nearest))
+        examples.append(tuple(nearest))
     words = telling.words()
-    examples = (
-        tuple(Example(document_id, round(distance, 4), text) for distance, document_id, text in some)
-        for some in nearest
-    )
     return [ClusterName(*each) for each in zip(names_from(words), map(tuple, words), examples, strict=True)]
 
 
-class _Corpus:
-    """The samples of all files, as one.
+def _noted(texts: Texts, nearest: list[Example]) -> Iterator[str]:
+    """Yields texts; adds the first ones to a list, shortened."""
+    for distance, document_id, text in texts:
+        if len(nearest) < N_EXAMPLES:
+            nearest.append(Example(document_id, round(distance, 4), text[:EXAMPLE_CHARACTERS]))
+        yield text
 
-    Attributes:
-        n_documents: Number of documents of all files.
-        encoder: Their encoder.
-        texts: Id and beginning of each text.
-        rows_of_texts: The vectors that they belong to.
-        without_texts: Why texts were not read, one reason of all files.
-    """
 
-    def __init__(self) -> None:
-        self.n_documents = 0
-        self.encoder = OneEncoder()
-        self.texts: list[tuple[str, str]] = []
-        self.rows_of_texts: list[int] = []
-        self.without_texts: list[str] = []
+def _told(clusters: Iterable[Texts], n_clusters: int, tell: Callable[[float], None]) -> Iterator[Texts]:
+    """Yields clusters; tells the share of them that is done."""
+    for number, texts in enumerate(clusters):
+        yield texts
+        tell((number + 1) / n_clusters)
 
-    def read(self, files: Iterable[TaskFile], request: CentroidsRequest) -> NDArray[np.float16]:
-        """Returns the vectors that fit in memory, float16 (n, dim), in random order.
 
-        Raises:
-            ConfigError: There is none, or the files are of different encoders or widths.
-        """
-        samples = list(self._samples(files, request.samples))
-        n_vectors = sum(len(sample.order) for sample in samples)
-        if not n_vectors:
-            raise ConfigError(f"{request.samples.folder}: no file has an embedding other than zeros; embed again")
-        order = np.concatenate([sample.order for sample in samples])
-        most = max(1, request.most_vectors_bytes // (4 * samples[0].directions.shape[1]))
-        kept = np.argsort(order, kind="stable")[:most]
-        place = np.full(n_vectors, -1, np.int64)
-        place[kept] = np.arange(len(kept))
-        start = 0
-        for sample in samples:
-            of_texts = place[start : start + len(sample.texts)].tolist()
-            for row, document_id, text in zip(of_texts, sample.ids, sample.texts, strict=True):
-                if row >= 0:
-                    self.texts.append((document_id, text))
-                    self.rows_of_texts.append(row)
-            start += len(sample.order)
-        return np.concatenate([sample.directions for sample in samples])[kept]
+def _teller(name: str) -> Callable[[float], None]:
+    """Returns a function that tells the share of the work that is done, as often as people look."""
+    teller = ProgressTeller()
 
-    def _samples(self, files: Iterable[TaskFile], request: SampleRequest) -> Iterator[Sample]:
-        width: tuple[int, Path] | None = None
-        for file in files:
-            sample = load_sample(file, request)
-            if sample is None:
-                continue
-            self.encoder.check(file.path, sample.encoder)
-            dim = sample.directions.shape[1]
-            width = width or (dim, file.path)
-            if dim != width[0]:
-                raise ConfigError(
-                    f"{width[1]} has embeddings of width {width[0]} and {file.path} of width {dim}; set "
-                    "params.glob_pattern to the files of one encoder"
-                )
-            self.n_documents += sample.documents
-            if sample.without_texts and not self.without_texts:
-                self.without_texts.append(sample.without_texts)
-            yield sample
+    def tell(share: float) -> None:
+        if teller.is_due():
+            teller.tell(Progress(name, share=share))
+
+    return tell

@@ -1,4 +1,4 @@
-"""The last step of a cluster job: the list of clusters, with names, sizes and examples."""
+"""The last step of a cluster job: the list of clusters, with names, sizes, mean distances and examples."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ import orjson
 
 from mlfilter_core.embedding_store.centroids import Centroids
 from mlfilter_core.embedding_store.cluster_file import ClusterFile
+from mlfilter_core.errors import ClusterFileError
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.publishing import publish
 
@@ -19,8 +20,12 @@ N_THREADS = 8  # that wait for a disk
 N_TOGETHER = 1000  # files; those of a million at once would take a gigabyte
 
 
+class UnfinishedFileError(Exception):
+    """A file of clusters is missing, or of other centroids."""
+
+
 def list_clusters(files: Iterable[Path], centroids: Centroids, output: Path) -> None:
-    """Writes one line for each cluster, the largest first: number, name, words, documents, tokens, nearest documents.
+    """Writes one line for each cluster, the largest first.
 
     Args:
         files: All files of clusters.
@@ -29,15 +34,13 @@ def list_clusters(files: Iterable[Path], centroids: Centroids, output: Path) -> 
 
     Raises:
         ClusterFileError: A file is broken.
-        FileNotFoundError: A file is missing.
+        UnfinishedFileError: A file is missing, or of other centroids.
         OSError: Reading or writing failed.
     """
-    sizes = sizes_of(files, len(centroids.vectors))
+    sizes = sizes_of(files, centroids)
     with publish(output) as temporary, open_new(temporary) as sink:
-        for cluster in np.argsort(-sizes[:, 0], kind="stable").tolist():
-            sink.write(
-                orjson.dumps(_row(cluster, sizes[cluster].tolist(), centroids), option=orjson.OPT_APPEND_NEWLINE)
-            )
+        for cluster in np.argsort(-sizes.documents, kind="stable").tolist():
+            sink.write(orjson.dumps(_row(cluster, sizes, centroids), option=orjson.OPT_APPEND_NEWLINE))
 
 
 @dataclass(frozen=True)
@@ -76,30 +79,77 @@ def read_list(path: Path, n_largest: int) -> ClusterList:
     return ClusterList(clusters, documents, tokens, largest)
 
 
-def sizes_of(files: Iterable[Path], n_clusters: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Returns documents and tokens of each cluster, int64 (n_clusters, 2), from what the files state."""
-    sizes = np.zeros((n_clusters, 2), np.int64)
+class Sizes:
+    """What is in each cluster.
+
+    Attributes:
+        documents: Number of documents of each cluster, int64 (n_clusters,).
+        tokens: Number of their tokens, int64 (n_clusters,).
+        distances: Sum of their distances from the centre, float64 (n_clusters,).
+    """
+
+    def __init__(self, n_clusters: int) -> None:
+        self.documents, self.tokens = np.zeros(n_clusters, np.int64), np.zeros(n_clusters, np.int64)
+        self.distances = np.zeros(n_clusters)
+
+    def facts(self) -> dict[str, list[Any]]:
+        """Returns documents, tokens and sum of distances of each cluster that has documents, by its number."""
+        return {
+            str(i): [int(self.documents[i]), int(self.tokens[i]), round(float(self.distances[i]), 6)]
+            for i in np.flatnonzero(self.documents).tolist()
+        }
+
+    def add(self, facts: Mapping[str, Sequence[Any]]) -> None:
+        """Adds facts as `facts` returns them.
+
+        Raises:
+            ValueError, TypeError, IndexError: They are none, or of more clusters.
+        """
+        for cluster, (documents, tokens, distance) in facts.items():
+            self.documents[int(cluster)] += documents
+            self.tokens[int(cluster)] += tokens
+            self.distances[int(cluster)] += distance
+
+
+def sizes_of(files: Iterable[Path], centroids: Centroids) -> Sizes:
+    """Returns what is in each cluster, from what the files state.
+
+    Raises:
+        ClusterFileError: A file is broken.
+        UnfinishedFileError: A file is missing, or of other centroids.
+    """
+    sizes = Sizes(len(centroids.vectors))
     left = iter(files)
     with ThreadPoolExecutor(N_THREADS) as threads:
         while some := list(islice(left, N_TOGETHER)):
-            for stated in threads.map(_stated, some):
-                for cluster, of_cluster in stated.items():
-                    sizes[int(cluster)] += of_cluster
+            for path, stated in zip(some, threads.map(lambda path: _stated(path, centroids.sha256), some), strict=True):
+                try:
+                    sizes.add(stated)
+                except (ValueError, TypeError, IndexError) as error:
+                    raise ClusterFileError(f"{path}: its sizes are not those of clusters; cluster again") from error
     return sizes
 
 
-def _stated(path: Path) -> dict[str, list[int]]:
-    with ClusterFile(path) as file:
-        return dict(file.made["sizes"])
+def _stated(path: Path, centroids_sha256: str) -> Mapping[str, Sequence[Any]]:
+    try:
+        with ClusterFile(path) as file:
+            made = file.made
+    except FileNotFoundError as error:
+        raise UnfinishedFileError(f"{path} is missing") from error
+    if made["request"].get("centroids_sha256") != centroids_sha256:
+        raise UnfinishedFileError(f"{path} is of other centroids")
+    sizes: Mapping[str, Sequence[Any]] = made["sizes"]
+    return sizes
 
 
-def _row(cluster: int, size: list[int], centroids: Centroids) -> dict[str, Any]:
-    name = centroids.names[cluster]
+def _row(cluster: int, sizes: Sizes, centroids: Centroids) -> dict[str, Any]:
+    name, documents = centroids.names[cluster], int(sizes.documents[cluster])
     return {
         "cluster": cluster,
         "name": name.name,
-        "documents": size[0],
-        "tokens": size[1],
+        "documents": documents,
+        "tokens": int(sizes.tokens[cluster]),
+        "mean_distance": round(float(sizes.distances[cluster]) / documents, 4) if documents else None,
         "words": list(name.words),
         "nearest": [asdict(near) for near in name.nearest],
     }

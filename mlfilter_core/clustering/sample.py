@@ -4,7 +4,6 @@ Whether a document is in the sample depends on the seed, its file's name and its
 """
 
 import errno
-import hashlib
 import time
 import zipfile
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ import orjson
 from numpy.typing import NDArray
 
 from mlfilter_core.clustering.directions import READ_ROWS, directions
-from mlfilter_core.compute.splitmix64 import GAMMA, mix64
-from mlfilter_core.corpus.documents import as_string, string_at
+from mlfilter_core.compute.splitmix64 import numbers_of_rows
+from mlfilter_core.corpus.documents import string_at
 from mlfilter_core.embedding_store.fingerprint import Fingerprint, fingerprint
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, SOURCE_OFFSET
 from mlfilter_core.embedding_store.reader import EmbeddingFile
@@ -32,6 +31,7 @@ from mlfilter_core.work.workload import ReportDefaults
 
 SAMPLE_FOLDER, SUFFIX = ".sample", ".npz"
 TEXT_CHARACTERS = 2000  # of each text: enough words to tell topics apart
+SALT = b"sample"
 ALL = slice(None)
 
 
@@ -60,7 +60,13 @@ class SampleRequest:
 
     def facts(self) -> dict[str, Any]:
         """Returns what the sample of a file depends on besides the embeddings."""
-        return {"group": self.group, "seed": self.seed, "share": self.share, "text_share": self.text_share}
+        return {
+            "group": self.group,
+            "seed": self.seed,
+            "share": self.share,
+            "text_share": self.text_share,
+            "source_dir": None if self.source_dir is None else str(self.source_dir),
+        }
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ def draw_sample(file: TaskFile, request: SampleRequest) -> Sample:
         OSError: Reading failed.
     """
     with EmbeddingFile(file.path, request.group) as embeddings:
-        order = _random_numbers(file.stem, embeddings.n_rows, request.seed)
+        salt = SALT + request.seed.to_bytes(4, "big")
+        order = numbers_of_rows(file.stem, np.arange(embeddings.n_rows), salt)
         is_drawn = _lowest(order, request.share)
         found = [np.empty((0, embeddings.dim), np.float16)]
         for rows, vectors in directions(embeddings):
@@ -225,14 +232,6 @@ def _report(
     return SampleReport(file.relative, str(request.output(file)), status, documents, drawn, seconds)
 
 
-def _random_numbers(stem: str, n_rows: int, seed: int) -> NDArray[np.uint64]:
-    """Returns a number for each row, uint64 (n_rows,), the same on every machine."""
-    name = hashlib.blake2b(stem.encode(errors="surrogateescape"), digest_size=8, salt=seed.to_bytes(4, "big"))
-    start = int.from_bytes(name.digest(), "big")
-    with np.errstate(over="ignore"):
-        return mix64(np.arange(1, n_rows + 1, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(start))
-
-
 def _lowest(order: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     """Returns which numbers are in the lowest share of all that there could be."""
     if share >= 1:
@@ -244,7 +243,7 @@ def _texts(embeddings: EmbeddingFile, rows: NDArray[np.int64], source_dir: Path 
     """Returns id and beginning of the text of some documents, by row.
 
     Raises:
-        AnnotationError, SourceError: The texts are neither stored nor in a source that is there.
+        AnnotationError, SourceError: The texts are neither stored nor in a source that can be read.
     """
     if not len(rows):
         return {}
@@ -257,9 +256,12 @@ def _texts(embeddings: EmbeddingFile, rows: NDArray[np.int64], source_dir: Path 
             "\n".join(parts) for parts in zip(*(_strings(embeddings, place, rows) for place in stored), strict=True)
         ]
     else:
-        with SourceDocuments(embeddings, source_dir, keys) as source:
-            offsets = embeddings.array(SOURCE_OFFSET, ALL)[rows]
-            texts = ["\n".join(string_at(record, key) for key in keys) for record in source.documents(offsets)]
+        try:
+            with SourceDocuments(embeddings, source_dir, keys, asked_by="") as source:
+                offsets = embeddings.array(SOURCE_OFFSET, ALL)[rows]
+                texts = ["\n".join(string_at(record, key) for key in keys) for record in source.documents(offsets)]
+        except OSError as error:
+            raise SourceError(f"the source of {embeddings.path} cannot be read: {error}") from error
     has_ids = DOCUMENT_ID in embeddings.names()
     ids = _strings(embeddings, DOCUMENT_ID, rows) if has_ids else [f"row {row}" for row in rows.tolist()]
     beginnings = (text[:TEXT_CHARACTERS] for text in texts)
@@ -272,6 +274,6 @@ def _strings(embeddings: EmbeddingFile, place: str, rows: NDArray[np.int64]) -> 
     for some in embeddings.slices(READ_ROWS):
         first, last = np.searchsorted(rows, [some.start, some.stop])
         if first < last:
-            values = embeddings.column(place, some)
-            found += (as_string(values[row - some.start]) for row in rows[first:last].tolist())
+            values = embeddings.strings(place, some)
+            found += (values[row - some.start] for row in rows[first:last].tolist())
     return found

@@ -1,9 +1,11 @@
 """Spherical k-means: unit vectors to centroids that have the highest mean cosine with their nearest vectors.
 
 Seeds are drawn as greedy k-means++ draws them (Arthur and Vassilvitskii, 2007). Lloyd's iterations follow, with
-centroids of unit length (Dhillon and Modha, 2001). On a CPU, the same vectors give the same centroids.
+centroids of unit length (Dhillon and Modha, 2001). On a CPU, the same vectors give the same centroids; a
+GPU adds them in another order each time, so that rounding differs. MPS does not have the float64 that is needed.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -15,6 +17,8 @@ TOLERANCE = 1e-4  # share of the mean distance by which it has to fall for anoth
 BLOCK_BYTES = 256 << 20  # of cosines in memory at a time
 SAME = 1e-6  # squared distance of vectors that differ by rounding
 
+Tell = Callable[[float], None]
+
 
 def blocks(n_rows: int, n_clusters: int) -> Iterator[slice]:
     """Yields slices of vectors whose cosines with all centroids fit in `BLOCK_BYTES`."""
@@ -22,12 +26,15 @@ def blocks(n_rows: int, n_clusters: int) -> Iterator[slice]:
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
-def nearest(vectors: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(
+    vectors: torch.Tensor, centroids: torch.Tensor, tell: Tell = lambda share: None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the nearest centroid of each vector, and its cosine.
 
     Args:
         vectors: float32 (n, dim), of unit length.
         centroids: float32 (k, dim), of unit length.
+        tell: Called with the share that is done, from 0 to 1, after each block.
 
     Returns:
         int64 (n,), and float32 (n,).
@@ -36,12 +43,11 @@ def nearest(vectors: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tenso
     cosines = torch.empty(len(vectors), dtype=torch.float32, device=vectors.device)
     for rows in blocks(len(vectors), len(centroids)):
         cosines[rows], labels[rows] = (vectors[rows] @ centroids.T).max(dim=1)
+        tell(rows.stop / len(vectors))
     return labels, cosines
 
 
-def find_centroids(
-    vectors: torch.Tensor, n_clusters: int, seed: int, tell: Callable[[float], None] = lambda share: None
-) -> torch.Tensor:
+def find_centroids(vectors: torch.Tensor, n_clusters: int, seed: int, tell: Tell = lambda share: None) -> torch.Tensor:
     """Returns centroids, float32 (k, dim), of unit length, none without a vector.
 
     There are fewer than `n_clusters` only where fewer vectors differ.
@@ -50,24 +56,27 @@ def find_centroids(
         vectors: float32 (n, dim), of unit length, in an order that does not depend on their content; n > 0.
         n_clusters: Number of clusters.
         seed: Seed of the draws.
-        tell: Called now and then with the share that is done, from 0 to 1.
+        tell: Called with the share that is done, from 0 to 1, after each seed and each block of vectors.
     """
-    centroids = _seeds(vectors, n_clusters, seed, tell)
+    centroids = _seeds(vectors, n_clusters, seed, lambda share: tell(0.5 * share))
     before = float("inf")
     for iteration in range(MOST_ITERATIONS):
-        labels, cosines = nearest(vectors, centroids)
+        labels, cosines = nearest(vectors, centroids, functools.partial(_tell_iteration, tell, iteration))
         distance = float(1 - cosines.double().mean())
         if before - distance <= TOLERANCE * distance:
             break
         before = distance
         centroids = _means(vectors, labels, cosines, len(centroids))
-        tell(0.5 + 0.5 * (iteration + 1) / MOST_ITERATIONS)
     else:
         labels, _ = nearest(vectors, centroids)
     return centroids[torch.bincount(labels, minlength=len(centroids)) > 0]
 
 
-def _seeds(vectors: torch.Tensor, n_clusters: int, seed: int, tell: Callable[[float], None]) -> torch.Tensor:
+def _tell_iteration(tell: Tell, iteration: int, share: float) -> None:
+    tell(0.5 + 0.5 * (iteration + share) / MOST_ITERATIONS)
+
+
+def _seeds(vectors: torch.Tensor, n_clusters: int, seed: int, tell: Tell) -> torch.Tensor:
     """Returns vectors far from each other: of some drawn by their squared distance from those before, the best one."""
     some = vectors[: SEED_ROWS * n_clusters]
     generator = torch.Generator().manual_seed(seed)
@@ -85,8 +94,7 @@ def _seeds(vectors: torch.Tensor, n_clusters: int, seed: int, tell: Callable[[fl
         best = int(with_each.sum(dim=0).argmin())
         chosen.append(int(drawn[best]))
         squared = with_each[:, best].contiguous()
-        if number % 1000 == 0:
-            tell(0.5 * number / n_clusters)
+        tell(number / n_clusters)
     return some[chosen].clone()
 
 

@@ -1,21 +1,25 @@
 """Words that tell the texts of a cluster from those of every other cluster.
 
 The weight of a word is p log(p / q), where p is the share of the cluster's texts that have it, and q that share in the
-other cluster where it is highest. Words such as "the" are as frequent elsewhere and so have no weight, in any language.
-Class-based TF-IDF names the clusters of a small corpus by such words, and so do divergences from the corpus as a whole
-where one of its languages has few clusters.
+other cluster where it is highest; a word that a single text of a cluster has counts as none there. Words such as "the"
+are as frequent elsewhere and so have no weight, in any language. Class-based TF-IDF names the clusters of a small
+corpus by such words, and so do divergences from the corpus as a whole where one of its languages has few clusters.
 """
 
 import functools
+import heapq
 import math
 import re
 import sys
 import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 N_WORDS, N_IN_NAME = 10, 3
-LEAST_TEXTS = 2  # that a word must occur in: one document may repeat its own name a hundred times
+LEAST_TEXTS = 2  # of a cluster that must have a word: one document may repeat its own name a hundred times
+LONGEST_WORD = 80  # characters; longer ones are none, such as encoded images. Arbitrary, above compounds of German
 # Scripts that are written without spaces: Thai, Lao, Burmese, Khmer, Japanese kana, Chinese characters.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _PAIR = 2  # characters of a word in them
@@ -38,48 +42,74 @@ def _words() -> re.Pattern[str]:
 
 
 class TellingWords:
-    """Counts the texts of each cluster that have a word."""
+    """Finds the words of clusters, which are added one after another.
 
-    def __init__(self, n_clusters: int) -> None:
-        self._n_texts = [0] * n_clusters
-        self._n_with = [Counter[str]() for _ in range(n_clusters)]
+    Of each cluster it keeps the words that `LEAST_TEXTS` of its texts have: of web pages some 10 kB, a tenth of all.
+    """
 
-    def add(self, cluster: int, text: str) -> None:
-        """Adds a text."""
-        self._n_texts[cluster] += 1
-        self._n_with[cluster].update(set(words_of(text)))
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}  # of the words
+        # Of each word, the share of the texts that have it: in the cluster where it is highest, and in the next one.
+        self._highest, self._second = array("d"), array("d")
+        self._cluster_of_highest = array("i")
+        self._clusters: list[_Words] = []
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Adds the next cluster, with all its texts."""
+        n_texts, n_with = 0, Counter[str]()
+        for text in texts:
+            n_texts += 1
+            n_with.update({word for word in words_of(text) if len(word) <= LONGEST_WORD})
+        words = _Words(n_texts, array("i"), array("i"))
+        for word, n in n_with.items():
+            if n >= LEAST_TEXTS:
+                number = self._numbers.setdefault(word, len(self._numbers))
+                words.numbers.append(number)
+                words.n_with.append(n)
+                self._note(number, words.share(n))
+        self._clusters.append(words)
 
     def words(self) -> list[list[str]]:
         """Returns the words of each cluster, the most telling first; none where it has too few texts."""
-        # Share of the texts with a word, and the cluster where it is highest.
-        highest: dict[str, tuple[float, int]] = {}
-        second: dict[str, float] = {}
-        for cluster, n_with in enumerate(self._n_with):
-            for word in n_with:
-                share = self._share(cluster, word)
-                before, of_cluster = highest.get(word, (0.0, cluster))
-                if share > before:
-                    highest[word] = share, cluster
-                if of_cluster != cluster:
-                    second[word] = max(second.get(word, 0.0), min(share, before))
-        return [self._words_of(cluster, highest, second) for cluster in range(len(self._n_with))]
+        names = list(self._numbers)
+        return [self._words_of(cluster, names) for cluster in range(len(self._clusters))]
 
-    def _words_of(
-        self, cluster: int, highest: Mapping[str, tuple[float, int]], second: Mapping[str, float]
-    ) -> list[str]:
-        lowest = self._share(cluster, "")
+    def _note(self, number: int, share: float) -> None:
+        """Notes the share of a word in the cluster that is being added."""
+        if number == len(self._highest):
+            self._highest.append(0)
+            self._second.append(0)
+            self._cluster_of_highest.append(0)
+        if share > self._highest[number]:
+            self._second[number], self._highest[number] = self._highest[number], share
+            self._cluster_of_highest[number] = len(self._clusters)
+        else:
+            self._second[number] = max(self._second[number], share)
 
-        def weight(word: str) -> float:
-            share, (most, of_cluster) = self._share(cluster, word), highest[word]
-            elsewhere = second.get(word, 0.0) if of_cluster == cluster else most
-            return share * math.log(share / max(elsewhere, lowest))
+    def _words_of(self, cluster: int, names: Sequence[str]) -> list[str]:
+        words = self._clusters[cluster]
 
-        known = [word for word, n in self._n_with[cluster].items() if n >= LEAST_TEXTS]
-        return sorted(known, key=lambda word: (-weight(word), word))[:N_WORDS]
+        def weight(number: int, n_with: int) -> float:
+            is_highest = self._cluster_of_highest[number] == cluster
+            elsewhere = (self._second if is_highest else self._highest)[number]
+            share = words.share(n_with)
+            return share * math.log(share / max(elsewhere, words.share(0)))
 
-    def _share(self, cluster: int, word: str) -> float:
-        """Returns the share of a cluster's texts that have a word, with half a text more for one that none has."""
-        return (self._n_with[cluster][word] + 0.5) / (self._n_texts[cluster] + 1)
+        weights = ((-weight(*each), names[each[0]]) for each in zip(words.numbers, words.n_with, strict=True))
+        return [name for _, name in heapq.nsmallest(N_WORDS, weights)]
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words of a cluster: number of its texts, numbers of the words, and how many of the texts have each."""
+
+    n_texts: int
+    numbers: "array[int]"
+    n_with: "array[int]"
+
+    def share(self, n_with: int) -> float:
+        """Returns the share of the texts that have a word, with half a text more for a word that none has."""
+        return (n_with + 0.5) / (self.n_texts + 1)
 
 
 def names_from(words: Sequence[Sequence[str]]) -> list[str]:

@@ -3,7 +3,7 @@
 import functools
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from mlfilter_core.clustering.find_centroids import (
     finished_centroids,
     report_of,
 )
-from mlfilter_core.clustering.list_clusters import list_clusters
+from mlfilter_core.clustering.list_clusters import UnfinishedFileError, list_clusters
 from mlfilter_core.clustering.sample import (
     SAMPLE_FOLDER,
     SampleReport,
@@ -76,11 +76,12 @@ class CentroidsWork(Work[CentroidsReport]):
 
     params: ClusterParameters
     request: CentroidsRequest
+    sample_request: SampleRequest
     files: TaskFiles
 
     def samples(self) -> Workload[SampleReport]:
         """Returns the first step of the job, which draws what this work needs."""
-        request = self.request.samples
+        request = self.sample_request
         return Workload("sample", self.files, SampleWork(request), request.folder, is_step=True)
 
     def workload(self) -> Workload[CentroidsReport]:
@@ -97,8 +98,12 @@ class CentroidsWork(Work[CentroidsReport]):
     def make(self, file: TaskFile) -> CentroidsReport:
         from mlfilter_core.compute.devices import pick_device
 
-        report = find_centroids_of(self.files, self.request, pick_device(self.params.device))
-        shutil.rmtree(self.request.samples.folder, ignore_errors=True)
+        device = pick_device(self.params.device)
+        if device.type == "mps":  # has no float64
+            device = pick_device("cpu")
+        self.params.list_file.unlink(missing_ok=True)  # it has the names and sizes of the clusters before
+        report = find_centroids_of(self.files, self.sample_request, self.request, device)
+        remove_samples(self.params)
         return report
 
 
@@ -132,11 +137,29 @@ class ClusterWork(Work[ClusterReport]):
     def conclude(self) -> None:
         """Writes the list of clusters, unless other runs have yet to finish some of the files."""
         params = self.params
+        remove_samples(params)  # of a run that was killed once it had found the centroids
         outputs = (self.request.output(file) for file in _files(params))
+        centroids = load_same_centroids(params.centroids_file, self.request.centroids_sha256)
         try:
-            list_clusters(outputs, load_centroids(params.centroids_file), params.list_file)
-        except FileNotFoundError as error:
+            list_clusters(outputs, centroids, params.list_file)
+        except UnfinishedFileError as error:
             _log.info("the last of several runs writes %s: %s", params.list_file, error)
+
+    def is_concluded(self) -> bool:
+        return self.params.list_file.exists()
+
+
+def cluster_course(job: ClusterJob) -> Iterator[Workload[Any]]:
+    """Yields the steps of a cluster job, one after another; the first two only where centroids have yet to be found.
+
+    Raises:
+        ConfigError: As `centroids_to_find` and `assignment_workload`.
+    """
+    work = centroids_to_find(job)
+    if work is not None:
+        yield work.samples()
+        yield work.workload()
+    yield assignment_workload(job)
 
 
 def centroids_to_find(job: ClusterJob) -> CentroidsWork | None:
@@ -146,37 +169,34 @@ def centroids_to_find(job: ClusterJob) -> CentroidsWork | None:
         ConfigError: The folder of embeddings is missing or empty, or a file of centroids is broken, or was found with
             other settings or on other files.
     """
-    if job.params.centroids is not None:
-        load_centroids(job.params.centroids)
+    params = job.params
+    if params.centroids is not None:
+        load_centroids(params.centroids)
         return None
-    work = _centroids_work(job)
+    files = _files(params)
+    request = _centroids_request(params, files)
     try:
-        is_finished = work.finished(_task(work.request.path), read_content=False) is not None
+        if unless_overwritten(lambda: finished_centroids(request), params.overwrite) is not None:
+            return None
     except OutputConflictError as error:
         raise ConfigError(str(error)) from error
-    return None if is_finished else work
-
-
-def sample_workload(job: ClusterJob) -> Workload[SampleReport]:
-    """Returns the first step of a cluster job.
-
-    Raises:
-        ConfigError: The folder of embeddings is missing or empty.
-    """
-    return _centroids_work(job).samples()
-
-
-def centroids_workload(job: ClusterJob) -> Workload[CentroidsReport]:
-    """Returns the second step of a cluster job.
-
-    Raises:
-        ConfigError: The folder of embeddings is missing or empty.
-    """
-    return _centroids_work(job).workload()
+    return CentroidsWork(params, request, _sample_request(params, files), files)
 
 
 def cluster_workload(job: ClusterJob) -> Workload[ClusterReport]:
-    """Returns the third step of a cluster job.
+    """Returns the third step of a cluster job, which depends on the others.
+
+    Raises:
+        ConfigError: The folder of embeddings is missing or empty, or centroids have yet to be found; or as
+            `centroids_to_find`.
+    """
+    if centroids_to_find(job) is not None:
+        raise ConfigError(f"{job.params.centroids_file} has yet to be found; run the job")
+    return assignment_workload(job)
+
+
+def assignment_workload(job: ClusterJob) -> Workload[ClusterReport]:
+    """Returns the third step of a cluster job; the corpus may have grown since the centroids were found.
 
     Raises:
         ConfigError: The folder of embeddings or the file of centroids is missing.
@@ -189,6 +209,11 @@ def cluster_workload(job: ClusterJob) -> Workload[ClusterReport]:
     return Workload("cluster", files, ClusterWork(params, request), params.clusters_dir)
 
 
+def remove_samples(params: ClusterParameters) -> None:
+    """Removes the samples, which are of no use once centroids are found."""
+    shutil.rmtree(params.clusters_dir / SAMPLE_FOLDER, ignore_errors=True)
+
+
 def _task(path: Path) -> TaskFile:
     return TaskFile(path.name, path.stem, path.parent.absolute())
 
@@ -197,15 +222,20 @@ def _files(params: ClusterParameters) -> TaskFiles:
     return find_files(params.embeddings_directory, params.glob_pattern, EMBEDDING_SUFFIXES, written_by="embed")
 
 
-def _centroids_work(job: ClusterJob) -> CentroidsWork:
-    params = job.params
-    files = _files(params)
-    n_rows, dim = _estimate(files, params.hdf5_dataset_name)
+def _centroids_request(params: ClusterParameters, files: TaskFiles) -> CentroidsRequest:
     n_clusters = None if params.n_clusters == "auto" else params.n_clusters
-    most_bytes = int(params.memory_gb * GB * SHARE_OF_MEMORY)
-    expected = n_clusters or automatic_clusters(n_rows)
-    n_vectors = min(MARGIN * VECTORS_PER_CLUSTER * expected, most_bytes / (4 * dim))
-    samples = SampleRequest(
+    return CentroidsRequest(
+        *(params.centroids_file, n_clusters, params.seed, params.hdf5_dataset_name),
+        most_vectors_bytes=int(params.memory_gb * GB * SHARE_OF_MEMORY),
+        corpus=corpus_of(files),
+    )
+
+
+def _sample_request(params: ClusterParameters, files: TaskFiles) -> SampleRequest:
+    n_rows, dim = _estimate(files, params.hdf5_dataset_name)
+    expected = automatic_clusters(n_rows) if params.n_clusters == "auto" else params.n_clusters
+    n_vectors = min(MARGIN * VECTORS_PER_CLUSTER * expected, params.memory_gb * GB * SHARE_OF_MEMORY / (4 * dim))
+    return SampleRequest(
         params.clusters_dir / SAMPLE_FOLDER,
         params.hdf5_dataset_name,
         params.seed,
@@ -213,8 +243,6 @@ def _centroids_work(job: ClusterJob) -> CentroidsWork:
         _share(min(n_vectors, TEXTS_PER_CLUSTER * expected), n_rows),
         params.source_dir,
     )
-    request = CentroidsRequest(params.centroids_file, n_clusters, params.seed, most_bytes, samples, corpus_of(files))
-    return CentroidsWork(params, request, files)
 
 
 def _share(n: float, n_all: int) -> float:

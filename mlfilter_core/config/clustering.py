@@ -36,11 +36,18 @@ class ClusterParameters(Written):
         f"to {LIST_FILE}."
     )
     memory_gb: float = Field(
-        4, gt=0, description="Most memory for the sample of embeddings that centroids are found on, in GB."
+        4,
+        gt=0,
+        description="Most memory for the sample of embeddings that centroids are found on, in GB. Names take some "
+        "30 kB for each cluster beside it.",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the sample and of the first centroids.")
     device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, mps, cuda or cuda:<n>.")
-    overwrite: bool = Field(False, description="Replace finished files that were made with other settings.")
+    overwrite: bool = Field(
+        False,
+        description="Replace finished files that were made with other settings, and find new centroids where the "
+        "settings or the corpus changed.",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ClusterParameters":

@@ -4,11 +4,12 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from mlfilter_core.embedding_store.fingerprint import Fingerprint
@@ -18,6 +19,8 @@ from mlfilter_core.files.publishing import publish
 
 FORMAT = "mlfilter-clusters/1"
 METADATA = "mlfilter_clusters"  # the only key: safetensors writes several in random order
+# Tensors. The names are JSON lines, uint8: the header has 100 MB at most, too few for the names of 60,000 clusters.
+CENTROIDS, NAMES = "centroids", "names"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,44 @@ class ClusterName:
 
 
 @dataclass(frozen=True)
+class PackedNames(Sequence[ClusterName]):
+    """Names as JSON lines, each read when it is asked for: of a million clusters, objects would take many gigabytes.
+
+    Attributes:
+        lines: The JSON lines.
+    """
+
+    lines: bytes
+
+    @staticmethod
+    def of(names: Sequence[ClusterName]) -> "PackedNames":
+        """Returns names, packed."""
+        if isinstance(names, PackedNames):
+            return names
+        return PackedNames(b"".join(orjson.dumps(name, option=orjson.OPT_APPEND_NEWLINE) for name in names))
+
+    @functools.cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.flatnonzero(np.frombuffer(self.lines, np.uint8) == ord("\n"))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> ClusterName: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ClusterName]: ...
+    def __getitem__(self, index: int | slice) -> ClusterName | Sequence[ClusterName]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        place = range(len(self))[index]
+        start = int(self._ends[place - 1]) + 1 if place else 0
+        fields = orjson.loads(self.lines[start : int(self._ends[place])])
+        nearest = tuple(Example(**near) for near in fields["nearest"])
+        return ClusterName(fields["name"], tuple(fields["words"]), nearest)
+
+
+@dataclass(frozen=True)
 class Centroids:
     """The centres of clusters.
 
@@ -80,16 +121,21 @@ def write_centroids(path: Path, centroids: Centroids) -> None:
     """
     from safetensors.numpy import save
 
+    names = PackedNames.of(centroids.names)
     facts = {
         "format": FORMAT,
-        "names": [asdict(name) for name in centroids.names],
         "encoder": dict(centroids.encoder),
         "found_on": dict(centroids.found_on),
         "sha256": centroids.sha256,
+        "names_sha256": hashlib.sha256(names.lines).hexdigest(),
+    }
+    tensors: dict[str, NDArray[Any]] = {
+        CENTROIDS: np.ascontiguousarray(centroids.vectors, np.float32),
+        NAMES: np.frombuffer(names.lines, np.uint8),
     }
     metadata = {METADATA: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
     with publish(path) as temporary, open_new(temporary) as file:
-        file.write(save({"centroids": np.ascontiguousarray(centroids.vectors, np.float32)}, metadata))
+        file.write(save(tensors, metadata))
 
 
 def load_centroids(path: Path) -> Centroids:
@@ -129,12 +175,13 @@ def _loaded(path: Path, *version: int) -> Centroids:
         facts = json.loads((file.metadata() or {}).get(METADATA, "{}"))
         if facts.get("format") != FORMAT:
             raise ValueError("its format is another one")
-        vectors = file.get_tensor("centroids").astype(np.float32, copy=False)
-    names = [
-        ClusterName(each["name"], tuple(each["words"]), tuple(Example(**near) for near in each["nearest"]))
-        for each in facts["names"]
-    ]
+        vectors = file.get_tensor(CENTROIDS).astype(np.float32, copy=False)
+        names = PackedNames(file.get_tensor(NAMES).tobytes())
     centroids = Centroids(vectors, names, facts["encoder"], facts["found_on"])
-    if centroids.sha256 != facts["sha256"] or len(names) != len(vectors):
-        raise ValueError("its centroids are not those that were written")
+    if (
+        centroids.sha256 != facts["sha256"]
+        or hashlib.sha256(names.lines).hexdigest() != facts["names_sha256"]
+        or len(names) != len(vectors)
+    ):
+        raise ValueError("its content is not what was written")
     return centroids

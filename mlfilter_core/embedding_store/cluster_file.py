@@ -5,7 +5,8 @@ object that says what it was made from.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ SUFFIX = ".parquet"
 CLUSTER_KEYS = CLUSTER, DISTANCE, NAME = "cluster", "cluster_distance", "cluster_name"
 NO_CLUSTER = -1  # of an embedding of zeros, which has no direction
 _METADATA = b"mlfilter_clusters"
-_REQUIRED = ("embeddings", "request", "documents", "no_direction", "sizes")
+_REQUIRED = {"embeddings": dict, "request": dict, "documents": int, "no_direction": int, "sizes": dict}
+ROW_GROUP = 131_072  # rows; pyarrow's, too, for its datasets. Each group of a smaller size has its own dictionary
 
 Rows = tuple[Sequence[str] | None, NDArray[np.int32], NDArray[np.float32]]
 
@@ -40,19 +42,16 @@ class ClusterFile:
             ClusterFileError: It is not a file of clusters, or is cut short.
             FileNotFoundError: It is missing.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.path = path
-        try:
+        with self._reading("not a file of clusters"):
             self._file = pq.ParquetFile(path)
-            metadata = self._file.metadata.metadata or {}
-            self.made: Mapping[str, Any] = json.loads(metadata[_METADATA])
-            missing = [name for name in _REQUIRED if name not in self.made]
-            if missing:
-                raise ValueError(f"it does not state {', '.join(missing)}")
-        except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
-            raise self._error(f"not a file of clusters ({in_one_line(error)})") from error
+            try:
+                self.made = _made(self._file.metadata.metadata or {})
+            except BaseException:
+                self._file.close()
+                raise
 
     def __enter__(self) -> "ClusterFile":
         return self
@@ -66,28 +65,52 @@ class ClusterFile:
         Raises:
             ClusterFileError: The columns cannot be read, or have another length than the file states.
         """
+        with self._reading("its columns cannot be read"):
+            table = self._file.read([CLUSTER, DISTANCE])
+            clusters = table[CLUSTER].to_numpy().astype(np.int32, copy=False)
+            distances = table[DISTANCE].to_numpy().astype(np.float32, copy=False)
+        if len(clusters) != self.made["documents"]:
+            raise self._error(f"it has {len(clusters)} rows and states {self.made['documents']}")
+        return clusters, distances
+
+    def ids(self) -> list[str] | None:
+        """Returns the document id of each row; None where they are not stored.
+
+        Raises:
+            ClusterFileError: They cannot be read.
+        """
+        with self._reading("its ids cannot be read"):
+            if DOCUMENT_ID not in self._file.schema_arrow.names:
+                return None
+            ids: list[str] = self._file.read([DOCUMENT_ID])[DOCUMENT_ID].to_pylist()
+        return ids
+
+    @contextmanager
+    def _reading(self, failure: str) -> Iterator[None]:
+        """Turns the errors of a broken file into one that says so."""
         import pyarrow as pa
 
         try:
-            table = self._file.read([CLUSTER, DISTANCE])
-            clusters, distances = (table[name].to_numpy() for name in (CLUSTER, DISTANCE))
-        except (pa.ArrowException, KeyError, OSError) as error:
+            yield
+        except (pa.ArrowException, LookupError, ValueError, TypeError, OSError) as error:
             if isinstance(error, OSError) and error.errno:  # of the file system, not of Parquet
                 raise
-            raise self._error(f"its columns cannot be read ({in_one_line(error)})") from error
-        if len(clusters) != self.made["documents"]:
-            raise self._error(f"it has {len(clusters)} rows and states {self.made['documents']}")
-        return clusters.astype(np.int32, copy=False), distances.astype(np.float32, copy=False)
-
-    def ids(self) -> list[str] | None:
-        """Returns the document id of each row; None where they are not stored."""
-        if DOCUMENT_ID not in self._file.schema_arrow.names:
-            return None
-        ids: list[str] = self._file.read([DOCUMENT_ID])[DOCUMENT_ID].to_pylist()
-        return ids
+            raise self._error(f"{failure} ({in_one_line(error)})") from error
 
     def _error(self, message: str) -> ClusterFileError:
         return ClusterFileError(f"{self.path}: {message}; cluster again")
+
+
+def _made(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
+    """Returns what a file was made from, given the metadata of the Parquet file.
+
+    Raises:
+        LookupError, ValueError, TypeError: Something is missing, or of another type.
+    """
+    made = dict(json.loads(metadata[_METADATA]))
+    if wrong := [name for name, kind in _REQUIRED.items() if not isinstance(made.get(name), kind)]:
+        raise ValueError(f"it does not state {', '.join(wrong)}")
+    return made
 
 
 def write_clusters(path: Path, slices: Iterable[Rows], made: Mapping[str, Any], has_ids: bool) -> None:
@@ -109,8 +132,14 @@ def write_clusters(path: Path, slices: Iterable[Rows], made: Mapping[str, Any], 
     columns = [(CLUSTER, pa.int32()), (DISTANCE, pa.float32())]
     schema = pa.schema([*ids, *(pa.field(name, kind, nullable=False) for name, kind in columns)])
     with open_new(path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        waiting: list[Any] = []
         for of_rows, clusters, distances in slices:
             values: list[Any] = [clusters, distances] if of_rows is None else [of_rows, clusters, distances]
             arrays = [pa.array(each, kind) for each, kind in zip(values, schema.types, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            waiting.append(pa.record_batch(arrays, schema=schema))
+            if sum(map(len, waiting)) >= ROW_GROUP:
+                writer.write_table(pa.Table.from_batches(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting))
         writer.add_key_value_metadata({_METADATA: json.dumps(made, sort_keys=True).encode()})

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfilter_core.corpus.documents import as_string
 from mlfilter_core.embedding_store.int8 import dequantize
 from mlfilter_core.embedding_store.layout import (
     CHUNK_ROWS,
@@ -207,6 +208,15 @@ class EmbeddingFile:
             return list(
                 self._dataset(name).asstr("utf-8")[rows]
             )  # ASCII is UTF-8, and much that is declared as ASCII is UTF-8
+
+    def strings(self, name: str, rows: slice) -> list[str]:
+        """Returns a dataset's values as strings, other than strings as JSON: other tools store ids as numbers.
+
+        Raises:
+            EmbeddingFileError: A value cannot be read, or is not UTF-8.
+        """
+        values = self.column(name, rows)
+        return values if isinstance(values, list) else [as_string(value) for value in values.tolist()]
 
     def array(self, name: str, rows: slice) -> NDArray[Any]:
         """Returns a numeric dataset's values.

@@ -29,13 +29,16 @@ class SourceDocuments:
         version: Its size and modification time, in bytes and ns, as it was opened.
     """
 
-    def __init__(self, file: EmbeddingFile, source_dir: Path | None, keys: list[str]) -> None:
+    def __init__(
+        self, file: EmbeddingFile, source_dir: Path | None, keys: list[str], asked_by: str = "params.output_keys: "
+    ) -> None:
         """Opens the source.
 
         Args:
             file: The file of embeddings, which names its source.
             source_dir: The corpus folder; None takes the folder that the file names.
             keys: Keys to read from the documents; `WHOLE_DOCUMENT` for all.
+            asked_by: Job field that names the keys, for the beginning of a message; empty where none does.
 
         Raises:
             AnnotationError: The file does not name its source.
@@ -44,7 +47,7 @@ class SourceDocuments:
         wanted, advice = ", ".join(f'"{key}"' for key in keys), clusters_advice(keys)
         if file.provenance is None:
             raise AnnotationError(
-                f"params.output_keys: {wanted} is not in {file.path}, and the file does not name its source; it "
+                f"{asked_by}{wanted} is not in {file.path}, and the file does not name its source; it "
                 f"contains: {', '.join(file.names())}{advice}"
             )
         self._recorded = file.provenance.source
@@ -55,7 +58,7 @@ class SourceDocuments:
         folder = self._recorded["folder"] if source_dir is None else source_dir
         if (url := url_of(folder)) is not None:
             raise SourceError(
-                f"params.output_keys: {wanted} is not in {file.path}, and its source is in a store; set "
+                f"{asked_by}{wanted} is not in {file.path}, and its source is in a store; set "
                 f"params.source_dir: {url}{advice}"
             )
         self.path = Path(folder) / relative
@@ -64,7 +67,7 @@ class SourceDocuments:
             status = self.path.stat()
         except FileNotFoundError:
             raise SourceError(
-                f"params.output_keys: {wanted} is not in {file.path}, and the source {self.path} does not exist; set "
+                f"{asked_by}{wanted} is not in {file.path}, and the source {self.path} does not exist; set "
                 f"params.source_dir to the folder of the sources{advice}"
             ) from None
         self.version = [status.st_size, status.st_mtime_ns]

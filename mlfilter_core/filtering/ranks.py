@@ -4,12 +4,10 @@ The upper 32 bits are in the order of the scores. The lower 32 bits are a hash o
 documents with equal scores at random, the same on every machine.
 """
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfilter_core.compute.splitmix64 import GAMMA, mix64
+from mlfilter_core.compute.splitmix64 import numbers_of_rows
 from mlfilter_core.filtering.survey import Survey
 
 Ranks = NDArray[np.uint64]
@@ -47,9 +45,7 @@ def ranks(survey: Survey, score: str, break_ties: bool = True) -> Ranks:
 
 def tie_breaks(stem: str, rows: NDArray[np.int64]) -> Ranks:
     """Returns the lower bits of the ranks of some documents of a file, uint64 (n,), given their rows, int64 (n,)."""
-    digest = hashlib.blake2b(stem.encode(), digest_size=8).digest()
-    first = np.uint64((int.from_bytes(digest) + GAMMA) % 2**64)
-    return mix64(rows.astype(np.uint64) + first) >> np.uint64(64 - TIE_BITS)
+    return numbers_of_rows(stem, rows) >> np.uint64(64 - TIE_BITS)
 
 
 def lowest_rank_of(score: float) -> int:

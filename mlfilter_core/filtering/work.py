@@ -1,7 +1,7 @@
 """A filter job: a survey of every annotated file, then the kept documents of every file."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -91,6 +91,16 @@ class FilterWork(Work[FilterReport]):
             return filter_part(file, self.request)
         is_divided = n_parts_before(self.request.outputs(file)[0])
         return (filter_in_parts if is_divided else filter_file)(file, self.request)
+
+
+def filter_course(job: FilterJob) -> Iterator[Workload[Any]]:
+    """Yields the steps of a filter job; the second one needs the surveys of the first.
+
+    Raises:
+        ConfigError: As for `survey_workload` and `filter_workload`.
+    """
+    yield survey_workload(job)
+    yield filter_workload(job)
 
 
 def survey_workload(job: FilterJob) -> Workload[SurveyReport]:

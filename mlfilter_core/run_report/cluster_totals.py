@@ -72,5 +72,6 @@ def _cluster(row: Mapping[str, Any]) -> ClusterFacts:
         words=[shortened(word, WORD_CHARACTERS) for word in row["words"]],
         documents=row["documents"],
         tokens=row["tokens"],
+        mean_distance=row["mean_distance"],
         nearest=[{**near, "text": shortened(near["text"], N_CHARACTERS)} for near in row["nearest"]],
     )

@@ -365,6 +365,7 @@ class ClusterFacts:
         words: Words that tell it from the others, the most telling first.
         documents: Number of its documents.
         tokens: Number of their tokens; 0 where the embeddings do not state them.
+        mean_distance: Mean of their distances from its centre; None where it has no documents.
         nearest: `document_id`, `distance` and beginning of the `text` of the sampled documents nearest its centre.
     """
 
@@ -373,6 +374,7 @@ class ClusterFacts:
     words: Sequence[str]
     documents: int
     tokens: int
+    mean_distance: float | None
     nearest: Sequence[Mapping[str, Any]]
 
 
@@ -426,7 +428,7 @@ class ClusteredFacts:
         elif self.listed != self.documents:
             notices.append(
                 f"the list of clusters is of other files: it has {self.listed:,} documents, and the files of clusters "
-                f"{self.documents:,}; `ml_filter cluster` writes it again"
+                f"{self.documents:,}; remove it, and `ml_filter cluster` writes it again"
             )
         return notices
 

@@ -45,11 +45,14 @@ def summary_of_clusters(facts: OutputFacts) -> str:
     if clustered is None or not clustered.clusters:
         return ""
     rows = [
-        [each.name, count(each.documents), share(each.documents, clustered.listed)]
+        [
+            *(each.name, count(each.documents), share(each.documents, clustered.listed)),
+            number(each.mean_distance),
+        ]
         for each in clustered.largest[:MAX_CLUSTERS]
     ]
     title = f"Largest of {plural(clustered.clusters, 'cluster')}"
-    parts = [_table(title, ["cluster", "documents", "share"], rows)]
+    parts = [_table(title, ["cluster", "documents", "share", "mean distance"], rows)]
     if clustered.no_direction:
         parts.append(
             f"{plural(clustered.no_direction, 'document')} in no cluster: an embedding of zeros has no direction."

@@ -1,5 +1,6 @@
 """Checks one file of clusters against its embeddings and the centroids."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from mlfilter_core.verification.stated_facts import StatedClusters, StatedFacts,
 
 AGAIN = "cluster again"
 ROUNDING = 1e-4  # of a distance, on any device
+BLOCK_BYTES = 64 << 20  # of cosines, and of centres, in memory at a time
 NO_CENTROIDS = "against their centroids, which are not in this folder"
 NO_EMBEDDINGS = "against their embeddings, which are not in this folder"
 
@@ -129,7 +131,7 @@ class _Check:
                 return
             self._check_tokens(made, clusters, embeddings)
             for rows in embeddings.slices(CHUNK_ROWS):
-                if ids is not None and list(embeddings.column(DOCUMENT_ID, rows)) != ids[rows]:
+                if ids is not None and embeddings.strings(DOCUMENT_ID, rows) != ids[rows]:
                     self.findings.add("ids", f"rows {rows.start} to {rows.stop - 1} have the ids of other documents")
                 if centres is not None:
                     self._check_distances(rows, _directions(embeddings, rows), clusters, distances, centres)
@@ -137,10 +139,10 @@ class _Check:
     def _check_tokens(self, made: Mapping[str, Any], clusters: NDArray[np.int32], embeddings: EmbeddingFile) -> None:
         if N_TOKENS not in embeddings.names():
             return
-        is_in_one = clusters != NO_CLUSTER
-        tokens = np.bincount(clusters[is_in_one], embeddings.array(N_TOKENS, slice(None))[is_in_one])
-        stated = {int(cluster): size[1] for cluster, size in made["sizes"].items()}
-        if any(int(tokens[cluster]) != n for cluster, n in stated.items()):
+        sums: Counter[str] = Counter()
+        for cluster, n in zip(clusters.tolist(), embeddings.array(N_TOKENS, slice(None)).tolist(), strict=True):
+            sums[str(cluster)] += n
+        if any(sums[cluster] != size[1] for cluster, size in made["sizes"].items()):
             self.findings.add("tokens", "its clusters have other numbers of tokens than it states")
 
     def _check_distances(
@@ -156,11 +158,9 @@ class _Check:
         if ((own == NO_CLUSTER) == has_direction).any() or own.max(initial=-1) >= len(centres):
             self.findings.add(CLUSTER, f"rows {rows.start} to {rows.stop - 1} have a {CLUSTER} that does not exist")
             return
-        cosines = directions @ centres.T.astype(np.float64)
-        of_own = np.take_along_axis(cosines, np.maximum(own, 0)[:, None], 1)[:, 0]
-        wrong = has_direction & (
-            (np.abs(1 - of_own - distances[rows]) > ROUNDING) | (cosines.max(1) > of_own + ROUNDING)
-        )
+        of_own = np.einsum("ij,ij->i", directions, centres[np.maximum(own, 0)].astype(np.float64))
+        highest = highest_cosines(directions, centres)
+        wrong = has_direction & ((np.abs(1 - of_own - distances[rows]) > ROUNDING) | (highest > of_own + ROUNDING))
         for row in (rows.start + np.flatnonzero(wrong)).tolist():
             self.findings.add("distance", f"row {row} has another nearest centre, or another distance from it")
 
@@ -174,6 +174,16 @@ def _directions(embeddings: EmbeddingFile, rows: slice) -> NDArray[np.float64]:
 
     vectors = unit(embeddings.embeddings(rows).astype(np.float64))
     return unit(np.add.reduceat(vectors, embeddings.chunk_starts(rows))) if embeddings.has_chunks else vectors
+
+
+def highest_cosines(directions: NDArray[np.float64], centres: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Returns the highest cosine of each direction with a centre, in blocks of centres that fit in `BLOCK_BYTES`."""
+    highest = np.full(len(directions), -np.inf)
+    step = max(1, BLOCK_BYTES // (8 * max(directions.shape)))
+    for start in range(0, len(centres), step):
+        cosines = directions @ centres[start : start + step].T.astype(np.float64)
+        np.maximum(highest, cosines.max(axis=1), out=highest)
+    return highest
 
 
 FILES_OF_CLUSTERS = OutputKind(

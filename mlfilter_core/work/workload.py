@@ -212,8 +212,13 @@ class Work(ABC, Generic[Report_co]):
     def conclude(self) -> None:
         """Makes what comes of the outputs of all files; called at the end of a run without failures, before its page.
 
-        By default nothing. Files of other runs, such as those of other shards, may be missing.
+        Called where a file was done or `is_concluded` is false. Files of other runs, such as those of other shards, may
+        be missing. By default nothing.
         """
+
+    def is_concluded(self) -> bool:
+        """Returns whether what `conclude` makes is there; by default True. Cheap: asked also where all is finished."""
+        return True
 
     def run(self, file: TaskFile) -> Report_co:
         """Returns the report of one file or a part of it; makes its outputs unless a lost worker has finished them.

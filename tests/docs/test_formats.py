@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mlfilter_core.clustering.work import centroids_workload, sample_workload
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.clustering import ClusterJob
 from mlfilter_core.config.embedding import EmbeddingJob
@@ -22,7 +21,7 @@ from mlfilter_core.embedding.committed import MAGIC, PREFIX
 from mlfilter_core.embedding_store.fingerprint import FIELDS
 from mlfilter_core.filtering.work import survey_workload
 from mlfilter_core.heads.trained_head import TrainedHead, write_head
-from mlfilter_core.job_kinds import workload_of
+from mlfilter_core.job_kinds import course_of, workload_of
 from mlfilter_core.run_report.collect import collect
 from mlfilter_core.run_report.facts import RejectFacts, RunFacts
 from mlfilter_core.run_report.write_report import as_json
@@ -55,9 +54,8 @@ def outputs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     do(survey_workload(filtering))
     do(workload_of(filtering))
     clustering = job(ClusterJob, {**embeddings, "n_clusters": 3})
-    do(sample_workload(clustering))
-    do(centroids_workload(clustering))
-    do(workload_of(clustering))
+    for step in course_of(clustering):
+        do(step)
     return folder
 
 
@@ -128,7 +126,7 @@ def test_rejected_lines_have_the_keys(outputs: Path) -> None:
 
 
 def test_clusters_have_the_columns_and_keys(outputs: Path) -> None:
-    columns, metadata, listed, centroids = (rows(FORMATS, "Clusters", n) for n in range(4))
+    columns, metadata, listed, tensors, centroids = (rows(FORMATS, "Clusters", n) for n in range(5))
     file = pq.ParquetFile(outputs / "clusters" / f"{NAME}.parquet")
     assert {field.name: str(field.type).replace("float", "float32") for field in file.schema_arrow} == {
         name: meaning.split("|")[0].strip() for name, meaning in columns.items()
@@ -139,9 +137,12 @@ def test_clusters_have_the_columns_and_keys(outputs: Path) -> None:
     assert all(near.keys() == words(listed["nearest"]) for near in line["nearest"])
     with safe_open(outputs / "clusters.safetensors", "numpy") as stored:
         stated = json.loads(stored.metadata()["mlfilter_clusters"])
+        assert set(stored.keys()) == tensors.keys()
+        names = [json.loads(line) for line in stored.get_tensor("names").tobytes().splitlines()]
     assert stated.keys() == centroids.keys()
     assert stated["found_on"].keys() == words(centroids["found_on"])
-    assert all(name.keys() == words(centroids["names"]) for name in stated["names"])
+    assert len(names) == 3
+    assert all(name.keys() == words(tensors["names"]) for name in names)
 
 
 @pytest.mark.parametrize(

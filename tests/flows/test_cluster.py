@@ -11,8 +11,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from flows.cluster import cluster
 from flows.embed import embed
 from flows.running.report import FilesFailedError
+from flows.running.start import run_job_file
 from mlfilter_core.config.clustering import ClusterJob
 from mlfilter_core.config.job_files import load_job
+from mlfilter_core.errors import ConfigError
 from tests.flows.conftest import WriteJob, cluster_job_file, write_embeddings
 from tests.flows.dask_workers import last_task_runs
 from tests.mlfilter_core.clustering.topics import run_clustering
@@ -68,6 +70,45 @@ def test_a_run_with_a_failed_file_leaves_no_list_of_clusters_as_they_were_before
     with pytest.raises(FilesFailedError, match=r"broken\.h5"):
         cluster(cluster_job_file(tmp_path, **old))
     assert not (tmp_path / "out" / "clusters.jsonl").exists()
+
+
+def test_a_finished_folder_is_not_finished_for_other_settings(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "out" / "embeddings" / "x.h5", 30)
+    job = cluster_job_file(tmp_path)
+    run_job_file("cluster", job)
+    assert [row.status for row in run_job_file("cluster", job).reports] == ["skipped"]
+    for name, value in {"n_clusters": 2, "seed": 1}.items():
+        with pytest.raises(ConfigError, match=rf"{name}: \d in the file, {value} asked for"):
+            run_job_file("cluster", job, {f"params.{name}": value})
+    overwritten = run_job_file("cluster", job, {"params.n_clusters": 2, "params.overwrite": True})
+    assert [row.status for row in overwritten.reports] == ["clustered"]
+    write_embeddings(tmp_path / "out" / "embeddings" / "y.h5", 30)
+    pq.write_table(pq.read_table(tmp_path / "out/clusters/x.parquet"), tmp_path / "out/clusters/y.parquet")
+    with pytest.raises(ConfigError, match="found on other embeddings: 1 files then, 2 now"):
+        run_job_file("cluster", job, {"params.n_clusters": 2})
+
+
+def test_a_corpus_that_shrank_is_told(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        write_embeddings(tmp_path / "out" / "embeddings" / f"{name}.h5", 30)
+    job = cluster_job_file(tmp_path)
+    run_job_file("cluster", job)
+    (tmp_path / "out" / "embeddings" / "y.h5").unlink()
+    with pytest.raises(ConfigError, match="found on other embeddings: 2 files then, 1 now"):
+        run_job_file("cluster", job)
+
+
+def test_a_missing_list_is_written_and_an_existing_one_is_left(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "out" / "embeddings" / "x.h5", 30)
+    job, path = cluster_job_file(tmp_path), tmp_path / "out" / "clusters.jsonl"
+    run_job_file("cluster", job)
+    content = path.read_bytes()
+    path.unlink()
+    assert [row.status for row in run_job_file("cluster", job).reports] == ["skipped"]
+    assert path.read_bytes() == content
+    before = path.stat()
+    cluster(job)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_it_runs_as_a_script(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.training import TrainingJob
 from mlfilter_core.errors import ConfigError, HeadError
-from mlfilter_core.job_kinds import kind_of_flow, kind_of_job, kinds, load_entry_point, load_job_of_kind, workload_of
+from mlfilter_core.job_kinds import course_of, kind_of_flow, kinds, load_job_of_kind, workload_of
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments/local"
 
@@ -59,9 +59,8 @@ def test_a_step_before_the_one_that_it_needs_names_the_command_of_that(
     job = kind.model_validate({"params": {**params, field: folder, "output_dir": tmp_path / "out"}})
     what = f"no file below {folder} matches" if exists else f"the folder {folder} does not exist"
     advice = f", or run `ml_filter {command}` first, which writes such files$"
-    rounds = kind_of_job(job).rounds.values()
     with pytest.raises(ConfigError, match=f"^{what}.*{advice}"):
-        load_entry_point(next(iter(rounds), kind_of_job(job).workload))(job)
+        next(course_of(job))
 
 
 def test_a_head_that_is_not_trained_yet_names_the_command_that_trains(tmp_path: Path) -> None:

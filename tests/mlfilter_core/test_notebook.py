@@ -13,6 +13,7 @@ import yaml
 import mlfilter_core
 from mlfilter_core.errors import HeadError
 from tests.conftest import TINY_DIM
+from tests.mlfilter_core.clustering.topics import cluster_job, write_topics
 
 TEXTS = ["a text", "a longer text than the other", "c"]
 
@@ -69,3 +70,14 @@ def test_texts_are_embedded_and_scored_as_by_jobs(tmp_path: Path, tiny_model: Pa
 def test_a_head_of_another_width_is_refused(head: Path) -> None:
     with pytest.raises(HeadError, match="the embeddings"):
         mlfilter_core.score_embeddings(mlfilter_core.load_heads({"quality": head}), np.ones((2, 3), np.float32))
+
+
+def test_centroids_that_are_given_are_not_found_again(tmp_path: Path) -> None:
+    write_topics(tmp_path / "out/embeddings/x.h5", np.arange(30) % 3)
+    mlfilter_core.run_in_process(cluster_job(tmp_path))
+    centroids, other = tmp_path / "out/clusters.safetensors", tmp_path / "other"
+    job = cluster_job(tmp_path, n_clusters="auto", centroids=centroids, output_dir=other)
+    (report,) = mlfilter_core.run_in_process(job)
+    assert report.status == "clustered"
+    assert not (other / "clusters.safetensors").exists()
+    assert (other / "clusters/x.parquet").read_bytes() == (tmp_path / "out/clusters/x.parquet").read_bytes()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,9 +14,10 @@ from mlfilter_core.clustering import list_clusters as list_clusters_module
 from mlfilter_core.clustering.assign_clusters import ClusterReport
 from mlfilter_core.clustering.work import cluster_workload
 from mlfilter_core.config.execution import LocalSettings
-from mlfilter_core.embedding_store.centroids import load_centroids
-from mlfilter_core.embedding_store.cluster_file import ClusterFile
-from mlfilter_core.errors import ClusterFileError, EmbeddingFileError, OutputConflictError
+from mlfilter_core.embedding_store.centroids import Centroids, ClusterName, load_centroids
+from mlfilter_core.embedding_store.cluster_file import ClusterFile, write_clusters
+from mlfilter_core.errors import ClusterFileError, ConfigError, EmbeddingFileError, OutputConflictError
+from mlfilter_core.job_kinds import course_of
 from tests.mlfilter_core.clustering.topics import (
     DIM,
     TOPICS,
@@ -122,6 +124,12 @@ def test_the_list_has_all_clusters_the_largest_first(tmp_path: Path) -> None:
     assert [row["documents"] for row in rows] == [30, 20, 10]
     assert [row["tokens"] for row in rows] == [2 * sum(range(16, 31)), 2 * sum(range(6, 16)), 2 * sum(range(1, 6))]
     assert sorted(row["cluster"] for row in rows) == [0, 1, 2]
+    tables = [pq.read_table(tmp_path / f"out/clusters/{name}.parquet") for name in ("x", "y")]
+    clusters, distances = (
+        np.concatenate([t[key].to_numpy() for t in tables]) for key in ("cluster", "cluster_distance")
+    )
+    for row in rows:
+        assert row["mean_distance"] == pytest.approx(distances[clusters == row["cluster"]].mean(), abs=6e-5)
     assert [TOPICS[2] in row["words"] for row in rows] == [True, False, False]
     assert all(len(row["nearest"]) == 3 for row in rows)
 
@@ -140,6 +148,54 @@ def test_only_the_last_of_several_runs_lists_the_clusters(tmp_path: Path, monkey
     run_clustering(jobs[1])
     rows = [json.loads(line) for line in (tmp_path / "out/clusters.jsonl").read_text().splitlines()]
     assert [row["documents"] for row in rows] == [50, 50, 50]
+
+
+def test_files_of_other_centroids_are_not_in_the_list(tmp_path: Path) -> None:
+    for name in "xy":
+        write_topics(tmp_path / f"out/embeddings/{name}.h5", np.arange(30) % 3)
+    run_clustering(cluster_job(tmp_path))
+    new = cluster_job(tmp_path, n_clusters=2, overwrite=True)
+    shards = [
+        new.model_copy(update={"local_settings": LocalSettings(tasks=2, local_tasks=1, local_rank_offset=rank)})
+        for rank in range(2)
+    ]
+    run_clustering(shards[0])
+    assert not (tmp_path / "out/clusters.jsonl").exists()
+    run_clustering(shards[1])
+    rows = [json.loads(line) for line in (tmp_path / "out/clusters.jsonl").read_text().splitlines()]
+    assert sum(row["documents"] for row in rows) == 60
+    assert len(rows) == 2
+
+
+def test_centroids_that_changed_during_the_run_are_not_listed(tmp_path: Path) -> None:
+    write_topics(tmp_path / "out/embeddings/x.h5", np.arange(30) % 3)
+    run_clustering(cluster_job(tmp_path))
+    workload = cluster_workload(cluster_job(tmp_path))
+    run_clustering(cluster_job(tmp_path, n_clusters=2, overwrite=True))
+    with pytest.raises(ConfigError, match=r"clusters\.safetensors was changed during the run; run the job again"):
+        workload.work.conclude()
+
+
+@pytest.mark.parametrize("sizes", [{"99": [1, 1, 0.0]}, {"0": [1, 1]}, {"x": [1, 1, 0.0]}, {"0": 3}])
+def test_a_file_with_sizes_of_no_clusters_is_broken(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    centroids = Centroids(np.ones((2, 1), np.float32), [ClusterName("a"), ClusterName("b")], {}, {})
+    request = {"group": "train", "centroids_sha256": centroids.sha256}
+    made = {"embeddings": {}, "request": request, "documents": 0, "no_direction": 0, "sizes": sizes}
+    write_clusters(tmp_path / "x.parquet", [], made, has_ids=False)
+    with pytest.raises(ClusterFileError, match=r"x\.parquet: its sizes are not those of clusters; cluster again"):
+        list_clusters_module.sizes_of([tmp_path / "x.parquet"], centroids)
+
+
+def test_samples_that_a_killed_run_left_are_removed(tmp_path: Path) -> None:
+    write_topics(tmp_path / "out/embeddings/x.h5", np.arange(30) % 3)
+    steps = course_of(cluster_job(tmp_path))
+    run(next(steps))
+    samples = tmp_path / "out/clusters/.sample"
+    shutil.copytree(samples, tmp_path / "kept")
+    run(next(steps))
+    shutil.copytree(tmp_path / "kept", samples)  # as of a run that was killed before it removed them
+    run_clustering(cluster_job(tmp_path))
+    assert not samples.exists()
 
 
 def test_what_is_finished_is_skipped_and_what_changed_is_refused(tmp_path: Path) -> None:

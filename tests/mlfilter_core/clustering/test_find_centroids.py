@@ -5,19 +5,25 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mlfilter_core.clustering.find_centroids import automatic_clusters
 from mlfilter_core.clustering.sample import SampleRequest, draw_sample, load_sample, make_sample
-from mlfilter_core.clustering.work import centroids_to_find, centroids_workload, sample_workload
+from mlfilter_core.clustering.work import centroids_to_find
 from mlfilter_core.embedding_store.centroids import load_centroids, write_centroids
 from mlfilter_core.embedding_store.layout import FORMAT_VERSION
 from mlfilter_core.errors import ConfigError, EmbeddingFileError
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.job_kinds import course_of
+from mlfilter_core.work import progress
+from mlfilter_core.work.progress import heard_by
 from tests.mlfilter_core.clustering.topics import (
     DIM,
     TOPICS,
     WORDS,
+    centroids_work,
     cluster_job,
     run,
     run_clustering,
@@ -122,9 +128,10 @@ def test_centroids_have_names_and_the_documents_nearest_to_them(tmp_path: Path) 
 def test_samples_are_removed_once_the_centroids_are_there(tmp_path: Path) -> None:
     topics_file(tmp_path, 30)
     job = cluster_job(tmp_path)
-    run(sample_workload(job))
+    work = centroids_work(job)
+    run(work.samples())
     assert list((tmp_path / "out/clusters").rglob("*.npz"))
-    run(centroids_workload(job))
+    run(work.workload())
     assert not list((tmp_path / "out/clusters").rglob("*.npz"))
     assert centroids_to_find(job) is None
 
@@ -170,11 +177,15 @@ def test_a_corpus_that_grew_needs_a_decision(tmp_path: Path) -> None:
     assert centroids_to_find(cluster_job(tmp_path, overwrite=True)) is not None
 
 
-def stated_encoder(path: Path, weights: str) -> None:
-    """Makes a file state an encoder."""
+def stated_encoder(path: Path, weights: str, source: Path = Path("/y/x")) -> None:
+    """Makes a file state an encoder and a source."""
+    n_bytes = source.stat().st_size if source.exists() else 1
     facts = {
-        "source": {"path": "x", "folder": "y", "bytes": 1, "mtime_ns": 1, "sha256": weights},
-        "request": {"max_line_bytes": 1, "id_key": None, "weights_sha256": weights, "text_keys": ["text"]},
+        "source": {
+            **{"path": source.name, "folder": str(source.parent), "bytes": n_bytes},
+            **{"mtime_ns": 1, "sha256": weights},
+        },
+        "request": {"max_line_bytes": 1 << 20, "id_key": None, "weights_sha256": weights, "text_keys": ["text"]},
         "encoder": {"is_normalized": True},
         "counts": dict.fromkeys(
             ("lines", "documents", "rejected", "blank", "truncated", "duplicate_ids", "tokens"), 30
@@ -192,26 +203,170 @@ def test_embeddings_of_two_encoders_are_refused(tmp_path: Path) -> None:
         topics_file(tmp_path, 30, name)
         stated_encoder(tmp_path / f"out/embeddings/{name}.h5", f"weights of {name}")
     job = cluster_job(tmp_path)
-    run(sample_workload(job))
+    work = centroids_work(job)
+    run(work.samples())
     with pytest.raises(ConfigError, match="were made by different encoders"):
-        run(centroids_workload(job))
+        run(work.workload())
 
 
 def test_embeddings_of_two_widths_are_refused(tmp_path: Path) -> None:
     topics_file(tmp_path, 30, "x")
     write_vectors(tmp_path / "out/embeddings/y.h5", np.ones((9, 5), np.float32))
     job = cluster_job(tmp_path)
-    run(sample_workload(job))
+    work = centroids_work(job)
+    run(work.samples())
     with pytest.raises(ConfigError, match=r"of width 16 and .*y\.h5 of width 5"):
-        run(centroids_workload(job))
+        run(work.workload())
+
+
+def test_a_file_that_comes_while_centroids_are_found_changes_nothing(tmp_path: Path) -> None:
+    topics_file(tmp_path, 3_000, "x")
+    steps = course_of(cluster_job(tmp_path, n_clusters=2))  # a sample of a fifth of the documents
+    run(next(steps))
+    topics_file(tmp_path, 9_000, "y")
+    run(next(steps))
+    found_on = load_centroids(tmp_path / "out" / "clusters.safetensors").found_on
+    assert (found_on["documents"], found_on["corpus"]["files"]) == (3_000, 1)
+    assert [report.documents for report in run(next(steps))] == [3_000, 9_000]
+    with pytest.raises(ConfigError, match="found on other embeddings: 1 files then, 2 now"):
+        next(course_of(cluster_job(tmp_path, n_clusters=2)))
+
+
+def test_without_a_sample_the_advice_is_not_to_embed_again(tmp_path: Path) -> None:
+    topics_file(tmp_path, 30)
+    with pytest.raises(ConfigError, match="none of 1 files has a sample of its present version; run"):
+        run(centroids_work(cluster_job(tmp_path)).workload())
+
+
+def test_a_file_without_a_sample_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    topics_file(tmp_path, 30, "x")
+    topics_file(tmp_path, 30, "y")
+    (tmp_path / "out/embeddings/broken.h5").write_bytes(b"no HDF5")
+    work = centroids_work(cluster_job(tmp_path))
+    for file in work.files[1:]:
+        work.samples().work.run(file)
+    run(work.workload())
+    assert (
+        "centroids are found without 1 file that have no sample, as sampling failed, such as broken.h5" in caplog.text
+    )
+    found_on = load_centroids(tmp_path / "out" / "clusters.safetensors").found_on
+    assert (found_on["files_left_out"], found_on["corpus"]["files"], found_on["documents"]) == (1, 3, 60)
+
+
+def without_texts(folder: Path, name: str = "x") -> Path:
+    """Writes a file of embeddings whose texts are in a source of one line for each document; returns the source."""
+    source = folder / "corpus" / f"{name}.jsonl"
+    source.parent.mkdir(exist_ok=True)
+    lines = [f'{{"text": "The {TOPICS[i % 3]} and the {WORDS[TOPICS[i % 3]]}."}}\n'.encode() for i in range(30)]
+    source.write_bytes(b"".join(lines))
+    path = folder / f"out/embeddings/{name}.h5"
+    write_vectors(path, vectors_of(np.arange(30) % 3))
+    stated_encoder(path, "weights", source)
+    with h5py.File(path, "r+") as file:
+        file["train/source_offset"] = np.cumsum([0, *map(len, lines)])[:-1]
+    return source
+
+
+def test_a_source_that_cannot_be_read_leaves_the_names_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = without_texts(tmp_path)
+    run_clustering(cluster_job(tmp_path, source_dir=source))  # a file, in which no file can be looked up
+    names = load_centroids(tmp_path / "out" / "clusters.safetensors").names
+    assert [name.name for name in names] == ["cluster 0", "cluster 1", "cluster 2"]
+    assert (
+        f"clusters have no names from some files: the source of {tmp_path}/out/embeddings/x.h5 cannot be read: "
+        in caplog.text
+    )
+
+
+def test_names_come_once_the_sources_are_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = without_texts(tmp_path)
+    moved = source.parent.rename(tmp_path / "moved")
+    job, centroids = cluster_job(tmp_path), tmp_path / "out" / "clusters.safetensors"
+    run_clustering(job)
+    assert "output_keys" not in caplog.text
+    assert (
+        f'no names from some files: "text" is not in {tmp_path}/out/embeddings/x.h5, and the source {source} does not '
+        f"exist; set params.source_dir to the folder of the sources; to name them, remove {centroids} then, and"
+    ) in caplog.text
+    centroids.unlink()
+    assert [report.status for report in run_clustering(cluster_job(tmp_path, source_dir=moved))] == ["skipped"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "clusters.jsonl").read_text().splitlines()]
+    assert not any(row["name"].startswith("cluster") for row in rows)
+
+
+def test_a_sample_without_the_texts_of_sources_that_are_given_now_is_drawn_again(tmp_path: Path) -> None:
+    moved = without_texts(tmp_path).parent.rename(tmp_path / "moved")
+    for source_dir, n_texts in ((None, 0), (moved, 30)):
+        work = centroids_work(cluster_job(tmp_path, source_dir=source_dir))
+        run(work.samples())
+        sample = load_sample(work.files[0], work.sample_request)
+        assert sample is not None
+        assert len(sample.texts) == n_texts
+
+
+def test_examples_are_short(tmp_path: Path) -> None:
+    texts = [f"{'long ' * 100}{i}" for i in range(30)]
+    write_vectors(tmp_path / "out/embeddings/x.h5", vectors_of(np.arange(30) % 3), texts)
+    run_clustering(cluster_job(tmp_path))
+    names = load_centroids(tmp_path / "out" / "clusters.safetensors").names
+    assert {near.text for name in names for near in name.nearest} == {("long " * 100)[:200]}
+
+
+def test_whole_numbers_are_ids(tmp_path: Path) -> None:
+    path = tmp_path / "out/embeddings/x.h5"
+    write_topics(path, np.arange(30) % 3)
+    with h5py.File(path, "r+") as file:
+        del file["train/document_id"]
+        file["train/document_id"] = np.arange(100, 130)
+    run_clustering(cluster_job(tmp_path))
+    ids = pq.read_table(tmp_path / "out/clusters/x.parquet")["document_id"].to_pylist()
+    assert ids == [str(i) for i in range(100, 130)]
+    names = load_centroids(tmp_path / "out" / "clusters.safetensors").names
+    assert {near.document_id for name in names for near in name.nearest} < set(ids)
+
+
+def test_centroids_are_found_on_the_cpu_where_a_device_has_no_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    topics_file(tmp_path, 30)
+    work = centroids_work(cluster_job(tmp_path, device="auto"))
+    run(work.samples())
+    assert [report.documents for report in run(work.workload())] == [30]
+
+
+def test_each_sample_and_each_seed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "TELL_S", 0)
+    for number in range(20):
+        write_topics(tmp_path / f"out/embeddings/{number}.h5", np.arange(30) % 3, seed=number)
+    work = centroids_work(cluster_job(tmp_path, n_clusters=50))
+    run(work.samples())
+    told: list[float] = []
+    with heard_by(lambda each: told.append(each.share)):
+        run(work.workload())
+    assert told == sorted(told)
+    assert 0 <= told[0] <= told[-1] == 1
+    assert sum(share < 0.1 for share in told) >= 20
+    assert len({share for share in told if 0.1 <= share < 0.8}) >= 50
+
+
+def test_a_sample_that_memory_keeps_small_is_the_reason_for_few_clusters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    topics_file(tmp_path, 900)
+    run_clustering(cluster_job(tmp_path, n_clusters=500, memory_gb=1.6e-5))
+    assert "clusters instead of 500: the sample has no more than 1" in caplog.text
+    assert "vectors, as params.memory_gb is too small for more" in caplog.text
 
 
 def test_embeddings_of_zeros_alone_are_refused(tmp_path: Path) -> None:
     write_vectors(tmp_path / "out/embeddings/y.h5", np.zeros((9, 5), np.float32))
     job = cluster_job(tmp_path)
-    run(sample_workload(job))
+    work = centroids_work(job)
+    run(work.samples())
     with pytest.raises(ConfigError, match="no file has an embedding other than zeros"):
-        run(centroids_workload(job))
+        run(work.workload())
 
 
 def test_a_changed_file_of_centroids_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
+from mlfilter_core.clustering import spherical_k_means
 from mlfilter_core.clustering.spherical_k_means import blocks, find_centroids, nearest
 from tests.mlfilter_core.clustering.topics import vectors_of
 
@@ -34,6 +35,13 @@ def test_the_nearest_centroids_are_those_of_the_definition() -> None:
 def test_blocks_cover_all_vectors_once_however_many_clusters_there_are() -> None:
     for n_clusters in (1, 1000, 1 << 27):
         assert [i for rows in blocks(10, n_clusters) for i in range(rows.start, rows.stop)] == list(range(10))
+
+
+def test_each_block_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spherical_k_means, "BLOCK_BYTES", 4 * 9 * 100)
+    told: list[float] = []
+    nearest(mixture(500, 24, 9), mixture(9, 24, 9, seed=1), told.append)
+    assert told == [0.2, 0.4, 0.6, 0.8, 1]
 
 
 @pytest.mark.parametrize("n_clusters", [7, 40])

@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfilter_core.clustering.work import CentroidsWork, centroids_to_find
 from mlfilter_core.config.clustering import ClusterJob
-from mlfilter_core.job_kinds import kind_of_flow, load_entry_point, workload_of
+from mlfilter_core.job_kinds import course_of
 from mlfilter_core.work.workload import FileReport, Workload
 
 DIM = 16
@@ -55,14 +56,15 @@ def cluster_job(folder: Path, **params: object) -> ClusterJob:
 
 def run_clustering(job: ClusterJob) -> list[FileReport]:
     """Runs all steps of a job; returns the reports of its files."""
-    from mlfilter_core.clustering.work import centroids_to_find
+    *_, reports = map(run, course_of(job))
+    return reports
 
-    kind = kind_of_flow("cluster")
-    assert kind is not None
-    if centroids_to_find(job) is not None:
-        for entry_point in kind.rounds.values():
-            run(load_entry_point(entry_point)(job))
-    return run(workload_of(job))
+
+def centroids_work(job: ClusterJob) -> CentroidsWork:
+    """Returns the work of finding centroids, which are not found yet."""
+    work = centroids_to_find(job)
+    assert work is not None
+    return work
 
 
 def run(workload: Workload[FileReport]) -> list[FileReport]:

@@ -15,6 +15,7 @@ from mlfilter_core.run_report.folder_comparison import compare
 from mlfilter_core.run_report.page import render
 from mlfilter_core.run_report.pictures import pictures_of, summary_of
 from mlfilter_core.run_report.write_report import as_json, write_report
+from mlfilter_core.wording import number
 from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, vectors_of, write_topics, write_vectors
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
 from tests.output_folders import documents
@@ -126,5 +127,8 @@ def test_folders_are_compared_by_the_centres_of_their_clusters(tmp_path: Path) -
 
 def test_pictures_and_summary_show_the_sizes(tmp_path: Path) -> None:
     facts = collect(make_clusters(tmp_path))
-    assert "| bishop, chess, pawn | 40 | 57.1 % |" in summary_of(facts, "cluster")
+    assert facts.clustered is not None
+    distance = number(facts.clustered.largest[0].mean_distance)
+    assert f"| bishop, chess, pawn | 40 | 57.1 % | {distance} |" in summary_of(facts, "cluster")
+    assert f'<td class="number">{distance}</td>' in render(facts)
     assert list(pictures_of(facts, "cluster")) == ["Largest clusters"]

@@ -1,12 +1,16 @@
+import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mlfilter_core.verification import cluster_files
 from mlfilter_core.verification.output_kinds import VerifyRequest
 from mlfilter_core.verification.verify import verify
 from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, write_topics
@@ -78,6 +82,48 @@ def test_a_changed_file_is_found(out: Path, change: Callable[[Columns], None], m
         writer.write_batch(pa.record_batch(arrays, schema=table.schema))
         writer.add_key_value_metadata({b"mlfilter_clusters": metadata[b"mlfilter_clusters"]})
     assert message in problems(out)
+
+
+def test_whole_numbers_are_ids(tmp_path: Path) -> None:
+    path = tmp_path / "out/embeddings/x.h5"
+    write_topics(path, np.arange(60) % 3)
+    with h5py.File(path, "r+") as file:
+        del file["train/document_id"]
+        file["train/document_id"] = np.arange(60)
+    run_clustering(cluster_job(tmp_path))
+    assert problems(tmp_path / "out") == ()
+
+
+def with_sizes(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes what a file states about its clusters."""
+    table, metadata = pq.read_table(path), pq.ParquetFile(path).metadata.metadata
+    made = json.loads(metadata[b"mlfilter_clusters"])
+    change(made["sizes"])
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({b"mlfilter_clusters": json.dumps(made).encode()})
+
+
+def test_a_stated_cluster_without_rows_is_found(out: Path) -> None:
+    with_sizes(out / "clusters/x.parquet", lambda sizes: sizes.update({"99": [0, 5, 0.0]}))
+    assert problems(out) == (
+        "its clusters have other sizes than it states; cluster again",
+        "its clusters have other numbers of tokens than it states; cluster again",
+    )
+
+
+def test_distances_of_many_clusters_are_checked_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0)
+    directions = numbers.standard_normal((4096, 8))
+    centres = numbers.standard_normal((30_000, 8)).astype(np.float32)
+    monkeypatch.setattr(cluster_files, "BLOCK_BYTES", 1 << 20)
+    tracemalloc.start()
+    highest = cluster_files.highest_cosines(directions, centres)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 << 20
+    for row in range(0, 4096, 1000):
+        assert np.isclose(highest[row], (centres.astype(np.float64) @ directions[row]).max())
 
 
 def test_a_missing_file_is_found(out: Path) -> None:
