@@ -46,6 +46,10 @@ class ClusterFileError(FileError):
     """A file of clusters is broken, or belongs to other embeddings."""
 
 
+class DuplicateFileError(FileError):
+    """A file of duplicates is missing, broken, or belongs to other embeddings."""
+
+
 class AnnotationError(FileError):
     """An annotated file cannot be written without losing or inventing values."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.clustering import ClusterJob
+from mlfilter_core.config.deduplication import DeduplicationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
@@ -137,6 +138,21 @@ _kinds = [
         outputs="mlfilter_core.verification.cluster_files:FILES_OF_CLUSTERS",
         pictures="mlfilter_core.run_report.pictures:pictures_of_clusters",
         markdown="mlfilter_core.run_report.summaries:summary_of_clusters",
+    ),
+    JobKind(
+        flow="deduplicate",
+        title="Duplicates",
+        field="threshold",
+        config=DeduplicationJob,
+        summary="Remove near-duplicates of a corpus: one file of kept documents for each HDF5 file.",
+        run="flows.deduplicate:deduplicate",
+        workload="mlfilter_core.deduplication.work:deduplicate_workload",
+        instead_of_plan="`ml_filter deduplicate --dry-run` shows what thresholds would remove",
+        command="flows.running.deduplicate_command:deduplicate_command",
+        rounds=("divide", "compare", "group"),
+        course="mlfilter_core.deduplication.work:deduplicate_course",
+        outputs="mlfilter_core.verification.duplicate_files:FILES_OF_DUPLICATES",
+        markdown="mlfilter_core.run_report.summaries:summary_of_duplicates",
     ),
     JobKind(
         flow="filter",

@@ -146,3 +146,12 @@ def test_limits_are_those_of_numpy(tmp_path: Path) -> None:
     run(*size, "--json", str(figures_file), script="limits.py")
     figures = json.loads(figures_file.read_text())
     assert {f"{name}_peak_mb" for name in ("percentile", "per_group", "best_tokens", "numpy")} < figures.keys()
+
+
+def test_the_deduplication_benchmark_compares_the_search_with_all_pairs(tmp_path: Path) -> None:
+    figures_file = tmp_path / "figures.json"
+    run("--documents", "2000", "--width", "32", "--json", str(figures_file), script="deduplicate_cpu.py")
+    figures = json.loads(figures_file.read_text())
+    assert figures["share_of_pairs_found"] > 0.9
+    assert figures["duplicates"] > 20
+    assert figures["all_pairs_vs_ours"] > 0

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mlfilter_core.config import annotation, clustering, embedding, execution, filtering, training
+from mlfilter_core.config import annotation, clustering, deduplication, embedding, execution, filtering, training
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.written import Written
 
@@ -31,7 +31,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def models() -> dict[str, type[BaseModel]]:
     """Returns every class whose fields people write, by its name."""
-    modules = (embedding, annotation, training, clustering, filtering, execution)
+    modules = (embedding, annotation, training, clustering, deduplication, filtering, execution)
     found = {
         name: value
         for module in modules

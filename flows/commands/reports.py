@@ -84,6 +84,11 @@ def _print(comparison: "Comparison") -> None:
     if comparison.have_same_clusters is not None:
         are_same = comparison.have_same_clusters
         print(f"clusters: {'the same on both sides' if are_same else 'found separately, with other centres'}")
+    if comparison.have_same_duplicates is not None:
+        are_same = comparison.have_same_duplicates
+        print(
+            f"duplicates: {'the same on both sides' if are_same else 'found separately, other documents on each side'}"
+        )
     if comparison.shifts:
         heading = [
             "score",

@@ -71,15 +71,16 @@ def run_job_file(flow: str, config_file_path: Path, overrides: Mapping[str, Any]
     return run_job(load_job_of_kind(config_file_path, kind, overrides or {}))
 
 
-def run_job(job: Job, **options: Any) -> "RunReport":
+def run_job(job: Job, may_be_over: bool = True, **options: Any) -> "RunReport":
     """Runs a job to its end; results and errors as of `run_job_file`.
 
     Args:
         job: The job.
+        may_be_over: Whether the flow need not be called where all files are finished.
         options: Further arguments of its flow, such as `dry_run` of a filter.
     """
     kind = kind_of_job(job)
-    return _run(kind.run, lambda flow: [flow(job, **options)], job)[0]
+    return _run(kind.run, lambda flow: [flow(job, **options)], job, may_be_over=may_be_over)[0]
 
 
 def run_pipeline(steps: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> "list[RunReport]":
@@ -108,8 +109,12 @@ def run_pipeline(steps: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> "list[R
     return _run(PIPELINE, lambda flow: flow(**configs), *configs.values())
 
 
-def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job) -> "list[RunReport]":
+def _run(
+    entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job, may_be_over: bool = True
+) -> "list[RunReport]":
     """Returns the reports of a flow that is called on jobs; starts nothing if a job is wrong or all is finished.
+
+    Where `may_be_over` is false, the flow is called also where all is finished.
 
     A server starts while this process imports Prefect and the flow: it takes as long as they do.
     """
@@ -141,7 +146,7 @@ def _run(entry_point: str, call: "Callable[[Any], list[RunReport]]", *jobs: Job)
         if isinstance(each, ToDo) or (ended and ended[-1].failures):
             break
         ended.append(each)
-    is_over = len(ended) == len(jobs) or (ended and ended[-1].failures)
+    is_over = (may_be_over and len(ended) == len(jobs)) or (ended and ended[-1].failures)
     if is_over and not (may_set_api(folder) and api_is_configured()):
         return _reported(ended)
     with server_ahead(folder) as server, _workers_ahead(job, first):

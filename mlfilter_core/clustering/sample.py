@@ -139,7 +139,7 @@ def draw_sample(file: TaskFile, request: SampleRequest) -> Sample:
         in_order = np.argsort(order[drawn], kind="stable")
         has_text = is_drawn & _lowest(order, request.text_share)
         try:
-            texts, without_texts = _texts(embeddings, np.flatnonzero(has_text), request.source_dir), ""
+            texts, without_texts = beginnings_of(embeddings, np.flatnonzero(has_text), request.source_dir), ""
         except (SourceError, AnnotationError) as error:
             texts, without_texts = {}, str(error)
         first = [row for row in drawn[in_order].tolist() if row in texts]
@@ -239,7 +239,9 @@ def _lowest(order: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     return order < np.uint64(share * 2**64)
 
 
-def _texts(embeddings: EmbeddingFile, rows: NDArray[np.int64], source_dir: Path | None) -> dict[int, tuple[str, str]]:
+def beginnings_of(
+    embeddings: EmbeddingFile, rows: NDArray[np.int64], source_dir: Path | None
+) -> dict[int, tuple[str, str]]:
     """Returns id and beginning of the text of some documents, by row.
 
     Raises:

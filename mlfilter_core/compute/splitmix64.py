@@ -23,6 +23,6 @@ def numbers_of_rows(name: str, rows: NDArray[np.integer], salt: bytes = b"") -> 
         rows: Numbers of rows, from 0, (n,).
         salt: Tells draws for one purpose from those for another, at most 16 bytes.
     """
-    digest = hashlib.blake2b(name.encode(), digest_size=8, salt=salt).digest()
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8, salt=salt).digest()
     first = np.uint64((int.from_bytes(digest, "big") + GAMMA) % 2**64)
     return mix64(rows.astype(np.uint64) + first)

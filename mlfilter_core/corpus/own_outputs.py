@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 # Folders that jobs make in their output_dir. Outputs of annotations and filters keep their provenance beside them, and
 # so do exports, whose folders have any name.
 WITH_PROVENANCE = ("annotated_data", "filtered", "dropped")
-OUTPUT_FOLDERS = (*WITH_PROVENANCE, "clusters", "rejected", "heads", "logs", "report")
+OUTPUT_FOLDERS = (*WITH_PROVENANCE, "clusters", "duplicates", "deduplicated", "rejected", "heads", "logs", "report")
 PROVENANCE_FOLDER = ".provenance"  # beside the outputs
 OWN_FOLDER = ".mlfilter"  # beside the folders of outputs, where files are staged from or put to a store
 ARE_OUTPUTS = "are outputs of jobs"

@@ -63,12 +63,16 @@ def collect(
         found = FoundOutputs(OutputTotals())
     outputs, files = found.totals, recorded.with_others(found.unrecorded)
     encoder = outputs.encoder.made_by if outputs.encoder else {}
-    clustered = outputs.clustered.facts(output_dir)
+    clustered, deduplicated = outputs.clustered.facts(output_dir), outputs.deduplicated.facts(output_dir)
     notices = [*_notices_of_runs(runs), *_notices_of_failures(recorded.n_failed()), *found.notices()]
+    notices += [
+        *outputs.notices(),
+        *(notice for each in (clustered, deduplicated) if each for notice in each.notices()),
+    ]
     return OutputFacts(
         output_dir=str(output_dir.absolute()),
         made=time.time(),
-        notices=[*notices, *outputs.notices(), *(clustered.notices() if clustered else ())],
+        notices=notices,
         totals=outputs.totals,
         encoder=encoder,
         heads=outputs.heads.made_by if outputs.heads else {},
@@ -81,6 +85,7 @@ def collect(
         trained=outputs.trained,
         filtered=_with_examples(found, output_dir, group),
         clustered=clustered,
+        deduplicated=deduplicated,
         n_truncated=outputs.n_truncated,
         samples=outputs.samples,
         n_files=len(files),

@@ -9,6 +9,7 @@ from mlfilter_core.embedding.bottleneck import advice, bottleneck
 from mlfilter_core.job_kinds import kind_of_flow
 from mlfilter_core.tallies.histogram import Histogram
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
+from mlfilter_core.wording import share
 
 FACTS_VERSION = 1
 
@@ -434,6 +435,69 @@ class ClusteredFacts:
 
 
 @dataclass(frozen=True)
+class DeduplicatedFacts:
+    """The duplicates of a corpus, over all files of duplicates.
+
+    Attributes:
+        files: Number of files of duplicates.
+        documents: Number of their documents.
+        kept: Documents that are kept.
+        tokens: Tokens of all documents; 0 where the embeddings do not state them.
+        kept_tokens: Tokens of the kept documents.
+        found: Number of files by the digest of the duplicates of the corpus, that of most files first.
+        summarized: Documents of the summary of the corpus; 0 where it is missing or broken. The attributes below come
+            from it.
+        threshold: Lowest cosine of duplicates, or `exact`.
+        groups: Number of groups of duplicates.
+        recall: Number of `pairs` of similar documents in a sample, and how many the search `found`; None where it was
+            not tried.
+        largest: The largest groups: number of `documents`, and those `shown`, the kept one first, then the least
+            similar ones, each with `file`, `row`, `document_id`, `cosine` and beginning of the `text`.
+    """
+
+    files: int
+    documents: int
+    kept: int
+    tokens: int
+    kept_tokens: int
+    found: Mapping[str, int]
+    summarized: int = 0
+    threshold: float | str | None = None
+    groups: int = 0
+    recall: Mapping[str, int] | None = None
+    largest: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def duplicates(self) -> int:
+        """Documents that are not kept."""
+        return self.documents - self.kept
+
+    @property
+    def pairs_found(self) -> str:
+        """Share of the pairs of similar documents that the search found; empty where it is unknown."""
+        return share(self.recall["found"], self.recall["pairs"]) if self.recall and self.recall["pairs"] else ""
+
+    def notices(self) -> list[str]:
+        """Returns the notices about the duplicates."""
+        notices = []
+        if len(self.found) > 1:
+            notices.append(
+                f"the files of duplicates were made from {len(self.found)} searches, which may keep different "
+                "documents of a group; set overwrite: true and deduplicate again"
+            )
+        if not self.summarized:
+            notices.append(
+                "the summary of the duplicates, duplicates.json, is missing or broken; remove it and deduplicate again"
+            )
+        elif self.summarized != self.documents:
+            notices.append(
+                f"duplicates.json has {self.summarized:,} documents, and the files of duplicates {self.documents:,}: a "
+                "deduplication job is running or has failed files; run it again"
+            )
+        return notices
+
+
+@dataclass(frozen=True)
 class Sample:
     """Evenly spaced files that stand for very many.
 
@@ -470,6 +534,7 @@ class OutputFacts:
         trained: Heads that were trained in this folder, by name.
         filtered: What a filter kept; None where there are no filtered files.
         clustered: Clusters of the corpus; None where there are no files of clusters.
+        deduplicated: Duplicates of the corpus; None where there are no files of duplicates.
         n_truncated: Truncated documents among those of `document_tokens`.
         samples: What `document_tokens` and `scores` are of, where it is not all files.
         n_files: Number of all files; `report.json` has the most telling ones of very many.
@@ -491,6 +556,7 @@ class OutputFacts:
     trained: Sequence[HeadFacts] = field(default_factory=tuple)
     filtered: FilterFacts | None = None
     clustered: ClusteredFacts | None = None
+    deduplicated: DeduplicatedFacts | None = None
     n_truncated: int = 0
     samples: Mapping[str, Sample] = field(default_factory=dict)
     n_files: int = 0

@@ -99,6 +99,8 @@ class Comparison:
         without_partner: Documents of the compared files that one side lacks.
         have_same_clusters: Whether the files of clusters of both sides were made with the same centroids; None where a
             side has none.
+        have_same_duplicates: Whether the same documents are duplicates on both sides; None where a side has no files of
+            duplicates.
     """
 
     sides: tuple[Side, Side]
@@ -109,6 +111,7 @@ class Comparison:
     left_out_files: int
     without_partner: int
     have_same_clusters: bool | None = None
+    have_same_duplicates: bool | None = None
 
 
 def compare(one: Path, other: Path, thresholds: Sequence[float] = ()) -> Comparison:
@@ -139,6 +142,7 @@ def compare(one: Path, other: Path, thresholds: Sequence[float] = ()) -> Compari
         left_out_files=pairs.n_left_out,
         without_partner=pairs.n_without_partner,
         have_same_clusters=_have_same_clusters(*facts),
+        have_same_duplicates=_have_same_duplicates(*facts),
     )
 
 
@@ -146,6 +150,12 @@ def _have_same_clusters(one: OutputFacts, other: OutputFacts) -> bool | None:
     if one.clustered is None or other.clustered is None:
         return None
     return one.clustered.centroids.keys() == other.clustered.centroids.keys()
+
+
+def _have_same_duplicates(one: OutputFacts, other: OutputFacts) -> bool | None:
+    if one.deduplicated is None or other.deduplicated is None:
+        return None
+    return one.deduplicated.found.keys() == other.deduplicated.found.keys()
 
 
 def _side(facts: OutputFacts) -> Side:

@@ -18,7 +18,7 @@ from mlfilter_core.files.ledger import Entry, Ledger, LedgerSegment, Versions, k
 from mlfilter_core.tallies.histogram import Histogram
 from mlfilter_core.tallies.score_statistics import ScoreStatistics, statistics_of_none
 from mlfilter_core.verification.output_kinds import OutputKind, VerifyRequest
-from mlfilter_core.verification.stated_facts import StatedClusters, StatedFacts, StatedFilter
+from mlfilter_core.verification.stated_facts import StatedClusters, StatedDuplicates, StatedFacts, StatedFilter
 from mlfilter_core.work.finished_files import FOLDER
 from mlfilter_core.work.run_log import writable
 
@@ -94,6 +94,7 @@ class NewlyKnownOutputs:
             "heads": stated.heads,
             "filter": None if stated.filtered is None else stated.filtered.request,
             "centroids": None if stated.clusters is None else stated.clusters.centroids_sha256,
+            "groups": None if stated.duplicates is None else stated.duplicates.groups_sha256,
         }
         digest = hashlib.blake2b(orjson.dumps(common), digest_size=DIGEST_BYTES).hexdigest()
         if digest not in self._written:
@@ -102,7 +103,9 @@ class NewlyKnownOutputs:
         report = None if stated.filtered is None else stated.filtered.report
         no_direction = None if stated.clusters is None else stated.clusters.no_direction
         counts = list(stated.counts.values())
-        own = [stated.n_bytes, stated.n_rows, stated.source, stated.rejects, counts, report, no_direction]
+        marked = stated.duplicates
+        kept = None if marked is None else [marked.kept, marked.tokens, marked.kept_tokens]
+        own = [stated.n_bytes, stated.n_rows, stated.source, stated.rejects, counts, report, no_direction, kept]
         self._segment.add(Entry(output.path, self._group, output.versions, {"common": digest, "own": own}))
 
 
@@ -165,6 +168,7 @@ class _Common:
     heads: Mapping[str, str] | None
     filter: Mapping[str, Any] | None
     centroids: str | None
+    groups: str | None
 
     @staticmethod
     def of(facts: Mapping[str, Any]) -> "_Common":
@@ -176,10 +180,11 @@ class _Common:
             facts["heads"],
             facts["filter"],
             facts["centroids"],
+            facts["groups"],
         )
 
     def stated(self, own: Sequence[Any]) -> StatedFacts:
-        n_bytes, n_rows, source, rejects, counts, report, no_direction = own
+        n_bytes, n_rows, source, rejects, counts, report, no_direction, kept = own
         return StatedFacts(
             n_bytes,
             n_rows,
@@ -192,6 +197,7 @@ class _Common:
             self.heads,
             None if self.filter is None else StatedFilter(self.filter, report),
             clusters=None if self.centroids is None else StatedClusters(self.centroids, no_direction),
+            duplicates=None if self.groups is None else StatedDuplicates(self.groups, *kept),
         )
 
 

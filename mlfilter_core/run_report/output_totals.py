@@ -9,6 +9,7 @@ from typing import Any
 from mlfilter_core.config.training import HEADS_DIR
 from mlfilter_core.embedding_store.fingerprint import CHUNKS, FIELDS
 from mlfilter_core.run_report.cluster_totals import ClusterTotals
+from mlfilter_core.run_report.duplicate_totals import DuplicateTotals
 from mlfilter_core.run_report.facts import HeadFacts, Sample, Totals
 from mlfilter_core.run_report.filter_totals import FilterTotals
 from mlfilter_core.run_report.shared_objects import OncePerObject
@@ -49,6 +50,7 @@ class OutputTotals:
         rejects_files: First rejects files that may exist, and their lines for each reason.
         filtered: Sums over the filtered files.
         clustered: Sums over the files of clusters.
+        deduplicated: Sums over the files of duplicates.
         trained: The heads that were trained here.
     """
 
@@ -70,6 +72,7 @@ class OutputTotals:
         self._n_without_scores = 0
         self.filtered = FilterTotals()
         self.clustered = ClusterTotals()
+        self.deduplicated = DuplicateTotals()
         self.trained: list[HeadFacts] = []
 
     @property
@@ -107,6 +110,8 @@ class OutputTotals:
             self.filtered.add(output.filtered)
         if output.clusters is not None:
             self.clustered.add(output.clusters, output.n_rows)
+        if output.duplicates is not None:
+            self.deduplicated.add(output.duplicates, output.n_rows)
         if output.training is not None:
             self.trained.append(_head(name, output.training))
         if output.heads is not None:
@@ -144,7 +149,7 @@ class OutputTotals:
         for name, what in (("document_tokens", "lengths of documents"), ("scores", "statistics of scores")):
             if name in self.samples:
                 notices.append(f"the {what} are those of {self.samples[name]}, evenly spaced; counts are of all files")
-        if not self._sums["annotated_files"] and not self.clustered.n_files:
+        if not (self._sums["annotated_files"] or self.clustered.n_files or self.deduplicated.n_files):
             notices.append("there are no annotated files yet")
         notices += self.filtered.notices()
         if n := self._sums["unfinished_files"]:

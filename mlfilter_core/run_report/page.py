@@ -87,6 +87,7 @@ def render(facts: OutputFacts, overview: FileOverview | None = None) -> str:
         metrics=_metrics(facts.trained),
         filtered=_filtered(facts, overview),
         clustered=facts.clustered if facts.clustered and facts.clustered.clusters else None,
+        deduplicated=facts.deduplicated,
         SUMMARY_CHARACTERS=SUMMARY_CHARACTERS,
         lengths=_lengths(facts),
         rejected_most=max((reject.count for reject in facts.rejects), default=1),

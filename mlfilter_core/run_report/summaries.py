@@ -1,12 +1,13 @@
-"""What the outputs of training, clustering and filtering amount to, as Markdown for the summaries of the Prefect UI."""
+"""What the outputs of jobs amount to, as Markdown for the summaries of the Prefect UI."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from mlfilter_core.run_report.facts import FilterFacts, LimitExample, OutputFacts
-from mlfilter_core.wording import count, natural_order, number, plural, share
+from mlfilter_core.wording import count, natural_order, number, plural, share, shortened
 
-MAX_ROWS, MAX_CLUSTERS = 40, 20
+MAX_ROWS, MAX_CLUSTERS, MAX_GROUPS = 40, 20, 10
 N_CHARACTERS = 200
 
 
@@ -60,6 +61,23 @@ def summary_of_clusters(facts: OutputFacts) -> str:
     return "\n\n".join(parts)
 
 
+def summary_of_duplicates(facts: OutputFacts) -> str:
+    """Returns what is kept, and the largest groups with two of their texts side by side."""
+    found = facts.deduplicated
+    if found is None:
+        return ""
+    names = ["documents", "kept", "share", "of tokens", "duplicates", "groups", "threshold", "pairs found"]
+    shares = [share(found.kept, found.documents), share(found.kept_tokens, found.tokens)]
+    row = [count(found.documents), count(found.kept), *shares, count(found.duplicates)]
+    row += [count(found.groups), str(found.threshold), found.pairs_found or "-"] if found.summarized else ["-"] * 3
+    parts = [_table("Duplicates", names, [row])]
+    rows = [_group(group) for group in found.largest[:MAX_GROUPS]]
+    if rows:
+        title = f"Largest of {plural(found.groups, 'group')}"
+        parts.append(_table(title, ["documents", "kept", "least similar duplicate", "cosine"], rows))
+    return "\n\n".join(parts)
+
+
 def escaped(text: str) -> str:
     """Returns text in one line that Markdown shows as it is."""
     for letter in "\\`*_[]<>!|#":
@@ -84,6 +102,12 @@ def _limits(filtered: FilterFacts) -> Iterator[list[str]]:
 def _kept(group: str, counts: Mapping[str, int]) -> list[str]:
     shares = [share(counts["kept"], counts["documents"]), share(counts["kept_tokens"], counts["tokens"])]
     return [group or "without the key", count(counts["documents"]), count(counts["kept"]), *shares]
+
+
+def _group(group: Mapping[str, Any]) -> list[str]:
+    kept, least = group["shown"][:2]
+    texts = [shortened(each["text"] or each["document_id"], N_CHARACTERS) for each in (kept, least)]
+    return [count(group["documents"]), *texts, "same text" if least["cosine"] is None else f"{least['cosine']:.4f}"]
 
 
 def _near(score: str, group: str, examples: Sequence[LimitExample]) -> str:

@@ -15,6 +15,7 @@ from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID, N_TOKE
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ClusterFileError
 from mlfilter_core.verification.discrepancies import FileCheck, Findings
+from mlfilter_core.verification.document_directions import directions_of
 from mlfilter_core.verification.output_kinds import Output, OutputKind, RelatedFiles, VerifyRequest
 from mlfilter_core.verification.stated_facts import StatedClusters, StatedFacts, UnreadableOutputError
 
@@ -134,7 +135,7 @@ class _Check:
                 if ids is not None and embeddings.strings(DOCUMENT_ID, rows) != ids[rows]:
                     self.findings.add("ids", f"rows {rows.start} to {rows.stop - 1} have the ids of other documents")
                 if centres is not None:
-                    self._check_distances(rows, _directions(embeddings, rows), clusters, distances, centres)
+                    self._check_distances(rows, directions_of(embeddings, rows), clusters, distances, centres)
 
     def _check_tokens(self, made: Mapping[str, Any], clusters: NDArray[np.int32], embeddings: EmbeddingFile) -> None:
         if N_TOKENS not in embeddings.names():
@@ -163,17 +164,6 @@ class _Check:
         wrong = has_direction & ((np.abs(1 - of_own - distances[rows]) > ROUNDING) | (highest > of_own + ROUNDING))
         for row in (rows.start + np.flatnonzero(wrong)).tolist():
             self.findings.add("distance", f"row {row} has another nearest centre, or another distance from it")
-
-
-def _directions(embeddings: EmbeddingFile, rows: slice) -> NDArray[np.float64]:
-    """Returns the direction of each document, computed without the code that clusters."""
-
-    def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.asarray(vectors / np.where(lengths == 0, 1, lengths))
-
-    vectors = unit(embeddings.embeddings(rows).astype(np.float64))
-    return unit(np.add.reduceat(vectors, embeddings.chunk_starts(rows))) if embeddings.has_chunks else vectors
 
 
 def highest_cosines(directions: NDArray[np.float64], centres: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -54,6 +54,23 @@ class StatedClusters:
 
 
 @dataclass(frozen=True)
+class StatedDuplicates:
+    """The facts that a file of duplicates states.
+
+    Attributes:
+        groups_sha256: Digest of the duplicates of the corpus.
+        kept: Documents that are kept.
+        tokens: Tokens of all documents; 0 where the embeddings do not state them.
+        kept_tokens: Tokens of the kept documents.
+    """
+
+    groups_sha256: str
+    kept: int
+    tokens: int
+    kept_tokens: int
+
+
+@dataclass(frozen=True)
 class StatedFacts:
     """The facts that one output states.
 
@@ -71,6 +88,7 @@ class StatedFacts:
         filtered: Limits and counts of a filtered file.
         training: Record of the training of a head.
         clusters: Centroids and counts of a file of clusters.
+        duplicates: Counts of a file of duplicates.
     """
 
     n_bytes: int
@@ -85,6 +103,7 @@ class StatedFacts:
     filtered: StatedFilter | None = None
     training: Mapping[str, Any] | None = None
     clusters: StatedClusters | None = None
+    duplicates: StatedDuplicates | None = None
 
     def without_statistics(self) -> "StatedFacts":
         """Returns the facts with the statistics of no documents, where there are any: they are most of the bytes."""

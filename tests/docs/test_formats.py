@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.clustering import ClusterJob
+from mlfilter_core.config.deduplication import DeduplicationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.filtering import FilterJob
@@ -56,6 +58,9 @@ def outputs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     clustering = job(ClusterJob, {**embeddings, "n_clusters": 3})
     for step in course_of(clustering):
         do(step)
+    deduplicating = {**embeddings, "clusters_directory": folder / "clusters", "threshold": 0.5}
+    for workload in course_of(job(DeduplicationJob, deduplicating)):
+        do(workload)
     return folder
 
 
@@ -128,9 +133,7 @@ def test_rejected_lines_have_the_keys(outputs: Path) -> None:
 def test_clusters_have_the_columns_and_keys(outputs: Path) -> None:
     columns, metadata, listed, tensors, centroids = (rows(FORMATS, "Clusters", n) for n in range(5))
     file = pq.ParquetFile(outputs / "clusters" / f"{NAME}.parquet")
-    assert {field.name: str(field.type).replace("float", "float32") for field in file.schema_arrow} == {
-        name: meaning.split("|")[0].strip() for name, meaning in columns.items()
-    }
+    assert types_of(file.schema_arrow) == {name: type_in(meaning) for name, meaning in columns.items()}
     assert json.loads(file.metadata.metadata[b"mlfilter_clusters"]).keys() == metadata.keys()
     line = json.loads((outputs / "clusters.jsonl").read_text().splitlines()[0])
     assert line.keys() == listed.keys()
@@ -143,6 +146,37 @@ def test_clusters_have_the_columns_and_keys(outputs: Path) -> None:
     assert stated["found_on"].keys() == words(centroids["found_on"])
     assert len(names) == 3
     assert all(name.keys() == words(tensors["names"]) for name in names)
+
+
+def test_duplicates_have_the_columns_and_keys(outputs: Path) -> None:
+    columns, made, batch, facts, summary, shown = (rows(FORMATS, "Duplicates", n) for n in range(6))
+    of_file = pq.ParquetFile(outputs / "duplicates" / f"{NAME}.parquet")
+    assert types_of(of_file.schema_arrow) == {name: type_in(meaning) for name, meaning in columns.items()}
+    stated = json.loads(of_file.metadata.metadata[b"mlfilter_duplicates"])
+    assert stated.keys() == made.keys()
+    assert stated["request"].keys() <= words(made["request"])
+    assert stated["output"].keys() == words(made["output"]) - {"deduplicated/**/x.jsonl"}
+    assert (outputs / "deduplicated" / f"{NAME}.jsonl").exists()
+    with pa.ipc.open_file(outputs / "duplicates.arrow") as of_corpus:
+        schema = of_corpus.schema
+    assert types_of(schema) == {name: type_in(meaning) for name, meaning in batch.items()}
+    found = json.loads(schema.metadata[b"mlfilter_duplicates"])
+    assert schema.metadata.keys() == {b"mlfilter_duplicates", b"mlfilter_identities"}
+    assert found.keys() == facts.keys()
+    assert (found["request"].keys(), found["corpus"].keys()) == (words(facts["request"]), words(facts["corpus"]))
+    whole = load(outputs / "duplicates.json")
+    assert whole.keys() == {*facts, *summary}
+    assert whole["recall"].keys() == words(summary["recall"]) - {"threshold: exact"}
+    assert whole["largest"][0].keys() == words(summary["largest"])
+    assert all(document.keys() == shown.keys() for group in whole["largest"] for document in group["shown"])
+
+
+def types_of(schema: Any) -> dict[str, str]:
+    return {field.name: str(field.type).replace("float", "float32") for field in schema}
+
+
+def type_in(meaning: str) -> str:
+    return meaning.split("|")[0].strip()
 
 
 @pytest.mark.parametrize(

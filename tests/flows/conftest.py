@@ -90,6 +90,20 @@ def cluster_job_file(folder: Path, **params: Any) -> Path:
     return path
 
 
+def deduplication_job_file(folder: Path, **params: Any) -> Path:
+    """Writes a job file for the embeddings and clusters in out/; keyword arguments replace parameters."""
+    defaults = {
+        "embeddings_directory": str(folder / "out" / "embeddings"),
+        "clusters_directory": str(folder / "out" / "clusters"),
+        "output_dir": str(folder / "out"),
+        "threshold": 0.9,
+        "device": "cpu",
+    }
+    path = folder / "deduplicate.yaml"
+    path.write_text(yaml.safe_dump({"params": {**defaults, **params}, "local_settings": {"workers": 2}}))
+    return path
+
+
 def write_embeddings(path: Path, n_rows: int, dim: int = TINY_DIM) -> None:
     """Writes a plain file of embeddings, as another tool would."""
     import h5py

@@ -20,6 +20,7 @@ from prefect.states import Cancelling, Scheduled
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.clustering import ClusterJob
+from mlfilter_core.config.deduplication import DeduplicationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.job_files import load_job
@@ -33,17 +34,18 @@ from tests.flows.conftest import WriteJob
 REPOSITORY = Path(__file__).parents[2]
 JOB_FILES = sorted((REPOSITORY / "deployments").glob("*/*.yaml"))
 POOLS = {"local": "mlfilter-local", "prod": "mlfilter-prod"}
-FLOWS = ("embed", "train_head", "cluster", "annotate", "filter", "pipeline")
+FLOWS = ("embed", "train_head", "cluster", "deduplicate", "annotate", "filter", "pipeline")
 NAMES = [f"{flow}/{place}" for flow in FLOWS for place in POOLS]
-KINDS = {"EmbeddingJob", "TrainingJob", "ClusterJob", "AnnotationJob", "FilterJob"}
+KINDS = {"EmbeddingJob", "TrainingJob", "ClusterJob", "DeduplicationJob", "AnnotationJob", "FilterJob"}
 BY_NAME = {
     "embed": EmbeddingJob,
     "train_head": TrainingJob,
     "cluster": ClusterJob,
+    "deduplicate": DeduplicationJob,
     "annotate": AnnotationJob,
     "filter": FilterJob,
 }
-ON_CPUS = ("train_head", "cluster", "annotate", "filter")
+ON_CPUS = ("train_head", "cluster", "deduplicate", "annotate", "filter")
 # Numbers of any sign.
 UNBOUNDED = {"job_id_position", "threshold"}
 # Four times the time in which a flow and its worker start and end on two busy cores.

@@ -15,7 +15,7 @@ NONE: tuple[Path, dict[str, Any]] = (Path("/none/job.yaml"), {})
 
 def test_a_kind_that_does_not_exist_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="there is no kind of job embd; the kinds are: embed, train_head, annotate, cluster, f"
+        ConfigError, match="there is no kind of job embd; the kinds are: embed, train_head, annotate, cluster, ded"
     ):
         run_job_file("embd", NONE[0])
 

@@ -5,6 +5,7 @@ import pytest
 
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.config.clustering import CLUSTERS_DIR
+from mlfilter_core.config.deduplication import DEDUPLICATED_DIR, DUPLICATES_DIR
 from mlfilter_core.config.filtering import DROPPED_DIR, FILTERED_DIR
 from mlfilter_core.config.training import HEADS_DIR
 from mlfilter_core.corpus.own_outputs import OUTPUT_FOLDERS, WITH_PROVENANCE
@@ -35,7 +36,8 @@ def found(folder: Path, output_dir: Path) -> list[str]:
 
 def test_the_folders_are_those_of_the_jobs() -> None:
     assert WITH_PROVENANCE == (ANNOTATED_DIR, FILTERED_DIR, DROPPED_DIR)
-    assert set(OUTPUT_FOLDERS) == {*WITH_PROVENANCE, CLUSTERS_DIR, REJECTED_DIR, HEADS_DIR, LOGS_DIR, REPORT_DIR}
+    jobs = {CLUSTERS_DIR, DUPLICATES_DIR, DEDUPLICATED_DIR, REJECTED_DIR, HEADS_DIR, LOGS_DIR, REPORT_DIR}
+    assert set(OUTPUT_FOLDERS) == {*WITH_PROVENANCE, *jobs}
 
 
 @pytest.mark.parametrize("output_dir", ["", "out", "deep/in/it"])

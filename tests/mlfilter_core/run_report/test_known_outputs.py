@@ -22,6 +22,7 @@ from mlfilter_core.run_report.write_report import as_json, write_report
 from mlfilter_core.verification.output_kinds import output_kinds
 from mlfilter_core.work.workload import Workload, run_files
 from tests import pipeline_folder
+from tests.deduplicated_folder import deduplicate
 from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering
 from tests.pipeline_folder import job, make_pipeline
 
@@ -110,6 +111,19 @@ def test_files_of_clusters_are_counted_without_opening_them(folder: Path, opened
     assert facts_of(folder / "out") == expected
     assert [path for path in opened if path.startswith("clusters")] == ["clusters/a/x.parquet"]
     assert expected["clustered"]["files"] == N_FILES and expected["clustered"]["documents"] == N_FILES * 30
+
+
+def test_files_of_duplicates_are_counted_without_opening_them(folder: Path, opened: list[str]) -> None:
+    run_clustering(cluster_job(folder))
+    deduplicate(folder / "out")
+    expected = facts_of(folder / "out")
+    write_report(folder / "out")
+    opened.clear()
+    assert facts_of(folder / "out") == expected
+    assert [path for path in opened if path.startswith("duplicates")] == ["duplicates/a/x.parquet"]
+    found = expected["deduplicated"]
+    assert found["files"] == N_FILES and 0 < found["kept"] < found["documents"] == N_FILES * 30
+    assert 0 < found["kept_tokens"] < found["tokens"]
 
 
 def test_the_statistics_say_what_they_are_of(folder: Path) -> None:

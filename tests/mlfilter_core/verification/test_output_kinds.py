@@ -40,6 +40,6 @@ def test_a_later_kind_takes_files_that_look_like_embeddings(tmp_path: Path, monk
     found = find_outputs(tmp_path).outputs
     assert {flow: [output.path for output in own] for flow, own in found.items()} == {
         "embed": ["other/x.toy"],
-        **{"train_head": [], "annotate": [], "cluster": [], "filter": []},
+        **{"train_head": [], "annotate": [], "cluster": [], "deduplicate": [], "filter": []},
         "play": ["toys/x.toy"],
     }

@@ -53,7 +53,7 @@ def test_an_untouched_folder_is_right(out: Path, read_content: bool) -> None:
     assert named(found) == {}
     assert found.not_checked == {}
     assert {flow: len(own) for flow, own in found.folder.outputs.items()} == {
-        **{"embed": 3, "train_head": 2, "annotate": 3, "cluster": 0, "filter": 3}
+        **{"embed": 3, "train_head": 2, "annotate": 3, "cluster": 0, "deduplicate": 0, "filter": 3}
     }
     assert found.annotated_lines == found.kept + found.dropped == found.counts.documents == 90
     assert 0 < found.kept < 45

@@ -50,7 +50,7 @@ def test_an_untouched_folder_is_right(filled: Outputs, read_content: bool) -> No
     assert problems(found) == {}
     assert found.is_right
     numbers = {flow: len(outputs) for flow, outputs in found.folder.outputs.items()}
-    assert numbers == {"embed": 6, "train_head": 0, "annotate": 6, "cluster": 0, "filter": 0}
+    assert numbers == {"embed": 6, "train_head": 0, "annotate": 6, "cluster": 0, "deduplicate": 0, "filter": 0}
     assert (found.counts, found.annotated_lines) == (LineCounts(30, 18, 6, 6), 18)
     assert (found.not_checked, found.folder.unfinished) == ({}, {".part": 1, ".committed": 1})
     assert found.summary().splitlines()[:2] == [

@@ -1,0 +1,1 @@
+"""Embeddings to groups of duplicates: partitions, pairs, groups, the documents that are kept."""

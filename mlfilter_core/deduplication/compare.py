@@ -1,0 +1,348 @@
+"""The second step of a deduplication job: the pairs of duplicates of a bucket of clusters, or of hashes."""
+
+import hashlib
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from mlfilter_core.deduplication.distribute import (
+    HASHES,
+    VECTORS,
+    VISITS,
+    DistributeRequest,
+    load_rows,
+)
+from mlfilter_core.deduplication.edges import Edges, Forest
+from mlfilter_core.deduplication.partitions import read_bucket
+from mlfilter_core.embedding_store.centroids import load_same_centroids
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.numpy_archives import DAMAGED, column
+from mlfilter_core.files.publishing import publish
+from mlfilter_core.files.task_files import TaskFile, TaskFiles
+from mlfilter_core.work.progress import Progress, ProgressTeller
+from mlfilter_core.work.workload import ReportDefaults
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIX = ".npz"
+PAIRS_FOLDER, HASH_TASK, CLUSTER_TASK = "pairs", "texts", "clusters"
+SAME_TEXT = 2.0  # in place of the cosine of two equal texts
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """What the pairs of a run are.
+
+    Attributes:
+        files: Files of embeddings, whose rows are divided.
+        divided: Request of the divided rows.
+        levels: Thresholds at which groups must be exact, ascending; the first is that of the search.
+        corpus: Number and digest of the files of embeddings, by their names and sizes.
+    """
+
+    files: TaskFiles
+    divided: DistributeRequest
+    levels: Sequence[float]
+    corpus: Any
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the pairs."""
+        return self.divided.folder / PAIRS_FOLDER
+
+    def tasks(self) -> list[TaskFile]:
+        """Returns a task for each bucket."""
+        n_buckets = 0 if self.divided.search is None else self.divided.search.n_buckets
+        of_clusters = [f"{CLUSTER_TASK}-{i}" for i in range(n_buckets)]
+        names = [*of_clusters, *(f"{HASH_TASK}-{i}" for i in range(self.divided.n_hash_buckets))]
+        return [TaskFile(name, name, self.folder.absolute()) for name in names]
+
+    def output(self, task: TaskFile) -> Path:
+        return task.output(self.folder, SUFFIX)
+
+    def facts(self) -> str:
+        """Returns the digest of what the pairs depend on."""
+        search = self.divided.search
+        made_by = {
+            "corpus": self.corpus,
+            "group": self.divided.group,
+            "seed": self.divided.seed,
+            "n_hash_buckets": self.divided.n_hash_buckets,
+            "levels": list(self.levels),
+            "search": None
+            if search is None
+            else [search.centroids_sha256, search.neighbours, search.buckets.tolist(), search.probe_share],
+        }
+        return hashlib.sha256(orjson.dumps(made_by)).hexdigest()
+
+
+@dataclass(frozen=True)
+class CompareReport(ReportDefaults):
+    """The result of comparing the documents of one bucket.
+
+    Attributes:
+        bucket: Name of the bucket.
+        output: Path of the pairs.
+        status: `compared`, or `skipped` where it was compared before.
+        documents: Number of documents of the bucket.
+        pairs: Number of pairs that connect its duplicates.
+        seconds: Wall time; 0 where skipped.
+        worker: Name of the process; empty where skipped.
+        started: Start time in seconds since 1970, UTC; 0 where skipped.
+    """
+
+    PRINTED: ClassVar[Sequence[str]] = ("documents", "pairs", "seconds")
+    SUMMED: ClassVar[Sequence[str]] = ("documents", "pairs")
+
+    bucket: str
+    output: str
+    status: Literal["compared", "skipped"]
+    documents: int
+    pairs: int
+    seconds: float = 0.0
+    worker: str = ""
+    started: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a bucket; rows are counted over all files.
+
+    Attributes:
+        first, second: Rows of each pair, int64 (n,).
+        cosines: float32 (n,); `SAME_TEXT` for equal texts.
+        recall: Number of near-duplicates of probes among the documents of the bucket, by a search of all, and of those
+            that the search compares.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    cosines: NDArray[np.float32]
+    recall: tuple[int, int]
+
+
+def first_rows(files: Iterable[TaskFile], request: DistributeRequest) -> NDArray[np.int64]:
+    """Returns the number of the first row of each file over all files, int64 (n_files + 1,), ending with their number.
+
+    Raises:
+        EmbeddingFileError: A file's rows are not divided.
+    """
+    counts = (load_rows(file, request, []).documents for file in files)
+    return np.fromiter(accumulate(counts, initial=0), np.int64)
+
+
+def compare(task: TaskFile, request: CompareRequest, device: "torch.device") -> CompareReport:
+    """Writes the pairs of a bucket, complete or not at all.
+
+    Raises:
+        EmbeddingFileError: A file's rows are not divided.
+        OSError: Reading or writing failed.
+    """
+    started = time.monotonic()
+    facts = request.facts()
+    kind, _, number = task.stem.rpartition("-")
+    if kind == HASH_TASK:
+        documents, pairs = _equal_texts(int(number), request)
+    else:
+        documents, pairs = _Bucket(task, int(number), request, device).pairs()
+    with publish(request.output(task)) as temporary, open_new(temporary) as sink:
+        np.savez(
+            sink,
+            facts=np.frombuffer(orjson.dumps([facts, documents, *pairs.recall]), np.uint8),
+            first=pairs.first,
+            second=pairs.second,
+            cosines=pairs.cosines,
+        )
+    seconds = time.monotonic() - started
+    return _report(task, request, "compared", documents, len(pairs.cosines), seconds)
+
+
+def finished_comparison(task: TaskFile, request: CompareRequest) -> CompareReport | None:
+    """Returns the report of a bucket that is compared; None where it has yet to be."""
+    try:
+        with open(request.output(task), "rb") as opened, zipfile.ZipFile(opened) as archive:
+            facts, documents, *_ = orjson.loads(column(archive, "facts", np.uint8).data)
+            n_pairs = len(column(archive, "cosines", np.float32))
+    except (OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno not in (None, 2, 22):
+            raise
+        return None
+    return _report(task, request, "skipped", documents, n_pairs) if facts == request.facts() else None
+
+
+def load_pairs(task: TaskFile, request: CompareRequest) -> Pairs:
+    """Returns the pairs of a bucket that is compared.
+
+    Raises:
+        OSError, ValueError: They cannot be read.
+    """
+    with open(request.output(task), "rb") as opened, zipfile.ZipFile(opened) as archive:
+        _, _, n_all, n_compared = orjson.loads(column(archive, "facts", np.uint8).data)
+        return Pairs(
+            column(archive, "first", np.int64),
+            column(archive, "second", np.int64),
+            column(archive, "cosines", np.float32),
+            (n_all, n_compared),
+        )
+
+
+def _equal_texts(bucket: int, request: CompareRequest) -> tuple[int, Pairs]:
+    """Returns the number of documents of a bucket of hashes, and a pair of each that has the text of one before."""
+    rows, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    starts = first_rows(request.files, request.divided)
+    for file, start in zip(request.files, starts.tolist(), strict=False):
+        path = request.divided.output(file, HASHES)
+        if path.exists():  # files of other tools have no hashes
+            for some in read_bucket(path, bucket, request.divided.n_hash_buckets):
+                rows.append(some["row"] + start)
+                hashes.append(some["hash"])
+    row, of = np.concatenate(rows), np.concatenate(hashes)
+    order = np.lexsort((row, of))
+    row, of = row[order], of[order]
+    is_first = np.ones(len(of), bool)
+    is_first[1:] = of[1:] != of[:-1]
+    firsts = row[is_first][np.cumsum(is_first) - 1]
+    cosines = np.full(int((~is_first).sum()), SAME_TEXT, np.float32)
+    return len(row), Pairs(firsts[~is_first], row[~is_first], cosines, (0, 0))
+
+
+class _Bucket:
+    """The documents of a bucket of clusters, and those that visit it."""
+
+    def __init__(self, task: TaskFile, bucket: int, request: CompareRequest, device: "torch.device") -> None:
+        import torch
+
+        search = request.divided.search
+        assert search is not None
+        self._name, self._search, self._levels = task.name, search, request.levels
+        starts = first_rows(request.files, request.divided).tolist()
+        vectors = self._read(bucket, request, starts, VECTORS)
+        visits = self._read(bucket, request, starts, VISITS)
+        order = np.lexsort((vectors["row"], vectors["cluster"]))  # copies first, then cluster by cluster
+        self._rows, self._clusters = vectors["row"][order], vectors["cluster"][order]
+        self._vectors = torch.from_numpy(np.ascontiguousarray(vectors["vector"][order])).to(device)
+        self._n_copies = int((self._clusters < 0).sum())
+        by_row = np.argsort(self._rows, kind="stable")
+        place_of = by_row[np.searchsorted(self._rows[by_row], visits["row"])]
+        order = np.lexsort((place_of, visits["cluster"]))
+        self._visitors, self._visited = place_of[order], visits["cluster"][order]
+        self._probes, self._probe_vectors = _probes(request, starts)
+        centroids = load_same_centroids(self._search.centroids, self._search.centroids_sha256)
+        self._centroids = torch.from_numpy(centroids.vectors).to(device)
+
+    @staticmethod
+    def _read(bucket: int, request: CompareRequest, starts: list[int], suffix: str) -> dict[str, NDArray[Any]]:
+        search = request.divided.search
+        assert search is not None
+        parts: dict[str, list[NDArray[Any]]] = {}
+        for file, start in zip(request.files, starts, strict=False):
+            for some in read_bucket(request.divided.output(file, suffix), bucket, search.n_buckets):
+                some["row"] = some["row"] + start
+                for name, values in some.items():
+                    parts.setdefault(name, []).append(np.array(values))
+        if suffix == VECTORS:
+            parts.setdefault("vector", []).insert(0, np.empty((0, search.dim), np.float32))
+        for name in ("row", "cluster"):
+            parts.setdefault(name, []).insert(0, np.empty(0, np.int64))
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    def pairs(self) -> tuple[int, Pairs]:
+        """Returns the number of documents of the bucket, and the pairs."""
+        forest = Forest(len(self._rows), self._levels)
+        for found in self._compared(forest):
+            forest.add(found)
+        edges = forest.edges()
+        pairs = Pairs(self._rows[edges.first], self._rows[edges.second], edges.cosines, self._recall())
+        return len(self._rows) - self._n_copies, pairs
+
+    def _compared(self, forest: Forest) -> Iterator[Edges]:
+        """Yields the pairs of each cluster, and of each cluster and its visitors, that are not connected yet."""
+        import torch
+
+        from mlfilter_core.deduplication.pairs import similar_between, similar_within
+
+        threshold, device, teller = self._levels[0], self._vectors.device, ProgressTeller()
+
+        def connected(places: NDArray[np.int64], others: slice) -> tuple[torch.Tensor, torch.Tensor] | None:
+            if (known := forest.connected) is None:
+                return None
+            return torch.from_numpy(known[places]).to(device), torch.from_numpy(known[others]).to(device)
+
+        for cluster in np.unique(self._clusters[self._n_copies :]).tolist():
+            start, stop = np.searchsorted(self._clusters, [cluster, cluster + 1]).tolist()
+            own, residents = slice(start, stop), self._vectors[start:stop]
+            for edges in similar_within(residents, threshold, partial(connected, np.arange(start, stop), own)):
+                yield Edges(edges.first + start, edges.second + start, edges.cosines)
+            visitors = self._visitors[slice(*np.searchsorted(self._visited, [cluster, cluster + 1]))]
+            vectors = self._vectors[torch.from_numpy(visitors).to(device)]
+            for edges in similar_between(vectors, residents, threshold, partial(connected, visitors, own)):
+                yield Edges(visitors[edges.first], edges.second + start, edges.cosines)
+            if teller.is_due():
+                share = (stop - self._n_copies) / (len(self._rows) - self._n_copies)
+                teller.tell(Progress(self._name, stop - self._n_copies, share=share))
+
+    def _recall(self) -> tuple[int, int]:
+        """Returns how many near-duplicates of probes there are here, and how many of them the search compares."""
+        import torch
+
+        from mlfilter_core.deduplication.pairs import similar_unless
+
+        device = self._vectors.device
+        rows, clusters = self._rows[self._n_copies :], self._clusters[self._n_copies :]
+        if not len(self._probes) or not len(rows):
+            return 0, 0
+        probes, residents = torch.from_numpy(self._probe_vectors).to(device), self._vectors[self._n_copies :]
+        homes, is_compared = self._visits(probes)
+        is_compared[np.arange(len(homes)), homes] = True
+        excluded, kinds = (torch.from_numpy(each).to(device) for each in (is_compared, clusters))
+        n_itself = int(np.isin(self._probes, rows).sum())
+        n_all = n_missed = 0
+        for n_pairs, left in similar_unless(probes, residents, self._levels[0], excluded, kinds):
+            # The search compares these only where the other document visits the cluster of the probe.
+            others, which = np.unique(left.second, return_inverse=True)
+            _, is_visited = self._visits(residents[torch.from_numpy(others).to(device)])
+            n_all += n_pairs
+            n_missed += int((~is_visited[which, homes[left.first]]).sum())
+        return n_all - n_itself, n_all - n_itself - n_missed
+
+    def _visits(self, vectors: "torch.Tensor") -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Returns the cluster of each vector, int64 (n,), and whether it visits each cluster, bool (n, k)."""
+        from mlfilter_core.deduplication.borders import visits
+
+        found = visits(vectors, self._centroids, self._search.threshold, self._search.neighbours)
+        homes, visitors, visited = (each.cpu().numpy() for each in found)
+        is_visited = np.zeros((len(vectors), len(self._centroids)), bool)
+        is_visited[visitors, visited] = True
+        return homes, is_visited
+
+
+def _probes(request: CompareRequest, starts: list[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Returns the rows and vectors of the probes of all files."""
+    rows, vectors = [np.empty(0, np.int64)], []
+    for file, start in zip(request.files, starts, strict=False):
+        of_file = load_rows(file, request.divided, ["probes"])
+        if len(of_file.probes):
+            rows.append(of_file.probes + start)
+            vectors.append(of_file.probe_vectors)
+    return np.concatenate(rows), np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
+
+
+def _report(
+    task: TaskFile,
+    request: CompareRequest,
+    status: Literal["compared", "skipped"],
+    documents: int,
+    pairs: int,
+    seconds: float = 0.0,
+) -> CompareReport:
+    return CompareReport(task.relative, str(request.output(task)), status, documents, pairs, seconds)

@@ -1,0 +1,454 @@
+"""The first step of a deduplication job: the rows of a file of embeddings, divided into buckets that are compared."""
+
+import errno
+import hashlib
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from mlfilter_core.annotating.annotated_format import SUFFIXES
+from mlfilter_core.clustering.assign_clusters import check_fits
+from mlfilter_core.clustering.directions import directions
+from mlfilter_core.compute.splitmix64 import numbers_of_rows
+from mlfilter_core.config.deduplication import DeduplicationParameters
+from mlfilter_core.deduplication.buckets import buckets_of
+from mlfilter_core.deduplication.partitions import open_partitions
+from mlfilter_core.embedding_store.centroids import load_centroids, load_same_centroids
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID, N_TOKENS, TEXT_HASH
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.errors import AnnotationError, EmbeddingFileError
+from mlfilter_core.files.new_file import open_new
+from mlfilter_core.files.numpy_archives import DAMAGED, column
+from mlfilter_core.files.publishing import publish
+from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.filtering.annotated_file import lines_of, provenance_of, record_of, score_field
+from mlfilter_core.work.progress import Progress, ProgressTeller
+from mlfilter_core.work.workload import ReportDefaults
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS, VECTORS, VISITS, HASHES = ".npz", ".vectors.arrow", ".visits.arrow", ".hashes.arrow"
+FILES_FOLDER = "files"  # beside that of the pairs
+SLICE_BYTES = 128 << 20  # of embeddings that are divided at a time
+N_PROBES = 4000  # documents that are compared with all others
+SHARE_OF_MEMORY = 0.2  # for the documents of a bucket; as many again visit it, and all are read and then ordered
+COPY = -1  # cluster of a vector that belongs to another bucket and visits a cluster of this one
+LONGEST, FIRST, BEST = "longest", "first", "best"
+
+
+@dataclass(frozen=True)
+class Search:
+    """How near-duplicates are searched.
+
+    Attributes:
+        centroids: File of the centres of the clusters.
+        centroids_sha256: Their digest.
+        dim: Width of the embeddings.
+        threshold: Lowest cosine of duplicates.
+        neighbours: Most clusters that a document visits.
+        buckets: Bucket of each cluster, int64 (k,).
+        probe_share: Share of the documents that are compared with all others, from 0 to 1.
+    """
+
+    centroids: Path
+    centroids_sha256: str
+    dim: int
+    threshold: float
+    neighbours: int
+    buckets: NDArray[np.int64] = field(repr=False)
+    probe_share: float
+
+    @property
+    def n_buckets(self) -> int:
+        """Number of buckets."""
+        return int(self.buckets.max()) + 1
+
+
+@dataclass(frozen=True)
+class DistributeRequest:
+    """What the rows of a file are divided for.
+
+    Attributes:
+        folder: Folder of the divided rows.
+        group: Name of the HDF5 group.
+        search: How near-duplicates are searched; None where equal texts alone are duplicates.
+        prefer: Which document of a group is kept.
+        score: Name of the score that decides, with `prefer: best`.
+        annotated: Folder of the annotated files; None without them.
+        seed: Seed of the sample.
+        n_hash_buckets: Number of buckets of hashes of texts.
+    """
+
+    folder: Path
+    group: str
+    search: Search | None
+    prefer: Literal["first", "longest", "best"]
+    score: str | None
+    annotated: Path | None
+    seed: int
+    n_hash_buckets: int
+
+    def output(self, file: TaskFile, suffix: str = ROWS) -> Path:
+        return file.output(self.folder / FILES_FOLDER, suffix)
+
+    def facts(self, file: TaskFile) -> dict[str, Any]:
+        """Returns what the divided rows of a file depend on."""
+        search = self.search
+        return {
+            "group": self.group,
+            "prefer": self.prefer,
+            "score": self.score,
+            "seed": self.seed,
+            "n_hash_buckets": self.n_hash_buckets,
+            "embeddings": _version(file.path),
+            "annotated": None if self.score is None else _version(annotated_file(file, self.annotated).path),
+            "search": None
+            if search is None
+            else {
+                "centroids": search.centroids_sha256,
+                "threshold": search.threshold,
+                "neighbours": search.neighbours,
+                "buckets": hashlib.sha256(search.buckets.tobytes()).hexdigest(),
+                "probe_share": search.probe_share,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class DividedRows:
+    """What later steps need to know of the rows of a file.
+
+    Attributes:
+        documents: Number of documents.
+        identity: Number of the version of the file of embeddings, as of `identity_of`.
+        ids: Document id of each, or its row.
+        values: What decides which document of a group is kept, the highest, float64 (n,).
+        tokens: Tokens of each document, int64 (n,).
+        probes: Rows that are compared with all others, int64 (p,).
+        probe_vectors: float32 (p, dim), of unit length.
+    """
+
+    documents: int
+    identity: int
+    ids: Sequence[str]
+    values: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    probes: NDArray[np.int64]
+    probe_vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DistributeReport(ReportDefaults):
+    """The result of dividing the rows of one file.
+
+    Attributes:
+        embeddings: Path relative to the folder of embeddings.
+        output: Path of the divided rows.
+        status: `divided`, or `skipped` where they were divided before.
+        documents: Number of documents.
+        seconds: Wall time; 0 where skipped.
+        worker: Name of the process; empty where skipped.
+        started: Start time in seconds since 1970, UTC; 0 where skipped.
+    """
+
+    PRINTED: ClassVar[Sequence[str]] = ("documents", "seconds", "documents/s")
+    SUMMED: ClassVar[Sequence[str]] = ("documents",)
+
+    embeddings: str
+    output: str
+    status: Literal["divided", "skipped"]
+    documents: int
+    seconds: float = 0.0
+    worker: str = ""
+    started: float = 0.0
+
+
+def search_of(params: DeduplicationParameters, path: Path, documents: NDArray[np.int64]) -> Search:
+    """Returns how the near-duplicates of a job are searched.
+
+    Args:
+        params: Parameters with another threshold than `exact`.
+        path: File of centroids.
+        documents: Documents of each cluster, int64 (k,).
+
+    Raises:
+        ConfigError: The file is missing or broken.
+    """
+    assert params.threshold != "exact"
+    centroids = load_centroids(path)
+    n_rows = max(1, int(documents.sum()))
+    most_rows = params.memory_gb * 10**9 * SHARE_OF_MEMORY / (4 * centroids.vectors.shape[1])
+    return Search(
+        path,
+        centroids.sha256,
+        centroids.vectors.shape[1],
+        params.threshold,
+        params.neighbours,
+        buckets_of(centroids.vectors, documents, most_rows),
+        min(1.0, N_PROBES / n_rows),
+    )
+
+
+def distribute(file: TaskFile, request: DistributeRequest, device: "torch.device") -> DistributeReport:
+    """Divides the rows of a file of embeddings into buckets, complete or not at all.
+
+    Raises:
+        AnnotationError: The annotated file is missing, broken, or was not made from the file.
+        EmbeddingFileError: The file is broken, of another encoder than the centroids, or lacks what is asked for.
+        OSError: Reading or writing failed.
+    """
+    import torch
+
+    started = time.monotonic()
+    facts = request.facts(file)
+    with EmbeddingFile(file.path, request.group) as embeddings, ExitStack() as stack:
+        ids, hashes, tokens = _columns(embeddings)
+        values = _values(file, request, embeddings, tokens)
+        if hashes is not None:
+            target = stack.enter_context(publish(request.output(file, HASHES)))
+            with open_partitions(target, request.n_hash_buckets) as partitions:
+                rows = np.arange(len(hashes), dtype=np.int64)
+                buckets = (hashes % np.uint64(request.n_hash_buckets)).astype(np.int64)
+                partitions.add({"row": rows, "hash": hashes}, buckets)
+        probes = np.empty(0, np.int64)
+        probe_vectors = np.empty((0, embeddings.dim), np.float32)
+        if request.search is not None:
+            centroids = load_same_centroids(request.search.centroids, request.search.centroids_sha256)
+            check_fits(embeddings, centroids)
+            is_probe = _drawn(file.stem, embeddings.n_rows, request.seed, request.search.probe_share)
+            targets = [stack.enter_context(publish(request.output(file, suffix))) for suffix in (VECTORS, VISITS)]
+            on_device = torch.from_numpy(centroids.vectors).to(device)
+            probe_vectors = _divide(file, embeddings, request.search, on_device, is_probe, *targets)
+            probes = np.flatnonzero(is_probe)
+        elif hashes is None:
+            raise EmbeddingFileError(f"{file.path} has no {TEXT_HASH}, by which equal texts are found; embed it again")
+        documents = embeddings.n_rows
+        facts |= {"documents": documents, "identity": identity_of(embeddings)}
+        # Last: later steps look for it.
+        with publish(request.output(file)) as temporary, open_new(temporary) as sink:
+            np.savez(
+                sink,
+                facts=np.frombuffer(orjson.dumps(facts), np.uint8),
+                ids=np.frombuffer(orjson.dumps(ids), np.uint8),
+                values=values,
+                tokens=tokens,
+                probes=probes.astype(np.int64),
+                probe_vectors=probe_vectors,
+            )
+    return _report(file, request, "divided", documents, time.monotonic() - started)
+
+
+def finished_distribution(file: TaskFile, request: DistributeRequest) -> DistributeReport | None:
+    """Returns the report of rows that are divided; None where they have yet to be."""
+    found = _facts(file, request)
+    return None if found is None else _report(file, request, "skipped", found["documents"])
+
+
+def load_rows(file: TaskFile, request: DistributeRequest, names: Sequence[str]) -> DividedRows:
+    """Returns what is known of the rows of a file.
+
+    Args:
+        file: The file of embeddings, whose rows are divided.
+        request: The request of the run.
+        names: Attributes that are read; the others are empty.
+
+    Raises:
+        EmbeddingFileError: They are not divided, or this is damaged.
+    """
+    try:
+        with open(request.output(file), "rb") as opened, zipfile.ZipFile(opened) as archive:
+            facts = orjson.loads(column(archive, "facts", np.uint8).data)
+            vectors = column(archive, "probe_vectors", np.float32) if "probes" in names else np.empty(0, np.float32)
+            probes = column(archive, "probes", np.int64) if "probes" in names else np.empty(0, np.int64)
+            return DividedRows(
+                facts["documents"],
+                facts["identity"],
+                orjson.loads(column(archive, "ids", np.uint8).data) if "ids" in names else [],
+                column(archive, "values", np.float64) if "values" in names else np.empty(0),
+                column(archive, "tokens", np.int64) if "tokens" in names else np.empty(0, np.int64),
+                probes,
+                vectors.reshape(len(probes), -1) if len(probes) else np.empty((0, 0), np.float32),
+            )
+    except (OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL):
+            raise
+        raise EmbeddingFileError(f"{file.path}: its rows were not divided ({error}); run the job again") from error
+
+
+def annotated_file(file: TaskFile, folder: Path | None) -> TaskFile:
+    """Returns the annotated file of a file of embeddings.
+
+    Raises:
+        AnnotationError: There is none.
+    """
+    assert folder is not None
+    for suffix in SUFFIXES.values():
+        if file.output(folder, suffix).exists():
+            return TaskFile(f"{file.stem}{suffix}", file.stem, folder.absolute())
+    raise AnnotationError(f"there is no {file.output(folder, '.jsonl')}, the scores of {file.path}; annotate it first")
+
+
+def check_made_from(annotated: TaskFile, embeddings: EmbeddingFile) -> None:
+    """Checks that an annotated file was made from a file of embeddings, as far as it says so.
+
+    Raises:
+        AnnotationError: It was not.
+    """
+    made = provenance_of(annotated)
+    if made is not None and made.get("embeddings") != embeddings.identity():
+        raise AnnotationError(
+            f"{annotated.path} was not made from this version of {embeddings.path}; annotate it again"
+        )
+
+
+def identity_of(embeddings: EmbeddingFile) -> int:
+    """Returns a number of 64 bits for the version of a file of embeddings."""
+    content = orjson.dumps(embeddings.identity(), option=orjson.OPT_SORT_KEYS)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _columns(embeddings: EmbeddingFile) -> "tuple[list[str], NDArray[np.uint64] | None, NDArray[np.int64]]":
+    """Returns ids, hashes of texts, and numbers of tokens of all rows."""
+    names, every = embeddings.names(), slice(None)
+    ids = (
+        embeddings.strings(DOCUMENT_ID, every)
+        if DOCUMENT_ID in names
+        else [f"row {row}" for row in range(embeddings.n_rows)]
+    )
+    hashes = embeddings.array(TEXT_HASH, every).astype(np.uint64) if TEXT_HASH in names else None
+    tokens = embeddings.array(N_TOKENS, every) if N_TOKENS in names else np.zeros(embeddings.n_rows)
+    return ids, hashes, tokens.astype(np.int64)
+
+
+def _values(
+    file: TaskFile, request: DistributeRequest, embeddings: EmbeddingFile, tokens: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Returns what decides which of several documents is kept."""
+    if request.prefer == FIRST:
+        return np.zeros(len(tokens))
+    if request.prefer == LONGEST:
+        if N_TOKENS not in embeddings.names():
+            raise EmbeddingFileError(f"{file.path} has no {N_TOKENS}; set prefer: first, or embed it again")
+        return tokens.astype(np.float64)
+    assert request.score is not None
+    annotated = annotated_file(file, request.annotated)
+    check_made_from(annotated, embeddings)
+    values = []
+    for line in lines_of(annotated.path):
+        record = record_of(line, annotated.path, large_numbers=False)
+        name = score_field(request.score, record, annotated.path)
+        if name is None:
+            raise AnnotationError(
+                f'{annotated.path}:{line.number} has no score "{request.score}"; the lines have: {", ".join(record)}'
+            )
+        value = record[name]
+        values.append(float(value) if isinstance(value, int | float) else -np.inf)  # unknown ones are kept last
+    if len(values) != embeddings.n_rows:
+        raise AnnotationError(
+            f"{annotated.path} has {len(values)} lines, and {embeddings.path} {embeddings.n_rows} rows; annotate again"
+        )
+    return np.array(values, np.float64)
+
+
+def _divide(
+    file: TaskFile,
+    embeddings: EmbeddingFile,
+    search: Search,
+    centroids: "torch.Tensor",
+    is_probe: NDArray[np.bool_],
+    vectors_file: Path,
+    visits_file: Path,
+) -> NDArray[np.float32]:
+    """Writes vectors and visits of a file into their buckets; returns the vectors of its probes."""
+    import torch
+
+    from mlfilter_core.deduplication.borders import visits
+
+    teller = ProgressTeller()
+    probes = [np.empty((0, embeddings.dim), np.float32)]
+    with (
+        open_partitions(vectors_file, search.n_buckets) as of_vectors,
+        open_partitions(visits_file, search.n_buckets) as of_visits,
+    ):
+        for start, vectors in _slices(embeddings):
+            probes.append(vectors[is_probe[start : start + len(vectors)]])
+            found = visits(
+                torch.from_numpy(vectors).to(centroids.device), centroids, search.threshold, search.neighbours
+            )
+            homes, visitors, visited = (each.cpu().numpy() for each in found)
+            rows = np.arange(len(vectors), dtype=np.int64)
+            has_home = homes >= 0
+            away = search.buckets[visited] != search.buckets[homes[visitors]]
+            copies = np.unique(np.stack([visitors[away], search.buckets[visited[away]]], axis=1), axis=0)
+            which = np.concatenate([rows[has_home], copies[:, 0]])
+            of_vectors.add(
+                {
+                    "row": which + start,
+                    "cluster": np.concatenate([homes[has_home], np.full(len(copies), COPY, np.int64)]),
+                    "vector": vectors[which],
+                },
+                np.concatenate([search.buckets[homes[has_home]], copies[:, 1]]),
+            )
+            of_visits.add({"row": visitors + start, "cluster": visited}, search.buckets[visited])
+            if teller.is_due():
+                done = start + len(vectors)
+                teller.tell(Progress(file.name, done, share=done / embeddings.n_rows))
+    return np.concatenate(probes)
+
+
+def _slices(embeddings: EmbeddingFile) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yields the first row and the directions of many rows at a time."""
+    some: list[NDArray[np.float32]] = []
+    start = n_rows = 0
+    for rows, vectors in directions(embeddings):
+        some.append(vectors)
+        n_rows += len(vectors)
+        if n_rows * vectors.shape[1] * 4 >= SLICE_BYTES or rows.stop == embeddings.n_rows:
+            yield start, np.concatenate(some)
+            start, n_rows, some = start + n_rows, 0, []
+
+
+def _drawn(stem: str, n_rows: int, seed: int, share: float) -> NDArray[np.bool_]:
+    """Returns which rows are drawn, bool (n_rows,); it depends on the seed, the file's name and the row alone."""
+    if share >= 1:
+        return np.ones(n_rows, bool)
+    numbers = numbers_of_rows(stem, np.arange(n_rows), b"probes" + seed.to_bytes(4, "big"))
+    return np.asarray(numbers < np.uint64(share * 2**64))
+
+
+def _facts(file: TaskFile, request: DistributeRequest) -> Mapping[str, Any] | None:
+    """Returns the facts of divided rows; None where there are none for this request."""
+    try:
+        with open(request.output(file), "rb") as opened, zipfile.ZipFile(opened) as archive:
+            found: dict[str, Any] = orjson.loads(column(archive, "facts", np.uint8).data)
+    except (OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL):
+            raise
+        return None
+    asked = orjson.loads(orjson.dumps(request.facts(file)))
+    return found if all(found.get(name) == value for name, value in asked.items()) else None
+
+
+def _version(path: Path) -> list[int]:
+    """Returns size and modification time of a file, in bytes and ns."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _report(
+    file: TaskFile,
+    request: DistributeRequest,
+    status: Literal["divided", "skipped"],
+    documents: int,
+    seconds: float = 0.0,
+) -> DistributeReport:
+    return DistributeReport(file.relative, str(request.output(file)), status, documents, seconds)

@@ -1,0 +1,290 @@
+"""A whole deduplication job, beside a search of all pairs."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mlfilter_core.deduplication import distribute as distribute_module
+from mlfilter_core.deduplication import edges as edges_module
+from mlfilter_core.deduplication import pairs as pairs_module
+from mlfilter_core.deduplication.work import deduplicate_workload, groups_to_find
+from mlfilter_core.embedding_store.layout import TEXT_HASH
+from mlfilter_core.errors import AnnotationError, ConfigError, EmbeddingFileError, OutputConflictError
+from tests.mlfilter_core.clustering.topics import cluster_job, run, run_clustering, write_vectors
+from tests.mlfilter_core.deduplication.corpora import (
+    deduplication_job,
+    groups_by_all_pairs,
+    groups_found,
+    planted,
+    rows_of,
+    run_deduplication,
+    write_corpus,
+)
+
+N, N_CLUSTERS = 1_500, 12
+
+
+@pytest.mark.parametrize("threshold", [0.8, 0.9, 0.97])
+@pytest.mark.parametrize("small", [False, True])
+def test_the_groups_are_those_of_a_search_of_all_pairs(
+    tmp_path: Path, threshold: float, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if small:  # many slices, blocks, reductions and buckets
+        monkeypatch.setattr(distribute_module, "SLICE_BYTES", 20_000)
+        monkeypatch.setattr(edges_module, "MOST_EDGES", 10)
+        monkeypatch.setattr(pairs_module, "BLOCK_COSINES", 500)
+    vectors = planted(N, 600)
+    write_corpus(tmp_path, vectors, n_clusters=N_CLUSTERS)
+    memory_gb = 1e-4 if small else 4
+    reports = run_deduplication(deduplication_job(tmp_path, threshold=threshold, memory_gb=memory_gb))
+    expected = groups_by_all_pairs(vectors, threshold)
+    assert len(expected) > 30
+    assert groups_found(tmp_path) == expected
+    n_duplicates = sum(len(group) - 1 for group in expected)
+    assert sum(report.documents - report.kept for report in reports) == n_duplicates
+    summary = json.loads((tmp_path / "out/duplicates.json").read_text())
+    assert (summary["documents"], summary["duplicates"], summary["groups"]) == (N, n_duplicates, len(expected))
+    # All documents are in the sample of so small a corpus, and the search misses none of their pairs.
+    n_pairs = 2 * int(np.triu(vectors @ vectors.T >= threshold - 1e-6, 1).sum())  # each of two is in the sample
+    assert summary["recall"] == {"pairs": n_pairs, "found": n_pairs}
+    assert not (tmp_path / "out/duplicates/.rows").exists()
+
+
+def test_every_duplicate_is_connected_by_a_pair_that_is_similar_enough(tmp_path: Path) -> None:
+    vectors = planted(N, 600)
+    write_corpus(tmp_path, vectors, n_clusters=N_CLUSTERS)
+    run_deduplication(deduplication_job(tmp_path))
+    rows = rows_of(tmp_path)
+    starts = {"x0.h5": 0, "x1.h5": 500, "x2.h5": 1000}
+    for i, row in enumerate(rows):
+        if row["duplicate_of"] is None:
+            assert set(row.values()) == {None, row["document_id"]}
+            continue
+        kept = rows[starts[row["duplicate_of_file"]] + row["duplicate_of_row"]]
+        assert (kept["document_id"], kept["duplicate_of"]) == (row["duplicate_of"], None)
+        near = starts[row["near_file"]] + row["near_row"]
+        assert (rows[near]["duplicate_of"] or rows[near]["document_id"]) == row["duplicate_of"]
+        assert row["cosine"] == pytest.approx(float(vectors[i] @ vectors[near]), abs=1e-5)
+        assert row["cosine"] >= 0.9 - 1e-6
+
+
+def test_without_neighbours_pairs_across_borders_are_missed_and_the_run_says_how_many(tmp_path: Path) -> None:
+    vectors = planted(N, 600)
+    write_corpus(tmp_path, vectors, n_clusters=N_CLUSTERS)
+    (first, *_) = run_deduplication(deduplication_job(tmp_path, threshold=0.8, neighbours=0))
+    recall = json.loads((tmp_path / "out/duplicates.json").read_text())["recall"]
+    assert 0 < recall["found"] < recall["pairs"]
+    assert any(f"of the {recall['pairs']:,} pairs" in remark for remark in first.remarks_on([first]))
+
+
+def test_ten_thousand_copies_of_a_page_are_one_group(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0)
+    page = np.ones(16) + 0.02 * numbers.standard_normal((10_000, 16))
+    write_corpus(tmp_path, page.astype(np.float32), n_clusters=2)
+    run_deduplication(deduplication_job(tmp_path))
+    assert [len(group) for group in groups_found(tmp_path)] == [10_000]
+    (largest,) = json.loads((tmp_path / "out/duplicates.json").read_text())["largest"]
+    assert largest["documents"] == 10_000
+    assert [document["cosine"] is None for document in largest["shown"]] == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize(("prefer", "kept"), [("first", "x0-0"), ("longest", "x1-1"), ("best", "x0-1")])
+def test_the_document_to_keep_is_chosen(tmp_path: Path, prefer: str, kept: str) -> None:
+    for name in ("x0", "x1"):
+        write_vectors(tmp_path / f"out/embeddings/{name}.h5", np.ones((2, 4), np.float32))
+        lines = [{"document_id": f"{name}-{i}", "score_quality": score} for i, score in enumerate((1.5, None))]
+        if name == "x0":
+            lines[1]["score_quality"] = 2
+        path = tmp_path / f"out/annotated_data/{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with h5py.File(tmp_path / "out/embeddings/x1.h5", "r+") as file:
+        file["train/n_tokens"][1] = 100
+    run_clustering(cluster_job(tmp_path, n_clusters=1))
+    score = {"score": "quality", "annotated_directory": tmp_path / "out/annotated_data"} if prefer == "best" else {}
+    run_deduplication(deduplication_job(tmp_path, prefer=prefer, **score))
+    rows = rows_of(tmp_path, ["x0", "x1"])
+    assert [row["document_id"] for row in rows if row["duplicate_of"] is None] == [kept]
+    assert {row["duplicate_of"] for row in rows} == {None, kept}
+
+
+def test_the_annotated_lines_of_kept_documents_are_written(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "out/embeddings/x0.h5", np.eye(3, dtype=np.float32)[[0, 1, 0, 2]])
+    path = tmp_path / "out/annotated_data/x0.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(f'{{"document_id": "x0-{i}",  "score_quality": {i}.50}}\n' for i in range(4)))
+    run_clustering(cluster_job(tmp_path))
+    job = deduplication_job(tmp_path, annotated_directory=path.parent, write_documents=True)
+    (report,) = run_deduplication(job)
+    lines = path.read_text().splitlines(keepends=True)
+    assert (tmp_path / "out/deduplicated/x0.jsonl").read_text() == "".join(lines[i] for i in (0, 1, 3))
+    assert (report.documents, report.kept, report.duplicates) == (4, 3, 1)
+    (again,) = run(deduplicate_workload(job))
+    assert again.status == "skipped"
+    path.write_text("".join(lines[:3]))
+    for name in ("duplicates", "deduplicated"):
+        (tmp_path / "out" / name / ("x0.parquet" if name == "duplicates" else "x0.jsonl")).unlink()
+    with pytest.raises(AnnotationError, match="another number of lines"):
+        run(deduplicate_workload(job))
+
+
+def test_equal_texts_are_duplicates_without_any_search(tmp_path: Path) -> None:
+    for name, hashes in (("x0", [7, 8, 7]), ("x1", [9, 8, 2**64 - 1])):
+        path = tmp_path / f"out/embeddings/{name}.h5"
+        write_vectors(path, np.eye(6, dtype=np.float32)[:3] if name == "x0" else np.eye(6, dtype=np.float32)[3:])
+        with h5py.File(path, "r+") as file:
+            file[f"train/{TEXT_HASH}"] = np.array(hashes, np.uint64)
+    run_deduplication(deduplication_job(tmp_path, threshold="exact", clusters_directory=None))
+    assert groups_found(tmp_path, ["x0", "x1"]) == [{0, 2}, {1, 4}]
+    assert {row["cosine"] for row in rows_of(tmp_path, ["x0", "x1"])} == {None}
+    assert json.loads((tmp_path / "out/duplicates.json").read_text())["recall"] is None
+
+
+def test_equal_texts_are_duplicates_also_where_their_embeddings_are_far_apart(tmp_path: Path) -> None:
+    path = tmp_path / "out/embeddings/x0.h5"
+    write_vectors(path, np.eye(4, dtype=np.float32)[[0, 1, 2, 2]])
+    with h5py.File(path, "r+") as file:
+        file[f"train/{TEXT_HASH}"] = np.array([1, 1, 3, 4], np.uint64)
+    run_clustering(cluster_job(tmp_path))
+    run_deduplication(deduplication_job(tmp_path))
+    assert groups_found(tmp_path, ["x0"]) == [{0, 1}, {2, 3}]
+    assert [row["cosine"] for row in rows_of(tmp_path, ["x0"])] == [None, None, None, pytest.approx(1)]
+
+
+def test_files_without_hashes_cannot_be_deduplicated_by_them(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "out/embeddings/x0.h5", np.eye(4, dtype=np.float32))
+    with pytest.raises(EmbeddingFileError, match=f"has no {TEXT_HASH}"):
+        run_deduplication(deduplication_job(tmp_path, threshold="exact", clusters_directory=None))
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64", "int8", "unnormalised", "chunks"])
+def test_embeddings_of_any_kind_are_compared_by_their_directions(tmp_path: Path, kind: str) -> None:
+    vectors = planted(200, 60, seed=3)
+    path = tmp_path / "out/embeddings/x0.h5"
+    stored = vectors * np.linspace(0.5, 20, len(vectors))[:, None] if kind == "unnormalised" else vectors
+    write_vectors(path, stored.astype(kind if kind.startswith("float") else np.float32))
+    with h5py.File(path, "r+") as file:
+        if kind == "int8":
+            del file["train/embeddings"]
+            scales = np.abs(vectors).max(axis=1) / 127
+            file["train/embeddings"] = np.round(vectors / scales[:, None]).astype(np.int8)
+            file["train/embedding_scale"] = scales.astype(np.float32)
+        if kind == "chunks":  # two for each document, whose mean has its direction
+            del file["train/embeddings"]
+            away = np.roll(vectors, 1, axis=1)
+            file["train/embeddings"] = np.stack([vectors + away, vectors - away], axis=1).reshape(-1, vectors.shape[1])
+            file["train/first_chunk"] = np.arange(0, 2 * len(vectors), 2)
+    run_clustering(cluster_job(tmp_path))
+    run_deduplication(deduplication_job(tmp_path))
+    if kind == "chunks":
+        lengths = np.linalg.norm(np.stack([vectors + away, vectors - away]), axis=2, keepdims=True)
+        vectors = np.mean(np.stack([vectors + away, vectors - away]) / lengths, axis=0).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    if kind == "int8":
+        with h5py.File(path) as file:
+            vectors = file["train/embeddings"][:].astype(np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected = groups_by_all_pairs(vectors.astype(np.float16).astype(np.float32) if kind == "float16" else vectors, 0.9)
+    assert len(expected) > 5
+    assert groups_found(tmp_path, ["x0"]) == expected
+
+
+def test_embeddings_of_zeros_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "out/embeddings/x0.h5", np.concatenate([np.zeros((3, 4)), np.eye(4)]).astype(np.float32))
+    run_clustering(cluster_job(tmp_path))
+    (report,) = run_deduplication(deduplication_job(tmp_path))
+    assert report.kept == 7
+
+
+def test_an_empty_file_and_a_corpus_without_duplicates(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "out/embeddings/x0.h5", np.empty((0, 4), np.float32))
+    write_vectors(tmp_path / "out/embeddings/x1.h5", np.eye(4, dtype=np.float32))
+    run_clustering(cluster_job(tmp_path))
+    reports = run_deduplication(deduplication_job(tmp_path))
+    assert [(report.documents, report.kept) for report in reports] == [(0, 0), (4, 4)]
+    assert any("the share of pairs found is unknown" in remark for remark in reports[0].remarks_on(reports))
+
+
+def test_finished_groups_are_found_again_only_where_something_differs(tmp_path: Path) -> None:
+    write_corpus(tmp_path, planted(200, 60))
+    job = deduplication_job(tmp_path)
+    run_deduplication(job)
+    before = {path: path.read_bytes() for path in (tmp_path / "out/duplicates").iterdir()}
+    assert groups_to_find(job) is None
+    for other in ({"threshold": 0.95}, {"prefer": "longest"}, {"neighbours": 3}):
+        with pytest.raises(ConfigError, match="overwrite"):
+            groups_to_find(deduplication_job(tmp_path, **other))
+        assert groups_to_find(deduplication_job(tmp_path, overwrite=True, **other)) is not None
+    (tmp_path / "out/duplicates.arrow").unlink()
+    run_deduplication(job)
+    assert {path: path.read_bytes() for path in (tmp_path / "out/duplicates").iterdir()} == before
+    write_vectors(tmp_path / "out/embeddings/x9.h5", planted(20, 0))
+    with pytest.raises(ConfigError, match="3 files then, 4 now"):
+        groups_to_find(job)
+
+
+def test_a_file_that_was_made_again_is_refused(tmp_path: Path) -> None:
+    write_corpus(tmp_path, planted(200, 60))
+    job = deduplication_job(tmp_path)
+    run_deduplication(job)
+    path = tmp_path / "out/embeddings/x1.h5"
+    with h5py.File(path, "r+") as file:
+        file["train/embeddings"][0] = file["train/embeddings"][5]
+    with pytest.raises(OutputConflictError, match=r"another version of .*x1\.h5"):
+        run(deduplicate_workload(job))
+    (tmp_path / "out/duplicates/x1.parquet").unlink()
+    with pytest.raises(EmbeddingFileError, match="made again since its duplicates were found"):
+        run(deduplicate_workload(job))
+
+
+def test_clusters_must_be_complete(tmp_path: Path) -> None:
+    write_corpus(tmp_path, planted(200, 60))
+    (tmp_path / "out/clusters.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"clusters\.jsonl cannot be read .*once a cluster job has finished"):
+        run_deduplication(deduplication_job(tmp_path))
+
+
+def test_embeddings_of_another_width_are_refused(tmp_path: Path) -> None:
+    write_corpus(tmp_path, planted(200, 60))
+    write_vectors(tmp_path / "out/embeddings/y.h5", np.eye(4, dtype=np.float32))
+    with pytest.raises(EmbeddingFileError, match="width 4, and the centroids 32"):
+        run_deduplication(deduplication_job(tmp_path))
+
+
+def test_a_threshold_that_removes_most_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_corpus(tmp_path, np.ones((30, 8), np.float32))
+    run_deduplication(deduplication_job(tmp_path))
+    assert "29 of 30 documents are duplicates of others; if that is too many" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"clusters_directory": None}, "near-duplicates are searched within clusters"),
+        ({"prefer": "best"}, "prefer: best goes with score"),
+        ({"score": "quality"}, "prefer: best goes with score"),
+        ({"prefer": "best", "score": "quality"}, "score needs annotated_directory"),
+        ({"threshold": 1.5}, "less than or equal to 1"),
+        ({"threshold": "exact", "clusters_directory": None, "centroids": "x"}, "centroids are those of"),
+    ],
+)
+def test_fields_that_do_not_fit_together(tmp_path: Path, params: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        deduplication_job(tmp_path, **params)
+
+
+def test_ids_of_any_type(tmp_path: Path) -> None:
+    path = tmp_path / "out/embeddings/x0.h5"
+    write_vectors(path, np.ones((3, 4), np.float32))
+    with h5py.File(path, "r+") as file:
+        del file["train/document_id"]
+        file["train/document_id"] = np.array([5, 6, 7])
+    run_clustering(cluster_job(tmp_path))
+    run_deduplication(deduplication_job(tmp_path))
+    table = pq.read_table(tmp_path / "out/duplicates/x0.parquet")
+    assert table["document_id"].to_pylist() == ["5", "6", "7"]
+    assert table["duplicate_of"].to_pylist() == [None, "5", "5"]
