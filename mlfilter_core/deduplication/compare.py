@@ -230,7 +230,7 @@ class _Bucket:
         visits = self._read(bucket, request, starts, VISITS)
         order = np.lexsort((vectors["row"], vectors["cluster"]))  # copies first, then cluster by cluster
         self._rows, self._clusters = vectors["row"][order], vectors["cluster"][order]
-        self._vectors = torch.from_numpy(np.ascontiguousarray(vectors["vector"][order])).to(device)
+        self._vectors = torch.from_numpy(vectors.pop("vector")[order]).to(device)
         self._n_copies = int((self._clusters < 0).sum())
         by_row = np.argsort(self._rows, kind="stable")
         place_of = by_row[np.searchsorted(self._rows[by_row], visits["row"])]
@@ -254,7 +254,7 @@ class _Bucket:
             parts.setdefault("vector", []).insert(0, np.empty((0, search.dim), np.float32))
         for name in ("row", "cluster"):
             parts.setdefault(name, []).insert(0, np.empty(0, np.int64))
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        return {name: np.concatenate(parts.pop(name)) for name in list(parts)}
 
     def pairs(self) -> tuple[int, Pairs]:
         """Returns the number of documents of the bucket, and the pairs."""

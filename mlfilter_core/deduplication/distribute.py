@@ -40,7 +40,6 @@ ROWS, VECTORS, VISITS, HASHES = ".npz", ".vectors.arrow", ".visits.arrow", ".has
 FILES_FOLDER = "files"  # beside that of the pairs
 SLICE_BYTES = 128 << 20  # of embeddings that are divided at a time
 N_PROBES = 4000  # documents that are compared with all others
-SHARE_OF_MEMORY = 0.2  # for the documents of a bucket; as many again visit it, and all are read and then ordered
 COPY = -1  # cluster of a vector that belongs to another bucket and visits a cluster of this one
 LONGEST, FIRST, BEST = "longest", "first", "best"
 
@@ -186,7 +185,9 @@ def search_of(params: DeduplicationParameters, path: Path, documents: NDArray[np
     assert params.threshold != "exact"
     centroids = load_centroids(path)
     n_rows = max(1, int(documents.sum()))
-    most_rows = params.memory_gb * 10**9 * SHARE_OF_MEMORY / (4 * centroids.vectors.shape[1])
+    # Each document of a bucket may visit others, and all are in memory twice while they are put in order.
+    n_bytes = 4 * centroids.vectors.shape[1] * (1 + params.neighbours) * 2
+    most_rows = params.memory_gb * 10**9 / n_bytes
     return Search(
         path,
         centroids.sha256,

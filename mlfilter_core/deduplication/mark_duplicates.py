@@ -35,6 +35,7 @@ from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.new_file import HashedFile
 from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile
+from mlfilter_core.filtering.annotated_file import identity_of as identity_of_annotated
 from mlfilter_core.filtering.annotated_file import lines_of
 from mlfilter_core.wording import plural, share
 from mlfilter_core.work.same_request import REPLACE, check_same_request
@@ -75,6 +76,16 @@ class MarkRequest:
     def outputs(self, file: TaskFile) -> Sequence[Path]:
         documents = self.documents(file)
         return (self.output(file), *(() if documents is None else (documents,)))
+
+    def annotated_file(self, file: TaskFile) -> TaskFile | None:
+        """Returns the annotated file whose lines are written; None where none are.
+
+        Raises:
+            AnnotationError: It is missing.
+        """
+        if self.documents_dir is None or self.annotated is None:
+            return None
+        return annotated_file(file, self.annotated)
 
     def provenance(self) -> dict[str, Any]:
         """Returns the settings that change the content of the outputs."""
@@ -171,20 +182,26 @@ def mark_duplicates(file: TaskFile, place: int, request: MarkRequest, duplicates
         is_kept = np.ones(embeddings.n_rows, bool)
         is_kept[batch["row"].to_numpy()] = False
         tokens = _tokens(embeddings)
-        made = {
+        made: dict[str, Any] = {
             "embeddings": embeddings.identity(),
             "request": request.provenance(),
             "documents": embeddings.n_rows,
             "kept": int(is_kept.sum()),
             "tokens": int(tokens.sum()),
             "kept_tokens": int(tokens[is_kept].sum()),
+            "annotated": None,
             "output": None,
         }
         targets = [stack.enter_context(publish(path)) for path in reversed(outputs)]
         if len(targets) > 1:
+            annotated = request.annotated_file(file)
+            if annotated is not None:
+                made["annotated"] = identity_of_annotated(annotated)  # before reading, so that a change is noticed
             with HashedFile(targets[0]) as on_disk:
                 with compressed(on_disk, request.compression) as sink:
                     sink.writelines(_kept_lines(file, embeddings, request, is_kept))
+            if annotated is not None and not is_same_file(annotated.path, made["annotated"], read_content=False):
+                raise AnnotationError(f"{annotated.path} was changed while it was read; run the job again")
             made["output"] = on_disk.identity()
         write_duplicates(targets[-1], _table(embeddings, batch), made)
     seconds = time.monotonic() - started
@@ -222,6 +239,11 @@ def finished_marks(file: TaskFile, request: MarkRequest, read_content: bool) -> 
         are_same = is_same_file(documents, made["output"], read_content)
         if are_same is False:
             raise OutputConflictError(f"{documents} was changed since it was written; {REPLACE}")
+        annotated = request.annotated_file(file)
+        if annotated is not None and are_same:
+            are_same = is_same_file(annotated.path, made["annotated"], read_content)
+            if are_same is False:
+                raise OutputConflictError(f"{documents} has lines of another version of {annotated.path}; {REPLACE}")
     return None if are_same is None else _report(file, request, "skipped", made)
 
 
@@ -229,8 +251,7 @@ def _kept_lines(
     file: TaskFile, embeddings: EmbeddingFile, request: MarkRequest, is_kept: NDArray[np.bool_]
 ) -> Iterator[bytes]:
     """Yields the line of each document that is kept."""
-    if request.annotated is not None:
-        annotated = annotated_file(file, request.annotated)
+    if (annotated := request.annotated_file(file)) is not None:
         check_made_from(annotated, embeddings)
         lines = lines_of(annotated.path)
         try:

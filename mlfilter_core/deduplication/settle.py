@@ -154,11 +154,12 @@ def finished_groups(request: SettleRequest) -> Duplicates | None:
         return None
     duplicates = load_duplicates(request.path)
     check_same_request(request.path, duplicates.made["request"], request.provenance())
-    before = duplicates.made["corpus"]
-    if before != request.corpus:
+    before, now = duplicates.made["corpus"], dict(request.corpus)
+    if before != now:
+        is_of_scores = before | {"scores": None} == now | {"scores": None}
         raise OutputConflictError(
-            f"{request.path} was found on other embeddings: {before['files']} files then, {request.corpus['files']} "
-            f"now, with other names or sizes; {REPLACE}"
+            f"{request.path} was found on other {'scores' if is_of_scores else 'embeddings'}: {before['files']} files "
+            f"then, {now['files']} now, with other names or sizes; {REPLACE}"
         )
     return duplicates
 

@@ -19,6 +19,7 @@ from mlfilter_core.deduplication.distribute import (
     DistributeReport,
     DistributeRequest,
     Search,
+    annotated_file,
     distribute,
     finished_distribution,
     search_of,
@@ -145,6 +146,10 @@ class DeduplicateWork(Work[DeduplicateReport]):
     def outputs(self, file: TaskFile) -> Sequence[Path]:
         return self.request.outputs(file)
 
+    def evidence(self, file: TaskFile) -> Sequence[Path]:
+        annotated = self.request.annotated_file(file)
+        return *super().evidence(file), *(() if annotated is None else (annotated.path,))
+
     def finished(self, file: TaskFile, read_content: bool) -> DeduplicateReport | None:
         return unless_overwritten(lambda: finished_marks(file, self.request, read_content), self.params.overwrite)
 
@@ -260,8 +265,11 @@ def _settle_work(
     if not isinstance(params.threshold, str):
         levels = levels or [params.threshold]
     compared = CompareRequest(files, divided, levels, _versions(files))
+    corpus = corpus_of(files)
+    if params.score is not None:
+        corpus["scores"] = corpus_of(annotated_file(file, params.annotated_directory) for file in files)["sha256"]
     request = SettleRequest(
-        params.groups_file, params.summary_file, params.threshold, compared, corpus_of(files), params.source_dir
+        params.groups_file, params.summary_file, params.threshold, compared, corpus, params.source_dir
     )
     return SettleWork(params, request)
 

@@ -110,6 +110,10 @@ def test_the_document_to_keep_is_chosen(tmp_path: Path, prefer: str, kept: str) 
     rows = rows_of(tmp_path, ["x0", "x1"])
     assert [row["document_id"] for row in rows if row["duplicate_of"] is None] == [kept]
     assert {row["duplicate_of"] for row in rows} == {None, kept}
+    if prefer == "best":
+        (tmp_path / "out/annotated_data/x1.jsonl").write_text('{"score_quality": 3.25}\n' * 2)
+        with pytest.raises(ConfigError, match="was found on other scores"):
+            groups_to_find(deduplication_job(tmp_path, prefer=prefer, **score))
 
 
 def test_the_annotated_lines_of_kept_documents_are_written(tmp_path: Path) -> None:
@@ -126,6 +130,8 @@ def test_the_annotated_lines_of_kept_documents_are_written(tmp_path: Path) -> No
     (again,) = run(deduplicate_workload(job))
     assert again.status == "skipped"
     path.write_text("".join(lines[:3]))
+    with pytest.raises(OutputConflictError, match=r"has lines of another version of .*annotated_data/x0\.jsonl"):
+        run(deduplicate_workload(job))
     for name in ("duplicates", "deduplicated"):
         (tmp_path / "out" / name / ("x0.parquet" if name == "duplicates" else "x0.jsonl")).unlink()
     with pytest.raises(AnnotationError, match="another number of lines"):
