@@ -232,7 +232,7 @@ def _centroids_request(params: ClusterParameters, files: TaskFiles) -> Centroids
 
 
 def _sample_request(params: ClusterParameters, files: TaskFiles) -> SampleRequest:
-    n_rows, dim = _estimate(files, params.hdf5_dataset_name)
+    n_rows, dim = estimate(files, params.hdf5_dataset_name)
     expected = automatic_clusters(n_rows) if params.n_clusters == "auto" else params.n_clusters
     n_vectors = min(MARGIN * VECTORS_PER_CLUSTER * expected, params.memory_gb * GB * SHARE_OF_MEMORY / (4 * dim))
     return SampleRequest(
@@ -250,7 +250,7 @@ def _share(n: float, n_all: int) -> float:
     return min(1.0, n / max(1, n_all))
 
 
-def _estimate(files: TaskFiles, group: str) -> tuple[int, int]:
+def estimate(files: TaskFiles, group: str) -> tuple[int, int]:
     """Returns the number of documents of all files, estimated from some, and the width of their embeddings.
 
     Raises:

@@ -38,6 +38,8 @@ SUFFIX = ".npz"
 PAIRS_FOLDER, HASH_TASK, CLUSTER_TASK = "pairs", "texts", "clusters"
 SAME_TEXT = 2.0  # in place of the cosine of two equal texts
 
+_known: dict[str, tuple[list[int], NDArray[np.int64], NDArray[np.float32]]] = {}
+
 
 @dataclass(frozen=True)
 class CompareRequest:
@@ -199,13 +201,15 @@ def load_pairs(task: TaskFile, request: CompareRequest) -> Pairs:
 def _equal_texts(bucket: int, request: CompareRequest) -> tuple[int, Pairs]:
     """Returns the number of documents of a bucket of hashes, and a pair of each that has the text of one before."""
     rows, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-    starts = first_rows(request.files, request.divided)
-    for file, start in zip(request.files, starts.tolist(), strict=False):
-        path = request.divided.output(file, HASHES)
-        if path.exists():  # files of other tools have no hashes
+    start = 0
+    for file in request.files:
+        of_file = load_rows(file, request.divided, [])
+        if of_file.has_hashes:
+            path = request.divided.output(file, HASHES)
             for some in read_bucket(path, bucket, request.divided.n_hash_buckets):
                 rows.append(some["row"] + start)
                 hashes.append(some["hash"])
+        start += of_file.documents
     row, of = np.concatenate(rows), np.concatenate(hashes)
     order = np.lexsort((row, of))
     row, of = row[order], of[order]
@@ -225,7 +229,7 @@ class _Bucket:
         search = request.divided.search
         assert search is not None
         self._name, self._search, self._levels = task.name, search, request.levels
-        starts = first_rows(request.files, request.divided).tolist()
+        starts, self._probes, self._probe_vectors = _known_rows(request)
         vectors = self._read(bucket, request, starts, VECTORS)
         visits = self._read(bucket, request, starts, VISITS)
         order = np.lexsort((vectors["row"], vectors["cluster"]))  # copies first, then cluster by cluster
@@ -236,7 +240,6 @@ class _Bucket:
         place_of = by_row[np.searchsorted(self._rows[by_row], visits["row"])]
         order = np.lexsort((place_of, visits["cluster"]))
         self._visitors, self._visited = place_of[order], visits["cluster"][order]
-        self._probes, self._probe_vectors = _probes(request, starts)
         centroids = load_same_centroids(self._search.centroids, self._search.centroids_sha256)
         self._centroids = torch.from_numpy(centroids.vectors).to(device)
 
@@ -302,39 +305,47 @@ class _Bucket:
         if not len(self._probes) or not len(rows):
             return 0, 0
         probes, residents = torch.from_numpy(self._probe_vectors).to(device), self._vectors[self._n_copies :]
-        homes, is_compared = self._visits(probes)
-        is_compared[np.arange(len(homes)), homes] = True
+        homes, visitors, visited = self._visits_of(probes)
+        is_compared = np.zeros((len(homes), len(self._centroids)), bool)
+        is_compared[visitors, visited] = is_compared[np.arange(len(homes)), homes] = True
         excluded, kinds = (torch.from_numpy(each).to(device) for each in (is_compared, clusters))
         n_itself = int(np.isin(self._probes, rows).sum())
         n_all = n_missed = 0
+        visits: NDArray[np.int64] | None = None
         for n_pairs, left in similar_unless(probes, residents, self._levels[0], excluded, kinds):
-            # The search compares these only where the other document visits the cluster of the probe.
-            others, which = np.unique(left.second, return_inverse=True)
-            _, is_visited = self._visits(residents[torch.from_numpy(others).to(device)])
             n_all += n_pairs
-            n_missed += int((~is_visited[which, homes[left.first]]).sum())
+            if len(left):
+                # The search compares these only where the other document visits the cluster of the probe.
+                if visits is None:
+                    _, visitors, visited = self._visits_of(residents)
+                    visits = np.sort(visitors * len(self._centroids) + visited)
+                asked = left.second * len(self._centroids) + homes[left.first]
+                n_missed += int((~np.isin(asked, visits)).sum())
         return n_all - n_itself, n_all - n_itself - n_missed
 
-    def _visits(self, vectors: "torch.Tensor") -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Returns the cluster of each vector, int64 (n,), and whether it visits each cluster, bool (n, k)."""
+    def _visits_of(self, vectors: "torch.Tensor") -> list[NDArray[np.int64]]:
+        """Returns the cluster of each vector, then place and cluster of each visit, int64 (n,), (v,) and (v,)."""
         from mlfilter_core.deduplication.borders import visits
 
         found = visits(vectors, self._centroids, self._search.threshold, self._search.neighbours)
-        homes, visitors, visited = (each.cpu().numpy() for each in found)
-        is_visited = np.zeros((len(vectors), len(self._centroids)), bool)
-        is_visited[visitors, visited] = True
-        return homes, is_visited
+        return [each.cpu().numpy() for each in found]
 
 
-def _probes(request: CompareRequest, starts: list[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Returns the rows and vectors of the probes of all files."""
-    rows, vectors = [np.empty(0, np.int64)], []
-    for file, start in zip(request.files, starts, strict=False):
-        of_file = load_rows(file, request.divided, ["probes"])
-        if len(of_file.probes):
-            rows.append(of_file.probes + start)
-            vectors.append(of_file.probe_vectors)
-    return np.concatenate(rows), np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
+def _known_rows(request: CompareRequest) -> tuple[list[int], NDArray[np.int64], NDArray[np.float32]]:
+    """Returns the first row of each file, and rows and vectors of all probes, read once for the tasks of a process."""
+    facts = f"{request.divided.folder} {request.facts()}"
+    if facts not in _known:
+        starts = first_rows(request.files, request.divided).tolist()
+        rows, vectors = [np.empty(0, np.int64)], []
+        for file, start in zip(request.files, starts, strict=False):
+            of_file = load_rows(file, request.divided, ["probes"])
+            if len(of_file.probes):
+                rows.append(of_file.probes + start)
+                vectors.append(of_file.probe_vectors)
+        _known.clear()
+        all_vectors = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
+        _known[facts] = starts, np.concatenate(rows), all_vectors
+    return _known[facts]
 
 
 def _report(

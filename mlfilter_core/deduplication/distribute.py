@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import logging
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,17 +20,21 @@ from mlfilter_core.clustering.assign_clusters import check_fits
 from mlfilter_core.clustering.directions import directions
 from mlfilter_core.compute.splitmix64 import numbers_of_rows
 from mlfilter_core.config.deduplication import DeduplicationParameters
+from mlfilter_core.corpus.documents import as_string
+from mlfilter_core.corpus.lines import Line
 from mlfilter_core.deduplication.buckets import buckets_of
 from mlfilter_core.deduplication.partitions import open_partitions
 from mlfilter_core.embedding_store.centroids import load_centroids, load_same_centroids
+from mlfilter_core.embedding_store.duplicate_file import number_of
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, N_TOKENS, TEXT_HASH
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, EmbeddingFileError
+from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.numpy_archives import DAMAGED, column
 from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile
-from mlfilter_core.filtering.annotated_file import lines_of, provenance_of, record_of, score_field
+from mlfilter_core.filtering.annotated_file import lines_of, record_of, recorded_provenance, score_field
 from mlfilter_core.work.progress import Progress, ProgressTeller
 from mlfilter_core.work.workload import ReportDefaults
 
@@ -41,7 +46,9 @@ FILES_FOLDER = "files"  # beside that of the pairs
 SLICE_BYTES = 128 << 20  # of embeddings that are divided at a time
 N_PROBES = 4000  # documents that are compared with all others
 COPY = -1  # cluster of a vector that belongs to another bucket and visits a cluster of this one
-LONGEST, FIRST, BEST = "longest", "first", "best"
+LONGEST, FIRST = "longest", "first"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,8 @@ class DividedRows:
 
     Attributes:
         documents: Number of documents.
-        identity: Number of the version of the file of embeddings, as of `identity_of`.
+        identity: Number of the version of the file of embeddings, as of `number_of`.
+        has_hashes: Whether there are hashes of the texts.
         ids: Document id of each, or its row.
         values: What decides which document of a group is kept, the highest, float64 (n,).
         tokens: Tokens of each document, int64 (n,).
@@ -138,6 +146,7 @@ class DividedRows:
 
     documents: int
     identity: int
+    has_hashes: bool
     ids: Sequence[str]
     values: NDArray[np.float64]
     tokens: NDArray[np.int64]
@@ -171,23 +180,30 @@ class DistributeReport(ReportDefaults):
     started: float = 0.0
 
 
-def search_of(params: DeduplicationParameters, path: Path, documents: NDArray[np.int64]) -> Search:
+def search_of(params: DeduplicationParameters, path: Path, documents: NDArray[np.int64], n_rows: int) -> Search:
     """Returns how the near-duplicates of a job are searched.
 
     Args:
         params: Parameters with another threshold than `exact`.
         path: File of centroids.
-        documents: Documents of each cluster, int64 (k,).
+        documents: Documents of each cluster, int64 (k,), of all or some of the corpus.
+        n_rows: Number of documents of the corpus.
 
     Raises:
         ConfigError: The file is missing or broken.
     """
     assert params.threshold != "exact"
     centroids = load_centroids(path)
-    n_rows = max(1, int(documents.sum()))
+    documents = (documents * (n_rows / max(1, int(documents.sum())))).astype(np.int64)
     # Each document of a bucket may visit others, and all are in memory twice while they are put in order.
     n_bytes = 4 * centroids.vectors.shape[1] * (1 + params.neighbours) * 2
     most_rows = params.memory_gb * 10**9 / n_bytes
+    if (largest := int(documents.max(initial=0))) > (1 + params.neighbours) * most_rows:
+        _log.warning(
+            "the largest cluster has about %d documents, which are compared in one task and take %.1f GB, more than "
+            "memory_gb: %g; more clusters would be smaller",
+            *(largest, largest * 8 * centroids.vectors.shape[1] / 10**9, params.memory_gb),
+        )
     return Search(
         path,
         centroids.sha256,
@@ -195,7 +211,7 @@ def search_of(params: DeduplicationParameters, path: Path, documents: NDArray[np
         params.threshold,
         params.neighbours,
         buckets_of(centroids.vectors, documents, most_rows),
-        min(1.0, N_PROBES / n_rows),
+        min(1.0, N_PROBES / max(1, n_rows)),
     )
 
 
@@ -212,9 +228,13 @@ def distribute(file: TaskFile, request: DistributeRequest, device: "torch.device
     started = time.monotonic()
     facts = request.facts(file)
     with EmbeddingFile(file.path, request.group) as embeddings, ExitStack() as stack:
+        # Entered first, so that it appears last: later steps look for it.
+        rows_target = stack.enter_context(publish(request.output(file)))
         ids, hashes, tokens = _columns(embeddings)
         values = _values(file, request, embeddings, tokens)
-        if hashes is not None:
+        if hashes is None:
+            request.output(file, HASHES).unlink(missing_ok=True)  # of an earlier version
+        else:
             target = stack.enter_context(publish(request.output(file, HASHES)))
             with open_partitions(target, request.n_hash_buckets) as partitions:
                 rows = np.arange(len(hashes), dtype=np.int64)
@@ -233,9 +253,12 @@ def distribute(file: TaskFile, request: DistributeRequest, device: "torch.device
         elif hashes is None:
             raise EmbeddingFileError(f"{file.path} has no {TEXT_HASH}, by which equal texts are found; embed it again")
         documents = embeddings.n_rows
-        facts |= {"documents": documents, "identity": identity_of(embeddings)}
-        # Last: later steps look for it.
-        with publish(request.output(file)) as temporary, open_new(temporary) as sink:
+        facts |= {
+            "documents": documents,
+            "identity": number_of(embeddings.identity()),
+            "has_hashes": hashes is not None,
+        }
+        with open_new(rows_target) as sink:
             np.savez(
                 sink,
                 facts=np.frombuffer(orjson.dumps(facts), np.uint8),
@@ -273,6 +296,7 @@ def load_rows(file: TaskFile, request: DistributeRequest, names: Sequence[str]) 
             return DividedRows(
                 facts["documents"],
                 facts["identity"],
+                facts["has_hashes"],
                 orjson.loads(column(archive, "ids", np.uint8).data) if "ids" in names else [],
                 column(archive, "values", np.float64) if "values" in names else np.empty(0),
                 column(archive, "tokens", np.int64) if "tokens" in names else np.empty(0, np.int64),
@@ -295,26 +319,46 @@ def annotated_file(file: TaskFile, folder: Path | None) -> TaskFile:
     for suffix in SUFFIXES.values():
         if file.output(folder, suffix).exists():
             return TaskFile(f"{file.stem}{suffix}", file.stem, folder.absolute())
-    raise AnnotationError(f"there is no {file.output(folder, '.jsonl')}, the scores of {file.path}; annotate it first")
+    raise AnnotationError(
+        f"there is no {file.output(folder, '.jsonl')}, the annotated file of {file.path}; annotate it first, correct "
+        "params.annotated_directory, or leave it out"
+    )
 
 
-def check_made_from(annotated: TaskFile, embeddings: EmbeddingFile) -> None:
-    """Checks that an annotated file was made from a file of embeddings, as far as it says so.
+def annotated_lines(annotated: TaskFile, embeddings: EmbeddingFile) -> Iterator[Line]:
+    """Yields the line of each row of a file of embeddings.
 
     Raises:
-        AnnotationError: It was not.
+        AnnotationError: The annotated file was not made from the embeddings, or changed since; it has lines of other
+            documents, or another number of them.
     """
-    made = provenance_of(annotated)
+    made = recorded_provenance(annotated)
+    if made is not None and not is_same_file(annotated.path, made["output"], read_content=True):
+        raise AnnotationError(
+            f"{annotated.path} was changed since it was annotated, so its lines may not be in the order of "
+            f"{embeddings.path}; annotate it again"
+        )
     if made is not None and made.get("embeddings") != embeddings.identity():
         raise AnnotationError(
             f"{annotated.path} was not made from this version of {embeddings.path}; annotate it again"
         )
-
-
-def identity_of(embeddings: EmbeddingFile) -> int:
-    """Returns a number of 64 bits for the version of a file of embeddings."""
-    content = orjson.dumps(embeddings.identity(), option=orjson.OPT_SORT_KEYS)
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    has_ids = made is None and DOCUMENT_ID in embeddings.names()
+    ids = embeddings.strings(DOCUMENT_ID, slice(None)) if has_ids else None
+    n_lines = 0
+    for line in lines_of(annotated.path):
+        if ids is not None and n_lines < len(ids):
+            document_id = record_of(line, annotated.path, large_numbers=False).get(DOCUMENT_ID)
+            if document_id is not None and as_string(document_id) != ids[n_lines]:
+                raise AnnotationError(
+                    f"{annotated.path}:{line.number} is of document {document_id}, and row {n_lines} of "
+                    f"{embeddings.path} is of {ids[n_lines]}; annotate it again"
+                )
+        n_lines += 1
+        yield line
+    if n_lines != embeddings.n_rows:
+        raise AnnotationError(
+            f"{annotated.path} has {n_lines} lines, and {embeddings.path} {embeddings.n_rows} rows; annotate it again"
+        )
 
 
 def _columns(embeddings: EmbeddingFile) -> "tuple[list[str], NDArray[np.uint64] | None, NDArray[np.int64]]":
@@ -342,21 +386,16 @@ def _values(
         return tokens.astype(np.float64)
     assert request.score is not None
     annotated = annotated_file(file, request.annotated)
-    check_made_from(annotated, embeddings)
     values = []
-    for line in lines_of(annotated.path):
+    for line in annotated_lines(annotated, embeddings):
         record = record_of(line, annotated.path, large_numbers=False)
-        name = score_field(request.score, record, annotated.path)
+        name = score_field(request.score, record, annotated.path, "params.score")
         if name is None:
             raise AnnotationError(
                 f'{annotated.path}:{line.number} has no score "{request.score}"; the lines have: {", ".join(record)}'
             )
         value = record[name]
         values.append(float(value) if isinstance(value, int | float) else -np.inf)  # unknown ones are kept last
-    if len(values) != embeddings.n_rows:
-        raise AnnotationError(
-            f"{annotated.path} has {len(values)} lines, and {embeddings.path} {embeddings.n_rows} rows; annotate again"
-        )
     return np.array(values, np.float64)
 
 

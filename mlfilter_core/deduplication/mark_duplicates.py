@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mlfilter_core.annotating.annotated_format import SUFFIXES, Compression, compressed
 from mlfilter_core.config.deduplication import SUMMARY_FILE
-from mlfilter_core.deduplication.distribute import annotated_file, check_made_from, identity_of
+from mlfilter_core.deduplication.distribute import annotated_file, annotated_lines
 from mlfilter_core.deduplication.settle import Duplicates
 from mlfilter_core.embedding_store.duplicate_file import (
     COSINE,
@@ -25,6 +25,7 @@ from mlfilter_core.embedding_store.duplicate_file import (
     NEAR_ROW,
     SUFFIX,
     DuplicateFile,
+    number_of,
     write_duplicates,
 )
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, N_TOKENS, SOURCE_OFFSET
@@ -36,10 +37,11 @@ from mlfilter_core.files.new_file import HashedFile
 from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import identity_of as identity_of_annotated
-from mlfilter_core.filtering.annotated_file import lines_of
 from mlfilter_core.wording import plural, share
 from mlfilter_core.work.same_request import REPLACE, check_same_request
 from mlfilter_core.work.workload import ReportDefaults
+
+ASKED_BY = "write_documents without annotated_directory reads the sources: "
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,8 @@ class MarkRequest:
 
     Attributes:
         duplicates_dir: Folder of the files of duplicates.
-        documents_dir: Folder of the kept documents; None where they are not written.
+        documents_dir: Folder of the kept documents.
+        writes_documents: Whether they are written.
         group: Name of the HDF5 group.
         groups_sha256: Digest of the duplicates of the corpus.
         annotated: Folder of the annotated files whose lines are written; None for source documents.
@@ -59,7 +62,8 @@ class MarkRequest:
     """
 
     duplicates_dir: Path
-    documents_dir: Path | None
+    documents_dir: Path
+    writes_documents: bool
     group: str
     groups_sha256: str
     annotated: Path | None
@@ -71,7 +75,12 @@ class MarkRequest:
 
     def documents(self, file: TaskFile) -> Path | None:
         """Returns the file of the kept documents; None where they are not written."""
-        return None if self.documents_dir is None else file.output(self.documents_dir, SUFFIXES[self.compression])
+        return file.output(self.documents_dir, SUFFIXES[self.compression]) if self.writes_documents else None
+
+    def others(self, file: TaskFile) -> list[Path]:
+        """Returns where other requests would write the kept documents; readers of the folder would read them, too."""
+        paths = [file.output(self.documents_dir, suffix) for suffix in SUFFIXES.values()]
+        return [path for path in paths if path != self.documents(file)]
 
     def outputs(self, file: TaskFile) -> Sequence[Path]:
         documents = self.documents(file)
@@ -83,13 +92,11 @@ class MarkRequest:
         Raises:
             AnnotationError: It is missing.
         """
-        if self.documents_dir is None or self.annotated is None:
-            return None
-        return annotated_file(file, self.annotated)
+        return annotated_file(file, self.annotated) if self.writes_documents and self.annotated is not None else None
 
     def provenance(self) -> dict[str, Any]:
         """Returns the settings that change the content of the outputs."""
-        written = None if self.documents_dir is None else "source" if self.annotated is None else "annotated"
+        written = None if not self.writes_documents else "source" if self.annotated is None else "annotated"
         return {
             "group": self.group,
             "groups_sha256": self.groups_sha256,
@@ -156,12 +163,11 @@ class DeduplicateReport(ReportDefaults):
         return remarks
 
 
-def mark_duplicates(file: TaskFile, place: int, request: MarkRequest, duplicates: Duplicates) -> DeduplicateReport:
+def mark_duplicates(file: TaskFile, request: MarkRequest, duplicates: Duplicates) -> DeduplicateReport:
     """Writes the duplicates of a file, and its documents that are kept where asked; complete or not at all.
 
     Args:
         file: The file of embeddings.
-        place: Its place among the files of the corpus.
         request: The request of the run.
         duplicates: Duplicates of `request.groups_sha256`.
 
@@ -174,7 +180,8 @@ def mark_duplicates(file: TaskFile, place: int, request: MarkRequest, duplicates
     started = time.monotonic()
     outputs = request.outputs(file)
     with EmbeddingFile(file.path, request.group) as embeddings, ExitStack() as stack:
-        if identity_of(embeddings) != int(duplicates.identities[place]):
+        place = duplicates.place_of(file.stem)
+        if place is None or number_of(embeddings.identity()) != int(duplicates.identities[place]):
             raise EmbeddingFileError(
                 f"{file.path} was made again since its duplicates were found; remove {duplicates.path}, and run again"
             )
@@ -204,6 +211,8 @@ def mark_duplicates(file: TaskFile, place: int, request: MarkRequest, duplicates
                 raise AnnotationError(f"{annotated.path} was changed while it was read; run the job again")
             made["output"] = on_disk.identity()
         write_duplicates(targets[-1], _table(embeddings, batch), made)
+    for path in request.others(file):
+        path.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     _log.info("%s: %d of %d documents kept in %.1f s", file.relative, made["kept"], made["documents"], seconds)
     return _report(file, request, "deduplicated", made, seconds)
@@ -221,6 +230,9 @@ def finished_marks(file: TaskFile, request: MarkRequest, read_content: bool) -> 
         OutputConflictError: The outputs were made from other embeddings, by another request or another tool.
     """
     output, documents = request.output(file), request.documents(file)
+    for path in request.others(file):
+        if path.exists():
+            raise OutputConflictError(f"{path} was made by another request; {REPLACE}")
     try:
         with DuplicateFile(output) as marked:
             made = marked.made
@@ -252,16 +264,11 @@ def _kept_lines(
 ) -> Iterator[bytes]:
     """Yields the line of each document that is kept."""
     if (annotated := request.annotated_file(file)) is not None:
-        check_made_from(annotated, embeddings)
-        lines = lines_of(annotated.path)
-        try:
-            yield from (line.content + b"\n" for line, kept in zip(lines, is_kept, strict=True) if kept)
-        except ValueError as error:
-            raise AnnotationError(
-                f"{annotated.path} has another number of lines than {embeddings.path} rows; annotate it again"
-            ) from error
+        for row, line in enumerate(annotated_lines(annotated, embeddings)):
+            if row < len(is_kept) and is_kept[row]:
+                yield line.content + b"\n"
         return
-    with SourceDocuments(embeddings, request.source_dir, [WHOLE_DOCUMENT]) as source:
+    with SourceDocuments(embeddings, request.source_dir, [WHOLE_DOCUMENT], asked_by=ASKED_BY) as source:
         offsets = embeddings.array(SOURCE_OFFSET, slice(None))[is_kept]
         yield from (document.text.strip() + b"\n" for document in source.documents(offsets))
         source.check_unchanged()

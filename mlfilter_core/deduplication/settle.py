@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from mlfilter_core.clustering.sample import beginnings_of
@@ -28,7 +29,7 @@ from mlfilter_core.work.same_request import REPLACE, check_same_request
 from mlfilter_core.work.workload import ReportDefaults
 
 FORMAT = "mlfilter-duplicates/1"
-METADATA, IDENTITIES = b"mlfilter_duplicates", b"mlfilter_identities"
+METADATA, IDENTITIES, NAMES = b"mlfilter_duplicates", b"mlfilter_identities", b"mlfilter_names"
 N_LARGEST, N_MEMBERS = 50, 4  # groups that are listed, and documents of each beside the kept one
 MANY = 0.5  # share of duplicates that is warned about
 TEXT_CHARACTERS = 300  # of the beginning of a text
@@ -107,12 +108,19 @@ class Duplicates:
     Attributes:
         path: The file.
         made: Request, corpus, counts, digest.
-        identities: Identity of each file of embeddings, as `identity_of`, uint64 (n_files,).
+        identities: Number of the version of each file of embeddings, as of `number_of`, uint64 (n_files,).
+        names: Digest of the name of each file, without suffix, uint64 (n_files,).
     """
 
     path: Path
     made: Mapping[str, Any]
     identities: NDArray[np.uint64]
+    names: NDArray[np.uint64]
+
+    def place_of(self, stem: str) -> int | None:
+        """Returns the place of a file of embeddings, given its name without suffix; None where it has none."""
+        places = np.flatnonzero(self.names == np.uint64(_name_number(stem)))
+        return int(places[0]) if len(places) else None
 
     def of_file(self, place: int) -> Any:
         """Returns the duplicates of a file, given its place, as a record batch of Arrow."""
@@ -120,6 +128,11 @@ class Duplicates:
 
         with pa.memory_map(str(self.path)) as mapped, pa.ipc.open_file(mapped) as reader:
             return reader.get_batch(place)
+
+
+def _name_number(stem: str) -> int:
+    name = stem.encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
 
 
 def load_duplicates(path: Path) -> Duplicates:
@@ -136,7 +149,8 @@ def load_duplicates(path: Path) -> Duplicates:
             made = json.loads(metadata[METADATA])
             if made["format"] != FORMAT or reader.num_record_batches != made["corpus"]["files"]:
                 raise ValueError("its format is another one")
-            return Duplicates(path, made, np.frombuffer(metadata[IDENTITIES], "<u8"))
+            identities, names = (np.frombuffer(metadata[key], "<u8") for key in (IDENTITIES, NAMES))
+            return Duplicates(path, made, identities, names)
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{path} is not a file of duplicates ({in_one_line(error)}); remove it and deduplicate again"
@@ -175,8 +189,7 @@ def settle(request: SettleRequest) -> SettleReport:
     files, divided = request.compared.files, request.compared.divided
     starts = first_rows(files, divided)
     edges, recall = edges_of(request)
-    values = _of_rows(request, starts, documents_in(edges), "values")
-    groups = groups_of(edges, np.asarray(values, np.float64))
+    groups = groups_of(edges, np.array(_of_rows(request, starts, documents_in(edges), "values"), np.float64))
     n_duplicates = int(groups.is_duplicate.sum())
     if n_duplicates > MANY * int(starts[-1]):
         _log.warning(
@@ -184,6 +197,9 @@ def settle(request: SettleRequest) -> SettleReport:
             "thresholds do: ml_filter deduplicate --dry-run",
             *(n_duplicates, int(starts[-1])),
         )
+    identities = _identities(request)
+    ids = _of_rows(request, starts, np.unique(groups.kept), "ids")
+    content = [groups.rows, groups.kept, groups.near, groups.cosines, identities, orjson.dumps(ids)]
     made = {
         "format": FORMAT,
         "request": request.provenance(),
@@ -191,10 +207,11 @@ def settle(request: SettleRequest) -> SettleReport:
         "documents": int(starts[-1]),
         "duplicates": n_duplicates,
         "groups": len(groups.rows) - n_duplicates,
-        "sha256": hashlib.sha256(groups.rows.tobytes() + groups.kept.tobytes() + groups.near.tobytes()).hexdigest(),
+        "sha256": hashlib.sha256(b"".join(map(bytes, (request.corpus["sha256"].encode(), *content)))).hexdigest(),
     }
     largest = _largest(request, starts, groups)
-    _write(request, starts, groups, made)
+    request.summary.unlink(missing_ok=True)  # of an earlier run, which would be taken for this one's after a kill
+    _write(request, starts, groups, made, identities, ids)
     # Last: groups are found once it is there.
     publish_json(request.summary, {**made, "recall": recall, "largest": largest})
     return report_of(request, made, time.monotonic() - started)
@@ -238,8 +255,15 @@ def _by_file(starts: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[tup
         yield place, rows[bounds[place] : bounds[place + 1]] - starts[place]
 
 
-def _write(request: SettleRequest, starts: NDArray[np.int64], groups: Groups, made: Mapping[str, Any]) -> None:
-    """Writes a record batch for each file: its duplicates, and what is kept instead of them."""
+def _write(
+    request: SettleRequest,
+    starts: NDArray[np.int64],
+    groups: Groups,
+    made: Mapping[str, Any],
+    identities: NDArray[np.uint64],
+    ids: Sequence[str],
+) -> None:
+    """Writes a record batch for each file: its duplicates, and what is kept instead of them; `ids` of the kept ones."""
     import pyarrow as pa
 
     from mlfilter_core.embedding_store.duplicate_file import (
@@ -253,7 +277,6 @@ def _write(request: SettleRequest, starts: NDArray[np.int64], groups: Groups, ma
 
     files = request.compared.files
     kept = np.unique(groups.kept)
-    ids = _of_rows(request, starts, kept, "ids")
     duplicates = np.flatnonzero(groups.is_duplicate)
     bounds = np.searchsorted(groups.rows[duplicates], starts)
     schema = pa.schema(
@@ -266,7 +289,11 @@ def _write(request: SettleRequest, starts: NDArray[np.int64], groups: Groups, ma
             (NEAR_ROW, pa.int64()),
             (COSINE, pa.float32()),
         ],
-        {METADATA: json.dumps(made, sort_keys=True).encode(), IDENTITIES: _identities(request).tobytes()},
+        {
+            METADATA: json.dumps(made, sort_keys=True).encode(),
+            IDENTITIES: identities.tobytes(),
+            NAMES: np.array([_name_number(file.stem) for file in files], "<u8").tobytes(),
+        },
     )
     with publish(request.path) as temporary, open_new(temporary) as sink, pa.ipc.new_file(sink, schema) as writer:
         for place, (start, stop) in enumerate(pairwise(bounds.tolist())):

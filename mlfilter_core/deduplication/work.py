@@ -2,8 +2,10 @@
 
 import functools
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +14,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.clustering.find_centroids import corpus_of
+from mlfilter_core.clustering.work import estimate
 from mlfilter_core.config.deduplication import EXACT, DeduplicationJob, DeduplicationParameters
 from mlfilter_core.deduplication.compare import CompareReport, CompareRequest, compare, finished_comparison
 from mlfilter_core.deduplication.distribute import (
@@ -25,6 +29,7 @@ from mlfilter_core.deduplication.distribute import (
     search_of,
 )
 from mlfilter_core.deduplication.mark_duplicates import (
+    ASKED_BY,
     DeduplicateReport,
     MarkRequest,
     finished_marks,
@@ -42,15 +47,23 @@ from mlfilter_core.deduplication.settle import (
 )
 from mlfilter_core.embedding_store.centroids import load_centroids
 from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside
+from mlfilter_core.embedding_store.duplicate_file import SUFFIX
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
-from mlfilter_core.errors import ConfigError, OutputConflictError
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
+from mlfilter_core.errors import AnnotationError, ConfigError, EmbeddingFileError, OutputConflictError, SourceError
 from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import TaskFile, TaskFiles, find_files, place_of, shard
+from mlfilter_core.files.task_files import TaskFile, TaskFiles, evenly_spaced, find_files, shard
 from mlfilter_core.work.workload import Work, Workload
 
+N_CHECKED = 3  # files whose sources are looked for before a run
+MANY_MORE = 1.5  # times the documents of the clusters
 WORK_FOLDER, TRIAL_FOLDER = ".rows", ".trial"
 # Hashes take a small part of the bytes of embeddings, so that those of a bucket fit in memory. Arbitrary.
 MOST_HASH_BUCKETS, BYTES_PER_HASH_BUCKET = 256, 1 << 32
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,9 +137,7 @@ class SettleWork(Work[SettleReport]):
         return None if found is None else report_of(self.request, found.made)
 
     def make(self, file: TaskFile) -> SettleReport:
-        report = settle(self.request)
-        shutil.rmtree(self.request.compared.divided.folder, ignore_errors=True)
-        return report
+        return settle(self.request)
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,6 @@ class DeduplicateWork(Work[DeduplicateReport]):
 
     params: DeduplicationParameters
     request: MarkRequest
-    files: TaskFiles
 
     def made_by(self) -> dict[str, Any]:
         return self.request.provenance()
@@ -148,19 +158,21 @@ class DeduplicateWork(Work[DeduplicateReport]):
 
     def evidence(self, file: TaskFile) -> Sequence[Path]:
         annotated = self.request.annotated_file(file)
-        return *super().evidence(file), *(() if annotated is None else (annotated.path,))
+        return *super().evidence(file), *self.request.others(file), *(() if annotated is None else (annotated.path,))
 
     def finished(self, file: TaskFile, read_content: bool) -> DeduplicateReport | None:
         return unless_overwritten(lambda: finished_marks(file, self.request, read_content), self.params.overwrite)
 
     def make(self, file: TaskFile) -> DeduplicateReport:
         duplicates = _duplicates(self.params.groups_file, self.request.groups_sha256)
-        return mark_duplicates(file, place_of(self.files, file), self.request, duplicates)
+        return mark_duplicates(file, self.request, duplicates)
 
     def conclude(self) -> None:
-        """Removes what is left of the steps before, as after a kill."""
-        for folder in self._leftovers():
-            shutil.rmtree(folder, ignore_errors=True)
+        """Removes what the steps before have left, unless other runs have yet to finish some of the files."""
+        _warn_of_files_without_embeddings(self.params)
+        if all(self.request.output(file).exists() for file in _files(self.params)):
+            for folder in self._leftovers():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def is_concluded(self) -> bool:
         return not any(folder.exists() for folder in self._leftovers())
@@ -177,6 +189,7 @@ def groups_to_find(job: DeduplicationJob) -> SettleWork | None:
             groups were found with other settings or on other files.
     """
     work = _settle_work(job.params)
+    _check_inputs(job.params, work.request.compared.files)
     try:
         is_finished = work.finished(_task(work.request.path), read_content=False) is not None
     except OutputConflictError as error:
@@ -229,14 +242,15 @@ def marking_workload(job: DeduplicationJob) -> Workload[DeduplicateReport]:
     files = _files(params)
     request = MarkRequest(
         params.duplicates_dir,
-        params.deduplicated_dir if params.write_documents else None,
+        params.deduplicated_dir,
+        params.write_documents,
         params.hdf5_dataset_name,
         load_duplicates(params.groups_file).made["sha256"],
         params.annotated_directory,
         params.source_dir,
         params.compression,
     )
-    work = DeduplicateWork(params, request, files)
+    work = DeduplicateWork(params, request)
     return Workload("deduplicate", shard(files, job.local.ranks, job.local.tasks), work, params.duplicates_dir)
 
 
@@ -255,7 +269,7 @@ def _settle_work(
     divided = DistributeRequest(
         params.duplicates_dir / folder,
         params.hdf5_dataset_name,
-        _search(params),
+        _search(params, files),
         params.prefer,
         params.score,
         params.annotated_directory,
@@ -274,17 +288,25 @@ def _settle_work(
     return SettleWork(params, request)
 
 
-def _search(params: DeduplicationParameters) -> Search | None:
+def _search(params: DeduplicationParameters, files: TaskFiles) -> Search | None:
     """Returns how near-duplicates are searched.
 
     Raises:
-        ConfigError: The clusters are missing, or not those of all files.
+        ConfigError: The clusters are missing, or not all files have theirs.
     """
     if params.threshold == EXACT:
         return None
     assert params.clusters_directory is not None
     path = params.centroids or centroids_beside(params.clusters_directory)
-    return search_of(params, path, _documents(params.clusters_directory, len(load_centroids(path).vectors)))
+    documents = _documents(params.clusters_directory, len(load_centroids(path).vectors))
+    n_rows, _ = estimate(files, params.hdf5_dataset_name)
+    if n_rows > MANY_MORE * documents.sum():
+        _log.warning(
+            "the clusters have %d documents, and the embeddings about %d; cluster all of them first, so that each "
+            "document is compared with its neighbours",
+            *(documents.sum(), n_rows),
+        )
+    return search_of(params, path, documents, n_rows)
 
 
 def _documents(clusters_directory: Path, n_clusters: int) -> NDArray[np.int64]:
@@ -301,6 +323,58 @@ def _documents(clusters_directory: Path, n_clusters: int) -> NDArray[np.int64]:
             "all files"
         ) from error
     return documents
+
+
+def _check_inputs(params: DeduplicationParameters, files: TaskFiles) -> None:
+    """Checks, for some files, what the last step reads, before the first one begins.
+
+    Raises:
+        ConfigError: Outputs would replace inputs, or annotated files or sources are missing.
+    """
+    for name, folder in (("annotated_directory", params.annotated_directory), ("source_dir", params.source_dir)):
+        for written in (params.duplicates_dir, params.deduplicated_dir):
+            if folder is not None and _overlap(folder, written):
+                raise ConfigError(
+                    f"params.{name}: {folder} and the output folder {written} lie within each other; give another "
+                    "output_dir"
+                )
+    try:
+        for file in evenly_spaced(files, N_CHECKED):
+            if params.annotated_directory is not None:
+                annotated_file(file, params.annotated_directory)
+            elif params.write_documents:
+                _check_source(file, params)
+    except (AnnotationError, SourceError) as error:
+        raise ConfigError(f"{error}; write_documents: false lists the duplicates alone") from error
+
+
+def _check_source(file: TaskFile, params: DeduplicationParameters) -> None:
+    """Checks that the source of a file can be opened; a broken file is a matter of its task.
+
+    Raises:
+        AnnotationError: The file does not name its source.
+        SourceError: The source is missing, or has another size.
+    """
+    with suppress(EmbeddingFileError, OSError), EmbeddingFile(file.path, params.hdf5_dataset_name) as embeddings:
+        SourceDocuments(embeddings, params.source_dir, [WHOLE_DOCUMENT], asked_by=ASKED_BY).__exit__()
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    one, other = one.resolve(), other.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _warn_of_files_without_embeddings(params: DeduplicationParameters) -> None:
+    """Warns of outputs whose files of embeddings are gone: readers of the folders still read them."""
+    for folder, suffixes in ((params.duplicates_dir, [SUFFIX]), (params.deduplicated_dir, list(SUFFIXES.values()))):
+        for path in folder.glob("**/[!.]*"):
+            relative = path.relative_to(folder).as_posix()
+            suffix = next((suffix for suffix in suffixes if relative.endswith(suffix)), None)
+            if suffix is None or any(part.startswith(".") for part in Path(relative).parts):
+                continue
+            stem = params.embeddings_directory / relative.removesuffix(suffix)
+            if not any(stem.with_name(f"{stem.name}{each}").exists() for each in EMBEDDING_SUFFIXES):
+                _log.warning("%s: its embeddings are gone; remove it if its documents are not wanted", path)
 
 
 def _versions(files: TaskFiles) -> str:

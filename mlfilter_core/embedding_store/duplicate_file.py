@@ -3,6 +3,7 @@
 The metadata of the file has a JSON object that says what it was made from.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,15 @@ NEAR_FILE, NEAR_ROW, COSINE = "near_file", "near_row", "cosine"
 METADATA = b"mlfilter_duplicates"
 _REQUIRED = ("embeddings", "request", "documents", "kept", "tokens", "kept_tokens")
 ROW_GROUP = 1 << 17  # rows of a row group
+
+
+def number_of(identity: Mapping[str, Any]) -> int:
+    """Returns a number of 64 bits for the version of a file of embeddings, whose `identity` is given.
+
+    A copy of a file of another tool has another modification time, but the same number.
+    """
+    content = json.dumps({name: value for name, value in identity.items() if name != "mtime_ns"}, sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
 
 
 class DuplicateFile:

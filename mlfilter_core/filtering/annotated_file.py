@@ -46,8 +46,14 @@ def record_of(line: Line, path: Path, large_numbers: bool = True) -> Record:
     return record
 
 
-def score_field(name: str, record: Record, path: Path) -> str | None:
+def score_field(name: str, record: Record, path: Path, asked_by: str = "params.keep") -> str | None:
     """Returns the field of a line that contains a score; None where the line has none.
+
+    Args:
+        name: Name of the score.
+        record: The line.
+        path: Path of its file.
+        asked_by: Job field that names the score.
 
     Raises:
         AnnotationError: The name matches two fields.
@@ -56,17 +62,18 @@ def score_field(name: str, record: Record, path: Path) -> str | None:
     if name not in record:
         return prefixed if prefixed in record else None
     if prefixed in record:
-        raise AnnotationError(f'{path}: a line has both "{name}" and "{prefixed}"; give params.keep the latter')
+        raise AnnotationError(f'{path}: a line has both "{name}" and "{prefixed}"; give {asked_by} the latter')
     return name
 
 
 def provenance_of(file: TaskFile) -> Mapping[str, Any] | None:
     """Returns the provenance of an annotated file; None for a file of another tool, or changed since it was written."""
-    made = _recorded_provenance(file)
+    made = recorded_provenance(file)
     return made if made is not None and is_same_file(file.path, made["output"], read_content=True) else None
 
 
-def _recorded_provenance(file: TaskFile) -> Mapping[str, Any] | None:
+def recorded_provenance(file: TaskFile) -> Mapping[str, Any] | None:
+    """Returns the provenance that lies beside an annotated file, which may have changed since; None for none."""
     try:
         made: dict[str, Any] = orjson.loads(provenance_path(file.folder, file.relative).read_bytes())
         return made if {"bytes", "mtime_ns", "sha256"} <= made["output"].keys() else None
@@ -76,7 +83,7 @@ def _recorded_provenance(file: TaskFile) -> Mapping[str, Any] | None:
 
 def identity_of(file: TaskFile) -> dict[str, Any]:
     """Returns the identity of an annotated file, for `is_same_file`; reads the file where no provenance records it."""
-    made = _recorded_provenance(file)
+    made = recorded_provenance(file)
     if made is not None and is_same_file(file.path, made["output"], read_content=False):
         return dict(made["output"])
     return file_identity(file.path)
@@ -101,7 +108,7 @@ def embeddings_of(file: TaskFile, folder: Path, group: str) -> Iterator[Embeddin
             f"{file.path}: there is no {folder / file.stem}{EMBEDDING_SUFFIXES[0]}, the embeddings that were scored; "
             "correct params.embeddings_directory, or leave it out to write the annotated lines as they are"
         )
-    made = _recorded_provenance(file)
+    made = recorded_provenance(file)
     if made is not None and not is_same_file(file.path, made["output"], read_content=True):
         raise AnnotationError(
             f"{file.path} was changed since it was annotated, so its lines may not be in the order of {path}; annotate "

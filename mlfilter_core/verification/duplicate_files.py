@@ -1,6 +1,5 @@
 """Checks one file of duplicates, with its written documents, against its embeddings and the corpus."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from mlfilter_core.corpus.documents import as_string
 from mlfilter_core.corpus.lines import Line, OverlongLine
 from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.deduplication.settle import Duplicates, load_duplicates
-from mlfilter_core.embedding_store.duplicate_file import COSINE, KEPT_ROW, ROW_GROUP, SUFFIX, DuplicateFile
+from mlfilter_core.embedding_store.duplicate_file import COSINE, KEPT_ROW, ROW_GROUP, SUFFIX, DuplicateFile, number_of
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, EMBEDDING_SUFFIXES, N_TOKENS
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, DuplicateFileError
@@ -245,8 +244,7 @@ class _Check:
     def _expected(self, corpus: Duplicates, is_kept: NDArray[np.bool_]) -> Any:
         """Returns the duplicates of this file in those of the corpus, a record batch; None, with a problem, if none."""
         # Copies of a file have the same number; what is marked in each may differ.
-        identity = orjson.dumps(self.made["embeddings"], option=orjson.OPT_SORT_KEYS)
-        number = int.from_bytes(hashlib.blake2b(identity, digest_size=8).digest(), "little")
+        number = number_of(self.made["embeddings"])
         for place in np.flatnonzero(corpus.identities == np.uint64(number)).tolist():
             batch = corpus.of_file(place)
             if np.array_equal(batch["row"].to_numpy(), np.flatnonzero(~is_kept)):

@@ -1,7 +1,9 @@
 """A whole deduplication job, beside a search of all pairs."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -134,7 +136,7 @@ def test_the_annotated_lines_of_kept_documents_are_written(tmp_path: Path) -> No
         run(deduplicate_workload(job))
     for name in ("duplicates", "deduplicated"):
         (tmp_path / "out" / name / ("x0.parquet" if name == "duplicates" else "x0.jsonl")).unlink()
-    with pytest.raises(AnnotationError, match="another number of lines"):
+    with pytest.raises(AnnotationError, match=r"has 3 lines, and .* 4 rows"):
         run(deduplicate_workload(job))
 
 
@@ -294,3 +296,135 @@ def test_ids_of_any_type(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "out/duplicates/x0.parquet")
     assert table["document_id"].to_pylist() == ["5", "6", "7"]
     assert table["duplicate_of"].to_pylist() == [None, "5", "5"]
+
+
+def annotate(folder: Path, name: str, ids: list[str]) -> Path:
+    """Writes annotated lines as another tool would; returns their file."""
+    path = folder / f"out/annotated_data/{name}.jsonl"
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text("".join(f'{{"document_id": "{each}", "score_quality": 1.5}}\n' for each in ids))
+    return path
+
+
+def test_lines_in_another_order_are_refused(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "out/embeddings/x0.h5", np.eye(3, dtype=np.float32)[[0, 1, 0]])
+    annotated = annotate(tmp_path, "x0", ["x0-2", "x0-1", "x0-0"])
+    run_clustering(cluster_job(tmp_path))
+    job = deduplication_job(tmp_path, annotated_directory=annotated.parent, write_documents=True)
+    with pytest.raises(AnnotationError, match=r"x0\.jsonl:1 is of document x0-2, and row 0 of .* is of x0-0"):
+        run_deduplication(job)
+    scored = {"prefer": "best", "score": "quality", "overwrite": True}
+    with pytest.raises(AnnotationError, match="is of document x0-2"):
+        run_deduplication(deduplication_job(tmp_path, annotated_directory=annotated.parent, **scored))
+
+
+def test_what_later_steps_look_for_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a kill at any moment leaves nothing that counts as finished and is not."""
+    path = tmp_path / "out/embeddings/x0.h5"
+    write_vectors(path, np.eye(4, dtype=np.float32))
+    with h5py.File(path, "r+") as file:
+        file[f"train/{TEXT_HASH}"] = np.array([7, 8, 7, 9], np.uint64)
+    run_clustering(cluster_job(tmp_path))
+    order: list[str] = []
+    replace = os.replace
+
+    def seen(source: str, target: str, **options: Any) -> None:
+        order.append(Path(target).name)
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", seen)
+    run_deduplication(deduplication_job(tmp_path))
+    assert groups_found(tmp_path, ["x0"]) == [{0, 2}]
+    of_file = [name for name in order if name.startswith("x0.")]
+    assert sorted(of_file[:3]) == ["x0.hashes.arrow", "x0.vectors.arrow", "x0.visits.arrow"]
+    assert of_file[3] == "x0.npz"
+    assert order.index("duplicates.arrow") < order.index("duplicates.json")
+
+
+def test_hashes_of_an_earlier_version_of_a_file_are_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "out/embeddings/x0.h5"
+    write_vectors(path, np.eye(4, dtype=np.float32))
+    with h5py.File(path, "r+") as file:
+        file[f"train/{TEXT_HASH}"] = np.array([7, 7, 7, 7], np.uint64)
+    run_clustering(cluster_job(tmp_path))
+    work = groups_to_find(deduplication_job(tmp_path))
+    assert work is not None
+    run(work.steps()[0][1])  # the run is killed then
+    write_vectors(path, np.eye(4, dtype=np.float32)[::-1])
+    run_deduplication(deduplication_job(tmp_path))
+    assert groups_found(tmp_path, ["x0"]) == []
+
+
+def test_outputs_never_replace_inputs(tmp_path: Path) -> None:
+    write_corpus(tmp_path, planted(60, 10))
+    for name in ("annotated_directory", "source_dir"):
+        for folder in (tmp_path / "out/deduplicated", tmp_path / "out/duplicates/below"):
+            with pytest.raises(ConfigError, match=f"params.{name}: .* lie within each other"):
+                groups_to_find(deduplication_job(tmp_path, **{name: folder}))
+
+
+def test_missing_inputs_of_the_last_step_are_found_before_the_first_one(tmp_path: Path) -> None:
+    write_corpus(tmp_path, planted(60, 10))
+    with pytest.raises(ConfigError, match=r"there is no .*x0\.jsonl, the annotated file of .*write_documents: false"):
+        groups_to_find(deduplication_job(tmp_path, annotated_directory=tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"reads the sources: .* does not name its source.*write_documents: false"):
+        groups_to_find(deduplication_job(tmp_path, write_documents=True))
+
+
+def test_kept_documents_of_another_request_are_replaced_and_those_of_lost_embeddings_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("x0", "x1"):
+        write_vectors(tmp_path / f"out/embeddings/{name}.h5", np.eye(3, dtype=np.float32))
+        annotated = annotate(tmp_path, name, [f"{name}-{i}" for i in range(3)])
+    run_clustering(cluster_job(tmp_path))
+    params = {"annotated_directory": annotated.parent, "write_documents": True}
+    run_deduplication(deduplication_job(tmp_path, **params))
+    with pytest.raises(OutputConflictError, match=r"x0\.jsonl was made by another request"):
+        run_deduplication(deduplication_job(tmp_path, **params, compression="gzip"))
+    (tmp_path / "out/embeddings/x1.h5").unlink()
+    run_clustering(cluster_job(tmp_path, overwrite=True))
+    run_deduplication(deduplication_job(tmp_path, **params, compression="gzip", overwrite=True))
+    files = sorted(path.name for path in (tmp_path / "out/deduplicated").iterdir())
+    assert files == ["x0.jsonl.gz", "x1.jsonl"]
+    assert "deduplicated/x1.jsonl: its embeddings are gone" in caplog.text
+    assert "duplicates/x1.parquet: its embeddings are gone" in caplog.text
+
+
+def test_a_renamed_file_makes_its_duplicates_point_to_the_new_name(tmp_path: Path) -> None:
+    for name in ("x0", "x1"):
+        write_vectors(tmp_path / f"out/embeddings/{name}.h5", np.eye(3, dtype=np.float32))
+    run_clustering(cluster_job(tmp_path))
+    run_deduplication(deduplication_job(tmp_path))
+    (tmp_path / "out/embeddings/x0.h5").rename(tmp_path / "out/embeddings/w0.h5")
+    run_clustering(cluster_job(tmp_path, overwrite=True))
+    run_deduplication(deduplication_job(tmp_path, overwrite=True))
+    assert {row["duplicate_of_file"] for row in rows_of(tmp_path, ["x1"])} == {"w0.h5"}
+
+
+def test_a_copy_of_a_file_of_another_tool_is_the_same_file(tmp_path: Path) -> None:
+    write_corpus(tmp_path, planted(60, 20))
+    job = deduplication_job(tmp_path)
+    run_deduplication(job)
+    os.utime(tmp_path / "out/embeddings/x0.h5", (1, 1))
+    (tmp_path / "out/duplicates/x0.parquet").unlink()
+    assert [report.status for report in run(deduplicate_workload(job))] == ["deduplicated", "skipped", "skipped"]
+
+
+def test_clusters_of_a_part_of_the_corpus_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_corpus(tmp_path, planted(60, 10))
+    write_vectors(tmp_path / "out/embeddings/y.h5", planted(9_000, 0, seed=5))
+    work = groups_to_find(deduplication_job(tmp_path))
+    assert work is not None
+    assert "the clusters have 60 documents, and the embeddings about" in caplog.text
+    search = work.request.compared.divided.search
+    assert search is not None
+    assert search.probe_share < 0.7
+
+
+def test_a_cluster_that_does_not_fit_in_memory_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_corpus(tmp_path, planted(600, 10), n_clusters=2)
+    groups_to_find(deduplication_job(tmp_path, memory_gb=1e-5))
+    assert "which are compared in one task and take" in caplog.text
