@@ -161,7 +161,7 @@ def test_duplicates_have_the_columns_and_keys(outputs: Path) -> None:
         schema = of_corpus.schema
     assert types_of(schema) == {name: type_in(meaning) for name, meaning in batch.items()}
     found = json.loads(schema.metadata[b"mlfilter_duplicates"])
-    assert schema.metadata.keys() == {b"mlfilter_duplicates", b"mlfilter_identities"}
+    assert schema.metadata.keys() == {b"mlfilter_duplicates", b"mlfilter_identities", b"mlfilter_names"}
     assert found.keys() == facts.keys()
     assert (found["request"].keys(), found["corpus"].keys()) == (words(facts["request"]), words(facts["corpus"]))
     whole = load(outputs / "duplicates.json")
