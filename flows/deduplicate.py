@@ -20,7 +20,7 @@ from flows.running.report import RunReport
 from flows.running.run_files import run_job
 from mlfilter_core.config.deduplication import DeduplicationJob
 from mlfilter_core.config.job_files import load_job
-from mlfilter_core.deduplication.work import groups_to_find, marking_workload, trial_of
+from mlfilter_core.deduplication.work import deduplicate_course, trial_of
 from mlfilter_core.work.workload import Workload
 
 
@@ -40,16 +40,10 @@ def deduplicate(config: Path | DeduplicationJob, overrides: Mapping[str, Any] = 
         FilesFailedError: Some files failed; the others are finished.
     """
     job = load_job(config, DeduplicationJob, overrides)
-    if dry_run:
-        divide, compare = trial_of(job).steps()[:2]
-        for verb, workload in (divide, compare):
-            report = run_job(verb, functools.partial(_already_made, workload), job)
-        return report
-    work = groups_to_find(job)
-    if work is not None:
-        for verb, workload in work.steps():
-            run_job(verb, functools.partial(_already_made, workload), job)
-    return run_job("deduplicate", marking_workload, job)
+    steps = trial_of(job).steps()[:2] if dry_run else deduplicate_course(job)
+    for workload in steps:
+        report = run_job(workload.flow, functools.partial(_already_made, workload), job)
+    return report
 
 
 def _already_made(workload: Workload[Any], job: DeduplicationJob) -> Workload[Any]:

@@ -18,7 +18,7 @@ from mlfilter_core.config.clustering import LIST_FILE
 from mlfilter_core.embedding_store.centroids import Centroids
 from mlfilter_core.embedding_store.cluster_file import NO_CLUSTER, SUFFIX, ClusterFile, Rows, write_clusters
 from mlfilter_core.embedding_store.fingerprint import describe_differences, differences, fingerprint, name_of
-from mlfilter_core.embedding_store.layout import DOCUMENT_ID, N_TOKENS
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ClusterFileError, EmbeddingFileError, OutputConflictError
 from mlfilter_core.files.publishing import publish
@@ -197,7 +197,7 @@ class _Documents:
 
     vectors: NDArray[np.float32]
     ids: list[str] | None
-    tokens: NDArray[np.integer[Any]]
+    tokens: NDArray[np.int64]
 
 
 def _read(embeddings: EmbeddingFile) -> Iterator[_Documents]:
@@ -206,7 +206,7 @@ def _read(embeddings: EmbeddingFile) -> Iterator[_Documents]:
         yield _Documents(
             vectors,
             embeddings.strings(DOCUMENT_ID, rows) if DOCUMENT_ID in has else None,
-            embeddings.array(N_TOKENS, rows) if N_TOKENS in has else np.zeros(len(vectors), np.int32),
+            embeddings.tokens(rows),
         )
 
 

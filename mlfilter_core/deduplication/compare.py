@@ -81,9 +81,7 @@ class CompareRequest:
             "seed": self.divided.seed,
             "n_hash_buckets": self.divided.n_hash_buckets,
             "levels": list(self.levels),
-            "search": None
-            if search is None
-            else [search.centroids_sha256, search.neighbours, search.buckets.tolist(), search.probe_share],
+            "search": None if search is None else search.facts,
         }
         return hashlib.sha256(orjson.dumps(made_by)).hexdigest()
 
@@ -160,7 +158,7 @@ def compare(task: TaskFile, request: CompareRequest, device: "torch.device") -> 
     with publish(request.output(task)) as temporary, open_new(temporary) as sink:
         np.savez(
             sink,
-            facts=np.frombuffer(orjson.dumps([facts, documents, *pairs.recall]), np.uint8),
+            facts=np.frombuffer(orjson.dumps([facts, documents, len(pairs.cosines), *pairs.recall]), np.uint8),
             first=pairs.first,
             second=pairs.second,
             cosines=pairs.cosines,
@@ -173,8 +171,7 @@ def finished_comparison(task: TaskFile, request: CompareRequest) -> CompareRepor
     """Returns the report of a bucket that is compared; None where it has yet to be."""
     try:
         with open(request.output(task), "rb") as opened, zipfile.ZipFile(opened) as archive:
-            facts, documents, *_ = orjson.loads(column(archive, "facts", np.uint8).data)
-            n_pairs = len(column(archive, "cosines", np.float32))
+            facts, documents, n_pairs, *_ = orjson.loads(column(archive, "facts", np.uint8).data)
     except (OSError, *DAMAGED) as error:
         if isinstance(error, OSError) and error.errno not in (None, 2, 22):
             raise
@@ -189,7 +186,7 @@ def load_pairs(task: TaskFile, request: CompareRequest) -> Pairs:
         OSError, ValueError: They cannot be read.
     """
     with open(request.output(task), "rb") as opened, zipfile.ZipFile(opened) as archive:
-        _, _, n_all, n_compared = orjson.loads(column(archive, "facts", np.uint8).data)
+        *_, n_all, n_compared = orjson.loads(column(archive, "facts", np.uint8).data)
         return Pairs(
             column(archive, "first", np.int64),
             column(archive, "second", np.int64),

@@ -1,6 +1,7 @@
 """The first step of a deduplication job: the rows of a file of embeddings, divided into buckets that are compared."""
 
 import errno
+import functools
 import hashlib
 import logging
 import time
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.clustering.assign_clusters import check_fits
 from mlfilter_core.clustering.directions import directions
+from mlfilter_core.clustering.sample import version_of
 from mlfilter_core.compute.splitmix64 import numbers_of_rows
 from mlfilter_core.config.deduplication import DeduplicationParameters
 from mlfilter_core.corpus.documents import as_string
@@ -78,6 +80,17 @@ class Search:
         """Number of buckets."""
         return int(self.buckets.max()) + 1
 
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """What divided rows and their pairs depend on."""
+        return {
+            "centroids": self.centroids_sha256,
+            "threshold": self.threshold,
+            "neighbours": self.neighbours,
+            "buckets": hashlib.sha256(self.buckets.tobytes()).hexdigest(),
+            "probe_share": self.probe_share,
+        }
+
 
 @dataclass(frozen=True)
 class DistributeRequest:
@@ -108,24 +121,15 @@ class DistributeRequest:
 
     def facts(self, file: TaskFile) -> dict[str, Any]:
         """Returns what the divided rows of a file depend on."""
-        search = self.search
         return {
             "group": self.group,
             "prefer": self.prefer,
             "score": self.score,
             "seed": self.seed,
             "n_hash_buckets": self.n_hash_buckets,
-            "embeddings": _version(file.path),
-            "annotated": None if self.score is None else _version(annotated_file(file, self.annotated).path),
-            "search": None
-            if search is None
-            else {
-                "centroids": search.centroids_sha256,
-                "threshold": search.threshold,
-                "neighbours": search.neighbours,
-                "buckets": hashlib.sha256(search.buckets.tobytes()).hexdigest(),
-                "probe_share": search.probe_share,
-            },
+            "embeddings": version_of(file.path),
+            "annotated": None if self.score is None else version_of(annotated_file(file, self.annotated).path),
+            "search": None if self.search is None else self.search.facts,
         }
 
 
@@ -139,7 +143,6 @@ class DividedRows:
         has_hashes: Whether there are hashes of the texts.
         ids: Document id of each, or its row.
         values: What decides which document of a group is kept, the highest, float64 (n,).
-        tokens: Tokens of each document, int64 (n,).
         probes: Rows that are compared with all others, int64 (p,).
         probe_vectors: float32 (p, dim), of unit length.
     """
@@ -149,7 +152,6 @@ class DividedRows:
     has_hashes: bool
     ids: Sequence[str]
     values: NDArray[np.float64]
-    tokens: NDArray[np.int64]
     probes: NDArray[np.int64]
     probe_vectors: NDArray[np.float32]
 
@@ -230,8 +232,8 @@ def distribute(file: TaskFile, request: DistributeRequest, device: "torch.device
     with EmbeddingFile(file.path, request.group) as embeddings, ExitStack() as stack:
         # Entered first, so that it appears last: later steps look for it.
         rows_target = stack.enter_context(publish(request.output(file)))
-        ids, hashes, tokens = _columns(embeddings)
-        values = _values(file, request, embeddings, tokens)
+        ids, hashes = _columns(embeddings)
+        values = _values(file, request, embeddings)
         if hashes is None:
             request.output(file, HASHES).unlink(missing_ok=True)  # of an earlier version
         else:
@@ -264,7 +266,6 @@ def distribute(file: TaskFile, request: DistributeRequest, device: "torch.device
                 facts=np.frombuffer(orjson.dumps(facts), np.uint8),
                 ids=np.frombuffer(orjson.dumps(ids), np.uint8),
                 values=values,
-                tokens=tokens,
                 probes=probes.astype(np.int64),
                 probe_vectors=probe_vectors,
             )
@@ -299,7 +300,6 @@ def load_rows(file: TaskFile, request: DistributeRequest, names: Sequence[str]) 
                 facts["has_hashes"],
                 orjson.loads(column(archive, "ids", np.uint8).data) if "ids" in names else [],
                 column(archive, "values", np.float64) if "values" in names else np.empty(0),
-                column(archive, "tokens", np.int64) if "tokens" in names else np.empty(0, np.int64),
                 probes,
                 vectors.reshape(len(probes), -1) if len(probes) else np.empty((0, 0), np.float32),
             )
@@ -361,29 +361,25 @@ def annotated_lines(annotated: TaskFile, embeddings: EmbeddingFile) -> Iterator[
         )
 
 
-def _columns(embeddings: EmbeddingFile) -> "tuple[list[str], NDArray[np.uint64] | None, NDArray[np.int64]]":
-    """Returns ids, hashes of texts, and numbers of tokens of all rows."""
+def _columns(embeddings: EmbeddingFile) -> "tuple[list[str], NDArray[np.uint64] | None]":
+    """Returns ids, and hashes of texts where they are stored, of all rows."""
     names, every = embeddings.names(), slice(None)
     ids = (
         embeddings.strings(DOCUMENT_ID, every)
         if DOCUMENT_ID in names
         else [f"row {row}" for row in range(embeddings.n_rows)]
     )
-    hashes = embeddings.array(TEXT_HASH, every).astype(np.uint64) if TEXT_HASH in names else None
-    tokens = embeddings.array(N_TOKENS, every) if N_TOKENS in names else np.zeros(embeddings.n_rows)
-    return ids, hashes, tokens.astype(np.int64)
+    return ids, embeddings.array(TEXT_HASH, every).astype(np.uint64) if TEXT_HASH in names else None
 
 
-def _values(
-    file: TaskFile, request: DistributeRequest, embeddings: EmbeddingFile, tokens: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _values(file: TaskFile, request: DistributeRequest, embeddings: EmbeddingFile) -> NDArray[np.float64]:
     """Returns what decides which of several documents is kept."""
     if request.prefer == FIRST:
-        return np.zeros(len(tokens))
+        return np.zeros(embeddings.n_rows)
     if request.prefer == LONGEST:
         if N_TOKENS not in embeddings.names():
             raise EmbeddingFileError(f"{file.path} has no {N_TOKENS}; set prefer: first, or embed it again")
-        return tokens.astype(np.float64)
+        return embeddings.tokens(slice(None)).astype(np.float64)
     assert request.score is not None
     annotated = annotated_file(file, request.annotated)
     values = []
@@ -476,12 +472,6 @@ def _facts(file: TaskFile, request: DistributeRequest) -> Mapping[str, Any] | No
         return None
     asked = orjson.loads(orjson.dumps(request.facts(file)))
     return found if all(found.get(name) == value for name, value in asked.items()) else None
-
-
-def _version(path: Path) -> list[int]:
-    """Returns size and modification time of a file, in bytes and ns."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _report(

@@ -28,7 +28,7 @@ from mlfilter_core.embedding_store.duplicate_file import (
     number_of,
     write_duplicates,
 )
-from mlfilter_core.embedding_store.layout import DOCUMENT_ID, N_TOKENS, SOURCE_OFFSET
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID, SOURCE_OFFSET
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
 from mlfilter_core.errors import AnnotationError, DuplicateFileError, EmbeddingFileError, OutputConflictError
@@ -188,7 +188,7 @@ def mark_duplicates(file: TaskFile, request: MarkRequest, duplicates: Duplicates
         batch = duplicates.of_file(place)
         is_kept = np.ones(embeddings.n_rows, bool)
         is_kept[batch["row"].to_numpy()] = False
-        tokens = _tokens(embeddings)
+        tokens = embeddings.tokens(slice(None))
         made: dict[str, Any] = {
             "embeddings": embeddings.identity(),
             "request": request.provenance(),
@@ -292,12 +292,6 @@ def _table(embeddings: EmbeddingFile, batch: Any) -> Any:
         ids = pa.array(embeddings.strings(DOCUMENT_ID, slice(None)), pa.string())
         columns = {DOCUMENT_ID: ids, **columns}
     return pa.table(columns)
-
-
-def _tokens(embeddings: EmbeddingFile) -> NDArray[np.int64]:
-    if N_TOKENS not in embeddings.names():
-        return np.zeros(embeddings.n_rows, np.int64)
-    return embeddings.array(N_TOKENS, slice(None)).astype(np.int64)
 
 
 def _report(

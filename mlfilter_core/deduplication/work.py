@@ -117,16 +117,15 @@ class SettleWork(Work[SettleReport]):
     params: DeduplicationParameters
     request: SettleRequest
 
-    def steps(self) -> list[tuple[str, Workload[Any]]]:
-        """Returns the steps that find the groups, in order, by the name of their tasks."""
+    def steps(self) -> list[Workload[Any]]:
+        """Returns the steps that find the groups, in order."""
         params, compared = self.params, self.request.compared
         distributing = DistributeWork(compared.divided, params.device)
         comparing = CompareWork(compared, params.device)
-        task = _task(self.request.path)
         return [
-            ("divide", Workload("divide", compared.files, distributing, compared.divided.folder, is_step=True)),
-            ("compare", Workload("compare", compared.tasks(), comparing, compared.folder, is_step=True)),
-            ("group", Workload("group", [task], self, params.output_dir, is_step=True)),
+            Workload("divide", compared.files, distributing, compared.divided.folder, is_step=True),
+            Workload("compare", compared.tasks(), comparing, compared.folder, is_step=True),
+            Workload("group", [_task(self.request.path)], self, params.output_dir, is_step=True),
         ]
 
     def outputs(self, file: TaskFile) -> Sequence[Path]:
@@ -216,8 +215,7 @@ def deduplicate_course(job: DeduplicationJob) -> Iterator[Workload[Any]]:
     """
     work = groups_to_find(job)
     if work is not None:
-        for _, workload in work.steps():
-            yield workload
+        yield from work.steps()
     yield marking_workload(job)
 
 

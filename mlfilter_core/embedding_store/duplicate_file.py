@@ -64,24 +64,6 @@ class DuplicateFile:
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
 
-    def read(self) -> Any:
-        """Returns all rows as a table of Arrow.
-
-        Raises:
-            DuplicateFileError: They cannot be read, or are not as many as the file states.
-        """
-        import pyarrow as pa
-
-        try:
-            table = self._file.read()
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise self._error(f"its columns cannot be read ({in_one_line(error)})") from error
-        if table.num_rows != self.made["documents"]:
-            raise self._error(f"it has {table.num_rows} rows and states {self.made['documents']}")
-        return table
-
     def _error(self, message: str) -> DuplicateFileError:
         return DuplicateFileError(f"{self.path}: {message}; deduplicate again")
 

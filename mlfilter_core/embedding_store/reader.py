@@ -20,6 +20,7 @@ from mlfilter_core.embedding_store.layout import (
     EMBEDDINGS,
     FIRST_CHUNK,
     FORMAT_VERSION,
+    N_TOKENS,
     OPTIONAL_PROVENANCE,
     Provenance,
     index_name,
@@ -217,6 +218,16 @@ class EmbeddingFile:
         """
         values = self.column(name, rows)
         return values if isinstance(values, list) else [as_string(value) for value in values.tolist()]
+
+    def tokens(self, rows: slice) -> NDArray[np.int64]:
+        """Returns the number of tokens of some documents, int64 (n,); 0 where the file does not state them.
+
+        Raises:
+            EmbeddingFileError: They cannot be read.
+        """
+        if N_TOKENS not in self._datasets:
+            return np.zeros(len(range(*rows.indices(self.n_rows))), np.int64)
+        return self._values(N_TOKENS, rows).astype(np.int64)
 
     def array(self, name: str, rows: slice) -> NDArray[Any]:
         """Returns a numeric dataset's values.

@@ -349,7 +349,7 @@ def test_hashes_of_an_earlier_version_of_a_file_are_not_used(tmp_path: Path) -> 
     run_clustering(cluster_job(tmp_path))
     work = groups_to_find(deduplication_job(tmp_path))
     assert work is not None
-    run(work.steps()[0][1])  # the run is killed then
+    run(work.steps()[0])  # the run is killed then
     write_vectors(path, np.eye(4, dtype=np.float32)[::-1])
     run_deduplication(deduplication_job(tmp_path))
     assert groups_found(tmp_path, ["x0"]) == []

@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlfilter_core.embedding_store.duplicate_file import DuplicateFile, write_duplicates
@@ -65,7 +66,7 @@ def problems(out: Path, path: str = X, read_content: bool = True) -> str:
 def rewrite(path: Path, change: Callable[[Columns, Made], object]) -> None:
     """Changes the columns of a file of duplicates and what it states."""
     with DuplicateFile(path) as file:
-        table, made = file.read(), json.loads(json.dumps(file.made))
+        table, made = pq.read_table(path), json.loads(json.dumps(file.made))
     columns = table.to_pydict()
     change(columns, made)
     schema = pa.schema([table.schema.field(name) for name in columns])
