@@ -16,7 +16,7 @@ from mlfilter_core.errors import OutputConflictError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.heads.chunk_scores import DEFAULT, ChunkCombination
-from mlfilter_core.work.same_request import REPLACE, check_same_request
+from mlfilter_core.work.same_request import REPLACE, are_same_embeddings, check_same_request
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,7 @@ def finished_annotation(
     if made is None:
         return None
     output = request.output(embeddings)
-    with EmbeddingFile(embeddings.path, request.group) as file:
-        are_same_embeddings = file.is_version(made["embeddings"], read_content)
-    if are_same_embeddings is False:
-        raise OutputConflictError(f"{output} was made from another version of {embeddings.path}; {REPLACE}")
-    if are_same_embeddings is None:
+    if not are_same_embeddings(output, embeddings.path, request.group, made["embeddings"], read_content):
         return None
     return AnnotateReport(
         *(embeddings.relative, str(output), "skipped", made["documents"], made["missing_values"]),

@@ -26,7 +26,7 @@ from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.files.urls import url_of
 from mlfilter_core.wording import plural, share, shortened
 from mlfilter_core.work.progress import Progress, ProgressTeller
-from mlfilter_core.work.same_request import REPLACE, check_same_request
+from mlfilter_core.work.same_request import REPLACE, are_same_embeddings, check_same_request
 from mlfilter_core.work.workload import ReportDefaults
 
 if TYPE_CHECKING:
@@ -184,10 +184,7 @@ def finished_clusters(file: TaskFile, request: ClusterRequest, read_content: boo
     except ClusterFileError as error:
         raise OutputConflictError(f"{error}; {REPLACE}") from error
     check_same_request(output, made["request"], request.provenance())
-    with EmbeddingFile(file.path, request.group) as embeddings:
-        are_same = embeddings.is_version(made["embeddings"], read_content)
-    if are_same is False:
-        raise OutputConflictError(f"{output} was made from another version of {file.path}; {REPLACE}")
+    are_same = are_same_embeddings(output, file.path, request.group, made["embeddings"], read_content)
     return None if are_same is None else _report(file, output, "skipped", made)
 
 

@@ -3,7 +3,6 @@
 Whether a document is in the sample depends on the seed, its file's name and its row alone.
 """
 
-import errno
 import time
 import zipfile
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.embedding_store.source_documents import SourceDocuments
 from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.files.new_file import open_new
-from mlfilter_core.files.numpy_archives import DAMAGED, column
+from mlfilter_core.files.numpy_archives import DAMAGED, column, is_damage
 from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.workload import ReportDefaults
@@ -210,7 +209,7 @@ def load_sample(file: TaskFile, request: SampleRequest) -> Sample | None:
                 facts["without_texts"],
             )
     except (OSError, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL):
+        if not is_damage(error):
             raise
         return None
 

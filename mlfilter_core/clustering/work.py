@@ -41,7 +41,7 @@ from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, FileError, OutputConflictError
 from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import TaskFile, TaskFiles, evenly_spaced, find_files, shard
+from mlfilter_core.files.task_files import TaskFile, TaskFiles, evenly_spaced, find_files, shard, single_task
 from mlfilter_core.work.workload import Work, Workload
 
 GB = 10**9
@@ -86,7 +86,7 @@ class CentroidsWork(Work[CentroidsReport]):
 
     def workload(self) -> Workload[CentroidsReport]:
         """Returns the second step of the job."""
-        return Workload("centroids", [_task(self.request.path)], self, self.params.output_dir, is_step=True)
+        return Workload("centroids", [single_task(self.request.path)], self, self.params.output_dir, is_step=True)
 
     def outputs(self, file: TaskFile) -> Sequence[Path]:
         return (self.request.path,)
@@ -212,10 +212,6 @@ def assignment_workload(job: ClusterJob) -> Workload[ClusterReport]:
 def remove_samples(params: ClusterParameters) -> None:
     """Removes the samples, which are of no use once centroids are found."""
     shutil.rmtree(params.clusters_dir / SAMPLE_FOLDER, ignore_errors=True)
-
-
-def _task(path: Path) -> TaskFile:
-    return TaskFile(path.name, path.stem, path.parent.absolute())
 
 
 def _files(params: ClusterParameters) -> TaskFiles:

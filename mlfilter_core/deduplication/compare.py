@@ -25,7 +25,7 @@ from mlfilter_core.deduplication.edges import Edges, Forest
 from mlfilter_core.deduplication.partitions import read_bucket
 from mlfilter_core.embedding_store.centroids import load_same_centroids
 from mlfilter_core.files.new_file import open_new
-from mlfilter_core.files.numpy_archives import DAMAGED, column
+from mlfilter_core.files.numpy_archives import DAMAGED, column, is_damage
 from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile, TaskFiles
 from mlfilter_core.work.progress import Progress, ProgressTeller
@@ -173,7 +173,7 @@ def finished_comparison(task: TaskFile, request: CompareRequest) -> CompareRepor
         with open(request.output(task), "rb") as opened, zipfile.ZipFile(opened) as archive:
             facts, documents, n_pairs, *_ = orjson.loads(column(archive, "facts", np.uint8).data)
     except (OSError, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno not in (None, 2, 22):
+        if not is_damage(error):
             raise
         return None
     return _report(task, request, "skipped", documents, n_pairs) if facts == request.facts() else None

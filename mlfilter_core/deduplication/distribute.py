@@ -1,6 +1,5 @@
 """The first step of a deduplication job: the rows of a file of embeddings, divided into buckets that are compared."""
 
-import errno
 import functools
 import hashlib
 import logging
@@ -33,7 +32,7 @@ from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, EmbeddingFileError
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.new_file import open_new
-from mlfilter_core.files.numpy_archives import DAMAGED, column
+from mlfilter_core.files.numpy_archives import DAMAGED, column, is_damage
 from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import lines_of, record_of, recorded_provenance, score_field
@@ -304,7 +303,7 @@ def load_rows(file: TaskFile, request: DistributeRequest, names: Sequence[str]) 
                 vectors.reshape(len(probes), -1) if len(probes) else np.empty((0, 0), np.float32),
             )
     except (OSError, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL):
+        if not is_damage(error):
             raise
         raise EmbeddingFileError(f"{file.path}: its rows were not divided ({error}); run the job again") from error
 
@@ -467,7 +466,7 @@ def _facts(file: TaskFile, request: DistributeRequest) -> Mapping[str, Any] | No
         with open(request.output(file), "rb") as opened, zipfile.ZipFile(opened) as archive:
             found: dict[str, Any] = orjson.loads(column(archive, "facts", np.uint8).data)
     except (OSError, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL):
+        if not is_damage(error):
             raise
         return None
     asked = orjson.loads(orjson.dumps(request.facts(file)))

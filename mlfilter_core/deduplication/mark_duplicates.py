@@ -24,7 +24,7 @@ from mlfilter_core.embedding_store.duplicate_file import (
     NEAR_FILE,
     NEAR_ROW,
     SUFFIX,
-    DuplicateFile,
+    made_from,
     number_of,
     write_duplicates,
 )
@@ -38,7 +38,7 @@ from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import identity_of as identity_of_annotated
 from mlfilter_core.wording import plural, share
-from mlfilter_core.work.same_request import REPLACE, check_same_request
+from mlfilter_core.work.same_request import REPLACE, are_same_embeddings, check_same_request
 from mlfilter_core.work.workload import ReportDefaults
 
 ASKED_BY = "write_documents without annotated_directory reads the sources: "
@@ -234,17 +234,13 @@ def finished_marks(file: TaskFile, request: MarkRequest, read_content: bool) -> 
         if path.exists():
             raise OutputConflictError(f"{path} was made by another request; {REPLACE}")
     try:
-        with DuplicateFile(output) as marked:
-            made = marked.made
+        made = made_from(output)
     except FileNotFoundError:
         return None
     except DuplicateFileError as error:
         raise OutputConflictError(f"{error}; {REPLACE}") from error
     check_same_request(output, made["request"], request.provenance())
-    with EmbeddingFile(file.path, request.group) as embeddings:
-        are_same = embeddings.is_version(made["embeddings"], read_content)
-    if are_same is False:
-        raise OutputConflictError(f"{output} was made from another version of {file.path}; {REPLACE}")
+    are_same = are_same_embeddings(output, file.path, request.group, made["embeddings"], read_content)
     if documents is not None and are_same:
         if not documents.exists():
             return None

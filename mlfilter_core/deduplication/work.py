@@ -52,8 +52,9 @@ from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT, SourceDocuments
 from mlfilter_core.errors import AnnotationError, ConfigError, EmbeddingFileError, OutputConflictError, SourceError
-from mlfilter_core.files.publishing import unless_overwritten
-from mlfilter_core.files.task_files import TaskFile, TaskFiles, evenly_spaced, find_files, shard
+from mlfilter_core.files.publishing import check_apart, unless_overwritten
+from mlfilter_core.files.task_files import TaskFile, TaskFiles, evenly_spaced, find_files, shard, single_task
+from mlfilter_core.work.output_folders import without_input
 from mlfilter_core.work.workload import Work, Workload
 
 N_CHECKED = 3  # files whose sources are looked for before a run
@@ -125,7 +126,7 @@ class SettleWork(Work[SettleReport]):
         return [
             Workload("divide", compared.files, distributing, compared.divided.folder, is_step=True),
             Workload("compare", compared.tasks(), comparing, compared.folder, is_step=True),
-            Workload("group", [_task(self.request.path)], self, params.output_dir, is_step=True),
+            Workload("group", [single_task(self.request.path)], self, params.output_dir, is_step=True),
         ]
 
     def outputs(self, file: TaskFile) -> Sequence[Path]:
@@ -190,7 +191,7 @@ def groups_to_find(job: DeduplicationJob) -> SettleWork | None:
     work = _settle_work(job.params)
     _check_inputs(job.params, work.request.compared.files)
     try:
-        is_finished = work.finished(_task(work.request.path), read_content=False) is not None
+        is_finished = work.finished(single_task(work.request.path), read_content=False) is not None
     except OutputConflictError as error:
         raise ConfigError(str(error)) from error
     return None if is_finished else work
@@ -250,10 +251,6 @@ def marking_workload(job: DeduplicationJob) -> Workload[DeduplicateReport]:
     )
     work = DeduplicateWork(params, request)
     return Workload("deduplicate", shard(files, job.local.ranks, job.local.tasks), work, params.duplicates_dir)
-
-
-def _task(path: Path) -> TaskFile:
-    return TaskFile(path.name, path.stem, path.parent.absolute())
 
 
 def _files(params: DeduplicationParameters) -> TaskFiles:
@@ -331,11 +328,8 @@ def _check_inputs(params: DeduplicationParameters, files: TaskFiles) -> None:
     """
     for name, folder in (("annotated_directory", params.annotated_directory), ("source_dir", params.source_dir)):
         for written in (params.duplicates_dir, params.deduplicated_dir):
-            if folder is not None and _overlap(folder, written):
-                raise ConfigError(
-                    f"params.{name}: {folder} and the output folder {written} lie within each other; give another "
-                    "output_dir"
-                )
+            if folder is not None:
+                check_apart(f"params.{name}", folder, written)
     try:
         for file in evenly_spaced(files, N_CHECKED):
             if params.annotated_directory is not None:
@@ -357,22 +351,12 @@ def _check_source(file: TaskFile, params: DeduplicationParameters) -> None:
         SourceDocuments(embeddings, params.source_dir, [WHOLE_DOCUMENT], asked_by=ASKED_BY).__exit__()
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    one, other = one.resolve(), other.resolve()
-    return one.is_relative_to(other) or other.is_relative_to(one)
-
-
 def _warn_of_files_without_embeddings(params: DeduplicationParameters) -> None:
     """Warns of outputs whose files of embeddings are gone: readers of the folders still read them."""
-    for folder, suffixes in ((params.duplicates_dir, [SUFFIX]), (params.deduplicated_dir, list(SUFFIXES.values()))):
-        for path in folder.glob("**/[!.]*"):
-            relative = path.relative_to(folder).as_posix()
-            suffix = next((suffix for suffix in suffixes if relative.endswith(suffix)), None)
-            if suffix is None or any(part.startswith(".") for part in Path(relative).parts):
-                continue
-            stem = params.embeddings_directory / relative.removesuffix(suffix)
-            if not any(stem.with_name(f"{stem.name}{each}").exists() for each in EMBEDDING_SUFFIXES):
-                _log.warning("%s: its embeddings are gone; remove it if its documents are not wanted", path)
+    inputs = params.embeddings_directory, EMBEDDING_SUFFIXES
+    for folder, suffixes in ((params.duplicates_dir, (SUFFIX,)), (params.deduplicated_dir, tuple(SUFFIXES.values()))):
+        for path in without_input(folder, suffixes, *inputs):
+            _log.warning("%s: its embeddings are gone; remove it if its documents are not wanted", path)
 
 
 def _versions(files: TaskFiles) -> str:

@@ -5,8 +5,8 @@ object that says what it was made from.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
-from mlfilter_core.errors import ClusterFileError, in_one_line
+from mlfilter_core.embedding_store.stated_parquet import open_stated, reading
+from mlfilter_core.errors import ClusterFileError
 from mlfilter_core.files.new_file import open_new
 
 SUFFIX = ".parquet"
@@ -42,16 +43,9 @@ class ClusterFile:
             ClusterFileError: It is not a file of clusters, or is cut short.
             FileNotFoundError: It is missing.
         """
-        import pyarrow.parquet as pq
-
         self.path = path
         with self._reading("not a file of clusters"):
-            self._file = pq.ParquetFile(path)
-            try:
-                self.made = _made(self._file.metadata.metadata or {})
-            except BaseException:
-                self._file.close()
-                raise
+            self._file, self.made = open_stated(path, _METADATA, _REQUIRED)
 
     def __enter__(self) -> "ClusterFile":
         return self
@@ -85,32 +79,11 @@ class ClusterFile:
             ids: list[str] = self._file.read([DOCUMENT_ID])[DOCUMENT_ID].to_pylist()
         return ids
 
-    @contextmanager
-    def _reading(self, failure: str) -> Iterator[None]:
-        """Turns the errors of a broken file into one that says so."""
-        import pyarrow as pa
-
-        try:
-            yield
-        except (pa.ArrowException, LookupError, ValueError, TypeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno:  # of the file system, not of Parquet
-                raise
-            raise self._error(f"{failure} ({in_one_line(error)})") from error
+    def _reading(self, failure: str) -> AbstractContextManager[None]:
+        return reading(failure, self._error)
 
     def _error(self, message: str) -> ClusterFileError:
         return ClusterFileError(f"{self.path}: {message}; cluster again")
-
-
-def _made(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
-    """Returns what a file was made from, given the metadata of the Parquet file.
-
-    Raises:
-        LookupError, ValueError, TypeError: Something is missing, or of another type.
-    """
-    made = dict(json.loads(metadata[_METADATA]))
-    if wrong := [name for name, kind in _REQUIRED.items() if not isinstance(made.get(name), kind)]:
-        raise ValueError(f"it does not state {', '.join(wrong)}")
-    return made
 
 
 def write_clusters(path: Path, slices: Iterable[Rows], made: Mapping[str, Any], has_ids: bool) -> None:

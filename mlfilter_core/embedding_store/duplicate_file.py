@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.errors import DuplicateFileError, in_one_line
+from mlfilter_core.embedding_store.stated_parquet import open_stated, reading
+from mlfilter_core.errors import DuplicateFileError
 from mlfilter_core.files.new_file import open_new
 
 SUFFIX = ".parquet"
 DUPLICATE_OF, KEPT_FILE, KEPT_ROW = "duplicate_of", "duplicate_of_file", "duplicate_of_row"
 NEAR_FILE, NEAR_ROW, COSINE = "near_file", "near_row", "cosine"
 METADATA = b"mlfilter_duplicates"
-_REQUIRED = ("embeddings", "request", "documents", "kept", "tokens", "kept_tokens")
+_REQUIRED = {"embeddings": dict, "request": dict, "documents": int, "kept": int, "tokens": int, "kept_tokens": int}
 ROW_GROUP = 1 << 17  # rows of a row group
 
 
@@ -29,43 +30,17 @@ def number_of(identity: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
 
 
-class DuplicateFile:
-    """The duplicates of a file of embeddings.
+def made_from(path: Path) -> Mapping[str, Any]:
+    """Returns what a file of duplicates was made from: `embeddings`, `request`, `documents`, `kept`, ...
 
-    Attributes:
-        path: The file.
-        made: What it was made from: `embeddings`, `request`, `documents`, `kept`, ...
+    Raises:
+        DuplicateFileError: It is not a file of duplicates, or is damaged.
+        FileNotFoundError: It is missing.
     """
-
-    def __init__(self, path: Path) -> None:
-        """Opens a file and reads what it was made from.
-
-        Raises:
-            DuplicateFileError: It is not a file of duplicates, or is damaged.
-            FileNotFoundError: It is missing.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self.path = path
-        try:
-            self._file = pq.ParquetFile(path)
-            self.made: Mapping[str, Any] = json.loads((self._file.metadata.metadata or {})[METADATA])
-            if missing := [name for name in _REQUIRED if name not in self.made]:
-                raise ValueError(f"it does not state {', '.join(missing)}")
-        except (pa.ArrowException, KeyError, ValueError, TypeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno:  # of the file system, not of Parquet
-                raise
-            raise self._error(f"not a file of duplicates ({in_one_line(error)})") from error
-
-    def __enter__(self) -> "DuplicateFile":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._file.close()
-
-    def _error(self, message: str) -> DuplicateFileError:
-        return DuplicateFileError(f"{self.path}: {message}; deduplicate again")
+    with reading("not a file of duplicates", lambda what: DuplicateFileError(f"{path}: {what}; deduplicate again")):
+        file, made = open_stated(path, METADATA, _REQUIRED)
+        file.close()
+        return made
 
 
 def write_duplicates(path: Path, table: Any, made: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 That takes 40 µs to parse each header, a minute for a million files.
 """
 
+import errno
 import struct
 import zipfile
 import zlib
@@ -14,6 +15,14 @@ from numpy.typing import NDArray
 # What zipfile, and orjson for JSON in an array, raise for a damaged archive; a flag that they do not support is a
 # RuntimeError. zipfile also raises OSErrors, without a number or with EINVAL for a place before 0.
 DAMAGED = (ValueError, KeyError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+
+
+def is_damage(error: Exception) -> bool:
+    """Returns whether one of `DAMAGED`, or an OSError, says that an archive is missing or damaged.
+
+    Other errors are of the file system: another attempt may succeed.
+    """
+    return not isinstance(error, OSError) or error.errno in (None, errno.ENOENT, errno.EINVAL)
 
 
 def column(archive: zipfile.ZipFile, name: str, *dtypes: type[np.generic]) -> NDArray[Any]:

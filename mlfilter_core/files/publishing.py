@@ -129,6 +129,24 @@ def check_writable(folder: Path, field: str = "params.output_dir") -> None:
         ) from error
 
 
+def check_apart(field: str, folder: Path, written: Path) -> None:
+    """Checks that a folder of inputs and one of outputs do not lie within each other.
+
+    Args:
+        field: Job field that names the folder of inputs, for the message.
+        folder: The folder of inputs.
+        written: The folder of outputs.
+
+    Raises:
+        ConfigError: They do.
+    """
+    one, other = folder.resolve(), written.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise ConfigError(
+            f"{field}: {folder} and the output folder {written} lie within each other; give another output_dir"
+        )
+
+
 def _temporary_prefix(target: Path) -> str:
     return f".{target.name[:40]}."
 

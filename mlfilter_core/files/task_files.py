@@ -262,6 +262,11 @@ def place_of(files: Sequence[TaskFile], file: TaskFile) -> int:
     return bisect_left(files, file.relative, key=lambda other: other.relative)
 
 
+def single_task(path: Path) -> TaskFile:
+    """Returns the file of a task that makes a single file of many: what it makes."""
+    return TaskFile(path.name, path.stem, path.parent.absolute())
+
+
 def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
     """Returns all items, or as many as wanted from all over them."""
     n = min(most, len(items))

@@ -3,7 +3,6 @@
 So the thresholds of a whole corpus are found without reading its documents again.
 """
 
-import errno
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from mlfilter_core.config.filtering import FilterParameters
 from mlfilter_core.errors import AnnotationError, FileError
 from mlfilter_core.files.identity import is_same_file
-from mlfilter_core.files.numpy_archives import DAMAGED, column
+from mlfilter_core.files.numpy_archives import DAMAGED, column, is_damage
 from mlfilter_core.files.publishing import publish
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.filtering.annotated_file import embeddings_path
@@ -228,7 +227,7 @@ def _stored(file: TaskFile, request: SurveyRequest) -> Iterator[tuple[Mapping[st
                 )
             yield facts, archive
     except (OSError, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: a place before 0
+        if not is_damage(error):
             raise
         if not isinstance(error, FileNotFoundError):
             with suppress(OSError):

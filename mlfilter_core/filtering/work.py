@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mlfilter_core.config.filtering import FilterJob, FilterParameters
 from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
-from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.part_files import n_parts_before
-from mlfilter_core.files.publishing import unless_overwritten
+from mlfilter_core.files.publishing import check_apart, unless_overwritten
 from mlfilter_core.files.task_files import WHOLE, TaskFile, TaskFiles, find_files, shard
 from mlfilter_core.filtering.filter_file import FilterReport, filter_file, finished_filter
 from mlfilter_core.filtering.filter_parts import MIN_PART_ROWS, filter_in_parts, filter_part, part_outputs, parts_of
@@ -21,6 +20,7 @@ from mlfilter_core.filtering.rank_search import Surveys
 from mlfilter_core.filtering.stored_thresholds import stored_thresholds
 from mlfilter_core.filtering.survey import SUFFIX, SurveyReport, SurveyRequest, finished_survey, load_survey
 from mlfilter_core.filtering.thresholds import find_thresholds
+from mlfilter_core.work.output_folders import without_input
 from mlfilter_core.work.workload import Work, Workload
 
 _log = logging.getLogger(__name__)
@@ -155,26 +155,12 @@ def _loaded(files: Sequence[TaskFile], request: SurveyRequest, with_tokens: bool
 
 
 def _files(params: FilterParameters) -> TaskFiles:
-    annotated = params.annotated_directory.resolve()
     for folder in (params.filtered_dir, params.dropped_dir):
-        written = folder.resolve()
-        if written.is_relative_to(annotated) or annotated.is_relative_to(written):
-            raise ConfigError(
-                f"params.annotated_directory: {params.annotated_directory} and the output folder {folder} lie within "
-                "each other; give another output_dir"
-            )
+        check_apart("params.annotated_directory", params.annotated_directory, folder)
     return find_files(params.annotated_directory, params.glob_pattern, JSONL_SUFFIXES, written_by="annotate")
 
 
 def _warn_of_files_without_annotations(params: FilterParameters) -> None:
     """Warns of filtered files whose annotated files are gone: readers of the folder still read them."""
-    for path in params.filtered_dir.glob("**/[!.]*"):
-        relative = path.relative_to(params.filtered_dir).as_posix()
-        if any(name.startswith(".") for name in PurePosixPath(relative).parts):  # parts of an unfinished file
-            continue
-        suffix = next((suffix for suffix in OUTPUT_SUFFIXES if relative.endswith(suffix)), None)
-        if suffix is None or path.is_dir():  # a table of files may have such a name
-            continue
-        stem = relative.removesuffix(suffix)
-        if not any((params.annotated_directory / f"{stem}{suffix}").exists() for suffix in JSONL_SUFFIXES):
-            _log.warning("%s: its annotated file is gone; remove it if its documents are not wanted", path)
+    for path in without_input(params.filtered_dir, OUTPUT_SUFFIXES, params.annotated_directory, JSONL_SUFFIXES):
+        _log.warning("%s: its annotated file is gone; remove it if its documents are not wanted", path)

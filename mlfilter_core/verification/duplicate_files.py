@@ -17,7 +17,7 @@ from mlfilter_core.corpus.documents import as_string
 from mlfilter_core.corpus.lines import Line, OverlongLine
 from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.deduplication.settle import Duplicates, load_duplicates
-from mlfilter_core.embedding_store.duplicate_file import COSINE, KEPT_ROW, ROW_GROUP, SUFFIX, DuplicateFile, number_of
+from mlfilter_core.embedding_store.duplicate_file import COSINE, KEPT_ROW, ROW_GROUP, SUFFIX, made_from, number_of
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, EMBEDDING_SUFFIXES, N_TOKENS
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ConfigError, DuplicateFileError
@@ -64,12 +64,11 @@ def read_duplicates(relative: str, request: VerifyRequest) -> StatedFacts:
     """
     path = request.output_dir / relative
     try:
-        with DuplicateFile(path) as file:
-            made = file.made
-            n_bytes = path.stat().st_size + (int(made["output"]["bytes"]) if made["output"] else 0)
-            sha256 = str(made["request"]["groups_sha256"])
-            stated = StatedDuplicates(sha256, int(made["kept"]), int(made["tokens"]), int(made["kept_tokens"]))
-            return StatedFacts(n_bytes, int(made["documents"]), duplicates=stated)
+        made = made_from(path)
+        n_bytes = path.stat().st_size + (int(made["output"]["bytes"]) if made["output"] else 0)
+        sha256 = str(made["request"]["groups_sha256"])
+        stated = StatedDuplicates(sha256, int(made["kept"]), int(made["tokens"]), int(made["kept_tokens"]))
+        return StatedFacts(n_bytes, int(made["documents"]), duplicates=stated)
     except (DuplicateFileError, OSError, ValueError, KeyError, TypeError) as error:
         raise UnreadableOutputError(str(error)) from error
 
@@ -107,8 +106,7 @@ class _Check:
     def run(self) -> None:
         import pyarrow.parquet as pq
 
-        with DuplicateFile(self.findings.path) as file:
-            self.made = file.made
+        self.made = made_from(self.findings.path)
         with ExitStack() as files:
             marks = files.enter_context(pq.ParquetFile(self.findings.path))
             self._check_counts(marks.metadata.num_rows)

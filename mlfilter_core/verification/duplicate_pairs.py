@@ -21,7 +21,7 @@ from mlfilter_core.embedding_store.duplicate_file import (
     NEAR_FILE,
     NEAR_ROW,
     SUFFIX,
-    DuplicateFile,
+    made_from,
 )
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, EMBEDDING_SUFFIXES, TEXT_HASH
 from mlfilter_core.embedding_store.reader import EmbeddingFile
@@ -224,8 +224,7 @@ def _marks_at(path: Path, rows: NDArray[np.int64]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with DuplicateFile(path):  # says what is wrong with it
-        pass
+    made_from(path)  # says what is wrong with it
     with pq.ParquetFile(path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         bounds = np.cumsum([0, *sizes])

@@ -6,7 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlfilter_core.errors import OtherRequestError
+from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.errors import OtherRequestError, OutputConflictError
 from mlfilter_core.wording import shown
 
 
@@ -48,6 +49,31 @@ def check_same_request(
         raise OtherRequestError(
             f"{output} was made by another request: {differing}; {replace_or_move(field)}, or keep its settings"
         )
+
+
+def are_same_embeddings(
+    output: Path, path: Path, group: str, recorded: Mapping[str, Any], read_content: bool
+) -> bool | None:
+    """Returns whether a finished output was made from the present version of a file of embeddings.
+
+    Args:
+        output: The output, for the message.
+        path: The file of embeddings.
+        group: Name of its HDF5 group.
+        recorded: Identity of the file that the output was made from.
+        read_content: Whether to read a file of another tool whose modification time differs.
+
+    Returns:
+        True, or None where only the content decides and `read_content` is false.
+
+    Raises:
+        OutputConflictError: It was made from another version.
+    """
+    with EmbeddingFile(path, group) as embeddings:
+        are_same = embeddings.is_version(recorded, read_content)
+    if are_same is False:
+        raise OutputConflictError(f"{output} was made from another version of {path}; {REPLACE}")
+    return are_same
 
 
 def differing_fields(made: Mapping[str, Any], asked: Mapping[str, Any], ignored: Collection[str] = ()) -> str:

@@ -9,7 +9,7 @@ import yaml
 from mlfilter_core.config.clustering import ClusterJob
 from tests.faults.conftest import TEST_S
 from tests.faults.killed_runs import content, run_killed_at
-from tests.mlfilter_core.clustering.topics import run_clustering, write_topics
+from tests.mlfilter_core.clustering.topics import run_steps, write_topics
 from tests.mlfilter_core.deduplication.corpora import planted, write_vectors
 
 pytestmark = [pytest.mark.timeout(TEST_S), pytest.mark.usefixtures("api")]
@@ -50,7 +50,7 @@ def test_deduplication_runs_that_are_killed_in_each_step(tmp_path: Path) -> None
     for name, rows in zip("xyz", np.array_split(vectors, 3), strict=True):
         write_vectors(tmp_path / f"embeddings/{name}.h5", rows)
     clusters = {"embeddings_directory": tmp_path / "embeddings", "output_dir": tmp_path, "n_clusters": 6}
-    run_clustering(ClusterJob.model_validate({"params": {**clusters, "device": "cpu"}}))
+    run_steps(ClusterJob.model_validate({"params": {**clusters, "device": "cpu"}}))
     params = {"clusters_directory": str(tmp_path / "clusters"), "threshold": 0.9, "write_documents": False}
     jobs = jobs_of(tmp_path, **params)
     moments = (

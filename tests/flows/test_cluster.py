@@ -17,7 +17,7 @@ from mlfilter_core.config.job_files import load_job
 from mlfilter_core.errors import ConfigError
 from tests.flows.conftest import WriteJob, cluster_job_file, write_embeddings
 from tests.flows.dask_workers import last_task_runs
-from tests.mlfilter_core.clustering.topics import run_clustering
+from tests.mlfilter_core.clustering.topics import run_steps
 
 
 def test_the_flow_equals_the_direct_computation(embed_job: WriteJob, tmp_path: Path, client: SyncPrefectClient) -> None:
@@ -33,7 +33,7 @@ def test_the_flow_equals_the_direct_computation(embed_job: WriteJob, tmp_path: P
         *(f"{verb} {file}.h5" for verb in ("sample", "cluster") for file in ("a/x", "b/x", "b/y")),
         "find clusters.safetensors",
     }
-    run_clustering(load_job(cluster_job_file(tmp_path, output_dir=str(tmp_path / "directly")), ClusterJob, {}))
+    run_steps(load_job(cluster_job_file(tmp_path, output_dir=str(tmp_path / "directly")), ClusterJob, {}))
     for path in ("clusters/a/x.parquet", "clusters/b/y.parquet", "clusters.safetensors", "clusters.jsonl"):
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "directly" / path).read_bytes()
     assert report.page is not None and "21 documents in 3 clusters" in " ".join(report.page.read_text().split())

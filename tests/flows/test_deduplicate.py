@@ -18,14 +18,14 @@ from mlfilter_core.config.job_files import load_job
 from mlfilter_core.errors import JobError
 from tests.flows.conftest import WriteJob, cluster_job_file, deduplication_job_file
 from tests.flows.dask_workers import last_task_runs
-from tests.mlfilter_core.clustering.topics import run_clustering, write_vectors
-from tests.mlfilter_core.deduplication.corpora import planted, run_deduplication
+from tests.mlfilter_core.clustering.topics import run_steps, write_vectors
+from tests.mlfilter_core.deduplication.corpora import planted
 
 WRITTEN = ("duplicates.arrow", "deduplicated/a/x.jsonl", "deduplicated/b/x.jsonl", "deduplicated/b/y.jsonl")
 
 
 def cluster(folder: Path) -> None:
-    run_clustering(load_job(cluster_job_file(folder), ClusterJob, {}))
+    run_steps(load_job(cluster_job_file(folder), ClusterJob, {}))
 
 
 def test_the_flow_equals_the_direct_computation(embed_job: WriteJob, tmp_path: Path, client: SyncPrefectClient) -> None:
@@ -43,7 +43,7 @@ def test_the_flow_equals_the_direct_computation(embed_job: WriteJob, tmp_path: P
         *("compare clusters-0", "compare texts-0", "group duplicates.arrow"),
     }
     directly = deduplication_job_file(tmp_path, output_dir=str(tmp_path / "directly"))
-    run_deduplication(load_job(directly, DeduplicationJob, {}))
+    run_steps(load_job(directly, DeduplicationJob, {}))
     for path in WRITTEN:
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "directly" / path).read_bytes()
     for name in ("a/x", "b/x", "b/y"):

@@ -12,7 +12,7 @@ from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.run_report.write_report import write_report
 from tests.browser import chromium, screenshot
-from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, write_vectors
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, write_vectors
 from tests.output_folders import STARTED, documents, head, make_outputs, write_run
 
 SIZES = {"desktop": (1400, 900), "tablet": (800, 1100), "phone": (380, 844)}
@@ -86,7 +86,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = np.random.default_rng(0).standard_normal((4_000, 16)).astype(np.float32)
     texts = [f"<img src=x onerror='document.title=1'> {'long' * 200} number {i}" for i in range(len(vectors))]
     write_vectors(folder / "out" / "embeddings" / "x.h5", vectors, texts)
-    run_clustering(cluster_job(folder, n_clusters=2_000))
+    run_steps(cluster_job(folder, n_clusters=2_000))
     return write_report(folder / "out").page
 
 

@@ -9,7 +9,7 @@ from flows.commands.app import build_app
 from mlfilter_core.annotating.annotated_format import write_records
 from mlfilter_core.tallies.score_statistics import score_statistics, write_score_statistics
 from tests.deduplicated_folder import deduplicate
-from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, write_topics
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, write_topics
 
 
 def write_annotated(output_dir: Path, scores: list[float]) -> Path:
@@ -64,7 +64,7 @@ def test_two_runs_are_put_side_by_side(tmp_path: Path) -> None:
 def test_the_comparison_says_whether_the_clusters_and_duplicates_are_the_same(tmp_path: Path) -> None:
     for name, n in (("one", 20), ("other", 30)):
         write_topics(tmp_path / name / "out/embeddings/x.h5", np.arange(n) % 3)
-        run_clustering(cluster_job(tmp_path / name))
+        run_steps(cluster_job(tmp_path / name))
         deduplicate(tmp_path / name / "out", write_documents=False)
     one, other = tmp_path / "one" / "out", tmp_path / "other" / "out"
     assert "clusters: found separately, with other centres\n" in run("compare", one, other)[1]

@@ -23,7 +23,7 @@ from tests.mlfilter_core.clustering.topics import (
     TOPICS,
     cluster_job,
     run,
-    run_clustering,
+    run_steps,
     vectors_of,
     write_topics,
     write_vectors,
@@ -36,7 +36,7 @@ def test_each_document_is_in_the_nearest_cluster(tmp_path: Path) -> None:
         name: write_topics(path, np.arange(n) % 3, n)
         for (name, path), n in zip(paths.items(), (20, 9_000), strict=True)
     }
-    reports = run_clustering(cluster_job(tmp_path))
+    reports = run_steps(cluster_job(tmp_path))
     assert [(report.documents, report.status) for report in reports] == [(20, "clustered"), (9_000, "clustered")]
     centroids = load_centroids(tmp_path / "out" / "clusters.safetensors").vectors.astype(np.float64)
     for name, rows in vectors.items():
@@ -50,11 +50,11 @@ def test_each_document_is_in_the_nearest_cluster(tmp_path: Path) -> None:
 
 def test_the_clusters_of_a_file_do_not_depend_on_the_files_beside_it(tmp_path: Path) -> None:
     write_topics(tmp_path / "out/embeddings/x.h5", np.arange(100) % 3)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     before = (tmp_path / "out/clusters/x.parquet").read_bytes()
     write_topics(tmp_path / "out/embeddings/y.h5", np.arange(10) % 3)
     centroids = tmp_path / "out" / "clusters.safetensors"
-    run_clustering(cluster_job(tmp_path, n_clusters="auto", centroids=centroids, output_dir=tmp_path / "again"))
+    run_steps(cluster_job(tmp_path, n_clusters="auto", centroids=centroids, output_dir=tmp_path / "again"))
     assert (tmp_path / "again/clusters/x.parquet").read_bytes() == before
 
 
@@ -72,7 +72,7 @@ def test_embeddings_of_any_precision_and_length_have_the_clusters_of_their_direc
             file["train/embedding_scale"] = scales.astype(np.float32)
     else:
         write_vectors(path, vectors.astype(dtype))
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     with ClusterFile(tmp_path / "out/clusters/x.parquet") as clusters:
         found, _ = clusters.read()
     assert len({*zip(topics.tolist(), found.tolist(), strict=True)}) == 3
@@ -87,7 +87,7 @@ def test_a_document_of_chunks_is_in_the_cluster_of_their_mean_direction(tmp_path
         file["train/embeddings"] = vectors_of(topics, spread=0.01) * np.array([1, 1, 1, 1, 1, 9, 1, 1])[:, None]
         file["train/first_chunk"] = first
         file["train/document_id"] = [f"x-{i}" for i in range(4)]
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     with ClusterFile(tmp_path / "out/clusters/x.parquet") as clusters:
         found, distances = clusters.read()
     assert found[1] == found[2]
@@ -100,7 +100,7 @@ def test_documents_without_a_direction_are_in_no_cluster_and_counted(tmp_path: P
     vectors = vectors_of(np.arange(30) % 3)
     vectors[[4, 9]] = 0
     write_vectors(tmp_path / "out/embeddings/x.h5", vectors)
-    (report,) = run_clustering(cluster_job(tmp_path))
+    (report,) = run_steps(cluster_job(tmp_path))
     assert (report.documents, report.no_direction, report.clusters) == (30, 2, 3)
     with ClusterFile(tmp_path / "out/clusters/x.parquet") as clusters:
         found, distances = clusters.read()
@@ -111,7 +111,7 @@ def test_documents_without_a_direction_are_in_no_cluster_and_counted(tmp_path: P
 def test_an_empty_file_has_an_empty_file_of_clusters(tmp_path: Path) -> None:
     write_topics(tmp_path / "out/embeddings/x.h5", np.arange(30) % 3)
     write_vectors(tmp_path / "out/embeddings/y.h5", np.zeros((0, DIM), np.float32))
-    assert [report.documents for report in run_clustering(cluster_job(tmp_path))] == [30, 0]
+    assert [report.documents for report in run_steps(cluster_job(tmp_path))] == [30, 0]
     assert pq.read_table(tmp_path / "out/clusters/y.parquet").num_rows == 0
 
 
@@ -119,7 +119,7 @@ def test_the_list_has_all_clusters_the_largest_first(tmp_path: Path) -> None:
     topics = np.array([0] * 5 + [1] * 10 + [2] * 15)
     for name in ("x", "y"):
         write_topics(tmp_path / f"out/embeddings/{name}.h5", topics)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "out/clusters.jsonl").read_text().splitlines()]
     assert [row["documents"] for row in rows] == [30, 20, 10]
     assert [row["tokens"] for row in rows] == [2 * sum(range(16, 31)), 2 * sum(range(6, 16)), 2 * sum(range(1, 6))]
@@ -138,14 +138,14 @@ def test_only_the_last_of_several_runs_lists_the_clusters(tmp_path: Path, monkey
     monkeypatch.setattr(list_clusters_module, "N_TOGETHER", 2)
     for name in "vwxyz":
         write_topics(tmp_path / f"out/embeddings/{name}.h5", np.arange(30) % 3)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     shards = [{"tasks": 2, "local_tasks": 1, "local_rank_offset": rank} for rank in range(2)]
     jobs = [cluster_job(tmp_path).model_copy(update={"local_settings": LocalSettings(**shard)}) for shard in shards]
     shutil.rmtree(tmp_path / "out/clusters")
     (tmp_path / "out/clusters.jsonl").unlink()
-    run_clustering(jobs[0])
+    run_steps(jobs[0])
     assert not (tmp_path / "out/clusters.jsonl").exists()
-    run_clustering(jobs[1])
+    run_steps(jobs[1])
     rows = [json.loads(line) for line in (tmp_path / "out/clusters.jsonl").read_text().splitlines()]
     assert [row["documents"] for row in rows] == [50, 50, 50]
 
@@ -153,15 +153,15 @@ def test_only_the_last_of_several_runs_lists_the_clusters(tmp_path: Path, monkey
 def test_files_of_other_centroids_are_not_in_the_list(tmp_path: Path) -> None:
     for name in "xy":
         write_topics(tmp_path / f"out/embeddings/{name}.h5", np.arange(30) % 3)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     new = cluster_job(tmp_path, n_clusters=2, overwrite=True)
     shards = [
         new.model_copy(update={"local_settings": LocalSettings(tasks=2, local_tasks=1, local_rank_offset=rank)})
         for rank in range(2)
     ]
-    run_clustering(shards[0])
+    run_steps(shards[0])
     assert not (tmp_path / "out/clusters.jsonl").exists()
-    run_clustering(shards[1])
+    run_steps(shards[1])
     rows = [json.loads(line) for line in (tmp_path / "out/clusters.jsonl").read_text().splitlines()]
     assert sum(row["documents"] for row in rows) == 60
     assert len(rows) == 2
@@ -169,9 +169,9 @@ def test_files_of_other_centroids_are_not_in_the_list(tmp_path: Path) -> None:
 
 def test_centroids_that_changed_during_the_run_are_not_listed(tmp_path: Path) -> None:
     write_topics(tmp_path / "out/embeddings/x.h5", np.arange(30) % 3)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     workload = cluster_workload(cluster_job(tmp_path))
-    run_clustering(cluster_job(tmp_path, n_clusters=2, overwrite=True))
+    run_steps(cluster_job(tmp_path, n_clusters=2, overwrite=True))
     with pytest.raises(ConfigError, match=r"clusters\.safetensors was changed during the run; run the job again"):
         workload.work.conclude()
 
@@ -194,7 +194,7 @@ def test_samples_that_a_killed_run_left_are_removed(tmp_path: Path) -> None:
     shutil.copytree(samples, tmp_path / "kept")
     run(next(steps))
     shutil.copytree(tmp_path / "kept", samples)  # as of a run that was killed before it removed them
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     assert not samples.exists()
 
 
@@ -202,12 +202,12 @@ def test_what_is_finished_is_skipped_and_what_changed_is_refused(tmp_path: Path)
     for name in ("x", "y"):
         write_topics(tmp_path / f"out/embeddings/{name}.h5", np.arange(30) % 3)
     job = cluster_job(tmp_path)
-    run_clustering(job)
-    assert [report.status for report in run_clustering(job)] == ["skipped", "skipped"]
+    run_steps(job)
+    assert [report.status for report in run_steps(job)] == ["skipped", "skipped"]
     (tmp_path / "out/clusters/y.parquet").unlink()
-    assert [report.status for report in run_clustering(job)] == ["skipped", "clustered"]
+    assert [report.status for report in run_steps(job)] == ["skipped", "clustered"]
     other = cluster_job(tmp_path, n_clusters=2, overwrite=True)
-    assert [report.status for report in run_clustering(other)] == ["clustered", "clustered"]
+    assert [report.status for report in run_steps(other)] == ["clustered", "clustered"]
     write_topics(tmp_path / "out/embeddings/x.h5", np.arange(30) % 2)
     with pytest.raises(OutputConflictError, match="made from another version"):
         run(cluster_workload(other.model_copy(update={"params": other.params.model_copy(update={"overwrite": False})})))
@@ -216,7 +216,7 @@ def test_what_is_finished_is_skipped_and_what_changed_is_refused(tmp_path: Path)
 def test_a_broken_file_of_clusters_is_refused_and_replaced_with_overwrite(tmp_path: Path) -> None:
     write_topics(tmp_path / "out/embeddings/x.h5", np.arange(30) % 3)
     job = cluster_job(tmp_path)
-    run_clustering(job)
+    run_steps(job)
     path = tmp_path / "out/clusters/x.parquet"
     content = path.read_bytes()
     for cut in (0, 3, len(content) // 2, len(content) - 1):
@@ -225,13 +225,13 @@ def test_a_broken_file_of_clusters_is_refused_and_replaced_with_overwrite(tmp_pa
             ClusterFile(path)
         with pytest.raises(OutputConflictError, match=r"params\.overwrite: true"):
             run(cluster_workload(job))
-    assert [report.status for report in run_clustering(cluster_job(tmp_path, overwrite=True))] == ["clustered"]
+    assert [report.status for report in run_steps(cluster_job(tmp_path, overwrite=True))] == ["clustered"]
     assert path.read_bytes() == content
 
 
 def test_a_file_of_another_width_fails_alone(tmp_path: Path) -> None:
     write_topics(tmp_path / "out/embeddings/x.h5", np.arange(30) % 3)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     write_vectors(tmp_path / "out/embeddings/y.h5", np.ones((9, 5), np.float32))
     job = cluster_job(tmp_path, n_clusters="auto", centroids=tmp_path / "out" / "clusters.safetensors")
     with pytest.raises(EmbeddingFileError, match=r"y\.h5 has embeddings of width 5, and the centroids 16"):
@@ -240,7 +240,7 @@ def test_a_file_of_another_width_fails_alone(tmp_path: Path) -> None:
 
 def test_a_run_ends_with_its_largest_clusters(tmp_path: Path) -> None:
     write_topics(tmp_path / "out/embeddings/a/b/x.h5", np.repeat(np.arange(3), (5, 10, 25)))
-    reports = run_clustering(cluster_job(tmp_path))
+    reports = run_steps(cluster_job(tmp_path))
     assert ClusterReport.sample_of(reports) == [
         "largest of 3 clusters, by documents:",
         "   62.5 %  bishop, chess, pawn",

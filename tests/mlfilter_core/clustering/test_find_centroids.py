@@ -26,7 +26,7 @@ from tests.mlfilter_core.clustering.topics import (
     centroids_work,
     cluster_job,
     run,
-    run_clustering,
+    run_steps,
     vectors_of,
     write_topics,
     write_vectors,
@@ -113,7 +113,7 @@ def test_a_stored_sample_is_read_back_until_its_file_or_its_request_changes(tmp_
 def test_centroids_have_names_and_the_documents_nearest_to_them(tmp_path: Path) -> None:
     for number in range(4):
         write_topics(tmp_path / f"out/embeddings/{number}.h5", np.arange(50 + number) % 3, seed=number)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     centroids = load_centroids(tmp_path / "out" / "clusters.safetensors")
     topics = centroids.vectors[:, :3].argmax(axis=1)
     assert sorted(topics.tolist()) == [0, 1, 2]
@@ -144,27 +144,27 @@ def test_the_automatic_number_of_clusters(n: int, clusters: int) -> None:
 def test_a_small_corpus_has_the_automatic_number_of_clusters(tmp_path: Path) -> None:
     topics_file(tmp_path, 60, "x")
     topics_file(tmp_path, 40, "y")
-    run_clustering(cluster_job(tmp_path, n_clusters="auto"))
+    run_steps(cluster_job(tmp_path, n_clusters="auto"))
     assert len(load_centroids(tmp_path / "out" / "clusters.safetensors").vectors) == 5
 
 
 def test_fewer_documents_than_clusters_give_a_cluster_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     topics_file(tmp_path, 4)
-    run_clustering(cluster_job(tmp_path, n_clusters=10))
+    run_steps(cluster_job(tmp_path, n_clusters=10))
     assert len(load_centroids(tmp_path / "out" / "clusters.safetensors").vectors) == 4
     assert "4 clusters instead of 10: the sample has no more different vectors" in caplog.text
 
 
 def test_the_sample_fits_in_the_memory_that_it_may_take(tmp_path: Path) -> None:
     topics_file(tmp_path, 5_000)
-    run_clustering(cluster_job(tmp_path, memory_gb=1e-4))
+    run_steps(cluster_job(tmp_path, memory_gb=1e-4))
     found_on = load_centroids(tmp_path / "out" / "clusters.safetensors").found_on
     assert 400 < found_on["vectors"] <= 0.4 * 1e5 / (4 * DIM)
 
 
 def test_a_corpus_that_grew_needs_a_decision(tmp_path: Path) -> None:
     topics_file(tmp_path, 30)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     before = (tmp_path / "out" / "clusters.safetensors").read_bytes()
     topics_file(tmp_path, 30, "b/y")
     with pytest.raises(ConfigError, match="found on other embeddings: 1 files then, 2 now"):
@@ -172,7 +172,7 @@ def test_a_corpus_that_grew_needs_a_decision(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="n_clusters: 3 in the file, 2 asked for"):
         centroids_to_find(cluster_job(tmp_path, n_clusters=2))
     old = cluster_job(tmp_path, n_clusters="auto", centroids=tmp_path / "out" / "clusters.safetensors")
-    assert [report.status for report in run_clustering(old)] == ["skipped", "clustered"]
+    assert [report.status for report in run_steps(old)] == ["skipped", "clustered"]
     assert (tmp_path / "out" / "clusters.safetensors").read_bytes() == before
     assert centroids_to_find(cluster_job(tmp_path, overwrite=True)) is not None
 
@@ -269,7 +269,7 @@ def without_texts(folder: Path, name: str = "x") -> Path:
 
 def test_a_source_that_cannot_be_read_leaves_the_names_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = without_texts(tmp_path)
-    run_clustering(cluster_job(tmp_path, source_dir=source))  # a file, in which no file can be looked up
+    run_steps(cluster_job(tmp_path, source_dir=source))  # a file, in which no file can be looked up
     names = load_centroids(tmp_path / "out" / "clusters.safetensors").names
     assert [name.name for name in names] == ["cluster 0", "cluster 1", "cluster 2"]
     assert (
@@ -282,14 +282,14 @@ def test_names_come_once_the_sources_are_given(tmp_path: Path, caplog: pytest.Lo
     source = without_texts(tmp_path)
     moved = source.parent.rename(tmp_path / "moved")
     job, centroids = cluster_job(tmp_path), tmp_path / "out" / "clusters.safetensors"
-    run_clustering(job)
+    run_steps(job)
     assert "output_keys" not in caplog.text
     assert (
         f'no names from some files: "text" is not in {tmp_path}/out/embeddings/x.h5, and the source {source} does not '
         f"exist; set params.source_dir to the folder of the sources; to name them, remove {centroids} then, and"
     ) in caplog.text
     centroids.unlink()
-    assert [report.status for report in run_clustering(cluster_job(tmp_path, source_dir=moved))] == ["skipped"]
+    assert [report.status for report in run_steps(cluster_job(tmp_path, source_dir=moved))] == ["skipped"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "clusters.jsonl").read_text().splitlines()]
     assert not any(row["name"].startswith("cluster") for row in rows)
 
@@ -307,7 +307,7 @@ def test_a_sample_without_the_texts_of_sources_that_are_given_now_is_drawn_again
 def test_examples_are_short(tmp_path: Path) -> None:
     texts = [f"{'long ' * 100}{i}" for i in range(30)]
     write_vectors(tmp_path / "out/embeddings/x.h5", vectors_of(np.arange(30) % 3), texts)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     names = load_centroids(tmp_path / "out" / "clusters.safetensors").names
     assert {near.text for name in names for near in name.nearest} == {("long " * 100)[:200]}
 
@@ -318,7 +318,7 @@ def test_whole_numbers_are_ids(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["train/document_id"]
         file["train/document_id"] = np.arange(100, 130)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     ids = pq.read_table(tmp_path / "out/clusters/x.parquet")["document_id"].to_pylist()
     assert ids == [str(i) for i in range(100, 130)]
     names = load_centroids(tmp_path / "out" / "clusters.safetensors").names
@@ -355,7 +355,7 @@ def test_a_sample_that_memory_keeps_small_is_the_reason_for_few_clusters(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     topics_file(tmp_path, 900)
-    run_clustering(cluster_job(tmp_path, n_clusters=500, memory_gb=1.6e-5))
+    run_steps(cluster_job(tmp_path, n_clusters=500, memory_gb=1.6e-5))
     assert "clusters instead of 500: the sample has no more than 1" in caplog.text
     assert "vectors, as params.memory_gb is too small for more" in caplog.text
 
@@ -371,7 +371,7 @@ def test_embeddings_of_zeros_alone_are_refused(tmp_path: Path) -> None:
 
 def test_a_changed_file_of_centroids_is_refused(tmp_path: Path) -> None:
     topics_file(tmp_path, 30)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     path = tmp_path / "out" / "clusters.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -385,7 +385,7 @@ def test_a_changed_file_of_centroids_is_refused(tmp_path: Path) -> None:
 
 def test_centroids_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     topics_file(tmp_path, 30)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     centroids = load_centroids(tmp_path / "out" / "clusters.safetensors")
     write_centroids(tmp_path / "copy", centroids)
     copy = load_centroids(tmp_path / "copy")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mlfilter_core.clustering.work import CentroidsWork, centroids_to_find
 from mlfilter_core.config.clustering import ClusterJob
+from mlfilter_core.config.execution import Job
 from mlfilter_core.job_kinds import course_of
 from mlfilter_core.work.workload import FileReport, Workload
 
@@ -54,7 +55,7 @@ def cluster_job(folder: Path, **params: object) -> ClusterJob:
     return ClusterJob.model_validate({"params": {**defaults, **params}})
 
 
-def run_clustering(job: ClusterJob) -> list[FileReport]:
+def run_steps(job: Job) -> list[FileReport]:
     """Runs all steps of a job; returns the reports of its files."""
     *_, reports = map(run, course_of(job))
     return reports

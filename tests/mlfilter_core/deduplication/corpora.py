@@ -9,9 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mlfilter_core.config.deduplication import DeduplicationJob
-from mlfilter_core.deduplication.work import deduplicate_course
-from mlfilter_core.work.workload import FileReport
-from tests.mlfilter_core.clustering.topics import cluster_job, run, run_clustering, write_vectors
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, write_vectors
 
 Vectors = NDArray[np.float32]
 
@@ -46,7 +44,7 @@ def write_corpus(folder: Path, vectors: Vectors, n_files: int = 3, **params: obj
     """Writes vectors to files of embeddings in order, and clusters them."""
     for i, rows in enumerate(np.array_split(vectors, n_files)):
         write_vectors(folder / "out" / "embeddings" / f"x{i}.h5", rows)
-    run_clustering(cluster_job(folder, **params))
+    run_steps(cluster_job(folder, **params))
 
 
 def deduplication_job(folder: Path, **params: object) -> DeduplicationJob:
@@ -61,14 +59,6 @@ def deduplication_job(folder: Path, **params: object) -> DeduplicationJob:
         "device": "cpu",
     }
     return DeduplicationJob.model_validate({"params": {**defaults, **params}})
-
-
-def run_deduplication(job: DeduplicationJob) -> list[FileReport]:
-    """Runs all steps of a job; returns the reports of its files."""
-    reports: list[FileReport] = []
-    for workload in deduplicate_course(job):
-        reports = run(workload)
-    return reports
 
 
 def rows_of(folder: Path, names: Sequence[str] = ("x0", "x1", "x2")) -> list[dict[str, Any]]:

@@ -16,14 +16,13 @@ from mlfilter_core.deduplication import pairs as pairs_module
 from mlfilter_core.deduplication.work import deduplicate_workload, groups_to_find
 from mlfilter_core.embedding_store.layout import TEXT_HASH
 from mlfilter_core.errors import AnnotationError, ConfigError, EmbeddingFileError, OutputConflictError
-from tests.mlfilter_core.clustering.topics import cluster_job, run, run_clustering, write_vectors
+from tests.mlfilter_core.clustering.topics import cluster_job, run, run_steps, write_vectors
 from tests.mlfilter_core.deduplication.corpora import (
     deduplication_job,
     groups_by_all_pairs,
     groups_found,
     planted,
     rows_of,
-    run_deduplication,
     write_corpus,
 )
 
@@ -42,7 +41,7 @@ def test_the_groups_are_those_of_a_search_of_all_pairs(
     vectors = planted(N, 600)
     write_corpus(tmp_path, vectors, n_clusters=N_CLUSTERS)
     memory_gb = 1e-4 if small else 4
-    reports = run_deduplication(deduplication_job(tmp_path, threshold=threshold, memory_gb=memory_gb))
+    reports = run_steps(deduplication_job(tmp_path, threshold=threshold, memory_gb=memory_gb))
     expected = groups_by_all_pairs(vectors, threshold)
     assert len(expected) > 30
     assert groups_found(tmp_path) == expected
@@ -59,7 +58,7 @@ def test_the_groups_are_those_of_a_search_of_all_pairs(
 def test_every_duplicate_is_connected_by_a_pair_that_is_similar_enough(tmp_path: Path) -> None:
     vectors = planted(N, 600)
     write_corpus(tmp_path, vectors, n_clusters=N_CLUSTERS)
-    run_deduplication(deduplication_job(tmp_path))
+    run_steps(deduplication_job(tmp_path))
     rows = rows_of(tmp_path)
     starts = {"x0.h5": 0, "x1.h5": 500, "x2.h5": 1000}
     for i, row in enumerate(rows):
@@ -77,7 +76,7 @@ def test_every_duplicate_is_connected_by_a_pair_that_is_similar_enough(tmp_path:
 def test_without_neighbours_pairs_across_borders_are_missed_and_the_run_says_how_many(tmp_path: Path) -> None:
     vectors = planted(N, 600)
     write_corpus(tmp_path, vectors, n_clusters=N_CLUSTERS)
-    (first, *_) = run_deduplication(deduplication_job(tmp_path, threshold=0.8, neighbours=0))
+    (first, *_) = run_steps(deduplication_job(tmp_path, threshold=0.8, neighbours=0))
     recall = json.loads((tmp_path / "out/duplicates.json").read_text())["recall"]
     assert 0 < recall["found"] < recall["pairs"]
     assert any(f"of the {recall['pairs']:,} pairs" in remark for remark in first.remarks_on([first]))
@@ -87,7 +86,7 @@ def test_ten_thousand_copies_of_a_page_are_one_group(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0)
     page = np.ones(16) + 0.02 * numbers.standard_normal((10_000, 16))
     write_corpus(tmp_path, page.astype(np.float32), n_clusters=2)
-    run_deduplication(deduplication_job(tmp_path))
+    run_steps(deduplication_job(tmp_path))
     assert [len(group) for group in groups_found(tmp_path)] == [10_000]
     (largest,) = json.loads((tmp_path / "out/duplicates.json").read_text())["largest"]
     assert largest["documents"] == 10_000
@@ -106,9 +105,9 @@ def test_the_document_to_keep_is_chosen(tmp_path: Path, prefer: str, kept: str) 
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with h5py.File(tmp_path / "out/embeddings/x1.h5", "r+") as file:
         file["train/n_tokens"][1] = 100
-    run_clustering(cluster_job(tmp_path, n_clusters=1))
+    run_steps(cluster_job(tmp_path, n_clusters=1))
     score = {"score": "quality", "annotated_directory": tmp_path / "out/annotated_data"} if prefer == "best" else {}
-    run_deduplication(deduplication_job(tmp_path, prefer=prefer, **score))
+    run_steps(deduplication_job(tmp_path, prefer=prefer, **score))
     rows = rows_of(tmp_path, ["x0", "x1"])
     assert [row["document_id"] for row in rows if row["duplicate_of"] is None] == [kept]
     assert {row["duplicate_of"] for row in rows} == {None, kept}
@@ -123,9 +122,9 @@ def test_the_annotated_lines_of_kept_documents_are_written(tmp_path: Path) -> No
     path = tmp_path / "out/annotated_data/x0.jsonl"
     path.parent.mkdir()
     path.write_text("".join(f'{{"document_id": "x0-{i}",  "score_quality": {i}.50}}\n' for i in range(4)))
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     job = deduplication_job(tmp_path, annotated_directory=path.parent, write_documents=True)
-    (report,) = run_deduplication(job)
+    (report,) = run_steps(job)
     lines = path.read_text().splitlines(keepends=True)
     assert (tmp_path / "out/deduplicated/x0.jsonl").read_text() == "".join(lines[i] for i in (0, 1, 3))
     assert (report.documents, report.kept, report.duplicates) == (4, 3, 1)
@@ -146,7 +145,7 @@ def test_equal_texts_are_duplicates_without_any_search(tmp_path: Path) -> None:
         write_vectors(path, np.eye(6, dtype=np.float32)[:3] if name == "x0" else np.eye(6, dtype=np.float32)[3:])
         with h5py.File(path, "r+") as file:
             file[f"train/{TEXT_HASH}"] = np.array(hashes, np.uint64)
-    run_deduplication(deduplication_job(tmp_path, threshold="exact", clusters_directory=None))
+    run_steps(deduplication_job(tmp_path, threshold="exact", clusters_directory=None))
     assert groups_found(tmp_path, ["x0", "x1"]) == [{0, 2}, {1, 4}]
     assert {row["cosine"] for row in rows_of(tmp_path, ["x0", "x1"])} == {None}
     assert json.loads((tmp_path / "out/duplicates.json").read_text())["recall"] is None
@@ -157,8 +156,8 @@ def test_equal_texts_are_duplicates_also_where_their_embeddings_are_far_apart(tm
     write_vectors(path, np.eye(4, dtype=np.float32)[[0, 1, 2, 2]])
     with h5py.File(path, "r+") as file:
         file[f"train/{TEXT_HASH}"] = np.array([1, 1, 3, 4], np.uint64)
-    run_clustering(cluster_job(tmp_path))
-    run_deduplication(deduplication_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
+    run_steps(deduplication_job(tmp_path))
     assert groups_found(tmp_path, ["x0"]) == [{0, 1}, {2, 3}]
     assert [row["cosine"] for row in rows_of(tmp_path, ["x0"])] == [None, None, None, pytest.approx(1)]
 
@@ -166,7 +165,7 @@ def test_equal_texts_are_duplicates_also_where_their_embeddings_are_far_apart(tm
 def test_files_without_hashes_cannot_be_deduplicated_by_them(tmp_path: Path) -> None:
     write_vectors(tmp_path / "out/embeddings/x0.h5", np.eye(4, dtype=np.float32))
     with pytest.raises(EmbeddingFileError, match=f"has no {TEXT_HASH}"):
-        run_deduplication(deduplication_job(tmp_path, threshold="exact", clusters_directory=None))
+        run_steps(deduplication_job(tmp_path, threshold="exact", clusters_directory=None))
 
 
 @pytest.mark.parametrize("kind", ["float16", "float64", "int8", "unnormalised", "chunks"])
@@ -186,8 +185,8 @@ def test_embeddings_of_any_kind_are_compared_by_their_directions(tmp_path: Path,
             away = np.roll(vectors, 1, axis=1)
             file["train/embeddings"] = np.stack([vectors + away, vectors - away], axis=1).reshape(-1, vectors.shape[1])
             file["train/first_chunk"] = np.arange(0, 2 * len(vectors), 2)
-    run_clustering(cluster_job(tmp_path))
-    run_deduplication(deduplication_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
+    run_steps(deduplication_job(tmp_path))
     if kind == "chunks":
         lengths = np.linalg.norm(np.stack([vectors + away, vectors - away]), axis=2, keepdims=True)
         vectors = np.mean(np.stack([vectors + away, vectors - away]) / lengths, axis=0).astype(np.float32)
@@ -203,16 +202,16 @@ def test_embeddings_of_any_kind_are_compared_by_their_directions(tmp_path: Path,
 
 def test_embeddings_of_zeros_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
     write_vectors(tmp_path / "out/embeddings/x0.h5", np.concatenate([np.zeros((3, 4)), np.eye(4)]).astype(np.float32))
-    run_clustering(cluster_job(tmp_path))
-    (report,) = run_deduplication(deduplication_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
+    (report,) = run_steps(deduplication_job(tmp_path))
     assert report.kept == 7
 
 
 def test_an_empty_file_and_a_corpus_without_duplicates(tmp_path: Path) -> None:
     write_vectors(tmp_path / "out/embeddings/x0.h5", np.empty((0, 4), np.float32))
     write_vectors(tmp_path / "out/embeddings/x1.h5", np.eye(4, dtype=np.float32))
-    run_clustering(cluster_job(tmp_path))
-    reports = run_deduplication(deduplication_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
+    reports = run_steps(deduplication_job(tmp_path))
     assert [(report.documents, report.kept) for report in reports] == [(0, 0), (4, 4)]
     assert any("the share of pairs found is unknown" in remark for remark in reports[0].remarks_on(reports))
 
@@ -220,7 +219,7 @@ def test_an_empty_file_and_a_corpus_without_duplicates(tmp_path: Path) -> None:
 def test_finished_groups_are_found_again_only_where_something_differs(tmp_path: Path) -> None:
     write_corpus(tmp_path, planted(200, 60))
     job = deduplication_job(tmp_path)
-    run_deduplication(job)
+    run_steps(job)
     before = {path: path.read_bytes() for path in (tmp_path / "out/duplicates").iterdir()}
     assert groups_to_find(job) is None
     for other in ({"threshold": 0.95}, {"prefer": "longest"}, {"neighbours": 3}):
@@ -228,7 +227,7 @@ def test_finished_groups_are_found_again_only_where_something_differs(tmp_path: 
             groups_to_find(deduplication_job(tmp_path, **other))
         assert groups_to_find(deduplication_job(tmp_path, overwrite=True, **other)) is not None
     (tmp_path / "out/duplicates.arrow").unlink()
-    run_deduplication(job)
+    run_steps(job)
     assert {path: path.read_bytes() for path in (tmp_path / "out/duplicates").iterdir()} == before
     write_vectors(tmp_path / "out/embeddings/x9.h5", planted(20, 0))
     with pytest.raises(ConfigError, match="3 files then, 4 now"):
@@ -238,7 +237,7 @@ def test_finished_groups_are_found_again_only_where_something_differs(tmp_path: 
 def test_a_file_that_was_made_again_is_refused(tmp_path: Path) -> None:
     write_corpus(tmp_path, planted(200, 60))
     job = deduplication_job(tmp_path)
-    run_deduplication(job)
+    run_steps(job)
     path = tmp_path / "out/embeddings/x1.h5"
     with h5py.File(path, "r+") as file:
         file["train/embeddings"][0] = file["train/embeddings"][5]
@@ -253,19 +252,19 @@ def test_clusters_must_be_complete(tmp_path: Path) -> None:
     write_corpus(tmp_path, planted(200, 60))
     (tmp_path / "out/clusters.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"clusters\.jsonl cannot be read .*once a cluster job has finished"):
-        run_deduplication(deduplication_job(tmp_path))
+        run_steps(deduplication_job(tmp_path))
 
 
 def test_embeddings_of_another_width_are_refused(tmp_path: Path) -> None:
     write_corpus(tmp_path, planted(200, 60))
     write_vectors(tmp_path / "out/embeddings/y.h5", np.eye(4, dtype=np.float32))
     with pytest.raises(EmbeddingFileError, match="width 4, and the centroids 32"):
-        run_deduplication(deduplication_job(tmp_path))
+        run_steps(deduplication_job(tmp_path))
 
 
 def test_a_threshold_that_removes_most_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_corpus(tmp_path, np.ones((30, 8), np.float32))
-    run_deduplication(deduplication_job(tmp_path))
+    run_steps(deduplication_job(tmp_path))
     assert "29 of 30 documents are duplicates of others; if that is too many" in caplog.text
 
 
@@ -291,8 +290,8 @@ def test_ids_of_any_type(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["train/document_id"]
         file["train/document_id"] = np.array([5, 6, 7])
-    run_clustering(cluster_job(tmp_path))
-    run_deduplication(deduplication_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
+    run_steps(deduplication_job(tmp_path))
     table = pq.read_table(tmp_path / "out/duplicates/x0.parquet")
     assert table["document_id"].to_pylist() == ["5", "6", "7"]
     assert table["duplicate_of"].to_pylist() == [None, "5", "5"]
@@ -309,13 +308,13 @@ def annotate(folder: Path, name: str, ids: list[str]) -> Path:
 def test_lines_in_another_order_are_refused(tmp_path: Path) -> None:
     write_vectors(tmp_path / "out/embeddings/x0.h5", np.eye(3, dtype=np.float32)[[0, 1, 0]])
     annotated = annotate(tmp_path, "x0", ["x0-2", "x0-1", "x0-0"])
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     job = deduplication_job(tmp_path, annotated_directory=annotated.parent, write_documents=True)
     with pytest.raises(AnnotationError, match=r"x0\.jsonl:1 is of document x0-2, and row 0 of .* is of x0-0"):
-        run_deduplication(job)
+        run_steps(job)
     scored = {"prefer": "best", "score": "quality", "overwrite": True}
     with pytest.raises(AnnotationError, match="is of document x0-2"):
-        run_deduplication(deduplication_job(tmp_path, annotated_directory=annotated.parent, **scored))
+        run_steps(deduplication_job(tmp_path, annotated_directory=annotated.parent, **scored))
 
 
 def test_what_later_steps_look_for_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +323,7 @@ def test_what_later_steps_look_for_appears_last(tmp_path: Path, monkeypatch: pyt
     write_vectors(path, np.eye(4, dtype=np.float32))
     with h5py.File(path, "r+") as file:
         file[f"train/{TEXT_HASH}"] = np.array([7, 8, 7, 9], np.uint64)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     order: list[str] = []
     replace = os.replace
 
@@ -333,7 +332,7 @@ def test_what_later_steps_look_for_appears_last(tmp_path: Path, monkeypatch: pyt
         replace(source, target, **options)
 
     monkeypatch.setattr(os, "replace", seen)
-    run_deduplication(deduplication_job(tmp_path))
+    run_steps(deduplication_job(tmp_path))
     assert groups_found(tmp_path, ["x0"]) == [{0, 2}]
     of_file = [name for name in order if name.startswith("x0.")]
     assert sorted(of_file[:3]) == ["x0.hashes.arrow", "x0.vectors.arrow", "x0.visits.arrow"]
@@ -346,12 +345,12 @@ def test_hashes_of_an_earlier_version_of_a_file_are_not_used(tmp_path: Path) -> 
     write_vectors(path, np.eye(4, dtype=np.float32))
     with h5py.File(path, "r+") as file:
         file[f"train/{TEXT_HASH}"] = np.array([7, 7, 7, 7], np.uint64)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     work = groups_to_find(deduplication_job(tmp_path))
     assert work is not None
     run(work.steps()[0])  # the run is killed then
     write_vectors(path, np.eye(4, dtype=np.float32)[::-1])
-    run_deduplication(deduplication_job(tmp_path))
+    run_steps(deduplication_job(tmp_path))
     assert groups_found(tmp_path, ["x0"]) == []
 
 
@@ -377,14 +376,14 @@ def test_kept_documents_of_another_request_are_replaced_and_those_of_lost_embedd
     for name in ("x0", "x1"):
         write_vectors(tmp_path / f"out/embeddings/{name}.h5", np.eye(3, dtype=np.float32))
         annotated = annotate(tmp_path, name, [f"{name}-{i}" for i in range(3)])
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     params = {"annotated_directory": annotated.parent, "write_documents": True}
-    run_deduplication(deduplication_job(tmp_path, **params))
+    run_steps(deduplication_job(tmp_path, **params))
     with pytest.raises(OutputConflictError, match=r"x0\.jsonl was made by another request"):
-        run_deduplication(deduplication_job(tmp_path, **params, compression="gzip"))
+        run_steps(deduplication_job(tmp_path, **params, compression="gzip"))
     (tmp_path / "out/embeddings/x1.h5").unlink()
-    run_clustering(cluster_job(tmp_path, overwrite=True))
-    run_deduplication(deduplication_job(tmp_path, **params, compression="gzip", overwrite=True))
+    run_steps(cluster_job(tmp_path, overwrite=True))
+    run_steps(deduplication_job(tmp_path, **params, compression="gzip", overwrite=True))
     files = sorted(path.name for path in (tmp_path / "out/deduplicated").iterdir())
     assert files == ["x0.jsonl.gz", "x1.jsonl"]
     assert "deduplicated/x1.jsonl: its embeddings are gone" in caplog.text
@@ -394,18 +393,18 @@ def test_kept_documents_of_another_request_are_replaced_and_those_of_lost_embedd
 def test_a_renamed_file_makes_its_duplicates_point_to_the_new_name(tmp_path: Path) -> None:
     for name in ("x0", "x1"):
         write_vectors(tmp_path / f"out/embeddings/{name}.h5", np.eye(3, dtype=np.float32))
-    run_clustering(cluster_job(tmp_path))
-    run_deduplication(deduplication_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
+    run_steps(deduplication_job(tmp_path))
     (tmp_path / "out/embeddings/x0.h5").rename(tmp_path / "out/embeddings/w0.h5")
-    run_clustering(cluster_job(tmp_path, overwrite=True))
-    run_deduplication(deduplication_job(tmp_path, overwrite=True))
+    run_steps(cluster_job(tmp_path, overwrite=True))
+    run_steps(deduplication_job(tmp_path, overwrite=True))
     assert {row["duplicate_of_file"] for row in rows_of(tmp_path, ["x1"])} == {"w0.h5"}
 
 
 def test_a_copy_of_a_file_of_another_tool_is_the_same_file(tmp_path: Path) -> None:
     write_corpus(tmp_path, planted(60, 20))
     job = deduplication_job(tmp_path)
-    run_deduplication(job)
+    run_steps(job)
     os.utime(tmp_path / "out/embeddings/x0.h5", (1, 1))
     (tmp_path / "out/duplicates/x0.parquet").unlink()
     assert [report.status for report in run(deduplicate_workload(job))] == ["deduplicated", "skipped", "skipped"]

@@ -11,7 +11,7 @@ from mlfilter_core.errors import ClusterFileError, ConfigError
 from mlfilter_core.files.task_files import TaskFile
 from tests.mlfilter_core.clustering.topics import (
     cluster_job,
-    run_clustering,
+    run_steps,
     vectors_of,
     write_topics,
     write_vectors,
@@ -23,7 +23,7 @@ ALL = slice(None)
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     write_topics(tmp_path / "out/embeddings/a/x.h5", np.arange(60) % 3)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     return tmp_path / "out"
 
 
@@ -52,7 +52,7 @@ def test_a_document_in_no_cluster_has_no_name(tmp_path: Path) -> None:
     vectors = vectors_of(np.arange(60) % 3)
     vectors[7] = 0
     write_vectors(tmp_path / "out/embeddings/a/x.h5", vectors)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     found = values(tmp_path / "out")
     assert (found["cluster"][7], found["cluster_name"][7]) == (-1, "")
     assert all(found["cluster_name"][i] for i in range(60) if i != 7)
@@ -66,14 +66,14 @@ def test_clusters_of_other_embeddings_are_refused(out: Path) -> None:
 
 def test_clusters_of_other_centroids_are_refused(out: Path) -> None:
     before = clusters_in(out)
-    run_clustering(cluster_job(out.parent, n_clusters=2, overwrite=True))
+    run_steps(cluster_job(out.parent, n_clusters=2, overwrite=True))
     with pytest.raises(ClusterFileError, match=r"x.parquet is of other centroids than .*clusters.safetensors; cluster"):
         values(out, before)
 
 
 def test_centroids_that_changed_during_a_run_are_refused(out: Path) -> None:
     before, kept = clusters_in(out), (out / "clusters/a/x.parquet").read_bytes()
-    run_clustering(cluster_job(out.parent, n_clusters=2, overwrite=True))
+    run_steps(cluster_job(out.parent, n_clusters=2, overwrite=True))
     (out / "clusters/a/x.parquet").write_bytes(kept)
     with pytest.raises(ConfigError, match=r"clusters.safetensors was changed during the run; run the job again"):
         values(out, before)

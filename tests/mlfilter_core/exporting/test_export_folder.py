@@ -26,7 +26,7 @@ from mlfilter_core.files.identity import file_identity
 from mlfilter_core.heads.head import Head
 from mlfilter_core.heads.layers import mlp
 from tests.conftest import TINY_DIM
-from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps
 from tests.mlfilter_core.conftest import flip_a_bit
 from tests.mlfilter_core.exporting.conftest import Export, Inputs
 
@@ -402,7 +402,7 @@ def test_nothing_heavy_is_imported_by_worker_processes() -> None:
 
 def cluster_all(inputs: Inputs, **params: Any) -> Clusters:
     """Clusters the embeddings of the folder."""
-    run_clustering(cluster_job(inputs.folder.parent, **{"n_clusters": 2, **params}))
+    run_steps(cluster_job(inputs.folder.parent, **{"n_clusters": 2, **params}))
     return find_clusters(inputs.folder / "clusters", centroids_beside(inputs.folder / "clusters"))
 
 

@@ -16,7 +16,7 @@ from mlfilter_core.plan.annotation_plan import plan_annotation
 from mlfilter_core.plan.findings import Findings
 from mlfilter_core.plan.plan import Plan, PlannedWorkers
 from tests.conftest import TINY_DIM, WriteLines
-from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps
 
 WORKERS = PlannedWorkers(2, 1, 1, False, False, "2 workers on this machine")
 
@@ -72,7 +72,7 @@ def test_clusters_are_joined_as_a_run_joins_them(plan: PlanJob, tmp_path: Path) 
     params = {"clusters_directory": tmp_path / "out" / "clusters", "output_keys": ["document_id", "cluster_name"]}
     (problem,) = plan(**params).problems
     assert "clusters.safetensors is not a file of centroids" in problem
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     assert plan(**params).problems == []
     (tmp_path / "out" / "clusters" / "1.parquet").unlink()
     (problem,) = plan(**params).problems

@@ -16,7 +16,7 @@ from mlfilter_core.run_report.page import render
 from mlfilter_core.run_report.pictures import pictures_of, summary_of
 from mlfilter_core.run_report.write_report import as_json, write_report
 from mlfilter_core.wording import number
-from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, vectors_of, write_topics, write_vectors
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, vectors_of, write_topics, write_vectors
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
 from tests.output_folders import documents
 
@@ -35,7 +35,7 @@ def make_clusters(folder: Path, n_files: int = 2) -> Path:
     """Clusters files of the documents of `N_OF_TOPIC` each; returns the output folder."""
     for i in range(n_files):
         write_topics(folder / f"out/embeddings/{i}.h5", np.repeat(np.arange(3), N_OF_TOPIC), i)
-    run_clustering(cluster_job(folder))
+    run_steps(cluster_job(folder))
     return folder / "out"
 
 
@@ -63,7 +63,7 @@ def test_the_largest_clusters_are_those_of_all_files(tmp_path: Path) -> None:
 
 def test_markup_in_a_text_stays_text(tmp_path: Path) -> None:
     write_vectors(tmp_path / "out/embeddings/x.h5", vectors_of(np.arange(30) % 3), [HOSTILE] * 30)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     page, facts = page_text(tmp_path / "out"), collect(tmp_path / "out")
     assert "&lt;script&gt;alert(1)&lt;/script&gt; | bread &amp; flour" in page
     assert "<script>alert" not in page + summary_of(facts, "cluster")
@@ -73,7 +73,7 @@ def test_the_page_of_many_clusters_has_the_largest_and_counts_the_others(tmp_pat
     n, texts = 2_000, ["<word> " * 500] * 4_000
     vectors = np.random.default_rng(0).standard_normal((len(texts), 16)).astype(np.float32)
     write_vectors(tmp_path / "out/embeddings/x.h5", vectors, texts)
-    run_clustering(cluster_job(tmp_path, n_clusters=n))
+    run_steps(cluster_job(tmp_path, n_clusters=n))
     report = write_report(tmp_path / "out")
     found = report.facts.clustered
     assert found is not None and (found.clusters, len(found.largest)) == (n, MAX_CLUSTERS)
@@ -118,7 +118,7 @@ def test_folders_are_compared_by_the_centres_of_their_clusters(tmp_path: Path) -
     same = cluster_job(
         tmp_path / "other", n_clusters="auto", centroids=one / "clusters.safetensors", output_dir=tmp_path / "same"
     )
-    run_clustering(same)
+    run_steps(same)
     assert compare(one, tmp_path / "same").have_same_clusters is True
     for path in (other / "clusters").glob("*.parquet"):
         path.rename(one / "clusters" / f"other-{path.name}")

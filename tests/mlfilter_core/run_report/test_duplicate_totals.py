@@ -17,7 +17,7 @@ from mlfilter_core.run_report.page import render
 from mlfilter_core.run_report.pictures import pictures_of, summary_of
 from mlfilter_core.run_report.write_report import write_report
 from tests.deduplicated_folder import deduplicate
-from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, vectors_of, write_topics, write_vectors
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, vectors_of, write_topics, write_vectors
 from tests.mlfilter_core.run_report.conftest import WriteOutputs
 from tests.output_folders import documents
 
@@ -29,7 +29,7 @@ def make_duplicates(folder: Path, n_files: int = 2, **params: object) -> Path:
     """Deduplicates files of 60 documents each; returns the output folder."""
     for i in range(n_files):
         write_topics(folder / f"out/embeddings/{i}.h5", np.arange(60) % 3, i)
-    run_clustering(cluster_job(folder))
+    run_steps(cluster_job(folder))
     deduplicate(folder / "out", **{"threshold": 0.95, "write_documents": False, **params})
     return folder / "out"
 
@@ -77,7 +77,7 @@ def test_the_summary_shows_texts_side_by_side(tmp_path: Path) -> None:
 
 def test_markup_in_a_text_stays_text(tmp_path: Path) -> None:
     write_vectors(tmp_path / "out/embeddings/x.h5", vectors_of(np.arange(30) % 3, spread=0.01), [HOSTILE] * 30)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     deduplicate(tmp_path / "out", write_documents=False)
     path = tmp_path / "out/duplicates.json"
     summary = json.loads(path.read_bytes())
@@ -96,7 +96,7 @@ def test_markup_in_a_text_stays_text(tmp_path: Path) -> None:
 def test_the_page_of_many_groups_has_the_largest(tmp_path: Path) -> None:
     vectors = np.repeat(np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32), 6, axis=0)
     write_vectors(tmp_path / "out/embeddings/x.h5", vectors, ["<word> " * 500] * len(vectors))
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     deduplicate(tmp_path / "out", threshold=0.999, write_documents=False)
     report = write_report(tmp_path / "out")
     found = report.facts.deduplicated

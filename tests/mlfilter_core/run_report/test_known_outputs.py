@@ -23,7 +23,7 @@ from mlfilter_core.verification.output_kinds import output_kinds
 from mlfilter_core.work.workload import Workload, run_files
 from tests import pipeline_folder
 from tests.deduplicated_folder import deduplicate
-from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps
 from tests.pipeline_folder import job, make_pipeline
 
 N_FILES = 3  # of each kind; two of them are not in the sample
@@ -104,7 +104,7 @@ def test_a_report_after_another_opens_the_sample_alone_and_has_the_same_facts(ou
 
 
 def test_files_of_clusters_are_counted_without_opening_them(folder: Path, opened: list[str]) -> None:
-    run_clustering(cluster_job(folder))
+    run_steps(cluster_job(folder))
     expected = facts_of(folder / "out")
     write_report(folder / "out")
     opened.clear()
@@ -114,7 +114,7 @@ def test_files_of_clusters_are_counted_without_opening_them(folder: Path, opened
 
 
 def test_files_of_duplicates_are_counted_without_opening_them(folder: Path, opened: list[str]) -> None:
-    run_clustering(cluster_job(folder))
+    run_steps(cluster_job(folder))
     deduplicate(folder / "out")
     expected = facts_of(folder / "out")
     write_report(folder / "out")

@@ -13,7 +13,7 @@ import pytest
 from mlfilter_core.verification import cluster_files
 from mlfilter_core.verification.output_kinds import VerifyRequest
 from mlfilter_core.verification.verify import verify
-from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, write_topics
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, write_topics
 
 Columns = dict[str, Any]
 
@@ -21,7 +21,7 @@ Columns = dict[str, Any]
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     write_topics(tmp_path / "out/embeddings/x.h5", np.arange(60) % 3)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     return tmp_path / "out"
 
 
@@ -90,7 +90,7 @@ def test_whole_numbers_are_ids(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["train/document_id"]
         file["train/document_id"] = np.arange(60)
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     assert problems(tmp_path / "out") == ()
 
 

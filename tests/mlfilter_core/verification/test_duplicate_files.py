@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlfilter_core.embedding_store.duplicate_file import DuplicateFile, write_duplicates
+from mlfilter_core.embedding_store.duplicate_file import made_from, write_duplicates
 from mlfilter_core.files.identity import file_identity
 from mlfilter_core.verification import duplicate_files
 from mlfilter_core.verification.duplicate_files import NO_ANNOTATIONS, NO_EMBEDDINGS, NO_GROUPS, check_duplicates
 from mlfilter_core.verification.output_kinds import RelatedFiles, VerifyRequest
 from mlfilter_core.verification.verify import Verification, verify
 from tests.deduplicated_folder import deduplicate
-from tests.mlfilter_core.clustering.topics import cluster_job, run_clustering, write_topics
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, write_topics
 from tests.pipeline_folder import make_pipeline
 
 Columns = dict[str, list[Any]]
@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """An output folder of a pipeline with duplicates, which tests copy."""
     folder = tmp_path_factory.mktemp("pipeline")
     out = make_pipeline(folder, tiny_model)
-    run_clustering(cluster_job(folder))
+    run_steps(cluster_job(folder))
     deduplicate(out)
     return out
 
@@ -65,8 +65,7 @@ def problems(out: Path, path: str = X, read_content: bool = True) -> str:
 
 def rewrite(path: Path, change: Callable[[Columns, Made], object]) -> None:
     """Changes the columns of a file of duplicates and what it states."""
-    with DuplicateFile(path) as file:
-        table, made = pq.read_table(path), json.loads(json.dumps(file.made))
+    table, made = pq.read_table(path), json.loads(json.dumps(made_from(path)))
     columns = table.to_pydict()
     change(columns, made)
     schema = pa.schema([table.schema.field(name) for name in columns])
@@ -123,7 +122,7 @@ def test_pairs_of_several_files_are_proved_some_at_a_time(tmp_path: Path, monkey
                 del file[f"train/{name}"]
                 file[f"train/{name}"] = values
             file["train/first_chunk"] = np.append(np.arange(20), np.arange(20, 60, 2))
-    run_clustering(cluster_job(tmp_path))
+    run_steps(cluster_job(tmp_path))
     deduplicate(out, threshold=0.95, write_documents=False)
     monkeypatch.setattr(duplicate_files, "BLOCK_BYTES", 7 * 4 * 16)  # 7 rows
     path, pairs = "duplicates/3.parquet", []
