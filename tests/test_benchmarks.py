@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import REPOSITORY, within
 
 # Some take minutes, and more where other tests run beside them.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 
 TINY = ("--device", "cpu", "--tiny", "--documents", "128", "--rounds", "1", "--threads", "1")
 

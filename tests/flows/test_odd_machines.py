@@ -16,7 +16,7 @@ UNKNOWN = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
 HIDDEN = ("HOME", "USER", "LOGNAME", "USERNAME", "LNAME", "LC_ALL", "LC_CTYPE", "PREFECT_HOME", "PREFECT_API_URL")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_a_run_without_home_user_locks_and_locale(embed_job: WriteJob, corpus: Path, tmp_path: Path) -> None:
     """The user has no name and no home, TMPDIR a long name, the output folder no locks, the terminal no characters."""
     if subprocess.run([*UNKNOWN, "true"], capture_output=True, check=False).returncode:

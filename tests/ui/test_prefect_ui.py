@@ -21,6 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.browser import chromium, screenshot
+from tests.conftest import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
 # The flow's process starts, its worker loads torch, on two busy cores.
@@ -106,14 +107,14 @@ def job(tmp_path: Path, tiny_model: Path) -> Path:
 
 def until(condition: Callable[[], Any], seconds: float = PAGE_S) -> Any:
     """Waits for an element on a page that is still being redrawn; returns it."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE * seconds
     while True:
         try:
             if found := condition():
                 return found
         except (StaleElementReferenceException, WebDriverException, IndexError) as error:
             assert time.monotonic() < end, error
-        assert time.monotonic() < end, f"not within {seconds} s"
+        assert time.monotonic() < end, f"not within {PATIENCE} times {seconds} s"
         time.sleep(0.3)
 
 

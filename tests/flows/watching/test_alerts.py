@@ -26,7 +26,7 @@ from tests.flows.login_node import SERVER, Server, started
 COMMANDS = [content for _, content in blocks(DOCS / "guides" / "login-node.md", "bash")]
 URL_OF_GUIDE = "https://hooks.example.org/services/mlfilter"
 # Far longer than any pause of a healthy run on two busy cores.
-STALL_S = 40
+STALL_S = 100
 # A server makes its database, or a process loads torch, on two busy cores.
 START_S = 150
 # Workers are forked from a process that has loaded their modules: to load them takes as long as a stall.
@@ -162,6 +162,7 @@ def test_operators_hear_of_runs_that_fail_stall_or_reject_much_and_of_no_others(
 
     for text in alerts_of(stalling):
         assert re.search(r": stalled: Nothing was processed since 20.{14} UTC: 0 of 1 files, [\d,]+ documents, ", text)
+    assert len(alerts_of(bad)) == 2, texts
     failed, rejects = sorted(alerts_of(bad))
     assert ": Failed: 1 of 2 files failed; " in failed
     assert "1 of 1 lines are rejected" in failed

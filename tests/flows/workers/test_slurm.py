@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,11 +48,23 @@ SETTINGS = {"partition": "cpu", "cpus_per_task": 1, "mem_per_cpu_gb": 2, "time":
 GONE_S = 60
 # A process starts and loads torch and Prefect, and so does its worker, on a machine that may be busy.
 START_S = 180
-END_S = 300
+END_S = 1200
+
+# An encoder that takes as long on any machine: 7 s for five documents of 64 tokens.
+SLEEPING = """
+import time
+from transformers import BertModel
+
+
+class Sleeping(BertModel):
+    def forward(self, input_ids, **kwargs):
+        time.sleep(0.022 * input_ids.numel())
+        return super().forward(input_ids, **kwargs)
+"""
 
 WriteSlurmJob = Callable[..., Path]
 StartFlow = Callable[[Path], "subprocess.Popen[str]"]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(2400)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,6 +105,18 @@ def slurm_job(tmp_path: Path, tiny_model: Path) -> WriteSlurmJob:
         return tmp_path / "job.yaml"
 
     return write
+
+
+@pytest.fixture
+def sleeping_model(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny encoder, with code that sleeps; transformers copies the code to a folder of the test."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = shutil.copytree(tiny_model, tmp_path / "sleeping")
+    (folder / "sleeping.py").write_text(SLEEPING)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Sleeping"], "auto_map": {"AutoModel": "sleeping.Sleeping"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def queue() -> list[str]:
@@ -195,11 +220,12 @@ def test_jobs_without_work_are_cancelled_and_one_that_somebody_else_cancels_is_r
 
 
 def test_workers_leave_before_the_time_limit_and_others_take_over(
-    slurm_job: WriteSlurmJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    slurm_job: WriteSlurmJob, sleeping_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(slurm_job_module, "MIN_MARGIN_S", 95)  # to start and to end, on a machine that may be busy
-    files = {f"file{i}": 120 for i in range(4)}
-    report = embed(slurm_job(files, {"embedding_model": MINILM}, time="00:02:00"))
+    monkeypatch.setattr(slurm_job_module, "MIN_MARGIN_S", 90)  # to start and to end, on a machine that may be busy
+    files = {f"file{i}": 5 for i in range(13)}
+    params = {"embedding_model": str(sleeping_model), "trust_remote_code": True}
+    report = embed(slurm_job(files, params, time="00:03:00"), {"files_per_task": 1})
     ended = re.findall(r"Slurm job (\d+) ended \((\w+)", (report.logs / "flow.log").read_text())
     assert len(list((report.logs / "jobs").iterdir())) > 1
     assert {state for _, state in ended} == {"COMPLETED"}

@@ -22,7 +22,7 @@ from tests.slurm import cluster
 FOLDER = cluster.DEFAULT_FOLDER.with_name("mlfilter-slurm-nodes")
 GOOD, BAD, OWN = cluster.node_names(3)
 START_S = 300
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(2400)
 
 
 @pytest.fixture(scope="module", autouse=True)
