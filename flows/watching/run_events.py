@@ -3,7 +3,7 @@
 The automations of deployments/alerts.yaml react to them.
 """
 
-from prefect.events import emit_event
+from prefect.events import Event, emit_event
 from prefect.runtime import flow_run
 
 from flows.watching.run_progress import Snapshot, describe
@@ -24,6 +24,7 @@ class RunEvents:
 
     def __init__(self) -> None:
         self._last: tuple[float, ...] = ()
+        self._progress: Event | None = None
         self._levels = list(LEVELS)
 
     def show(self, snapshot: Snapshot) -> None:
@@ -31,15 +32,19 @@ class RunEvents:
         done = snapshot.files_done, snapshot.files_failed, snapshot.documents, snapshot.tokens, snapshot.rejected
         now = *done, snapshot.share
         if now != self._last or snapshot.is_waiting:
-            _emit(PROGRESS, describe(snapshot))
+            self._progress = _emit(PROGRESS, describe(snapshot))
         self._last = now
         if snapshot.documents + snapshot.rejected >= MIN_LINES:
             self._tell_rejected(snapshot)
 
     def end(self, snapshot: Snapshot) -> None:
-        """Tells that the run has no file left to process. Events of one process arrive in their order."""
+        """Tells that the run has no file left to process.
+
+        A server handles two events at a time, and could take the last progress for a later one than the end: the run
+        would seem to have stalled. So this event states which one it follows.
+        """
         self._tell_rejected(snapshot)
-        _emit(END, describe(snapshot))
+        _emit(END, describe(snapshot), self._progress)
 
     def _tell_rejected(self, snapshot: Snapshot) -> None:
         """Tells each level that the share of rejected lines exceeds for the first time."""
@@ -49,9 +54,10 @@ class RunEvents:
             _emit(f"{REJECTED}.{self._levels.pop(0)}", f"{share}; {describe(snapshot)}")
 
 
-def _emit(event: str, progress: str) -> None:
-    """Emits an event of the present flow run. Prefect logs errors, and raises none."""
+def _emit(event: str, progress: str, follows: Event | None = None) -> Event | None:
+    """Emits an event of the present flow run, and returns it. Prefect logs errors, and raises none."""
     run = flow_run.get_id()
-    if run is not None:
-        resource = {"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.name": str(flow_run.get_name())}
-        emit_event(event, resource, payload={"progress": progress})
+    if run is None:
+        return None
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.name": str(flow_run.get_name())}
+    return emit_event(event, resource, payload={"progress": progress}, follows=follows)

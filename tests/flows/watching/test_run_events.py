@@ -25,8 +25,8 @@ def watched(*snapshots: Snapshot) -> UUID:
     return UUID(flow_run.get_id())
 
 
-def told(client: SyncPrefectClient, *snapshots: Snapshot) -> list[tuple[str, str]]:
-    """Returns the names and texts of the events of a run that had these snapshots."""
+def events_of(client: SyncPrefectClient, *snapshots: Snapshot) -> list[dict[str, Any]]:
+    """Returns the events of a run that had these snapshots."""
     resource = {"id": [f"prefect.flow-run.{watched(*snapshots)}"]}
     wanted = {"event": {"prefix": ["mlfilter."]}, "resource": resource, "order": "ASC"}
 
@@ -34,7 +34,12 @@ def told(client: SyncPrefectClient, *snapshots: Snapshot) -> list[tuple[str, str
         found = client.request("POST", "/events/filter", json={"filter": wanted}).json()["events"]
         return found if found and found[-1]["event"] == "mlfilter.end" else None
 
-    return [(event["event"], event["payload"]["progress"]) for event in within(TOLD_S, events)]
+    return list(within(TOLD_S, events))
+
+
+def told(client: SyncPrefectClient, *snapshots: Snapshot) -> list[tuple[str, str]]:
+    """Returns their names and texts."""
+    return [(event["event"], event["payload"]["progress"]) for event in events_of(client, *snapshots)]
 
 
 def names(told: list[tuple[str, str]]) -> list[str]:
@@ -48,6 +53,14 @@ def test_a_run_tells_its_progress_once(client: SyncPrefectClient) -> None:
         ("mlfilter.progress", "0 of 9 files, 40 documents, 0.0 documents/s"),
         ("mlfilter.end", "0 of 9 files, 40 documents, 0.0 documents/s, 9.0 s left"),
     ]
+
+
+def test_a_server_that_gets_events_out_of_order_does_not_take_an_ended_run_for_a_stalled_one(
+    client: SyncPrefectClient,
+) -> None:
+    progress, last, *rejected, end = events_of(client, BEGUN, replace(BEGUN, documents=9, rejected=1))
+    assert end["follows"] == last["id"]
+    assert [event["follows"] for event in (progress, last, *rejected)] == [None] * 5
 
 
 def test_a_run_without_workers_is_not_silent(client: SyncPrefectClient) -> None:

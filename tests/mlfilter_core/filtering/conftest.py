@@ -39,12 +39,13 @@ def survey_of(
     """Returns a survey; scores without names are those of `q`."""
     columns = scores if isinstance(scores, dict) else {"q": scores}
     n = len(next(iter(columns.values())))
-    names = tuple(dict.fromkeys(groups or [NO_GROUP] * n))
+    groups = groups or [NO_GROUP] * n
+    places = {name: place for place, name in enumerate(dict.fromkeys(groups))}
     return Survey(
         *(stem, tuple(columns), np.array(list(columns.values()), np.float32).T.reshape(n, len(columns))),
         tokens=np.array(list(tokens) if tokens is not None else [1] * n, np.int64),
-        group=np.array([names.index(group) for group in groups or [NO_GROUP] * n], np.int32),
-        groups=names,
+        group=np.array([places[group] for group in groups], np.int32),
+        groups=tuple(places),
         annotated={},
     )
 
