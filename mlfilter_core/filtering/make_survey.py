@@ -141,7 +141,7 @@ def _stored_key(per: str | None, embeddings: EmbeddingFile | None) -> str | None
 
 def _strings(embeddings: EmbeddingFile, place: str) -> Iterator[str]:
     for rows in embeddings.slices(SLICE_ROWS):
-        yield from map(as_string, embeddings.column(place, rows))
+        yield from embeddings.strings(place, rows)
 
 
 def _ids(embeddings: EmbeddingFile) -> Iterator[str | None]:
@@ -150,7 +150,7 @@ def _ids(embeddings: EmbeddingFile) -> Iterator[str | None]:
 
 
 def _check_id(record: Record, expected: str, path: Path, line: int, embeddings: EmbeddingFile | None) -> None:
-    if embeddings is not None and record.get(DOCUMENT_ID, expected) != expected:
+    if embeddings is not None and as_string(record.get(DOCUMENT_ID, expected)) != expected:
         raise AnnotationError(
             f'{path}:{line}: the document is "{record[DOCUMENT_ID]}", but the same row of {embeddings.path} is '
             f'"{expected}"; annotate again'

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from mlfilter_core.annotating.annotated_format import SUFFIXES
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.config.deduplication import DEDUPLICATED_DIR, DUPLICATES_DIR, GROUPS_FILE, SUMMARY_FILE
-from mlfilter_core.corpus.documents import as_string
 from mlfilter_core.corpus.lines import Line, OverlongLine
 from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.deduplication.settle import Duplicates, load_duplicates
@@ -256,7 +255,7 @@ class _Check:
             self.findings.add("ids", f"has {'no' if has_ids else 'a'} {DOCUMENT_ID}, unlike {embeddings.path}")
         elif has_ids:
             rows = slice(start, start + len(some))
-            if some[DOCUMENT_ID].to_pylist() != [as_string(each) for each in embeddings.column(DOCUMENT_ID, rows)]:
+            if some[DOCUMENT_ID].to_pylist() != embeddings.strings(DOCUMENT_ID, rows):
                 self.findings.add("ids", f"rows {rows.start} to {rows.stop - 1} have the ids of other documents")
 
     def _check_written(

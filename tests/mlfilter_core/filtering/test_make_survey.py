@@ -2,6 +2,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from mlfilter_core.filtering.survey import (
     SurveyRequest,
     load_survey,
 )
-from tests.conftest import WriteLines
+from tests.conftest import TINY_DIM, WriteLines
 from tests.mlfilter_core.filtering.conftest import Filter, annotated_files, lines_of, request_for
 
 
@@ -139,6 +140,25 @@ def test_embeddings_must_be_those_that_were_scored(parameters: Filter, annotated
         make_survey(file, SurveyRequest.of(params))
     file.path.write_text('{"score_good": 1}\n')
     with pytest.raises(AnnotationError, match=r"y.jsonl has 1 lines, and .*y.h5 20 rows; annotate again"):
+        make_survey(file, SurveyRequest.of(params))
+
+
+def test_ids_and_groups_of_other_tools_may_be_numbers(
+    parameters: Filter, annotated: Path, write_lines: WriteLines
+) -> None:
+    with h5py.File(annotated / "out/embeddings/z.h5", "w") as other:
+        other["train/embeddings"] = np.ones((3, TINY_DIM), np.float32)
+        other["train/document_id"] = np.array([7, 8, 2**63 - 1], np.int64)
+        other["train/topic"] = np.array([4, 4, 5], np.int8)
+    ids = [7, "8", 2**63 - 1]
+    write_lines("out/annotated_data/z.jsonl", [{"document_id": name, "score_good": i} for i, name in enumerate(ids)])
+    params = parameters(keep={"scores": {"good": {}}, "per": "topic"})
+    file = annotated_files(params)[2]
+    make_survey(file, SurveyRequest.of(params))
+    survey = load_survey(file, SurveyRequest.of(params))
+    assert [survey.groups[code] for code in survey.group] == ["4", "4", "5"]
+    write_lines("out/annotated_data/z.jsonl", [{"document_id": name, "score_good": 1} for name in (7, 8, 9)])
+    with pytest.raises(AnnotationError, match=r'z.jsonl:3: the document is "9", but the same row of .*z.h5 is "9223'):
         make_survey(file, SurveyRequest.of(params))
 
 
