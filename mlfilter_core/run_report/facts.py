@@ -335,6 +335,8 @@ class FilterFacts:
         by_group: The same, by group.
         without_score: Documents that lack one of the scores.
         files: Number of filtered files.
+        shares: Token budget of each group by score, for those that are divided by weights.
+        notes: What a person should know about these shares.
         examples: Documents near the limits.
     """
 
@@ -348,6 +350,8 @@ class FilterFacts:
     by_group: Mapping[str, Mapping[str, int]]
     without_score: int
     files: int
+    shares: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     examples: Sequence[LimitExample] = ()
 
     def limits_of(self, field: str) -> list[float]:

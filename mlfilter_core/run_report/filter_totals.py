@@ -1,7 +1,7 @@
 """Sums over the filtered files of a folder, from what they state."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from typing import Any
@@ -24,6 +24,8 @@ class FilterTotals:
         self._needed = 1
         self._per: str | None = None
         self._ranks: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        self._shares: dict[str, dict[str, int]] = {}
+        self._notes: Sequence[str] = ()
         self._reached: Counter[str] = Counter()
         self._counts = KeptCounts()
         self._by_group: defaultdict[str, KeptCounts] = defaultdict(KeptCounts)
@@ -42,6 +44,7 @@ class FilterTotals:
         for group, counts in report["by_group"].items():
             self._by_group[group] += _counts(counts)
         self._without_score += report["without_score"]
+        self._notes = report.get("notes", ())  # of the whole corpus
 
     def notices(self) -> list[str]:
         """Returns the notices about the sums."""
@@ -71,17 +74,23 @@ class FilterTotals:
             },
             without_score=self._without_score,
             files=self._n_files,
+            shares=self._shares,
+            notes=self._notes,
         )
 
     def _add_request(self, request: Mapping[str, Any]) -> None:
         self._needed, self._per = request["at_least"], request["per"]
-        for asked, ranks in zip(request["keep"], request["cuts"], strict=True):
+        has_shares = "shares" in request
+        all_shares = request["shares"] if has_shares else [{}] * len(request["keep"])
+        for asked, ranks, shares in zip(request["keep"], request["cuts"], all_shares, strict=True):
             name = asked["score"]
-            bound = Bound(**{key: value for key, value in asked.items() if key != "score"}).describe()
+            bound = Bound(**{key: value for key, value in asked.items() if key != "score"}).describe(has_shares)
             known = self._ranks[name]
             self._have_one_limit &= self._asked.setdefault(name, bound) == bound
             self._have_one_limit &= all(known.get(group, rank) == rank for group, rank in ranks.items())
             known |= ranks
+            if shares:
+                self._shares.setdefault(name, {}).update(shares)
 
 
 def _counts(stated: Mapping[str, int]) -> KeptCounts:

@@ -49,12 +49,14 @@ class StatedLimit:
         bound: What the job asked for.
         ranks: Lowest rank that is kept, by group.
         groups: The same as scores.
+        shares: Token budget of each group; empty where each has that of the bound.
     """
 
     name: str
     bound: Bound
     ranks: Mapping[str, int]
     groups: Mapping[str, GroupLimit]
+    shares: Mapping[str, int]
 
     def is_reached(self, score: float, group: str, tie_break: int) -> bool:
         limit = self.groups.get(group)
@@ -112,10 +114,11 @@ class StatedLimits:
     def of(request: Mapping[str, Any]) -> "StatedLimits":
         """Returns the limits that the provenance of a filtered file states."""
         limits = []
-        for asked, ranks in zip(request["keep"], request["cuts"], strict=True):
+        shares = request.get("shares", [{}] * len(request["keep"]))
+        for asked, ranks, of_groups in zip(request["keep"], request["cuts"], shares, strict=True):
             bound = Bound(**{name: value for name, value in asked.items() if name != "score"})
             groups = {group: GroupLimit.of(rank) for group, rank in ranks.items()}
-            limits.append(StatedLimit(asked["score"], bound, ranks, groups))
+            limits.append(StatedLimit(asked["score"], bound, ranks, groups, of_groups))
         return StatedLimits(limits, request["at_least"])
 
     @property
@@ -147,19 +150,21 @@ class StatedLimits:
         return is_reached
 
 
-def why_wrong(bound: Bound, stated: GroupLimit, tally: LimitTally) -> str | None:
+def why_wrong(bound: Bound, share: int | None, stated: GroupLimit, tally: LimitTally) -> str | None:
     """Returns why the limit of a group is not the one of a corpus; None if it is.
 
     Args:
         bound: What the job asked for.
+        share: Token budget of the group; None where it is that of the bound.
         stated: The limit.
         tally: Sum over the documents of this group in all files of the corpus.
     """
     if bound.threshold is not None:
         return None if stated.score == float(np.float32(bound.threshold)) else "another score was asked for"
     if bound.best_tokens is not None:
-        is_full = tally.tokens + tally.next_tokens > bound.best_tokens or tally.reached == tally.scored
-        if tally.tokens <= bound.best_tokens and is_full:
+        budget = bound.best_tokens if share is None else share
+        is_full = tally.tokens + tally.next_tokens > budget or tally.reached == tally.scored
+        if tally.tokens <= budget and (is_full if budget else not tally.reached):
             return None
         return f"{tally.tokens:,} tokens reach it, and the next best document has {tally.next_tokens:,}"
     percentile = Fraction(str(bound.percentile_or_default))
