@@ -52,6 +52,7 @@ class FilterReport(ReportDefaults):
         kept_tokens: Number of tokens of the kept documents, where it is known.
         reached: Number of documents that reach the threshold of each score.
         by_group: `documents`, `kept`, `tokens` and `kept_tokens` of each value of `per`.
+        score_sums: Number of documents with each score and sum of their scores, by value of `per` and score.
         criteria: Thresholds as text.
         notes: What a person should know about the groups that share tokens.
         seconds: Wall time; 0 where skipped.
@@ -61,7 +62,7 @@ class FilterReport(ReportDefaults):
 
     SUMMED: ClassVar[Sequence[str]] = ("documents", "kept", "without_score", "tokens", "kept_tokens")
     PRINTED: ClassVar[Sequence[str]] = (*SUMMED, "seconds", "documents/s")
-    NO_COLUMNS: ClassVar[Sequence[str]] = ("criteria", "notes")
+    NO_COLUMNS: ClassVar[Sequence[str]] = ("score_sums", "criteria", "notes")
 
     annotated: str
     output: str
@@ -73,6 +74,7 @@ class FilterReport(ReportDefaults):
     kept_tokens: int
     reached: Mapping[str, int]
     by_group: Mapping[str, Mapping[str, int]]
+    score_sums: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     criteria: Sequence[str] = field(default=())
     notes: Sequence[str] = field(default=())
     seconds: float = 0.0
@@ -242,6 +244,7 @@ def report_of(file: TaskFile, request: FilterRequest, survey: Survey) -> FilterR
         without_score=int(np.isnan(survey.scores).any(axis=1).sum()),
         reached={each.score: int(each.reached(survey).sum()) for each in request.thresholds.of_scores},
         by_group={group: {**vars(counts)} for group, counts in zip(groups, of_groups, strict=True)},
+        score_sums=survey.score_sums() if groups else {},
         criteria=request.criteria(),
         notes=request.thresholds.notes,
     )

@@ -29,6 +29,7 @@ class FilterTotals:
         self._reached: Counter[str] = Counter()
         self._counts = KeptCounts()
         self._by_group: defaultdict[str, KeptCounts] = defaultdict(KeptCounts)
+        self._scores: defaultdict[tuple[str, str], tuple[int, float]] = defaultdict(lambda: (0, 0.0))
         self._without_score = 0
         self._n_files = 0
         self._have_one_limit = True
@@ -43,6 +44,10 @@ class FilterTotals:
         self._counts += _counts(report)
         for group, counts in report["by_group"].items():
             self._by_group[group] += _counts(counts)
+        for group, sums in report.get("score_sums", {}).items():
+            for name, (n_scored, total) in sums.items():
+                known_n, known_total = self._scores[name, group]
+                self._scores[name, group] = known_n + n_scored, known_total + total
         self._without_score += report["without_score"]
         self._notes = report.get("notes", ())  # of the whole corpus
 
@@ -71,6 +76,14 @@ class FilterTotals:
                 for group, counts in sorted(
                     self._by_group.items(), key=lambda item: (-item[1].documents, natural_order(item[0]))
                 )
+            },
+            mean_scores={
+                name: {
+                    group: total / n_scored
+                    for (of_score, group), (n_scored, total) in self._scores.items()
+                    if of_score == name and n_scored
+                }
+                for name in self._asked
             },
             without_score=self._without_score,
             files=self._n_files,

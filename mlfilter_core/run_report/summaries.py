@@ -32,7 +32,11 @@ def summary_of_filter(facts: OutputFacts) -> str:
     parts += map(escaped, filtered.notes)
     if len(filtered.by_group) > 1:
         names = [filtered.per or "", "documents", "kept", "share", "of tokens", "tokens kept"]
-        groups = [_kept(group, counts) for group, counts in list(filtered.by_group.items())[:MAX_ROWS]]
+        names += [f"mean {name}" for name in filtered.asked]
+        groups = [
+            [*_kept(group, counts), *(number(means.get(group)) for means in filtered.mean_scores.values())]
+            for group, counts in list(filtered.by_group.items())[:MAX_ROWS]
+        ]
         parts.append(_table(f"Kept by {filtered.per}", names, groups))
         if len(groups) < len(filtered.by_group):
             parts.append(f"The {len(groups)} largest of {len(filtered.by_group):,}; `report.json` has all.")

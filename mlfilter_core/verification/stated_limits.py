@@ -5,7 +5,7 @@ proved by counting: the limit of a percentile is the score of a document, and th
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from operator import add
@@ -73,6 +73,7 @@ class LimitTally:
         above: Documents with a higher score than the limit.
         tokens: Tokens of the documents that reach the limit.
         next_tokens: Tokens of the best documents that do not reach it.
+        sum_of_scores: Sum of the scores, in the order of the documents.
     """
 
     scored: int = 0
@@ -80,9 +81,10 @@ class LimitTally:
     above: int = 0
     tokens: int = 0
     next_tokens: int = 0
+    sum_of_scores: float = 0.0
 
     def counts(self) -> tuple[int, int, int, int, int]:
-        """Returns the attributes."""
+        """Returns the attributes that are counts."""
         return self.scored, self.reached, self.above, self.tokens, self.next_tokens
 
     def __add__(self, other: "LimitTally") -> "LimitTally":
@@ -136,10 +138,18 @@ class StatedLimits:
                 n_reached += 1
         return n_reached >= self.n_needed
 
+    def score_sums(self, groups: Iterable[str]) -> dict[str, dict[str, list[float]]]:
+        """Returns the number of documents with each score and the sum of their scores, by group and score."""
+        tallies = {key: [tally.scored, tally.sum_of_scores] for key, tally in self.tallies.items()}
+        return {
+            group: {limit.name: tallies.get((limit.name, group), [0, 0.0]) for limit in self.limits} for group in groups
+        }
+
     def _count(self, limit: StatedLimit, score: float, group: str, tie_break: int, tokens: int) -> bool:
         tally = self.tallies.setdefault((limit.name, group), LimitTally())
         is_reached = limit.is_reached(score, group, tie_break)
         tally.scored += 1
+        tally.sum_of_scores += score
         tally.reached += is_reached
         tally.above += score > limit.groups[group].score if group in limit.groups else 0
         tally.tokens += tokens if is_reached else 0

@@ -105,6 +105,11 @@ def test_the_report_counts_groups_scores_and_documents_without_one(write_lines: 
         "en": {"documents": 1, "kept": 0, "tokens": 40, "kept_tokens": 0},
         "": {"documents": 1, "kept": 1, "tokens": 80, "kept_tokens": 80},
     }
+    assert report.score_sums == {
+        "de": {"q": (2, 6.0), "r": (2, 18.0)},
+        "en": {"q": (0, 0.0), "r": (1, 9.0)},
+        "": {"q": (1, 6.0), "r": (1, 1.0)},
+    }
     assert FilterReport.remarks_on([report, report]) == [
         *("q: threshold 5", "r: threshold 1"),
         *("q: 4 documents reach it, 50.0 %", "r: 8 documents reach it, 100.0 %"),

@@ -24,6 +24,9 @@ def test_sums_are_those_of_the_documents(out: Path) -> None:
     assert found.counts["kept"] == len(kept) and found.counts["documents"] == len(kept) + len(dropped) == 90
     for group in ("de", "en"):
         assert found.by_group[group]["kept"] == sum(each["language"] == group for each in kept)
+        for name in ("good", "fine"):
+            own = [each[f"score_{name}"] for each in kept + dropped if each["language"] == group]
+            assert found.mean_scores[name][group] == pytest.approx(sum(own) / len(own), rel=1e-6)
         limit = found.limits["good"][group]
         assert limit is not None
         assert min(each["score_good"] for each in kept if each["language"] == group) >= limit - 1e-6
@@ -50,6 +53,8 @@ def test_tokens_by_weights_are_shown_with_the_groups_that_fall_short(out: Path) 
     assert tokens == found.by_group["en"]["kept_tokens"] < 700
     assert 80 < found.by_group["de"]["kept_tokens"] <= 100
     short = f"kept whole, {700 - tokens} tokens short in all: en ({tokens} of 700)"
+    assert f'<td class="number">{found.mean_scores["good"]["en"]:.3g}</td>' in render(collect(out))
+    assert f"| {found.mean_scores['good']['en']:.3g} |" in summary_of_filter(collect(out))
     page, summary = render(collect(out)), summary_of_filter(collect(out))
     for text in (page, summary):
         assert short in text

@@ -297,6 +297,13 @@ def counts_of_a_group(out: Path) -> str:
     return changed_everywhere(out, change)
 
 
+def scores_of_a_group(out: Path) -> str:
+    def change(made: Any) -> None:
+        made["report"]["score_sums"]["de"]["good"][1] += 1
+
+    return changed_everywhere(out, change)
+
+
 def missing(*files: str, named: str | None = None) -> Callable[[Path], str]:
     def remove(out: Path) -> str:
         for file in files:
@@ -394,7 +401,14 @@ OTHERS: dict[str, Callable[[Path], str]] = {
     each.__name__: each
     for each in (
         *(moved_to_the_kept, moved_to_another_file, kept_with_another_text, limits_that_were_lowered),
-        *(another_percentile, limits_of_one_file, counts_of_a_group, ids_of_two_rows, embeddings_of_another_encoder),
+        *(
+            another_percentile,
+            limits_of_one_file,
+            counts_of_a_group,
+            scores_of_a_group,
+            ids_of_two_rows,
+            embeddings_of_another_encoder,
+        ),
         *(other_weights, one_bit_of_a_weight, better_metrics, more_documents_held_out, another_split),
         *(metrics_of_the_file_alone, a_head_trained_again),
     )
