@@ -48,10 +48,8 @@ def notes_on(shares: Mapping[str, int], tokens: Mapping[str, int], documents: Ma
     without = {group: n for group, n in documents.items() if group not in shares}
     if without:
         named = [f"{_shown(group)} ({plural(n, 'document')})" for group, n in _largest_first(without).items()]
-        yield (
-            f"{plural(len(without), 'group')} without a weight, {plural(sum(without.values()), 'document')} dropped: "
-            f"{_first(named)}"
-        )
+        n_documents = plural(sum(without.values()), "document")
+        yield f"{plural(len(without), 'group')} without a weight, no tokens for {n_documents}: {_first(named)}"
 
 
 def _largest_first(counts: Mapping[str, int]) -> dict[str, int]:

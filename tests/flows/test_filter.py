@@ -174,7 +174,7 @@ def test_a_dry_run_shows_what_would_be_kept_and_writes_no_document(
     assert done.exit_code == 0, done.output
     assert re.search(r"mlp +best 1,000 tokens by weights +1 ", done.stdout)
     assert "mlp: 1 group with a weight but no document, 500 tokens short in all: gone (0 of 500)" in done.stdout
-    assert "mlp: 20 groups without a weight, 20 documents dropped: " in done.stdout
+    assert "mlp: 20 groups without a weight, no tokens for 20 documents: " in done.stdout
     assert list((tmp_path / "out" / "filtered").glob("*/*.jsonl")) == []
 
 

@@ -230,7 +230,7 @@ def test_other_weights_are_another_request_for_files_whose_shares_they_change(
     assert [report.kept_tokens for report in reports] == [50, 10]
     assert [report.by_group["1"]["kept_tokens"] for report in reports[:1]] == [30]
     assert FilterReport.remarks_on(reports)[1] == (
-        "q: 1 group without a weight, 1 document dropped: without the key (1 document)"
+        "q: 1 group without a weight, no tokens for 1 document: without the key (1 document)"
     )
     files, other = surveyed(params(**{"0": 3, "1": 2, "-1": 1}))
     with pytest.raises(

@@ -102,7 +102,7 @@ def test_groups_that_fall_short_or_have_no_weight_or_no_document_are_named() -> 
     assert thresholds.notes == (
         "q: 2 groups with fewer tokens than the share, kept whole, 50 tokens short in all: -1 (10 of 50), 3 (20 of 30)",
         "q: 1 group with a weight but no document, 10 tokens short in all: 99 (0 of 10)",
-        "q: 2 groups without a weight, 3 documents dropped: 6 (2 documents), 5 (1 document)",
+        "q: 2 groups without a weight, no tokens for 3 documents: 6 (2 documents), 5 (1 document)",
     )
     assert thresholds.of_scores[0].shares == {"": 10, "-1": 50, "3": 30, "5": 0, "6": 0}
     (shown,) = preview(selection, [], lambda: [survey])
