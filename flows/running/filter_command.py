@@ -7,7 +7,7 @@ import typer
 
 from flows.running.script import ConfigPath, Overrides, Quiet, Verbose, run_and_print
 from flows.running.start import reporting_to, run_job
-from flows.running.tables import print_table
+from flows.running.tables import print_prose, print_table
 from mlfilter_core.config.filtering import Bound, FilterJob
 from mlfilter_core.config.job_files import parse_overrides
 from mlfilter_core.job_kinds import JobKind, load_job_of_kind
@@ -64,3 +64,5 @@ def _preview(job: FilterJob, bounds: Sequence[Bound]) -> None:
     kept = preview(job.params.keep, bounds, surveys_of(job.params))
     heading = ["score", "limit", "documents", "of all", "tokens", "of all"]
     print_table([heading, *(row.cells() for row in kept)], n_names=2)
+    for note in kept[0].notes:
+        print_prose(note)

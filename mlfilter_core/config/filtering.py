@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mlfilter_core.config.execution import Job
+from mlfilter_core.config.group_weights import weights_by_group
 from mlfilter_core.config.written import SPLIT, Split, Written
 
 SCORE_PREFIX = "score_"
 FILTERED_DIR, DROPPED_DIR = "filtered", "dropped"
 DEFAULT_PERCENTILE = 70.0
+Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 class Bound(Written):
@@ -33,12 +35,16 @@ class Bound(Written):
             raise ValueError("percentile, threshold and best_tokens exclude each other; give one")
         return self
 
-    def describe(self) -> str:
-        """Returns the bound as text: `percentile 70`."""
+    def describe(self, has_weights: bool = False) -> str:
+        """Returns the bound as text: `percentile 70`.
+
+        Args:
+            has_weights: Whether tokens are divided among groups by weights.
+        """
         if self.threshold is not None:
             return f"threshold {self.threshold:g}"
         if self.best_tokens is not None:
-            return f"best {self.best_tokens:,} tokens"
+            return f"best {self.best_tokens:,} tokens{' by weights' if has_weights else ''}"
         return f"percentile {self.percentile_or_default:g}"
 
     @property
@@ -61,6 +67,17 @@ class Selection(Written):
         "A key of the annotated lines, or of the index in the embeddings.",
     )
 
+    weights: Weights | None = Field(
+        None,
+        description="Weight of each group, by its value of per, or a YAML or JSON file with them. best_tokens is then "
+        "the total, of which each group gets a share; a group without a weight gets none.",
+    )
+
+    @field_validator("weights", mode="before", json_schema_input_type=Weights | Path | None)
+    @classmethod
+    def _weights_may_be_in_a_file(cls, value: Any) -> Any:
+        return weights_by_group(value)
+
     @field_validator("scores", mode="before")
     @classmethod
     def _bounds_may_be_left_out(cls, value: Any) -> Any:
@@ -77,6 +94,11 @@ class Selection(Written):
             raise ValueError(f'scores "{twice[0]}" and "{SCORE_PREFIX}{twice[0]}" are the same one; give it once')
         if self.at_least is not None and self.at_least > len(self.scores):
             raise ValueError(f"at_least is {self.at_least}, and there are {len(self.scores)} scores")
+        if self.weights is not None:
+            if self.per is None or all(bound.best_tokens is None for bound in self.scores.values()):
+                raise ValueError("weights divide best_tokens among the groups of per; set both, or remove weights")
+            if not any(self.weights.values()):
+                raise ValueError("no weight is above 0, so that no group gets tokens; give one a higher weight")
         return self
 
     @property

@@ -203,7 +203,8 @@ def _locate(kind: type[BaseModel], location: list[str]) -> tuple[str, str, list[
             return ".".join(names), "", list(kind.model_fields)
         section = _section(field.annotation)
         if section is None or i == len(location) - 1:
-            key = location[i + 1 : i + 2] if get_origin(field.annotation) is dict else []
+            is_mapping = any(get_origin(each) is dict for each in (field.annotation, *get_args(field.annotation)))
+            key = location[i + 1 : i + 2] if is_mapping else []
             return ".".join(names + key), (field.description or "").rstrip("."), list(kind.model_fields)
         kind, is_entry = section, get_origin(field.annotation) is dict
     return ".".join(names), "", list(kind.model_fields)

@@ -52,7 +52,9 @@ class FilterReport(ReportDefaults):
         kept_tokens: Number of tokens of the kept documents, where it is known.
         reached: Number of documents that reach the threshold of each score.
         by_group: `documents`, `kept`, `tokens` and `kept_tokens` of each value of `per`.
+        score_sums: Number of documents with each score and sum of their scores, by value of `per` and score.
         criteria: Thresholds as text.
+        notes: What a person should know about the groups that share tokens.
         seconds: Wall time; 0 where skipped.
         worker: Name of the process; empty where skipped.
         started: Start time in seconds since 1970, UTC; 0 where skipped.
@@ -60,7 +62,7 @@ class FilterReport(ReportDefaults):
 
     SUMMED: ClassVar[Sequence[str]] = ("documents", "kept", "without_score", "tokens", "kept_tokens")
     PRINTED: ClassVar[Sequence[str]] = (*SUMMED, "seconds", "documents/s")
-    NO_COLUMNS: ClassVar[Sequence[str]] = ("criteria",)
+    NO_COLUMNS: ClassVar[Sequence[str]] = ("score_sums", "criteria", "notes")
 
     annotated: str
     output: str
@@ -72,7 +74,9 @@ class FilterReport(ReportDefaults):
     kept_tokens: int
     reached: Mapping[str, int]
     by_group: Mapping[str, Mapping[str, int]]
+    score_sums: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     criteria: Sequence[str] = field(default=())
+    notes: Sequence[str] = field(default=())
     seconds: float = 0.0
     worker: str = ""
     started: float = 0.0
@@ -80,7 +84,7 @@ class FilterReport(ReportDefaults):
     @staticmethod
     def remarks_on(reports: "Sequence[FilterReport]") -> list[str]:
         """Returns the thresholds, and how many documents reach them, by score and by group."""
-        remarks = list(reports[0].criteria)
+        remarks = [*reports[0].criteria, *reports[0].notes]
         total = KeptCounts()
         reached: Counter[str] = Counter()
         groups: defaultdict[str, KeptCounts] = defaultdict(KeptCounts)
@@ -194,7 +198,7 @@ def finished_filter(file: TaskFile, request: FilterRequest, read_content: bool) 
         made = orjson.loads(request.provenance_file(file).read_bytes())
         made_by, asked = _by_score(made["request"]), _by_score(request.provenance(made["groups"]))
         found = {**made["report"], "output": str(output), "status": "skipped", "seconds": 0.0}
-        report = FilterReport(**{**found, "criteria": request.criteria()})
+        report = FilterReport(**{**found, "criteria": request.criteria(), "notes": request.thresholds.notes})
         recorded = [made["annotated"], made["output"], made["dropped"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         raise OutputConflictError(f"{output} does not say which annotated file it was made from; {REPLACE}") from None
@@ -221,6 +225,7 @@ def _by_score(provenance: Mapping[str, Any]) -> dict[str, Any]:
         **provenance,
         "keep": dict(zip(names, bounds, strict=True)),
         "cuts": dict(zip(names, thresholds, strict=True)),
+        **({"shares": dict(zip(names, shares, strict=True))} if (shares := provenance.get("shares")) else {}),
     }
 
 
@@ -239,7 +244,9 @@ def report_of(file: TaskFile, request: FilterRequest, survey: Survey) -> FilterR
         without_score=int(np.isnan(survey.scores).any(axis=1).sum()),
         reached={each.score: int(each.reached(survey).sum()) for each in request.thresholds.of_scores},
         by_group={group: {**vars(counts)} for group, counts in zip(groups, of_groups, strict=True)},
+        score_sums=survey.score_sums() if groups else {},
         criteria=request.criteria(),
+        notes=request.thresholds.notes,
     )
 
 

@@ -87,9 +87,10 @@ class FilterRequest:
         """Returns what the content of an output depends on besides the annotated file.
 
         Args:
-            groups: Groups of the annotated file. The thresholds of other groups do not affect it.
+            groups: Groups of the annotated file. The thresholds and shares of other groups do not affect it.
         """
         of_scores = self.thresholds.of_scores
+        shares = [{group: each.shares[group] for group in groups if group in each.shares} for each in of_scores]
         return {
             "keep": [each.bound.model_dump(exclude_none=True) | {"score": each.score} for each in of_scores],
             "at_least": self.thresholds.n_needed,
@@ -97,4 +98,5 @@ class FilterRequest:
             "cuts": [{group: each.ranks[group] for group in groups if group in each.ranks} for each in of_scores],
             "whole_documents": self.survey.embeddings is not None,
             "write_dropped": self.write_dropped,
+            **({"shares": shares} if any(each.shares for each in of_scores) else {}),
         }

@@ -8,7 +8,7 @@ from mlfilter_core.config.filtering import Bound, Selection
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.filtering.kept_counts import KeptCounts
 from mlfilter_core.filtering.rank_search import Surveys
-from mlfilter_core.filtering.thresholds import find_thresholds_of_all
+from mlfilter_core.filtering.thresholds import Thresholds, find_thresholds_of_all
 from mlfilter_core.wording import share
 
 
@@ -20,11 +20,13 @@ class Kept:
         scores: Names of the scores.
         bounds: Bounds of the scores as text.
         counts: Counts of the corpus.
+        notes: What a person should know about groups that share tokens by weights.
     """
 
     scores: str
     bounds: str
     counts: KeptCounts
+    notes: tuple[str, ...] = ()
 
     def cells(self) -> list[str]:
         """Returns a row of a table: scores, bounds, kept documents, their share, kept tokens, their share."""
@@ -62,15 +64,15 @@ def preview(selection: Selection, bounds: Sequence[Bound], surveys: Surveys) -> 
         counts = [
             known + KeptCounts.of(tokens, each.kept(survey)) for known, each in zip(counts, thresholds, strict=True)
         ]
-    return [_kept(each, of_it) for each, of_it in zip(shown, counts, strict=True)]
+    return [_kept(*of_it) for of_it in zip(shown, thresholds, counts, strict=True)]
 
 
-def _kept(selection: Selection, counts: KeptCounts) -> Kept:
+def _kept(selection: Selection, thresholds: Thresholds, counts: KeptCounts) -> Kept:
     bounds = list(_bounds(selection).values())
     if len(bounds) > 1:
         bounds.append(f"{selection.n_needed} of {len(bounds)}")
-    return Kept(", ".join(selection.scores), ", ".join(bounds), counts)
+    return Kept(", ".join(selection.scores), ", ".join(bounds), counts, thresholds.notes)
 
 
 def _bounds(selection: Selection) -> dict[str, str]:
-    return {name: bound.describe() for name, bound in selection.scores.items()}
+    return {name: bound.describe(selection.weights is not None) for name, bound in selection.scores.items()}

@@ -41,20 +41,24 @@ class RankSearch:
     Attributes:
         score: Name of the score.
         bound: Percentile, threshold or token budget.
+        shares: Token budget of each group by its name, 0 for others; None where each has that of the bound.
         n_found: Leading bits of the ranks that are found.
         n_scored: int64 (n,), documents that have the score.
+        budgets: int64 (n,), documents or tokens to keep; for documents, one less.
         left: int64 (n,), documents or tokens of each budget that are left for the ranges of this pass.
         prefixes: uint64 (n,), leading bits of the rank at which the budget is exceeded, counted from the best document.
-        fits: bool (n,), whether the budget is never exceeded.
+        totals: int64 (n,), documents or tokens of the documents that have the score.
     """
 
     score: str
     bound: Bound
+    shares: Mapping[str, int] | None = None
     n_found: int = 0
     n_scored: NDArray[np.int64] = field(init=False)
+    budgets: NDArray[np.int64] = field(init=False)
     left: NDArray[np.int64] = field(init=False)
     prefixes: Ranks = field(init=False)
-    fits: NDArray[np.bool_] = field(init=False)
+    totals: NDArray[np.int64] = field(init=False)
 
     @property
     def counts_tokens(self) -> bool:
@@ -65,18 +69,27 @@ class RankSearch:
     def is_done(self) -> bool:
         return self.bound.threshold is not None or self.n_found == (RANK_BITS if self.counts_tokens else SCORE_BITS)
 
-    def begin(self, n_scored: NDArray[np.int64]) -> None:
-        """Sets the budgets, given the number of documents of each group that have the score, int64 (n,)."""
+    def begin(self, groups: Iterable[str], n_scored: NDArray[np.int64]) -> None:
+        """Sets the budgets.
+
+        Args:
+            groups: Names of the groups.
+            n_scored: int64 (n,), documents of each group that have the score.
+        """
         self.n_scored = n_scored
         self.prefixes = np.zeros(len(n_scored), np.uint64)
-        self.fits = np.zeros(len(n_scored), np.bool_)
-        if self.counts_tokens:
-            self.left = np.full(len(n_scored), self.bound.best_tokens, np.int64)
-            return
+        self.totals = np.zeros(len(n_scored), np.int64)
+        self.budgets = np.array(self._budgets(groups), np.int64)
+        self.left = self.budgets.copy()
+
+    def _budgets(self, groups: Iterable[str]) -> list[int]:
+        if self.bound.best_tokens is not None:
+            of_each = self.bound.best_tokens
+            return [of_each if self.shares is None else self.shares.get(group, 0) for group in groups]
         # The decimal as it was written: in floats, 32.3 % of 1000 is 322.
         dropped, of = (Fraction(str(self.bound.percentile_or_default)) / 100).as_integer_ratio()
         # One less than the documents to keep, so that the last of them exceeds the budget.
-        self.left = np.array([n - n * dropped // of - 1 for n in n_scored.tolist()], np.int64)
+        return [n - n * dropped // of - 1 for n in self.n_scored.tolist()]
 
     def narrow(self, counts: Counts) -> None:
         """Narrows each group's search to the range of this pass in which its budget is exceeded."""
@@ -89,7 +102,7 @@ class RankSearch:
             left = self.left[own].tolist()
             places = np.array([row.searchsorted(n, side="right") for row, n in zip(from_best, left, strict=True)])
             if self.n_found == 0:
-                self.fits[own] = places == n_ranges
+                self.totals[own] = from_best[:, -1]
             places = np.minimum(places, n_ranges - 1)
             better = np.take_along_axis(from_best, places[:, np.newaxis] - 1, axis=1)[:, 0]
             self.left[own] -= np.where(places > 0, better, 0)
@@ -127,8 +140,9 @@ class RankSearch:
             return [lowest_rank_of(self.bound.threshold)] * len(self.n_scored)
         # A document that does not fit into a token budget is dropped; the score of a percentile is kept.
         of_limit = self.prefixes + np.uint64(1) if self.counts_tokens else self.prefixes << np.uint64(TIE_BITS)
-        of_scored = np.where(self.fits, np.uint64(LOWEST), of_limit)
-        lowest_kept: list[int] = np.where(self.n_scored > 0, of_scored, np.uint64(ABOVE_ALL)).tolist()
+        of_scored = np.where(self.totals <= self.budgets, np.uint64(LOWEST), of_limit)
+        keeps = (self.n_scored > 0) & ((self.budgets > 0) | (not self.counts_tokens))
+        lowest_kept: list[int] = np.where(keeps, of_scored, np.uint64(ABOVE_ALL)).tolist()
         return lowest_kept
 
 
@@ -190,7 +204,7 @@ def _run_first_pass(
             raise ConfigError(
                 f'params.keep: no document has a score "{search.score}"; its values are missing or not finite'
             )
-        search.begin(n_scored)
+        search.begin(groups, n_scored)
         search.narrow(counts[search.score, search.counts_tokens])
     return begun
 

@@ -70,6 +70,19 @@ class Survey:
         """Returns one score of each document, float32 (n,)."""
         return self.scores[:, self.names.index(name)]
 
+    def score_sums(self) -> dict[str, dict[str, tuple[int, float]]]:
+        """Returns the number of documents with each score and the sum of their scores, by group and score."""
+        sums: dict[str, dict[str, tuple[int, float]]] = {group: {} for group in self.groups}
+        for name in self.names:
+            scores = self.scores_of(name)
+            is_scored = ~np.isnan(scores)
+            group, n_groups = self.group[is_scored], len(self.groups)
+            counts = np.bincount(group, minlength=n_groups).tolist()
+            totals = np.bincount(group, scores[is_scored], n_groups).tolist()
+            for of_group, count, total in zip(sums.values(), counts, totals, strict=True):
+                of_group[name] = count, total
+        return sums
+
     def known_tokens(self) -> NDArray[np.int64]:
         """Returns the number of tokens of each document, int64 (n,); 0 where it is unknown."""
         return np.where(self.tokens == UNKNOWN, 0, self.tokens).astype(np.int64)

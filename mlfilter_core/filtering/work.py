@@ -62,7 +62,11 @@ class FilterWork(Work[FilterReport]):
 
     def made_by(self) -> dict[str, Any]:
         groups = {group for each in self.request.thresholds.of_scores for group in each.ranks}
-        return {**self.request.provenance(sorted(groups)), "criteria": self.request.criteria()}
+        return {
+            **self.request.provenance(sorted(groups)),
+            "criteria": self.request.criteria(),
+            "notes": self.request.thresholds.notes,
+        }
 
     def evidence(self, file: TaskFile) -> Sequence[Path]:
         return *super().evidence(file), *self.request.others(file)

@@ -333,8 +333,11 @@ class FilterFacts:
         reached: Documents that reach the limit, by score.
         counts: `documents`, `kept`, `tokens` and `kept_tokens`.
         by_group: The same, by group.
+        mean_scores: Mean of each score over all documents with it, by score and group; without groups that have none.
         without_score: Documents that lack one of the scores.
         files: Number of filtered files.
+        shares: Token budget of each group by score, for those that are divided by weights.
+        notes: What a person should know about these shares.
         examples: Documents near the limits.
     """
 
@@ -348,6 +351,9 @@ class FilterFacts:
     by_group: Mapping[str, Mapping[str, int]]
     without_score: int
     files: int
+    mean_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    shares: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     examples: Sequence[LimitExample] = ()
 
     def limits_of(self, field: str) -> list[float]:

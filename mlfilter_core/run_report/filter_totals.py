@@ -1,7 +1,7 @@
 """Sums over the filtered files of a folder, from what they state."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from typing import Any
@@ -24,9 +24,12 @@ class FilterTotals:
         self._needed = 1
         self._per: str | None = None
         self._ranks: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        self._shares: dict[str, dict[str, int]] = {}
+        self._notes: Sequence[str] = ()
         self._reached: Counter[str] = Counter()
         self._counts = KeptCounts()
         self._by_group: defaultdict[str, KeptCounts] = defaultdict(KeptCounts)
+        self._scores: defaultdict[tuple[str, str], tuple[int, float]] = defaultdict(lambda: (0, 0.0))
         self._without_score = 0
         self._n_files = 0
         self._have_one_limit = True
@@ -41,7 +44,12 @@ class FilterTotals:
         self._counts += _counts(report)
         for group, counts in report["by_group"].items():
             self._by_group[group] += _counts(counts)
+        for group, sums in report.get("score_sums", {}).items():
+            for name, (n_scored, total) in sums.items():
+                known_n, known_total = self._scores[name, group]
+                self._scores[name, group] = known_n + n_scored, known_total + total
         self._without_score += report["without_score"]
+        self._notes = report.get("notes", ())  # of the whole corpus
 
     def notices(self) -> list[str]:
         """Returns the notices about the sums."""
@@ -69,19 +77,33 @@ class FilterTotals:
                     self._by_group.items(), key=lambda item: (-item[1].documents, natural_order(item[0]))
                 )
             },
+            mean_scores={
+                name: {
+                    group: total / n_scored
+                    for (of_score, group), (n_scored, total) in self._scores.items()
+                    if of_score == name and n_scored
+                }
+                for name in self._asked
+            },
             without_score=self._without_score,
             files=self._n_files,
+            shares=self._shares,
+            notes=self._notes,
         )
 
     def _add_request(self, request: Mapping[str, Any]) -> None:
         self._needed, self._per = request["at_least"], request["per"]
-        for asked, ranks in zip(request["keep"], request["cuts"], strict=True):
+        has_shares = "shares" in request
+        all_shares = request["shares"] if has_shares else [{}] * len(request["keep"])
+        for asked, ranks, shares in zip(request["keep"], request["cuts"], all_shares, strict=True):
             name = asked["score"]
-            bound = Bound(**{key: value for key, value in asked.items() if key != "score"}).describe()
+            bound = Bound(**{key: value for key, value in asked.items() if key != "score"}).describe(has_shares)
             known = self._ranks[name]
             self._have_one_limit &= self._asked.setdefault(name, bound) == bound
             self._have_one_limit &= all(known.get(group, rank) == rank for group, rank in ranks.items())
             known |= ranks
+            if shares:
+                self._shares.setdefault(name, {}).update(shares)
 
 
 def _counts(stated: Mapping[str, int]) -> KeptCounts:

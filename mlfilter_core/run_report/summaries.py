@@ -29,9 +29,14 @@ def summary_of_filter(facts: OutputFacts) -> str:
     if filtered is None:
         return ""
     parts = [_table("Limits", ["score", "asked for", "limit", "reach it", "share"], list(_limits(filtered)))]
+    parts += map(escaped, filtered.notes)
     if len(filtered.by_group) > 1:
-        names = [filtered.per or "", "documents", "kept", "share", "of tokens"]
-        groups = [_kept(group, counts) for group, counts in list(filtered.by_group.items())[:MAX_ROWS]]
+        names = [filtered.per or "", "documents", "kept", "share", "of tokens", "tokens kept"]
+        names += [f"mean {name}" for name in filtered.asked]
+        groups = [
+            [*_kept(group, counts), *(number(means.get(group)) for means in filtered.mean_scores.values())]
+            for group, counts in list(filtered.by_group.items())[:MAX_ROWS]
+        ]
         parts.append(_table(f"Kept by {filtered.per}", names, groups))
         if len(groups) < len(filtered.by_group):
             parts.append(f"The {len(groups)} largest of {len(filtered.by_group):,}; `report.json` has all.")
@@ -101,6 +106,7 @@ def _limits(filtered: FilterFacts) -> Iterator[list[str]]:
 
 def _kept(group: str, counts: Mapping[str, int]) -> list[str]:
     shares = [share(counts["kept"], counts["documents"]), share(counts["kept_tokens"], counts["tokens"])]
+    shares.append(count(counts["kept_tokens"]) if counts["tokens"] else "-")
     return [group or "without the key", count(counts["documents"]), count(counts["kept"]), *shares]
 
 

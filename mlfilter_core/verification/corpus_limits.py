@@ -1,6 +1,6 @@
 """Proves that the limits of filtered files are those of their corpus: the percentile, threshold or tokens asked for."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,12 +22,12 @@ class FilterTally:
     """The limits of a filtered file, with what its documents amount to, in types that are sent fast.
 
     Attributes:
-        limits: Name, bound and ranks by group of each score.
+        limits: Name, bound, ranks by group and token budgets by group of each score.
         counts: Counts of a tally, by score and group.
         is_complete: Whether every document of the annotated file was counted.
     """
 
-    limits: Sequence[tuple[str, Bound, Mapping[str, int]]]
+    limits: Sequence[tuple[str, Bound, Mapping[str, int], Mapping[str, int]]]
     counts: Mapping[tuple[str, str], tuple[int, int, int, int, int]]
     is_complete: bool
 
@@ -35,7 +35,7 @@ class FilterTally:
     def of(limits: StatedLimits, is_complete: bool) -> "FilterTally":
         """Returns the tally of limits that counted documents."""
         return FilterTally(
-            [(limit.name, limit.bound, limit.ranks) for limit in limits.limits],
+            [(limit.name, limit.bound, limit.ranks, limit.shares) for limit in limits.limits],
             {key: tally.counts() for key, tally in limits.tallies.items()},
             is_complete,
         )
@@ -47,15 +47,15 @@ class _Limit:
 
     Attributes:
         bound: What the job asked for.
-        files: Number of files by the rank that they state, and the first of them.
+        files: Number of files by the rank and the token budget that they state, and the first of them.
     """
 
     bound: Bound
-    files: dict[int, tuple[int, str]] = field(default_factory=dict)
+    files: dict[tuple[int, int | None], tuple[int, str]] = field(default_factory=dict)
 
-    def add_file(self, bound: Bound, rank: int, stem: str) -> None:
-        n_files, first = self.files.get(rank, (0, stem))
-        self.bound, self.files[rank] = bound, (n_files + 1, first)
+    def add_file(self, bound: Bound, rank: int, share: int | None, stem: str) -> None:
+        n_files, first = self.files.get((rank, share), (0, stem))
+        self.bound, self.files[rank, share] = bound, (n_files + 1, first)
 
 
 class CorpusLimits:
@@ -76,11 +76,11 @@ class CorpusLimits:
         found: FilterTally = place.tally
         if found.is_complete:
             self._complete.add(f"{place.stem}{SUFFIX}")
-        for name, bound, ranks in found.limits:
+        for name, bound, ranks, shares in found.limits:
             for group, rank in ranks.items():
                 if (known := self._limits.get((name, group))) is None:
                     known = self._limits[name, group] = _Limit(bound)
-                known.add_file(bound, rank, place.stem)
+                known.add_file(bound, rank, shares.get(group), place.stem)
         for key, counts in found.counts.items():
             self._tallies[key] += LimitTally(*counts)
 
@@ -99,16 +99,28 @@ class CorpusLimits:
             if len(limit.files) > 1:
                 by_frequency = sorted(limit.files.items(), key=lambda item: -item[1][0])
                 values = ", ".join(
-                    f"{describe_rank(rank)} (rank {rank}) in {plural(n, 'file')} ({first}{', ...' if n > 1 else ''})"
-                    for rank, (n, first) in by_frequency[:N_SHOWN]
+                    f"{describe_rank(rank)} (rank {rank}{_of_tokens(share)}) in {plural(n, 'file')} "
+                    f"({first}{', ...' if n > 1 else ''})"
+                    for (rank, share), (n, first) in by_frequency[:N_SHOWN]
                 )
                 yield f"settings differ: limit of {name}{_for(group)} is {values}; filter again"
 
     def _wrong(self) -> Iterator[str]:
+        shared: Counter[tuple[str, int]] = Counter()
         for (name, group), limit in self._limits.items():
-            stated = GroupLimit.of(next(reversed(limit.files)))
-            if why := why_wrong(limit.bound, stated, self._tallies[name, group]):
-                yield f"{name}: {limit.bound.describe()}{_for(group)} is not {stated}: {why}; filter again"
+            rank, share = next(reversed(limit.files))
+            shared[name, limit.bound.best_tokens or 0] += share or 0
+            stated = GroupLimit.of(rank)
+            if why := why_wrong(limit.bound, share, stated, self._tallies[name, group]):
+                asked = limit.bound.describe() if share is None else f"a share of {share:,} tokens"
+                yield f"{name}: {asked}{_for(group)} is not {stated}: {why}; filter again"
+        for (name, total), n_tokens in shared.items():
+            if n_tokens > total:
+                yield f"{name}: the shares of the groups are {n_tokens:,} tokens, and the total {total:,}; filter again"
+
+
+def _of_tokens(share: int | None) -> str:
+    return "" if share is None else f", {share:,} tokens"
 
 
 def _for(group: str) -> str:

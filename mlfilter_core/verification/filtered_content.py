@@ -161,6 +161,8 @@ class FilteredContent:
             "reached": {limit.name: self.limits.reached[limit.name] for limit in self.limits.limits},
             "by_group": {group: asdict(counts) for group, counts in groups.items()} if has_groups else {},
         }
+        if "score_sums" in self.made["report"]:  # not of an earlier release
+            found["score_sums"] = self.limits.score_sums(groups) if has_groups else {}
         for name, value in found.items():
             stated = self.made["report"][name]
             if stated != value:

@@ -208,8 +208,8 @@ class _Check:
 
 
 def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that all filtered files must share, without limits, which `CorpusLimits` compares."""
-    return {name: value for name, value in request.items() if name != "cuts"}
+    """Returns the settings that all filtered files must share, without those of groups, for `CorpusLimits`."""
+    return {name: value for name, value in request.items() if name not in ("cuts", "shares")}
 
 
 FILTERED_FILES = OutputKind(

@@ -32,7 +32,7 @@ class StatedFilter:
     """The facts that a filtered file states.
 
     Attributes:
-        request: `keep`, `at_least`, `per`, and the limits as ranks.
+        request: `keep`, `at_least`, `per`, the limits as ranks, and the shares of the groups where there are any.
         report: Counts of documents and tokens, by group and by score.
     """
 

@@ -5,7 +5,7 @@ proved by counting: the limit of a percentile is the score of a document, and th
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from operator import add
@@ -49,12 +49,14 @@ class StatedLimit:
         bound: What the job asked for.
         ranks: Lowest rank that is kept, by group.
         groups: The same as scores.
+        shares: Token budget of each group; empty where each has that of the bound.
     """
 
     name: str
     bound: Bound
     ranks: Mapping[str, int]
     groups: Mapping[str, GroupLimit]
+    shares: Mapping[str, int]
 
     def is_reached(self, score: float, group: str, tie_break: int) -> bool:
         limit = self.groups.get(group)
@@ -71,6 +73,7 @@ class LimitTally:
         above: Documents with a higher score than the limit.
         tokens: Tokens of the documents that reach the limit.
         next_tokens: Tokens of the best documents that do not reach it.
+        sum_of_scores: Sum of the scores, in the order of the documents.
     """
 
     scored: int = 0
@@ -78,9 +81,10 @@ class LimitTally:
     above: int = 0
     tokens: int = 0
     next_tokens: int = 0
+    sum_of_scores: float = 0.0
 
     def counts(self) -> tuple[int, int, int, int, int]:
-        """Returns the attributes."""
+        """Returns the attributes that are counts."""
         return self.scored, self.reached, self.above, self.tokens, self.next_tokens
 
     def __add__(self, other: "LimitTally") -> "LimitTally":
@@ -112,10 +116,11 @@ class StatedLimits:
     def of(request: Mapping[str, Any]) -> "StatedLimits":
         """Returns the limits that the provenance of a filtered file states."""
         limits = []
-        for asked, ranks in zip(request["keep"], request["cuts"], strict=True):
+        shares = request.get("shares", [{}] * len(request["keep"]))
+        for asked, ranks, of_groups in zip(request["keep"], request["cuts"], shares, strict=True):
             bound = Bound(**{name: value for name, value in asked.items() if name != "score"})
             groups = {group: GroupLimit.of(rank) for group, rank in ranks.items()}
-            limits.append(StatedLimit(asked["score"], bound, ranks, groups))
+            limits.append(StatedLimit(asked["score"], bound, ranks, groups, of_groups))
         return StatedLimits(limits, request["at_least"])
 
     @property
@@ -133,10 +138,18 @@ class StatedLimits:
                 n_reached += 1
         return n_reached >= self.n_needed
 
+    def score_sums(self, groups: Iterable[str]) -> dict[str, dict[str, list[float]]]:
+        """Returns the number of documents with each score and the sum of their scores, by group and score."""
+        tallies = {key: [tally.scored, tally.sum_of_scores] for key, tally in self.tallies.items()}
+        return {
+            group: {limit.name: tallies.get((limit.name, group), [0, 0.0]) for limit in self.limits} for group in groups
+        }
+
     def _count(self, limit: StatedLimit, score: float, group: str, tie_break: int, tokens: int) -> bool:
         tally = self.tallies.setdefault((limit.name, group), LimitTally())
         is_reached = limit.is_reached(score, group, tie_break)
         tally.scored += 1
+        tally.sum_of_scores += score
         tally.reached += is_reached
         tally.above += score > limit.groups[group].score if group in limit.groups else 0
         tally.tokens += tokens if is_reached else 0
@@ -147,19 +160,21 @@ class StatedLimits:
         return is_reached
 
 
-def why_wrong(bound: Bound, stated: GroupLimit, tally: LimitTally) -> str | None:
+def why_wrong(bound: Bound, share: int | None, stated: GroupLimit, tally: LimitTally) -> str | None:
     """Returns why the limit of a group is not the one of a corpus; None if it is.
 
     Args:
         bound: What the job asked for.
+        share: Token budget of the group; None where it is that of the bound.
         stated: The limit.
         tally: Sum over the documents of this group in all files of the corpus.
     """
     if bound.threshold is not None:
         return None if stated.score == float(np.float32(bound.threshold)) else "another score was asked for"
     if bound.best_tokens is not None:
-        is_full = tally.tokens + tally.next_tokens > bound.best_tokens or tally.reached == tally.scored
-        if tally.tokens <= bound.best_tokens and is_full:
+        budget = bound.best_tokens if share is None else share
+        is_full = tally.tokens + tally.next_tokens > budget or tally.reached == tally.scored
+        if tally.tokens <= budget and (is_full if budget else not tally.reached):
             return None
         return f"{tally.tokens:,} tokens reach it, and the next best document has {tally.next_tokens:,}"
     percentile = Fraction(str(bound.percentile_or_default))

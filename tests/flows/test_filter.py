@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,13 @@ def test_a_dry_run_shows_what_would_be_kept_and_writes_no_document(
         *(["percentile", "60", "9", "42.9"], ["percentile", "50", "11", "52.4"]),
         *(["percentile", "90", "3", "14.3"], ["threshold", "1e+06", "0", "0.0"]),
     ]
+    weights = "per: document_id, weights: {a/x.jsonl-0: 1, gone: 1}"
+    mixed = ["--set", f"params.keep={{scores: {{mlp: {{best_tokens: 1000}}}}, {weights}}}", "--percentiles", ""]
+    done = CliRunner().invoke(build_app(), ["filter", *arguments[:3], *mixed])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"mlp +best 1,000 tokens by weights +1 ", done.stdout)
+    assert "mlp: 1 group with a weight but no document, 500 tokens short in all: gone (0 of 500)" in done.stdout
+    assert "mlp: 20 groups without a weight, no tokens for 20 documents: " in done.stdout
     assert list((tmp_path / "out" / "filtered").glob("*/*.jsonl")) == []
 
 

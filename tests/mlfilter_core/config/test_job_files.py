@@ -7,7 +7,7 @@ import yaml
 
 from mlfilter_core.config.annotation import AnnotationJob
 from mlfilter_core.config.embedding import EmbeddingJob
-from mlfilter_core.config.filtering import FilterJob
+from mlfilter_core.config.filtering import FilterJob, Selection
 from mlfilter_core.config.job_files import load_job, parse_overrides
 from mlfilter_core.corpus.documents import DocumentSchema
 from mlfilter_core.errors import ConfigError
@@ -74,6 +74,7 @@ local_settings:
   workers: 4
 """
 EMBEDDING = "params: {input_dir: in, output_dir: out, embedding_model: org/model"
+MIXED = "scores: {a: {best_tokens: 5}}, per: cluster"
 FILTERING = "params: {annotated_directory: in, output_dir: out, keep: {scores: {edu: {}}}"
 ANNOTATION = "params: {embeddings_directory: in, output_dir: out, regression_head_checkpoints: {a: a.pt}"
 Load = Callable[..., Any]
@@ -339,11 +340,60 @@ def test_a_wrong_field_of_an_annotation_job_is_named_too(load: Load, text: str, 
         ("{scores: {a: {}, b: {}}, at_least: 3}", "at_least is 3, and there are 2 scores"),
         ("{scores: {a: {}, score_a: {}}}", 'scores "a" and "score_a" are the same one; give it once'),
         ("{scores: a}, output_format: parquet, compression: gzip", "compressed with zstd; leave compression out"),
+        ("{scores: {a: {best_tokens: 5}}, weights: {de: 1}}", "weights divide best_tokens among the groups of per; se"),
+        ("{scores: {a: {}}, per: k, weights: {de: 1}}", "weights divide best_tokens among the groups of per; set both"),
+        (f"{{{MIXED}, weights: {{}}}}", "no weight is above 0, so that no group gets tokens"),
+        (f"{{{MIXED}, weights: {{3: 0, de: 0.0}}}}", "no weight is above 0, so that no group gets tokens"),
+        (f"{{{MIXED}, weights: {{3: 1, de: -2}}}}", r"keep\.weights\.de = -2 .*: Input should be greater than or eq"),
+        (f"{{{MIXED}, weights: {{3: .nan}}}}", r"keep\.weights\.3 = nan .*: Input should be a finite number"),
+        (f"{{{MIXED}, weights: {{3: .inf}}}}", r"keep\.weights\.3 = inf .*: Input should be a finite number"),
+        (f"{{{MIXED}, weights: {{3: many}}}}", r"keep\.weights\.3 = 'many' .*: Input should be a valid number"),
+        (
+            f"{{{MIXED}, weights: {{no: 1}}}}",
+            'the group False is no text; write it in quotes, such as "no", which is f',
+        ),
+        (f"{{{MIXED}, weights: [3]}}", r"keep\.weights = \[3\] .*: Input should be a valid dictionary"),
+        (f"{{{MIXED}, weights: none.yaml}}", "the file none.yaml cannot be read: .*No such file"),
+        (f"{{{MIXED}, weights: 's3://bucket/w.yaml'}}", "is a URL, which is not taken here"),
     ],
 )
 def test_a_selection_that_cannot_be_meant_is_refused(load: Load, keep: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(f"params: {{annotated_directory: in, output_dir: out, keep: {keep}}}", FilterJob)
+
+
+def test_weights_are_of_the_text_of_their_group_in_a_job_or_a_file(load: Load, tmp_path: Path) -> None:
+    for name, written in (
+        ("w.yaml", "{3: 2, '17': 0.5, -1: 1, de: 1e-5}"),
+        ("w.json", '{"3": 2, "17": 0.5, "-1": 1, "de": 1e-05}'),
+    ):
+        (tmp_path / name).write_text(written)
+        for weights in (written, tmp_path / name):
+            text = f"params: {{annotated_directory: in, output_dir: out, keep: {{{MIXED}, weights: {weights}}}}}"
+            job = load(text, FilterJob)
+            assert job.params.keep.weights == {"3": 2, "17": 0.5, "-1": 1, "de": 0.00001}
+            assert load_job(job.model_dump(mode="json"), FilterJob) == job
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- 3", "w.yaml has no mapping from groups to weights"),
+        ("{3: ", "w.yaml cannot be read: "),
+        ('{3: "${oc.env:HOME}"}', r"weights\.3 = .*oc\.env:HOME.*: Input should be a valid number"),
+    ],
+)
+def test_a_file_without_weights_is_refused(load: Load, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "w.yaml").write_text(content)
+    keep = f"{{{MIXED}, weights: {tmp_path / 'w.yaml'}}}"
+    with pytest.raises(ConfigError, match=message):
+        load(f"params: {{annotated_directory: in, output_dir: out, keep: {keep}}}", FilterJob)
+
+
+def test_a_group_has_one_weight_whether_it_is_a_number_or_text() -> None:
+    keep = {"scores": {"a": {"best_tokens": 5}}, "per": "cluster", "weights": {3: 1, "3": 2}}
+    with pytest.raises(ValueError, match='the group "3" has two weights; give it one'):
+        Selection.model_validate(keep)
 
 
 def test_a_score_without_a_limit_is_kept_from_the_seventieth_percentile_on(load: Load) -> None:

@@ -105,6 +105,11 @@ def test_the_report_counts_groups_scores_and_documents_without_one(write_lines: 
         "en": {"documents": 1, "kept": 0, "tokens": 40, "kept_tokens": 0},
         "": {"documents": 1, "kept": 1, "tokens": 80, "kept_tokens": 80},
     }
+    assert report.score_sums == {
+        "de": {"q": (2, 6.0), "r": (2, 18.0)},
+        "en": {"q": (0, 0.0), "r": (1, 9.0)},
+        "": {"q": (1, 6.0), "r": (1, 1.0)},
+    }
     assert FilterReport.remarks_on([report, report]) == [
         *("q: threshold 5", "r: threshold 1"),
         *("q: 4 documents reach it, 50.0 %", "r: 8 documents reach it, 100.0 %"),
@@ -206,6 +211,37 @@ def test_a_new_group_of_another_file_changes_nothing_of_a_finished_one(write_lin
     found = finished_filter(files[0], request, read_content=True)
     assert found is not None
     assert found.criteria == ("q: percentile 50 of 3 documents, which is de: 5 and above, en: 1 and above",)
+
+
+def test_other_weights_are_another_request_for_files_whose_shares_they_change(
+    write_lines: WriteLines, tmp_path: Path
+) -> None:
+    lines = [{"q": i, "n_tokens": 10, "cluster": i % 2} for i in range(8)]
+    folder = write_lines("corpus/x.jsonl", lines).parent
+    write_lines("corpus/y.jsonl", [{"q": 1, "n_tokens": 10, "cluster": -1}, {"q": 2, "n_tokens": 10}])
+
+    def params(**weights: float) -> FilterParameters:
+        keep = {"scores": {"q": {"best_tokens": 60}}, "per": "cluster", "weights": weights}
+        return FilterParameters.model_validate(
+            {"annotated_directory": folder, "output_dir": tmp_path / "out", "keep": keep}
+        )
+
+    reports = filtered(params(**{"0": 2, "1": 3, "-1": 1}))
+    assert [report.kept_tokens for report in reports] == [50, 10]
+    assert [report.by_group["1"]["kept_tokens"] for report in reports[:1]] == [30]
+    assert FilterReport.remarks_on(reports)[1] == (
+        "q: 1 group without a weight, no tokens for 1 document: without the key (1 document)"
+    )
+    files, other = surveyed(params(**{"0": 3, "1": 2, "-1": 1}))
+    with pytest.raises(
+        OutputConflictError,
+        match=r"another request: cuts.q.0: .* asked for; shares.q.0: 20 in the file, 30 asked for; shares.q.1: 30 in",
+    ):
+        finished_filter(files[0], other, read_content=True)
+    found = finished_filter(files[1], other, read_content=True)
+    assert found is not None and found.by_group == reports[1].by_group
+    _, same = surveyed(params(**{"0": 4, "1": 6, "-1": 2}))
+    assert finished_filter(files[0], same, read_content=True) is not None
 
 
 def test_a_file_that_changes_while_it_is_filtered_is_an_error(

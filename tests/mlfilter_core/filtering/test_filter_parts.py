@@ -62,7 +62,11 @@ def test_parts_equal_the_whole(
     changes: dict[str, Any] = {"write_dropped": True, "compression": compression}
     changes |= {} if has_sources else {"embeddings_directory": None}
     changes["keep"] = {"scores": {"good": {"percentile": 60}, "fun": {"percentile": 40}}, "per": "language"}
-    changes["keep"] |= {} if has_sources else {"per": None}
+    if has_sources:
+        changes["keep"] |= {"weights": {"de": 2, "en": 1}, "at_least": 1}
+        changes["keep"]["scores"]["fun"] = {"best_tokens": 50}
+    else:
+        changes["keep"]["per"] = None
     file, whole = surveyed_file(parameters(**changes))
     folder = whole.output_dir.parent / "divided"
     _, divided = surveyed_file(parameters(**changes, output_dir=folder))

@@ -67,6 +67,20 @@ def test_another_selection_or_corpus_has_other_thresholds(tmp_path: Path, survey
     assert find.times == 3
 
 
+def test_shares_and_their_notes_are_stored_and_other_weights_have_others(tmp_path: Path, surveys: list[str]) -> None:
+    found = []
+    for weights in ({"de": 2, "en": 1}, {"de": 2, "en": 1, "fr": 1}):
+        keep = {"scores": {"q": {"best_tokens": 12}}, "per": "language", "weights": weights}
+        selection = Selection.model_validate(keep)
+        find = Finder(selection)
+        found += [stored_thresholds(tmp_path, selection, surveys, find) for _ in range(2)]
+        assert find.times == 1
+    first, first_again, second, second_again = (each.of_scores[0] for each in found)
+    assert (first_again, second_again) == (first, second)
+    assert (first.shares, second.shares) == ({"": 0, "de": 8, "en": 4}, {"": 0, "de": 6, "en": 3})
+    assert (len(first.notes), len(second.notes)) == (1, 2)  # of documents without the key, and of "fr"
+
+
 @pytest.mark.parametrize("content", [b"{broken", b"[]", b"{}"])
 def test_a_broken_file_is_replaced(content: bytes, tmp_path: Path, surveys: list[str]) -> None:
     (tmp_path / THRESHOLDS_NAME).write_bytes(content)

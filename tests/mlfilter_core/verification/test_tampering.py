@@ -6,6 +6,7 @@ comparison with what the outputs were made from can find it.
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,12 @@ def test_an_untouched_folder_is_right(out: Path, read_content: bool) -> None:
 VARIANTS: dict[str, dict[str, Any]] = {
     "best tokens": {"keep": {"scores": {"good": {"best_tokens": 300}}}},
     "best tokens in groups": {"keep": {"scores": {"good": {"best_tokens": 100}}, "per": "language"}},
+    "tokens by weights": {
+        "keep": {
+            **{"scores": {"good": {"best_tokens": 300}, "fine": {"threshold": 0}}, "per": "language"},
+            "weights": {"de": 1, "fr": 1},
+        }
+    },
     "all tokens": {"keep": {"scores": {"good": {"best_tokens": 10**6}}}},
     "one of two scores": {"keep": {"scores": {"good": {"threshold": 2}, "fine": {}}, "at_least": 1}},
     "everything": {"keep": {"scores": {"good": {"percentile": 0}}}},
@@ -236,6 +243,36 @@ def another_percentile(out: Path) -> str:
     return "filtered"
 
 
+@pytest.mark.parametrize(
+    ("share", "problem"),
+    [
+        (1000, "good: the shares of the groups are 1,100 tokens, and the total 300"),
+        (60, "good: a share of 60 tokens for 'de' is not .*, and the next best document has"),
+        (0, "good: a share of 0 tokens for 'de' is not .* tokens reach it"),
+    ],
+)
+def test_shares_of_other_weights_are_found(out: Path, share: int, problem: str) -> None:
+    weights = {"de": 2, "en": 1}
+    keep = {"scores": {"good": {"best_tokens": 300}}, "per": "language", "weights": weights}
+    filter_corpus(out, overwrite=True, keep=keep)
+    assert named(check(out)) == {}
+    changed_everywhere(out, lambda made: made["request"]["shares"][0].update(de=share))
+    assert re.search(problem, named(check(out))["filtered"])
+
+
+def test_a_share_of_one_file_differs_from_those_of_the_others(out: Path) -> None:
+    keep = {"scores": {"good": {"best_tokens": 300}}, "per": "language", "weights": {"de": 2, "en": 1}}
+    filter_corpus(out, overwrite=True, keep=keep)
+    path = out / "filtered/.provenance/y.jsonl.json"
+    made = json.loads(path.read_bytes())
+    made["request"]["shares"][0]["de"] = 201
+    path.write_text(json.dumps(made))
+    assert re.search(
+        r"settings differ: limit of good for 'de' is .* \(rank \d+, 200 tokens\) in 2 files \(.*201 tokens\) in 1 file",
+        named(check(out))["filtered"],
+    )
+
+
 def limits_of_one_file(out: Path) -> str:
     path = out / "filtered/.provenance/y.jsonl.json"
     made = json.loads(path.read_bytes())
@@ -256,6 +293,13 @@ def counts_of_a_group(out: Path) -> str:
     def change(made: Any) -> None:
         made["report"]["by_group"]["de"]["kept"] += 1
         made["report"]["by_group"]["en"]["kept"] -= 1
+
+    return changed_everywhere(out, change)
+
+
+def scores_of_a_group(out: Path) -> str:
+    def change(made: Any) -> None:
+        made["report"]["score_sums"]["de"]["good"][1] += 1
 
     return changed_everywhere(out, change)
 
@@ -357,7 +401,14 @@ OTHERS: dict[str, Callable[[Path], str]] = {
     each.__name__: each
     for each in (
         *(moved_to_the_kept, moved_to_another_file, kept_with_another_text, limits_that_were_lowered),
-        *(another_percentile, limits_of_one_file, counts_of_a_group, ids_of_two_rows, embeddings_of_another_encoder),
+        *(
+            another_percentile,
+            limits_of_one_file,
+            counts_of_a_group,
+            scores_of_a_group,
+            ids_of_two_rows,
+            embeddings_of_another_encoder,
+        ),
         *(other_weights, one_bit_of_a_weight, better_metrics, more_documents_held_out, another_split),
         *(metrics_of_the_file_alone, a_head_trained_again),
     )
