@@ -47,12 +47,26 @@ def export_command(
             help="File of the centroids of these clusters. Default: clusters.safetensors beside the folder clusters.",
         ),
     ] = None,
+    duplicates: Annotated[
+        Path | None,
+        typer.Option(
+            "--duplicates", metavar="DIR", help="Folder duplicates of a deduplication job, for what duplicates what."
+        ),
+    ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
             metavar="A,B,...",
             help="Columns in their order, or patterns: 'document_id,language,score_*,embedding'. "
-            "Default: document_id, scores, clusters, embedding.",
+            "text_beginning, only by its name: 200 characters. Default: document_id, scores, clusters, duplicates, "
+            "embedding.",
+        ),
+    ] = None,
+    source_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Current folder of the source files, for text_beginning, if they have moved since they were embedded.",
         ),
     ] = None,
     format_: Annotated[
@@ -73,9 +87,10 @@ def export_command(
         bool, typer.Option("--overwrite", help="Replace outputs of other settings or inputs.")
     ] = False,
 ) -> None:
-    """Write embeddings, ids, scores and clusters as Parquet or NumPy files, one for each HDF5 file."""
+    """Write embeddings, ids, scores, clusters and duplicates as Parquet or NumPy files, one for each HDF5 file."""
     from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside, find_clusters
     from mlfilter_core.errors import MlfilterError
+    from mlfilter_core.exporting.duplicates_of_rows import find_duplicates
     from mlfilter_core.exporting.export_folder import FAILED, export
     from mlfilter_core.exporting.export_request import ExportRequest
     from mlfilter_core.wording import plural
@@ -90,6 +105,8 @@ def export_command(
             *(embeddings, output_directory, annotated, patterns, format_.value),
             *(hdf5_dataset_name, glob_pattern, overwrite),
             find_clusters(clusters, centroids or centroids_beside(clusters)) if clusters is not None else None,
+            find_duplicates(duplicates) if duplicates is not None else None,
+            source_dir,
         )
         totals = export(request, workers, print_failure)
         print(totals.summary())

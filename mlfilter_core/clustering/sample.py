@@ -14,13 +14,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.clustering.directions import READ_ROWS, directions
+from mlfilter_core.clustering.directions import directions
 from mlfilter_core.compute.splitmix64 import numbers_of_rows
-from mlfilter_core.corpus.documents import string_at
 from mlfilter_core.embedding_store.fingerprint import Fingerprint, fingerprint
-from mlfilter_core.embedding_store.layout import DOCUMENT_ID, SOURCE_OFFSET
+from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.embedding_store.source_documents import SourceDocuments
+from mlfilter_core.embedding_store.text_beginnings import TextBeginnings, strings_at
 from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.numpy_archives import DAMAGED, column, is_damage
@@ -31,7 +30,6 @@ from mlfilter_core.work.workload import ReportDefaults
 SAMPLE_FOLDER, SUFFIX = ".sample", ".npz"
 TEXT_CHARACTERS = 2000  # of each text: enough words to tell topics apart
 SALT = b"sample"
-ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -248,33 +246,8 @@ def beginnings_of(
     """
     if not len(rows):
         return {}
-    request = {} if embeddings.provenance is None else embeddings.provenance.request
-    keys = list(request.get("text_keys", ["text"]))
-    places = [embeddings.find(key) for key in keys]
-    stored = [place for place in places if place is not None]
-    if len(stored) == len(keys):
-        texts = [
-            "\n".join(parts) for parts in zip(*(_strings(embeddings, place, rows) for place in stored), strict=True)
-        ]
-    else:
-        try:
-            with SourceDocuments(embeddings, source_dir, keys, asked_by="") as source:
-                offsets = embeddings.array(SOURCE_OFFSET, ALL)[rows]
-                texts = ["\n".join(string_at(record, key) for key in keys) for record in source.documents(offsets)]
-        except OSError as error:
-            raise SourceError(f"the source of {embeddings.path} cannot be read: {error}") from error
+    with TextBeginnings(embeddings, source_dir, TEXT_CHARACTERS) as texts:
+        beginnings = texts.of(rows)
     has_ids = DOCUMENT_ID in embeddings.names()
-    ids = _strings(embeddings, DOCUMENT_ID, rows) if has_ids else [f"row {row}" for row in rows.tolist()]
-    beginnings = (text[:TEXT_CHARACTERS] for text in texts)
+    ids = strings_at(embeddings, DOCUMENT_ID, rows) if has_ids else [f"row {row}" for row in rows.tolist()]
     return dict(zip(rows.tolist(), zip(ids, beginnings, strict=True), strict=True))
-
-
-def _strings(embeddings: EmbeddingFile, place: str, rows: NDArray[np.int64]) -> list[str]:
-    """Returns the strings of some rows, ascending."""
-    found: list[str] = []
-    for some in embeddings.slices(READ_ROWS):
-        first, last = np.searchsorted(rows, [some.start, some.stop])
-        if first < last:
-            values = embeddings.strings(place, some)
-            found += (values[row - some.start] for row in rows[first:last].tolist())
-    return found

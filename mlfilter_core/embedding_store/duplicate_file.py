@@ -17,7 +17,7 @@ SUFFIX = ".parquet"
 DUPLICATE_OF, KEPT_FILE, KEPT_ROW = "duplicate_of", "duplicate_of_file", "duplicate_of_row"
 NEAR_FILE, NEAR_ROW, COSINE = "near_file", "near_row", "cosine"
 METADATA = b"mlfilter_duplicates"
-_REQUIRED = {"embeddings": dict, "request": dict, "documents": int, "kept": int, "tokens": int, "kept_tokens": int}
+REQUIRED = {"embeddings": dict, "request": dict, "documents": int, "kept": int, "tokens": int, "kept_tokens": int}
 ROW_GROUP = 1 << 17  # rows of a row group
 
 
@@ -38,7 +38,7 @@ def made_from(path: Path) -> Mapping[str, Any]:
         FileNotFoundError: It is missing.
     """
     with reading("not a file of duplicates", lambda what: DuplicateFileError(f"{path}: {what}; deduplicate again")):
-        file, made = open_stated(path, METADATA, _REQUIRED)
+        file, made = open_stated(path, METADATA, REQUIRED)
         file.close()
         return made
 

@@ -17,6 +17,7 @@ from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.files.urls import url_of
 
 WHOLE_DOCUMENT = "*"  # in place of a key
+SOURCE_DIR = "params.source_dir"  # field of a job with the folder of the sources
 
 
 class SourceDocuments:
@@ -30,7 +31,12 @@ class SourceDocuments:
     """
 
     def __init__(
-        self, file: EmbeddingFile, source_dir: Path | None, keys: list[str], asked_by: str = "params.output_keys: "
+        self,
+        file: EmbeddingFile,
+        source_dir: Path | None,
+        keys: list[str],
+        asked_by: str = "params.output_keys: ",
+        setting: str = SOURCE_DIR,
     ) -> None:
         """Opens the source.
 
@@ -39,11 +45,13 @@ class SourceDocuments:
             source_dir: The corpus folder; None takes the folder that the file names.
             keys: Keys to read from the documents; `WHOLE_DOCUMENT` for all.
             asked_by: Job field that names the keys, for the beginning of a message; empty where none does.
+            setting: Job field or option with `source_dir`, for messages.
 
         Raises:
             AnnotationError: The file does not name its source.
             SourceError: The source is missing, not readable, or changed.
         """
+        self._setting = setting
         wanted, advice = ", ".join(f'"{key}"' for key in keys), clusters_advice(keys)
         if file.provenance is None:
             raise AnnotationError(
@@ -57,9 +65,9 @@ class SourceDocuments:
             raise SourceError(f"{file.path} names a source outside its folder, {relative}; embed its source again")
         folder = self._recorded["folder"] if source_dir is None else source_dir
         if (url := url_of(folder)) is not None:
+            action = f"set {setting}: {url}" if setting == SOURCE_DIR else f"copy {url}, and set {setting} to the copy"
             raise SourceError(
-                f"{asked_by}{wanted} is not in {file.path}, and its source is in a store; set "
-                f"params.source_dir: {url}{advice}"
+                f"{asked_by}{wanted} is not in {file.path}, and its source is in a store; {action}{advice}"
             )
         self.path = Path(folder) / relative
         self._embeddings = file.path
@@ -68,11 +76,11 @@ class SourceDocuments:
         except FileNotFoundError:
             raise SourceError(
                 f"{asked_by}{wanted} is not in {file.path}, and the source {self.path} does not exist; set "
-                f"params.source_dir to the folder of the sources{advice}"
+                f"{setting} to the folder of the sources{advice}"
             ) from None
         self.version = [status.st_size, status.st_mtime_ns]
         if status.st_size != self._recorded["bytes"]:
-            raise self._changed()
+            raise self.changed()
         self._has_begun = False
         wanted_keys = None if WHOLE_DOCUMENT in keys else RecordKeys(optional=tuple(keys))
         self._reader = open_source(self.path, wanted_keys, str(relative))
@@ -116,7 +124,14 @@ class SourceDocuments:
             for _ in self._lines:
                 pass
         if self._reader.sha256 != self._recorded["sha256"]:
-            raise self._changed()
+            raise self.changed()
+
+    def changed(self) -> SourceError:
+        """Returns the error of a source that is not the one that was embedded."""
+        return SourceError(
+            f"{self.path} changed since {self._embeddings} was made from it; embed it again, or set {self._setting} "
+            "to the folder of the unchanged source"
+        )
 
     def _next(self, offset: int) -> SourceRecord:
         for line in self._lines:
@@ -124,14 +139,8 @@ class SourceDocuments:
                 try:
                     return parse_record(line.content, large_numbers=False)
                 except BadRecordError as error:
-                    raise self._changed() from error
-        raise self._changed()
-
-    def _changed(self) -> SourceError:
-        return SourceError(
-            f"{self.path} changed since {self._embeddings} was made from it; embed it again, or set params.source_dir "
-            "to the folder of the unchanged source"
-        )
+                    raise self.changed() from error
+        raise self.changed()
 
 
 def clusters_advice(keys: Iterable[str]) -> str:

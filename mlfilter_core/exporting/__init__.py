@@ -1,1 +1,1 @@
-"""Embeddings, ids, scores and clusters to files of other tools: Parquet and NumPy."""
+"""Embeddings, ids, scores, clusters and duplicates to files of other tools: Parquet and NumPy."""

@@ -12,12 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mlfilter_core.embedding_store.cluster_file import CLUSTER, DISTANCE, NAME
+from mlfilter_core.embedding_store.duplicate_file import COSINE, DUPLICATE_OF
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, EMBEDDING_SCALE, EMBEDDINGS, FIRST_CHUNK, INDEX
 from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.embedding_store.text_beginnings import may_have_texts
 from mlfilter_core.errors import ConfigError, EmbeddingFileError
 from mlfilter_core.heads.scores import LABEL_PREFIX
 
 EMBEDDING = "embedding"
+TEXT_BEGINNING = "text_beginning"
 NO_ROWS = slice(0, 0)
 
 
@@ -27,9 +30,9 @@ class Column:
 
     Attributes:
         name: Its name.
-        place: Dataset of the HDF5 file, field of the annotated lines, or key of the clusters.
-        of: What a row of it belongs to: `document`, `embedding`, `score` for a field of the annotated lines, or
-            `cluster` for what comes from the file of clusters.
+        place: Dataset of the HDF5 file, field of the annotated lines, or key of the clusters, duplicates or texts.
+        of: Where its values come from: `document` and `embedding` from the HDF5 file, with a row for each of these,
+            `score` from the annotated lines, `cluster` and `duplicate` from the files of these, `text` from the source.
         element: Type of its numbers or strings; of an embedding where documents have several.
         length: Length of its vectors; None where it has none.
         is_list: Whether its values are lists.
@@ -37,7 +40,7 @@ class Column:
 
     name: str
     place: str
-    of: Literal["document", "embedding", "score", "cluster"]
+    of: Literal["document", "embedding", "score", "cluster", "duplicate", "text"]
     element: pa.DataType
     length: int | None = None
     is_list: bool = False
@@ -55,24 +58,38 @@ OF_CLUSTERS = (
     Column(DISTANCE, DISTANCE, "cluster", pa.float32()),
     Column(NAME, NAME, "cluster", pa.string()),
 )
+OF_DUPLICATES = (
+    Column(DUPLICATE_OF, DUPLICATE_OF, "duplicate", pa.string()),
+    Column(f"duplicate_{COSINE}", COSINE, "duplicate", pa.float32()),
+)
+OF_TEXTS = (Column(TEXT_BEGINNING, TEXT_BEGINNING, "text", pa.string()),)
 
 
-def columns_of(file: EmbeddingFile, first_line: Mapping[str, Any] | None, has_clusters: bool) -> list[Column]:
-    """Returns the columns that a file has: ids first, then scores, clusters, the rest, and embeddings.
+def columns_of(
+    file: EmbeddingFile, first_line: Mapping[str, Any] | None, of_others: Sequence[Column] = ()
+) -> list[Column]:
+    """Returns the columns that a file has: ids first, then scores, clusters, duplicates, the rest, embeddings.
 
     Datasets of types or shapes that Parquet does not have are left out.
 
     Args:
         file: The file of embeddings.
         first_line: Scores of the first document, by field; None where none are exported.
-        has_clusters: Whether clusters are exported.
+        of_others: Columns of the clusters and duplicates that are exported.
 
     Raises:
         EmbeddingFileError: The embeddings have such a type.
     """
     joined = [_score_column(name, value) for name, value in (first_line or {}).items()]
-    joined += OF_CLUSTERS if has_clusters else ()
-    reserved = {EMBEDDING, EMBEDDINGS, EMBEDDING_SCALE, FIRST_CHUNK, *(column.name for column in joined)}
+    joined += of_others
+    texts = OF_TEXTS if may_have_texts(file) else ()
+    reserved = {
+        EMBEDDING,
+        EMBEDDINGS,
+        EMBEDDING_SCALE,
+        FIRST_CHUNK,
+        *(column.name for column in (*joined, *texts)),
+    }
     stored: list[Column] = []
     for place in file.names():
         key = place.removeprefix(f"{INDEX}/")
@@ -87,7 +104,7 @@ def columns_of(file: EmbeddingFile, first_line: Mapping[str, Any] | None, has_cl
     embedding = [Column(EMBEDDING, EMBEDDINGS, "embedding", number, file.dim)]
     if scales is not None:
         embedding.append(Column(EMBEDDING_SCALE, EMBEDDING_SCALE, "embedding", pa.float32()))
-    return [*stored[:n_ids], *joined, *stored[n_ids:], *embedding]
+    return [*stored[:n_ids], *joined, *stored[n_ids:], *texts, *embedding]
 
 
 def chosen(columns: Sequence[Column], patterns: Sequence[str] | None, place: str) -> list[Column]:
@@ -95,18 +112,25 @@ def chosen(columns: Sequence[Column], patterns: Sequence[str] | None, place: str
 
     Args:
         columns: All columns of a file.
-        patterns: Names or patterns; None takes ids, scores, clusters and embeddings.
+        patterns: Names or patterns; None takes ids, scores, clusters, duplicates and embeddings. Only its whole name
+            takes the beginning of the text, for which sources are read.
         place: Name of the file, for messages.
 
     Raises:
         ConfigError: A pattern matches no column, or no pattern is given.
     """
     if patterns is None:
-        patterns = (DOCUMENT_ID, *(column.name for column in columns if column.of in ("score", "cluster")), EMBEDDING)
+        patterns = (
+            DOCUMENT_ID,
+            *(column.name for column in columns if column.of in ("score", "cluster", "duplicate")),
+            EMBEDDING,
+        )
     found: dict[str, Column] = {}
     for pattern in patterns:
         matching = [column for column in columns if pattern == column.name]
-        matching = matching or [column for column in columns if fnmatchcase(column.name, pattern)]
+        matching = matching or [
+            column for column in columns if column.of != "text" and fnmatchcase(column.name, pattern)
+        ]
         if not matching:
             raise ConfigError(
                 f'--columns: {place} has no column "{pattern}"; it has: {", ".join(column.name for column in columns)}'

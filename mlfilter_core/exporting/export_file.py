@@ -1,4 +1,4 @@
-"""One file of embeddings, with its scores and clusters, to Parquet, or to a NumPy array and Parquet."""
+"""One file of embeddings, with what other jobs say about its documents, to Parquet, or to a NumPy array and Parquet."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,10 @@ from mlfilter_core.embedding_store.clusters_of_rows import ValuesOf
 from mlfilter_core.embedding_store.fingerprint import fingerprint
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, EMBEDDING_SCALE, FIRST_CHUNK
 from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.embedding_store.text_beginnings import TextBeginnings
 from mlfilter_core.errors import EmbeddingFileError, OutputConflictError
 from mlfilter_core.exporting.annotated_scores import AnnotatedScores
-from mlfilter_core.exporting.columns import EMBEDDING, NO_ROWS, Column, columns_of, embedding_bytes
+from mlfilter_core.exporting.columns import EMBEDDING, NO_ROWS, TEXT_BEGINNING, Column, columns_of, embedding_bytes
 from mlfilter_core.exporting.export_request import ExportRequest
 from mlfilter_core.exporting.tables import finite_embeddings, schema_of, table_of
 from mlfilter_core.files.new_file import open_new
@@ -32,6 +33,7 @@ METADATA_KEY = b"mlfilter"
 SLICE_BYTES = 64 << 20  # of embeddings
 SLICE_ROWS = 1 << 17  # about as many as other tools put in a row group
 SLICE_ROWS_OF_TEXTS = 4096  # strings other than ids may be whole documents
+TEXT_CHARACTERS = 200  # of each document: enough to see what it is about
 REPLACE = "give --overwrite to replace it, or another --output_directory"
 
 
@@ -66,8 +68,9 @@ def export_file(file: TaskFile, request: ExportRequest, columns: Sequence[Column
         EmbeddingFileError: It is not a file of embeddings, lacks a column, or an embedding is not finite.
         AnnotationError: Its scores are missing, broken, or belong to other embeddings.
         ClusterFileError: Its clusters are, or belong to other centroids.
+        DuplicateFileError: Its duplicates are, or belong to another search.
         OutputConflictError: An output of other settings or inputs exists, and `overwrite` is not set.
-        SourceError: The annotated file cannot be read.
+        SourceError: The annotated file, or the source with the texts, cannot be read; or the source changed.
         OSError: Reading or writing failed.
     """
     with EmbeddingFile(file.path, request.group) as embeddings:
@@ -103,7 +106,7 @@ class _Export:
         scores = dict.fromkeys(self.scores.names) if self.scores is not None else None
         own = {
             (column.name, column.of): column
-            for column in columns_of(self.embeddings, scores, self.request.clusters is not None)
+            for column in columns_of(self.embeddings, scores, self.request.columns_of_others)
         }
         for column in self.columns:
             found = own.get((column.name, column.of))
@@ -153,11 +156,11 @@ class _Export:
         schema = schema.with_metadata({METADATA_KEY: json.dumps(self._provenance(), ensure_ascii=False)})
         if self.scores is not None:
             self.scores.open(schema_of([column for column in columns if column.of == "score"], has_chunks=False))
-        clusters: Mapping[str, ValuesOf] = {}
-        if self.request.clusters is not None:
-            asked = [column.place for column in columns if column.of == "cluster"]
-            clusters = self.request.clusters.values(self.file, self.embeddings, asked) if asked else {}
         with ExitStack() as stack:
+            joined = self._of_clusters_and_duplicates(columns)
+            texts = stack.enter_context(self._texts()) if any(column.of == "text" for column in columns) else None
+            if texts is not None:
+                joined[TEXT_BEGINNING] = lambda rows: texts.of(np.arange(rows.start, rows.stop))
             sink = stack.enter_context(open_new(stack.enter_context(publish(output))))
             array_sink = None
             if array is not None:
@@ -168,9 +171,26 @@ class _Export:
                 stored = self._stored(rows)
                 if array_sink is not None:
                     array_sink.write(np.ascontiguousarray(stored[EMBEDDING]).data)
-                writer.write_table(table_of(rows, self.embeddings, stored, self.scores, clusters, columns, schema))
+                writer.write_table(table_of(rows, self.embeddings, stored, self.scores, joined, columns, schema))
+            if texts is not None:
+                texts.check_unchanged()
             if array is not None:
                 output.unlink(missing_ok=True)  # a table that is replaced must not stand for the new array
+
+    def _of_clusters_and_duplicates(self, columns: Sequence[Column]) -> dict[str, ValuesOf]:
+        """Returns functions from rows to values, by the name of the column."""
+        joined: dict[str, ValuesOf] = {}
+        for of, corpus in (("cluster", self.request.clusters), ("duplicate", self.request.duplicates)):
+            names = {column.place: column.name for column in columns if column.of == of}
+            if corpus is not None and names:
+                found = corpus.values(self.file, self.embeddings, names)
+                joined |= {names[place]: values_of for place, values_of in found.items()}
+        return joined
+
+    def _texts(self) -> TextBeginnings:
+        return TextBeginnings(
+            self.embeddings, self.request.source_dir, TEXT_CHARACTERS, f"--columns {TEXT_BEGINNING}: ", "--source-dir"
+        )
 
     def _columns_of_table(self) -> list[Column]:
         if self.request.format == "parquet":

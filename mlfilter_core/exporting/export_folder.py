@@ -101,6 +101,7 @@ def _check_folders(request: ExportRequest) -> None:
     for option, folder in (
         ("--embeddings", request.embeddings),
         ("--annotated", request.annotated),
+        ("--source-dir", request.source_dir),
         ("--output_directory", request.output_dir),
     ):
         try:
@@ -108,8 +109,8 @@ def _check_folders(request: ExportRequest) -> None:
                 refuse_url(folder)
         except ValueError as error:
             raise ConfigError(f"{option}: {folder} {error}") from error
-    clusters = request.clusters.folder if request.clusters is not None else None
-    for folder in filter(None, (request.embeddings, request.annotated, clusters)):
+    others = [each.folder for each in (request.clusters, request.duplicates) if each is not None]
+    for folder in filter(None, (request.embeddings, request.annotated, *others)):
         if request.output_dir.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
                 f"--output_directory: {request.output_dir} is in {folder}, whose files are exported; give a folder "
@@ -155,7 +156,7 @@ def _columns_of(embeddings: EmbeddingFile, file: TaskFile, request: ExportReques
     scores = None
     if request.annotated is not None:
         scores = AnnotatedScores(embeddings, file.stem, request.annotated).first()
-    return chosen(columns_of(embeddings, scores, request.clusters is not None), request.columns, str(file.path))
+    return chosen(columns_of(embeddings, scores, request.columns_of_others), request.columns, str(file.path))
 
 
 def _check_settings(

@@ -1,4 +1,4 @@
-"""Rows of a file of embeddings, with their scores and clusters, as Arrow tables."""
+"""Rows of a file of embeddings, with their scores, clusters, duplicates and beginnings of texts, as Arrow tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def table_of(
     file: EmbeddingFile,
     stored: Mapping[str, NDArray[Any]],
     scores: AnnotatedScores | None,
-    clusters: Mapping[str, ValuesOf],
+    joined: Mapping[str, ValuesOf],
     columns: Sequence[Column],
     schema: pa.Schema,
 ) -> pa.Table:
@@ -44,7 +44,7 @@ def table_of(
         file: Their file.
         stored: Their embeddings and scales, by column.
         scores: Their scores, where there are any.
-        clusters: Functions from rows to their values, for each column of clusters.
+        joined: Functions from rows to their values, by name, for each column of clusters, duplicates and texts.
         columns: The columns.
         schema: Their `schema_of`.
 
@@ -59,8 +59,8 @@ def table_of(
             arrays.append(_by_document(_array(stored[column.name], column.type), field.type, rows, file))
         elif of_lines is not None and column.of == "score":
             arrays.append(of_lines[column.place])
-        elif column.of == "cluster":
-            arrays.append(pa.array(clusters[column.place](rows), column.type))
+        elif column.name in joined:
+            arrays.append(pa.array(joined[column.name](rows), column.type))
         elif column.element == pa.string():
             # Bytes, as HDF5 has them: Arrow checks that they are UTF-8, three times as fast as h5py decodes them.
             arrays.append(_strings(column.place, rows, file))

@@ -66,6 +66,8 @@ def test_files_are_exported_by_processes_and_counted(inputs: Inputs, tmp_path: P
         (["--columns", " , "], 1, "--columns names no column; give names or patterns"),
         (["--format", "csv"], 2, "'csv' is not one of 'parquet', 'npy'"),
         (["--glob-pattern", "*.jsonl"], 1, "no file below"),
+        (["--duplicates", "gone/duplicates"], 1, "--duplicates: there is no gone/duplicates.json; give the folder"),
+        (["--source-dir", "s3://bucket/x"], 1, "--source-dir: s3:/bucket/x is a URL, which is not taken here"),
     ],
 )
 def test_a_wrong_option_is_one_message(

@@ -19,16 +19,21 @@ from numpy.typing import NDArray
 from mlfilter_core.config.annotation import Ensemble
 from mlfilter_core.embedding_store.clusters_of_rows import Clusters, centroids_beside, find_clusters
 from mlfilter_core.embedding_store.int8 import quantize
+from mlfilter_core.encoder.encoder import Encoder
+from mlfilter_core.encoder.model_files import ModelFiles
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.exporting import export_file
+from mlfilter_core.exporting.duplicates_of_rows import CorpusDuplicates, find_duplicates
 from mlfilter_core.exporting.export_file import ExportReport
 from mlfilter_core.files.identity import file_identity
 from mlfilter_core.heads.head import Head
 from mlfilter_core.heads.layers import mlp
 from tests.conftest import TINY_DIM
-from tests.mlfilter_core.clustering.topics import cluster_job, run_steps
+from tests.deduplicated_folder import deduplicate
+from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, write_vectors
 from tests.mlfilter_core.conftest import flip_a_bit
 from tests.mlfilter_core.exporting.conftest import Export, Inputs
+from tests.output_folders import make_outputs
 
 LINE_KEYS = ["document_id", "score_quality", "score_topics_0", "score_topics_1"]
 
@@ -437,3 +442,113 @@ def test_an_export_of_other_clusters_is_refused(inputs: Inputs, run: Export) -> 
     run(clusters=cluster_all(inputs))
     with pytest.raises(ConfigError, match=r"was exported with other settings: clusters.centroids_sha256: "):
         run(clusters=cluster_all(inputs, n_clusters=3, overwrite=True))
+
+
+def exported_texts(folder: Path) -> list[str]:
+    texts: list[str] = pq.read_table(folder / "exported/a.parquet")["text_beginning"].to_pylist()
+    return texts
+
+
+def test_beginnings_of_texts_are_read_from_the_source_only_when_asked_for(
+    run: Export, tmp_path: Path, tiny_files: ModelFiles, tiny_encoder: Encoder
+) -> None:
+    written = ["Ein Satz mit ä.", "w " * 300, "short"]
+    records = [json.dumps({"id": f"a{i}", "text": text}).encode() for i, text in enumerate(written)]
+    out = make_outputs(tmp_path, tiny_files, tiny_encoder, {"a.jsonl": [records[0], b"broken", *records[1:]]}, ())
+    settings = {"embeddings": out / "embeddings", "columns": ("document_id", "text_beginning")}
+    run(**settings)
+    assert exported_texts(tmp_path) == [text[:200] for text in written]
+    assert dict(run(**settings).files) == {"skipped": 1}
+    run(embeddings=out / "embeddings", columns=("*",), output_dir=tmp_path / "all")
+    assert "text_beginning" not in pq.read_schema(tmp_path / "all/a.parquet").names
+
+    corpus = tmp_path / "out-corpus"
+    moved = corpus.rename(tmp_path / "moved")
+    reason = reasons(run, overwrite=True, output_dir=tmp_path / "again", **settings)["a.h5"]
+    assert (
+        f'--columns text_beginning: "text" is not in {out}/embeddings/a.h5, and the source {corpus}/a.jsonl' in reason
+    )
+    assert reason.endswith("does not exist; set --source-dir to the folder of the sources")
+    run(output_dir=tmp_path / "again", source_dir=moved, **settings)
+    assert pq.read_table(tmp_path / "again/a.parquet").equals(pq.read_table(tmp_path / "exported/a.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"short", b"Short"), (b'"text": "short', b'"texx": "short'), (b"}\n", b"} \n")]
+)
+def test_texts_of_a_changed_source_are_not_exported(
+    run: Export, tmp_path: Path, tiny_files: ModelFiles, tiny_encoder: Encoder, old: bytes, new: bytes
+) -> None:
+    """Another text, a missing key, another size."""
+    lines = [b'{"id": "a0", "text": "one"}', b'{"id": "a1", "text": "short"}']
+    out = make_outputs(tmp_path, tiny_files, tiny_encoder, {"a.jsonl": lines}, ())
+    source = tmp_path / "out-corpus/a.jsonl"
+    source.write_bytes(source.read_bytes().replace(old, new))
+    found = reasons(run, embeddings=out / "embeddings", columns=("text_beginning",))
+    assert (
+        f"{source} changed since {out}/embeddings/a.h5 was made from it; embed it again, or set --source-dir"
+        in found["a.h5"]
+    )
+    assert not list((tmp_path / "exported").glob("*.parquet"))
+
+
+def test_beginnings_of_stored_texts_are_exported(inputs: Inputs, run: Export, tmp_path: Path) -> None:
+    write_vectors(inputs.embeddings / "a.h5", np.eye(3, dtype=np.float32), ["x" * 201, "", "two\nlines"])
+    run(columns=("text_beginning",))
+    assert exported_texts(tmp_path) == ["x" * 200, "", "two\nlines"]
+    write_vectors(inputs.embeddings / "a.h5", np.eye(3, dtype=np.float32))
+    with pytest.raises(ConfigError, match=r'has no column "text_beginning"; it has: document_id, n_tokens, embedding$'):
+        run(columns=("text_beginning",), output_dir=tmp_path / "none")
+
+
+def write_duplicated(inputs: Inputs, **params: Any) -> CorpusDuplicates:
+    """Writes embeddings of which some are duplicates, and finds them."""
+    vectors = np.eye(4, dtype=np.float32)[[0, 1, 0, 2]]
+    vectors[2, 3] = 0.1
+    write_vectors(inputs.embeddings / "a/x.h5", vectors)
+    write_vectors(inputs.embeddings / "y.h5", vectors[3:])
+    cluster_all(inputs, overwrite=True)
+    deduplicate(inputs.folder, **{"prefer": "first", "write_documents": False, "overwrite": True, **params})
+    return find_duplicates(inputs.folder / "duplicates")
+
+
+def test_duplicates_are_columns(inputs: Inputs, run: Export, tmp_path: Path) -> None:
+    duplicates = write_duplicated(inputs)
+    run(duplicates=duplicates)
+    table = pq.read_table(tmp_path / "exported/a/x.parquet")
+    assert table.column_names == ["document_id", "duplicate_of", "duplicate_cosine", "embedding"]
+    assert table["duplicate_of"].to_pylist() == ["", "", "x-0", ""]
+    assert table["duplicate_cosine"].to_pylist() == pytest.approx([0, 0, 1 / np.sqrt(1.01), 0], abs=1e-3)
+    assert pq.read_table(tmp_path / "exported/y.parquet")["duplicate_of"].to_pylist() == ["x-3"]
+    assert dict(run(duplicates=duplicates).files) == {"skipped": 2}
+    with pytest.raises(ConfigError, match=r"was exported with other settings: duplicates.groups_sha256: "):
+        run(duplicates=write_duplicated(inputs, threshold=0.999))
+
+
+def test_duplicates_of_others_are_not_exported(inputs: Inputs, run: Export, tmp_path: Path) -> None:
+    folder = inputs.folder / "duplicates"
+    duplicates = write_duplicated(inputs)
+    marks = (folder / "y.parquet").read_bytes()
+    write_duplicated(inputs, threshold=0.999)
+    assert (
+        f"y.parquet is of other duplicates than {inputs.folder}/duplicates.json; deduplicate again"
+        in reasons(run, duplicates=duplicates)["y.h5"]
+    )
+    (folder / "y.parquet").write_bytes(marks)
+    os.truncate(folder / "a/x.parquet", 100)
+    found = reasons(run, duplicates=duplicates)
+    assert set(found) == {"a/x.h5"}
+    assert "x.parquet is no file of duplicates, or is broken (" in found["a/x.h5"]
+    write_vectors(inputs.embeddings / "y.h5", np.eye(4, dtype=np.float32))
+    (folder / "a/x.parquet").unlink()
+    found = reasons(run, duplicates=duplicates, output_dir=tmp_path / "again")
+    assert f"there is no {folder}/a/x.parquet, the duplicates of {inputs.embeddings}/a/x.h5" in found["a/x.h5"]
+    assert f"y.parquet was made from another version of {inputs.embeddings}/y.h5; deduplicate again" in found["y.h5"]
+
+
+def test_a_folder_without_the_summary_of_its_job_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--duplicates: there is no .*duplicates\.json; give the folder duplicates"):
+        find_duplicates(tmp_path / "duplicates")
+    (tmp_path / "duplicates.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"duplicates\.json is broken; deduplicate again"):
+        find_duplicates(tmp_path / "duplicates")
