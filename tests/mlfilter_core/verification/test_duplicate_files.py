@@ -20,7 +20,7 @@ from mlfilter_core.verification.output_kinds import RelatedFiles, VerifyRequest
 from mlfilter_core.verification.verify import Verification, verify
 from tests.deduplicated_folder import deduplicate
 from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, write_topics
-from tests.pipeline_folder import make_pipeline
+from tests.pipeline_folder import filter_corpus, make_pipeline
 
 Columns = dict[str, list[Any]]
 Made = dict[str, Any]
@@ -79,6 +79,19 @@ def first(columns: Columns, has_cosine: bool = True) -> int:
         row
         for row in rows
         if columns["duplicate_of"][row] is not None and (columns["cosine"][row] is not None) == has_cosine
+    )
+
+
+def test_filtered_files_are_compared_with_the_deduplicated_lines_that_were_filtered(out: Path) -> None:
+    deduplicate(out, annotated_directory=out / "annotated_data", overwrite=True)
+    read = {"annotated_directory": out / "deduplicated", "embeddings_directory": None}
+    filter_corpus(out, **read, keep={"scores": "good"}, overwrite=True)
+    found = check(out)
+    assert (found.wrong, found.not_checked) == ([], {})
+    path = out / "deduplicated/a/x.jsonl"
+    path.write_text(path.read_text() + "{}\n")
+    assert "another version of annotated_data/a/x.jsonl or deduplicated/a/x.jsonl" in problems(
+        out, "filtered/a/x.jsonl"
     )
 
 
