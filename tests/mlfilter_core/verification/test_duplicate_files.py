@@ -99,7 +99,9 @@ def test_filtered_files_are_compared_with_the_deduplicated_lines_that_were_filte
 def test_an_untouched_folder_is_right(out: Path, read_content: bool) -> None:
     found = check(out, read_content)
     assert (found.wrong, found.not_checked) == ([], {})
-    assert "3 files of clusters, 3 files of duplicates, 3 filtered files: all right" in found.summary()
+    heads_and_scores = "2 heads, 3 annotated files"
+    expected = f"3 files of clusters, {heads_and_scores}, 3 files of duplicates, 3 filtered files: all right"
+    assert expected in found.summary()
 
 
 @pytest.mark.parametrize(
