@@ -1,4 +1,5 @@
-# make demo: embed the example corpus, train heads on its labels, score it, keep the best, evaluate the scores.
+# make demo: embed the example corpus, cluster it, train heads on its labels, score it, remove near-duplicates, keep the
+#     best, evaluate the scores.
 # make test: format, lint, types, tests.
 # make docs: the documentation site, in build/site; make test builds it, too.
 # make faults: the fault tests at length, an hour or two, with their figures in benchmarks/results/faults.json.
@@ -13,7 +14,8 @@ STAMP := .venv/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' '
 
 demo: $(STAMP)
 	$(BIN)/python flows/pipeline.py --embed-config deployments/local/embed.yaml \
-	    --train-config deployments/local/train_head.yaml --annotate-config deployments/local/annotate.yaml \
+	    --cluster-config deployments/local/cluster.yaml --train-config deployments/local/train_head.yaml \
+	    --annotate-config deployments/local/annotate.yaml --deduplicate-config deployments/local/deduplicate.yaml \
 	    --filter-config deployments/local/filter.yaml
 	$(BIN)/ml_filter evaluate_predicted_annotations --input_directory outputs/example/annotated_data \
 	    --score_keys score_education --path_to_ground_truth_file outputs/example/heads/education.held_out.jsonl \

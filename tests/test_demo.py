@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
@@ -51,12 +52,12 @@ def test_every_line_of_the_example_corpus_is_accounted_for(demo: tuple[Path, str
     folder, _ = demo
     (log,) = (folder / "logs").glob("embed-*/files.jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert sum(row["lines"] for row in rows) == 54
+    assert sum(row["lines"] for row in rows) == 60
     assert all(row["lines"] == row["documents"] + row["rejected"] + row["blank"] for row in rows)
     rejected = (folder / "rejected" / "en" / "forum.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in rejected] == ["not_json", "missing_key"]
     annotated = [path.read_text() for path in sorted((folder / "annotated_data").rglob("*.jsonl"))]
-    assert sum(text.count("\n") for text in annotated) == 52
+    assert sum(text.count("\n") for text in annotated) == 58
 
 
 def test_the_best_documents_of_each_language_are_kept(demo: tuple[Path, str]) -> None:
@@ -70,11 +71,41 @@ def test_the_best_documents_of_each_language_are_kept(demo: tuple[Path, str]) ->
     assert min(document["score_education"] for document in kept) > 3
 
 
+def test_the_topics_are_those_that_the_tutorial_shows(demo: tuple[Path, str]) -> None:
+    folder, printed = demo
+    shown = TUTORIAL[TUTORIAL.index("## 4. Find topics") :]
+    clustered = printed[printed.index("cluster: 4 files clustered") :]
+    for name in ("de/wissen.h5", "en/forum.h5", "en/lessons.h5", "en/shop.h5"):
+        assert row(clustered, name)[:5] == row(shown, name)
+    listed = [json.loads(line) for line in (folder / "clusters.jsonl").read_text().splitlines()]
+    for each in listed:
+        assert f"{each['documents'] / 58:.1%}".replace("%", " %") + f"  {each['name']}\n" in shown
+
+
+def test_the_copies_are_removed(demo: tuple[Path, str]) -> None:
+    folder, printed = demo
+    shown = TUTORIAL[TUTORIAL.index("## 7. Remove near-duplicates") :]
+    deduplicated = printed[printed.index("deduplicate: 4 files deduplicated") :]
+    for name in ("de/wissen.h5", "en/forum.h5", "en/lessons.h5", "en/shop.h5"):
+        assert row(deduplicated, name)[:7] == row(shown, name)
+    tables = [pq.read_table(path).to_pylist() for path in (folder / "duplicates").rglob("*.parquet")]
+    pairs = {
+        (each["duplicate_of"], each["document_id"]): "equal texts"
+        if each["cosine"] is None
+        else f"{each['cosine']:.3f}"
+        for table in tables
+        for each in table
+        if each["duplicate_of"] is not None
+    }
+    told = re.findall(r"^\| `(\S+)` \| `(\S+)` \| (.*?) \|", shown, re.MULTILINE)
+    assert {(kept, copy): cosine for kept, copy, cosine in told} == pairs
+
+
 def test_the_heads_are_trained_on_the_corpus_that_was_embedded(demo: tuple[Path, str]) -> None:
     folder, printed = demo
     for name in ("education", "toxicity"):
         cells = row(printed, f"{name}.safetensors")
-        assert cells[1:5] == row(TUTORIAL, f"{name}.safetensors")[1:5] == ["trained", "52", "43", "9"]
+        assert cells[1:5] == row(TUTORIAL, f"{name}.safetensors")[1:5] == ["trained", "58", "48", "10"]
         told = json.loads((folder / "heads" / f"{name}.metrics.json").read_text())
         assert told["metrics_of_folds"]["pearson"] > 0.4  # on documents that the models had not seen
 
@@ -82,7 +113,7 @@ def test_the_heads_are_trained_on_the_corpus_that_was_embedded(demo: tuple[Path,
 def test_the_scores_are_evaluated_on_documents_that_the_head_has_not_seen(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
-    assert evaluation["truth"]["documents"] == 9
+    assert evaluation["truth"]["documents"] == 10
 
 
 def row(text: str, name: str) -> list[str]:

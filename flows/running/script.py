@@ -108,7 +108,7 @@ def pipeline_command() -> Callable[..., None]:
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = "Embed a corpus, train heads on its labels if asked to, score it, then filter it if asked to."
+    command.__doc__ = "Embed a corpus and score it; cluster it, train heads, deduplicate and filter it where asked to."
     return command
 
 

@@ -9,20 +9,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 
-from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.config.filtering import FILTERED_DIR
 from mlfilter_core.corpus.documents import Document, parse_document
 from mlfilter_core.corpus.lines import DEFAULT_MAX_LINE_BYTES, Line
-from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.corpus.sources import open_source
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, SOURCE_LINE
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import MlfilterError
+from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.files.numpy_archives import DAMAGED
+from mlfilter_core.filtering.scored_files import scored_files
 from mlfilter_core.filtering.survey import SUFFIX, SURVEY_FOLDER
 from mlfilter_core.run_report.facts import FilterFacts, LimitExample
 from mlfilter_core.verification.output_kinds import Output
@@ -88,9 +89,8 @@ def limit_examples(
 
 def _in_survey(output_dir: Path, stem: str, filtered: FilterFacts) -> Iterator[_Near]:
     """Yields the documents of a file that are nearest to the limits."""
-    path = output_dir / FILTERED_DIR / SURVEY_FOLDER / f"{stem}{SUFFIX}"
     try:
-        with np.load(path) as survey:
+        with np.load(_survey_of(output_dir, stem)) as survey:
             facts = orjson.loads(survey["facts"].tobytes())
             scores, codes = survey["scores"][:MAX_ROWS].astype(np.float64), survey["group"][:MAX_ROWS]
     except (OSError, *DAMAGED):  # without a survey, there are no examples of this file
@@ -112,16 +112,22 @@ def _texts(
     output_dir: Path, stem: str, rows: Sequence[int], embeddings: str | None, group: str
 ) -> dict[int, tuple[str, str]]:
     """Returns id and beginning of the text of some documents of a file, by row."""
-    texts = _from_annotations(output_dir, stem, rows)
+    with np.load(_survey_of(output_dir, stem)) as survey:
+        facts = orjson.loads(survey["facts"].tobytes())
+    texts = _from_annotations(output_dir, stem, rows, facts["annotated"])
     if embeddings is not None:
         with suppress(MlfilterError, OSError, KeyError):  # the source moved; `ml_filter verify` says so
-            texts |= _from_source(output_dir / embeddings, rows, group)
+            texts |= _from_source(output_dir / embeddings, rows, group, facts["documents"])
     return texts
 
 
-def _from_source(embeddings: Path, rows: Sequence[int], group: str) -> dict[int, tuple[str, str]]:
+def _survey_of(output_dir: Path, stem: str) -> Path:
+    return output_dir / FILTERED_DIR / SURVEY_FOLDER / f"{stem}{SUFFIX}"
+
+
+def _from_source(embeddings: Path, rows: Sequence[int], group: str, n_rows: int) -> dict[int, tuple[str, str]]:
     with EmbeddingFile(embeddings, group) as file:
-        if file.provenance is None:
+        if file.provenance is None or file.n_rows != n_rows:  # deduplicated lines are not the rows of the embeddings
             return {}
         source, request = file.provenance.source, file.provenance.request
         lines = file.array(SOURCE_LINE, slice(0, rows[-1] + 1))
@@ -137,9 +143,11 @@ def _from_source(embeddings: Path, rows: Sequence[int], group: str) -> dict[int,
     return found
 
 
-def _from_annotations(output_dir: Path, stem: str, rows: Sequence[int]) -> dict[int, tuple[str, str]]:
-    folder = output_dir / ANNOTATED_DIR
-    path = next((path for suffix in JSONL_SUFFIXES if (path := folder / f"{stem}{suffix}").exists()), None)
+def _from_annotations(
+    output_dir: Path, stem: str, rows: Sequence[int], surveyed: Mapping[str, Any]
+) -> dict[int, tuple[str, str]]:
+    paths = scored_files(output_dir, stem)
+    path = next((path for path in paths if is_same_file(path, surveyed, read_content=False) is not False), None)
     if path is None:
         return {}
     found: dict[int, tuple[str, str]] = {}

@@ -10,10 +10,10 @@ from typing import Any
 from mlfilter_core.config.annotation import ANNOTATED_DIR
 from mlfilter_core.config.filtering import DROPPED_DIR, FILTERED_DIR
 from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
-from mlfilter_core.corpus.source_files import JSONL_SUFFIXES
 from mlfilter_core.files.identity import is_same_file
 from mlfilter_core.filtering.filter_request import OUTPUT_SUFFIXES
 from mlfilter_core.filtering.kept_counts import KeptCounts
+from mlfilter_core.filtering.scored_files import scored_files
 from mlfilter_core.verification.corpus_limits import CorpusLimits, FilterTally
 from mlfilter_core.verification.discrepancies import FileCheck, Findings, Place
 from mlfilter_core.verification.filtered_content import FilteredContent, WrittenFile
@@ -191,15 +191,15 @@ class _Check:
 
     def _find_annotated(self) -> Path | None:
         """Returns the annotated file of the documents; None, with a problem or a remark, if it is not here."""
-        folder = self.request.output_dir / ANNOTATED_DIR
-        found = [path for suffix in JSONL_SUFFIXES if (path := folder / f"{self.stem}{suffix}").exists()]
+        output_dir = self.request.output_dir
+        found = scored_files(output_dir, self.stem)
         for path in found:
             if is_same_file(path, self.made["annotated"], read_content=True):
                 return path
         if found:
-            names = " or ".join(f"{ANNOTATED_DIR}/{path.relative_to(folder)}" for path in found)
+            names = " or ".join(str(path.relative_to(output_dir)) for path in found)
             self.findings.add("annotated", f"was filtered from another version of {names}")
-        elif folder.is_dir():
+        elif (output_dir / ANNOTATED_DIR).is_dir():
             gone = f"its annotated file {ANNOTATED_DIR}/{self.made['report']['annotated']} is missing"
             self.findings.add("annotated", gone, "annotate and filter again, or remove it")
         else:

@@ -185,7 +185,7 @@ def test_the_form_of_a_deployment_explains_and_bounds_every_field(
     assert schema is not None
     fields = dict(schema["properties"])
     jobs = KINDS & schema["definitions"].keys()
-    assert len(jobs) == (4 if name.startswith("pipeline") else 1)
+    assert len(jobs) == (6 if name.startswith("pipeline") else 1)
     for definition in schema["definitions"].values():
         fields |= definition["properties"]
     assert len(fields) > 40
@@ -281,7 +281,8 @@ def test_nothing_stays_running_when_the_process_of_a_pipeline_is_killed(
     client: SyncPrefectClient,
 ) -> None:
     jobs = {"embed_config": written(embed_job()), "annotate_config": written(annotate_job())}
-    run = start("pipeline/local", **jobs, embed_overrides=ONE_BY_ONE)
+    others = dict.fromkeys(f"{step}_config" for step in ("cluster", "train", "deduplicate", "filter"))
+    run = start("pipeline/local", **jobs, **others, embed_overrides=ONE_BY_ONE)
     processes = processes_in_the_middle_of_a_file(worker, tmp_path / "out")
     worker.children()[0].kill()
     assert ended(client, run)[0] == "Crashed"

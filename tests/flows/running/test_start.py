@@ -15,13 +15,13 @@ NONE: tuple[Path, dict[str, Any]] = (Path("/none/job.yaml"), {})
 
 def test_a_kind_that_does_not_exist_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="there is no kind of job embd; the kinds are: embed, train_head, annotate, cluster, ded"
+        ConfigError, match="there is no kind of job embd; the kinds are: embed, cluster, train_head, annotate, ded"
     ):
         run_job_file("embd", NONE[0])
 
 
 def test_a_step_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a pipeline has no step fliter; its steps are: embed, train, annotate, filt"):
+    with pytest.raises(ConfigError, match="a pipeline has no step fliter; its steps are: embed, cluster, train, ann"):
         run_pipeline({"embed": NONE, "annotate": NONE, "fliter": NONE})
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline_folder import NAMES, filter_facts, make_pipeline
+from tests.deduplicated_folder import deduplicate
+from tests.pipeline_folder import NAMES, filter_corpus, filter_facts, make_pipeline
 
 
 @pytest.fixture
@@ -48,6 +49,20 @@ def test_without_the_sources_examples_show_the_annotated_lines(out: Path) -> Non
     examples = filter_facts(out).examples
     assert len(examples) == 16
     assert all(json.loads(each.text)["document_id"] == each.id for each in examples)
+
+
+def test_examples_of_deduplicated_lines_are_these_lines(out: Path) -> None:
+    deduplicate(out, threshold="exact", clusters_directory=None, annotated_directory=out / "annotated_data")
+    read = {"annotated_directory": out / "deduplicated", "embeddings_directory": None}
+    filter_corpus(out, **read, keep={"scores": "good"}, overwrite=True)
+    records = [
+        json.loads(line) for name in NAMES for line in (out / f"deduplicated/{name}.jsonl").read_text().splitlines()
+    ]
+    scores = {record["document_id"]: record["score_good"] for record in records}
+    assert len(scores) < 90
+    examples = filter_facts(out).examples
+    assert len(examples) == 4
+    assert {each.id: each.value for each in examples} == pytest.approx({each.id: scores[each.id] for each in examples})
 
 
 def test_without_annotations_and_surveys_there_are_no_examples(out: Path) -> None:

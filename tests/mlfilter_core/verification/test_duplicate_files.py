@@ -20,7 +20,7 @@ from mlfilter_core.verification.output_kinds import RelatedFiles, VerifyRequest
 from mlfilter_core.verification.verify import Verification, verify
 from tests.deduplicated_folder import deduplicate
 from tests.mlfilter_core.clustering.topics import cluster_job, run_steps, write_topics
-from tests.pipeline_folder import make_pipeline
+from tests.pipeline_folder import filter_corpus, make_pipeline
 
 Columns = dict[str, list[Any]]
 Made = dict[str, Any]
@@ -82,11 +82,26 @@ def first(columns: Columns, has_cosine: bool = True) -> int:
     )
 
 
+def test_filtered_files_are_compared_with_the_deduplicated_lines_that_were_filtered(out: Path) -> None:
+    deduplicate(out, annotated_directory=out / "annotated_data", overwrite=True)
+    read = {"annotated_directory": out / "deduplicated", "embeddings_directory": None}
+    filter_corpus(out, **read, keep={"scores": "good"}, overwrite=True)
+    found = check(out)
+    assert (found.wrong, found.not_checked) == ([], {})
+    path = out / "deduplicated/a/x.jsonl"
+    path.write_text(path.read_text() + "{}\n")
+    assert "another version of annotated_data/a/x.jsonl or deduplicated/a/x.jsonl" in problems(
+        out, "filtered/a/x.jsonl"
+    )
+
+
 @pytest.mark.parametrize("read_content", [True, False])
 def test_an_untouched_folder_is_right(out: Path, read_content: bool) -> None:
     found = check(out, read_content)
     assert (found.wrong, found.not_checked) == ([], {})
-    assert "3 files of clusters, 3 files of duplicates, 3 filtered files: all right" in found.summary()
+    heads_and_scores = "2 heads, 3 annotated files"
+    expected = f"3 files of clusters, {heads_and_scores}, 3 files of duplicates, 3 filtered files: all right"
+    assert expected in found.summary()
 
 
 @pytest.mark.parametrize(
