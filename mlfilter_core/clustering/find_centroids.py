@@ -4,8 +4,9 @@ import hashlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 VECTORS_PER_CLUSTER = 256
 TEXTS_PER_CLUSTER = 100  # whose words name a cluster
 N_EXAMPLES, EXAMPLE_CHARACTERS = 3, 200  # texts of a cluster, and how much of each: enough to see what it is about
+N_VALUES = 5  # most frequent values of a key that describe a cluster
 READ, FOUND = 0.1, 0.8  # share of the work that is done once the samples are read, and the centroids found; estimated
 
 _log = logging.getLogger(__name__)
@@ -199,25 +201,44 @@ def name_clusters(clusters: Iterable[Texts]) -> list[ClusterName]:
     """Returns what tells each cluster from the others.
 
     Args:
-        clusters: For each cluster, its documents that have a text, the nearest to its centre first: distance from the
-            centre, id, beginning of the text. They are read once, and not kept.
+        clusters: For each cluster, its documents that have a text, the nearest to its centre first, with their
+            distances from it. They are read once, and not kept.
     """
     telling = TellingWords()
-    examples: list[tuple[Example, ...]] = []
+    notes: list[_Notes] = []
     for texts in clusters:
-        nearest: list[Example] = []
-        telling.add(_noted(texts, nearest))
-        examples.append(tuple(nearest))
+        notes.append(_Notes())
+        telling.add(notes[-1].noted(texts))
     words = telling.words()
-    return [ClusterName(*each) for each in zip(names_from(words), map(tuple, words), examples, strict=True)]
+    return [
+        ClusterName(name, tuple(of_it), tuple(noted.nearest), noted.values())
+        for name, of_it, noted in zip(names_from(words), words, notes, strict=True)
+    ]
 
 
-def _noted(texts: Texts, nearest: list[Example]) -> Iterator[str]:
-    """Yields texts; adds the first ones to a list, shortened."""
-    for distance, document_id, text in texts:
-        if len(nearest) < N_EXAMPLES:
-            nearest.append(Example(document_id, round(distance, 4), text[:EXAMPLE_CHARACTERS]))
-        yield text
+@dataclass
+class _Notes:
+    """What is kept of the texts of a cluster."""
+
+    nearest: list[Example] = field(default_factory=list)
+    n_texts: int = 0
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def noted(self, texts: Texts) -> Iterator[str]:
+        """Yields the beginnings of texts; keeps the first ones, shortened, and counts values."""
+        for distance, text in texts:
+            if len(self.nearest) < N_EXAMPLES:
+                example = Example(text.document_id, round(distance, 4), text.beginning[:EXAMPLE_CHARACTERS])
+                self.nearest.append(example)
+            self.n_texts += 1
+            for key, value in text.values.items():
+                self.counts.setdefault(key, Counter())[value] += 1
+            yield text.beginning
+
+    def values(self) -> dict[str, dict[str, float]]:
+        """Returns the shares of the most frequent values of each key; of equally frequent ones the first by name."""
+        shown = {key: sorted(counts.items(), key=lambda of: (-of[1], of[0])) for key, counts in self.counts.items()}
+        return {key: {value: round(n / self.n_texts, 4) for value, n in of[:N_VALUES]} for key, of in shown.items()}
 
 
 def _told(clusters: Iterable[Texts], n_clusters: int, tell: Callable[[float], None]) -> Iterator[Texts]:

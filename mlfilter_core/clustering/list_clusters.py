@@ -151,5 +151,6 @@ def _row(cluster: int, sizes: Sizes, centroids: Centroids) -> dict[str, Any]:
         "tokens": int(sizes.tokens[cluster]),
         "mean_distance": round(float(sizes.distances[cluster]) / documents, 4) if documents else None,
         "words": list(name.words),
+        "values": dict(name.values),
         "nearest": [asdict(near) for near in name.nearest],
     }

@@ -5,7 +5,7 @@ Whether a document is in the sample depends on the seed, its file's name and its
 
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,7 +20,7 @@ from mlfilter_core.embedding_store.fingerprint import Fingerprint, fingerprint
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.embedding_store.text_beginnings import TextBeginnings, strings_at
-from mlfilter_core.errors import AnnotationError, SourceError
+from mlfilter_core.errors import AnnotationError, EmbeddingFileError, SourceError
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.numpy_archives import DAMAGED, column, is_damage
 from mlfilter_core.files.publishing import publish
@@ -29,6 +29,8 @@ from mlfilter_core.work.workload import ReportDefaults
 
 SAMPLE_FOLDER, SUFFIX = ".sample", ".npz"
 TEXT_CHARACTERS = 2000  # of each text: enough words to tell topics apart
+DESCRIBED_BY = "language"  # where a job names no keys
+VALUE_CHARACTERS = 100  # of a value that describes a document; arbitrary
 SALT = b"sample"
 
 
@@ -43,6 +45,7 @@ class SampleRequest:
         share: Share of the documents to draw, from 0 to 1.
         text_share: Share of the documents whose texts are read; they are among those.
         source_dir: Folder of the sources; None where they have not moved since they were embedded.
+        describe_by: Keys in the index whose values are read with the texts; None for the language, where it is stored.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class SampleRequest:
     share: float
     text_share: float
     source_dir: Path | None
+    describe_by: Sequence[str] | None
 
     def output(self, file: TaskFile) -> Path:
         return file.output(self.folder, SUFFIX)
@@ -63,7 +67,23 @@ class SampleRequest:
             "share": self.share,
             "text_share": self.text_share,
             "source_dir": None if self.source_dir is None else str(self.source_dir),
+            "describe_by": None if self.describe_by is None else list(self.describe_by),
         }
+
+
+@dataclass(frozen=True)
+class SampledText:
+    """A document of a sample whose text is read.
+
+    Attributes:
+        document_id: Its id, or its row.
+        beginning: Beginning of its text.
+        values: Its values of the keys that describe clusters.
+    """
+
+    document_id: str
+    beginning: str
+    values: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -75,8 +95,7 @@ class Sample:
         encoder: Fingerprint of its encoder; empty where another tool wrote the file.
         order: uint64 (n,), random numbers of the drawn documents, which order the sample of a corpus.
         directions: float16 (n, dim), of unit length.
-        ids: Document id, or row, of the documents with a text, the first of the sample.
-        texts: Beginnings of their texts.
+        texts: The first documents of the sample, with texts.
         without_texts: Why texts are not read; empty where they are.
     """
 
@@ -84,8 +103,7 @@ class Sample:
     encoder: Fingerprint
     order: NDArray[np.uint64]
     directions: NDArray[np.float16]
-    ids: Sequence[str]
-    texts: Sequence[str]
+    texts: Sequence[SampledText]
     without_texts: str
 
 
@@ -121,7 +139,7 @@ def draw_sample(file: TaskFile, request: SampleRequest) -> Sample:
     """Returns the sample of a file. An embedding of zeros has no direction, and is not drawn.
 
     Raises:
-        EmbeddingFileError: The file is broken, or an embedding is not finite.
+        EmbeddingFileError: The file is broken, an embedding is not finite, or a key is missing.
         OSError: Reading failed.
     """
     with EmbeddingFile(file.path, request.group) as embeddings:
@@ -135,6 +153,7 @@ def draw_sample(file: TaskFile, request: SampleRequest) -> Sample:
         drawn = np.flatnonzero(is_drawn)
         in_order = np.argsort(order[drawn], kind="stable")
         has_text = is_drawn & _lowest(order, request.text_share)
+        values = _values(embeddings, np.flatnonzero(has_text), request.describe_by)
         try:
             texts, without_texts = beginnings_of(embeddings, np.flatnonzero(has_text), request.source_dir), ""
         except (SourceError, AnnotationError) as error:
@@ -145,8 +164,7 @@ def draw_sample(file: TaskFile, request: SampleRequest) -> Sample:
             fingerprint(embeddings.provenance),
             order[drawn[in_order]],
             np.concatenate(found)[in_order],
-            [texts[row][0] for row in first],
-            [texts[row][1] for row in first],
+            [SampledText(*texts[row], values[row]) for row in first],
             without_texts,
         )
 
@@ -168,13 +186,12 @@ def make_sample(file: TaskFile, request: SampleRequest) -> SampleReport:
         "encoder": dict(sample.encoder),
         "without_texts": sample.without_texts,
     }
-    texts = [list(each) for each in zip(sample.ids, sample.texts, strict=True)]
     with publish(request.output(file)) as temporary, open_new(temporary) as sink:
         np.savez(
             sink,
             order=sample.order,
             directions=sample.directions,
-            texts=np.frombuffer(orjson.dumps(texts), np.uint8),
+            texts=np.frombuffer(orjson.dumps(sample.texts), np.uint8),
             facts=np.frombuffer(orjson.dumps(facts), np.uint8),
         )
     seconds = time.monotonic() - started
@@ -202,8 +219,7 @@ def load_sample(file: TaskFile, request: SampleRequest) -> Sample | None:
                 facts["encoder"],
                 column(archive, "order", np.uint64),
                 column(archive, "directions", np.float16).reshape(-1, facts["dim"]),
-                [each[0] for each in texts],
-                [each[1] for each in texts],
+                [SampledText(**each) for each in texts],
                 facts["without_texts"],
             )
     except (OSError, *DAMAGED) as error:
@@ -234,6 +250,28 @@ def _lowest(order: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     if share >= 1:
         return np.ones(len(order), bool)
     return order < np.uint64(share * 2**64)
+
+
+def _values(
+    embeddings: EmbeddingFile, rows: NDArray[np.int64], describe_by: Sequence[str] | None
+) -> dict[int, dict[str, str]]:
+    """Returns the values of the keys that describe clusters, of some documents, by row and key.
+
+    Raises:
+        EmbeddingFileError: The file does not store one of the keys.
+    """
+    places = {key: embeddings.find(key) for key in describe_by or [DESCRIBED_BY]}
+    found: dict[int, dict[str, str]] = {row: {} for row in rows.tolist()}
+    for key, place in places.items():
+        if place is not None:
+            for values, value in zip(found.values(), strings_at(embeddings, place, rows), strict=True):
+                values[key] = value[:VALUE_CHARACTERS]
+        elif describe_by is not None:
+            raise EmbeddingFileError(
+                f'{embeddings.path} has no "{key}", which params.describe_by names; embed with it in keys_to_index, or '
+                f"name others of {', '.join(embeddings.names())}"
+            )
+    return found
 
 
 def beginnings_of(

@@ -11,13 +11,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mlfilter_core.clustering.sample import Sample, SampleRequest, load_sample
+from mlfilter_core.clustering.sample import Sample, SampledText, SampleRequest, load_sample
 from mlfilter_core.embedding_store.fingerprint import OneEncoder
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.wording import plural
 
-Texts = Iterator[tuple[float, str, str]]  # distance from a centre, document id, beginning of the text
+Texts = Iterator[tuple[float, SampledText]]  # with the distance from a centre
 
 _log = logging.getLogger(__name__)
 
@@ -68,10 +68,8 @@ class SampledCorpus:
         """
         orders, directions, n_vectors = [], [], 0
         for sample in self._samples(files, request, tell):
-            for place, document_id, text in zip(
-                range(n_vectors, n_vectors + len(sample.texts)), sample.ids, sample.texts, strict=True
-            ):
-                self.texts.add(place, document_id, text)
+            for place, text in enumerate(sample.texts, n_vectors):
+                self.texts.add(place, text)
             orders.append(sample.order)
             directions.append(sample.directions)
             n_vectors += len(sample.order)
@@ -126,7 +124,7 @@ class SampledCorpus:
 
 
 class SampledTexts:
-    """Ids and beginnings of texts in a temporary file: those of 16,000 clusters take 3 GB."""
+    """Texts in a temporary file: those of 16,000 clusters take 3 GB."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,11 +133,11 @@ class SampledTexts:
         self._kept: NDArray[np.int64] = np.empty(0, np.int64)
         self._rows: NDArray[np.int64] = np.empty(0, np.int64)
 
-    def add(self, place: int, document_id: str, text: str) -> None:
+    def add(self, place: int, text: SampledText) -> None:
         """Adds a text, with the place of its vector among those of all samples."""
         self._places.append(place)
         self._starts.append(self._file.tell())
-        self._file.write(orjson.dumps([document_id, text], option=orjson.OPT_APPEND_NEWLINE))
+        self._file.write(orjson.dumps(text, option=orjson.OPT_APPEND_NEWLINE))
 
     def keep(self, row_of_place: NDArray[np.int64]) -> None:
         """Keeps the texts whose vectors are kept, given the row of each vector; -1 for one that is not."""
@@ -161,13 +159,12 @@ class SampledTexts:
         order = np.lexsort((self._rows, distances, labels))
         bounds = np.searchsorted(labels[order], np.arange(n_clusters + 1))
         for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            yield ((float(distances[i]), *self._read(int(self._kept[i]))) for i in order[start:stop].tolist())
+            yield ((float(distances[i]), self._read(int(self._kept[i]))) for i in order[start:stop].tolist())
 
     def close(self) -> None:
         """Removes the file."""
         self._file.close()
 
-    def _read(self, number: int) -> tuple[str, str]:
+    def _read(self, number: int) -> SampledText:
         self._file.seek(self._starts[number])
-        document_id, text = orjson.loads(self._file.readline())
-        return document_id, text
+        return SampledText(**orjson.loads(self._file.readline()))

@@ -238,6 +238,7 @@ def _sample_request(params: ClusterParameters, files: TaskFiles) -> SampleReques
         _share(n_vectors, n_rows),
         _share(min(n_vectors, TEXTS_PER_CLUSTER * expected), n_rows),
         params.source_dir,
+        params.describe_by,
     )
 
 

@@ -26,6 +26,11 @@ class ClusterParameters(Written):
     n_clusters: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         description="Number of clusters. auto: half the square root of the number of documents; 500 for a million."
     )
+    describe_by: tuple[str, ...] | None = Field(
+        None,
+        description="Keys in the index of the embeddings, whose most frequent values in the sample describe each "
+        "cluster. Unset: language, where it is stored.",
+    )
     centroids: Path | None = Field(
         None,
         description="File of centroids of an earlier run, to assign documents to instead of finding new ones: for a "

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -46,11 +46,13 @@ class ClusterName:
         name: Its first words; `cluster 12` where no texts were read.
         words: Words that are frequent in it and rare in others, the most telling first.
         nearest: Documents of the sample nearest its centre.
+        values: Shares of the most frequent values in the sample, by key and value.
     """
 
     name: str
     words: Sequence[str] = ()
     nearest: Sequence[Example] = ()
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class PackedNames(Sequence[ClusterName]):
         start = int(self._ends[place - 1]) + 1 if place else 0
         fields = orjson.loads(self.lines[start : int(self._ends[place])])
         nearest = tuple(Example(**near) for near in fields["nearest"])
-        return ClusterName(fields["name"], tuple(fields["words"]), nearest)
+        return ClusterName(fields["name"], tuple(fields["words"]), nearest, fields["values"])
 
 
 @dataclass(frozen=True)

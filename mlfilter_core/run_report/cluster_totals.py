@@ -74,4 +74,8 @@ def _cluster(row: Mapping[str, Any]) -> ClusterFacts:
         tokens=row["tokens"],
         mean_distance=row["mean_distance"],
         nearest=[{**near, "text": shortened(near["text"], N_CHARACTERS)} for near in row["nearest"]],
+        values={
+            shortened(key, WORD_CHARACTERS): {shortened(name, WORD_CHARACTERS): share for name, share in of.items()}
+            for key, of in row["values"].items()
+        },
     )

@@ -374,6 +374,7 @@ class ClusterFacts:
         tokens: Number of their tokens; 0 where the embeddings do not state them.
         mean_distance: Mean of their distances from its centre; None where it has no documents.
         nearest: `document_id`, `distance` and beginning of the `text` of the sampled documents nearest its centre.
+        values: Shares of the most frequent values in the sample, by key and value.
     """
 
     cluster: int
@@ -383,6 +384,7 @@ class ClusterFacts:
     tokens: int
     mean_distance: float | None
     nearest: Sequence[Mapping[str, Any]]
+    values: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from mlfilter_core.run_report.report_figures import (
     strongest_pairs,
 )
 from mlfilter_core.tallies.score_statistics import ScoreStatistics
-from mlfilter_core.wording import count, duration, number, plural, rough_number, share, shortened, size
+from mlfilter_core.wording import count, duration, number, plural, rough_number, rough_share, share, shortened, size
 
 TEMPLATE = "page.html"
 # Limits of what is shown; report.json contains all.
@@ -67,7 +67,14 @@ def render(facts: OutputFacts, overview: FileOverview | None = None) -> str:
     )
     environment.filters |= {
         **{"count": count, "rough": rough_number, "size": size, "seconds": duration, "hours": hours},
-        **{"number": number, "share": share, "plural": plural, "when": when, "digest": _digest},
+        **{
+            "number": number,
+            "share": share,
+            "rough_share": rough_share,
+            "plural": plural,
+            "when": when,
+            "digest": _digest,
+        },
         "shortened": shortened,
         "title": _title,
         "words": lambda name: name.replace("_", " "),

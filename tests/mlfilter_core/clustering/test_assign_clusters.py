@@ -134,6 +134,19 @@ def test_the_list_has_all_clusters_the_largest_first(tmp_path: Path) -> None:
     assert all(len(row["nearest"]) == 3 for row in rows)
 
 
+def test_the_list_has_the_shares_of_the_most_frequent_values(tmp_path: Path) -> None:
+    topics = np.repeat([0, 1, 2], [60, 40, 20])
+    languages = [*["de"] * 45, *["en"] * 15, *(f"l{i % 8}" for i in range(40)), *["de"] * 20]
+    write_topics(tmp_path / "out/embeddings/x.h5", topics, languages=languages)
+    run_steps(cluster_job(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "out/clusters.jsonl").read_text().splitlines()]
+    assert [row["values"] for row in rows] == [
+        {"language": {"de": 0.75, "en": 0.25}},
+        {"language": {f"l{i}": 0.125 for i in range(5)}},
+        {"language": {"de": 1}},
+    ]
+
+
 def test_only_the_last_of_several_runs_lists_the_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(list_clusters_module, "N_TOGETHER", 2)
     for name in "vwxyz":

@@ -1,6 +1,7 @@
 """The first two steps of a cluster job: samples of all files, and the centroids that they give."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -34,7 +35,7 @@ from tests.mlfilter_core.clustering.topics import (
 
 
 def request_of(folder: Path, share: float, text_share: float = 0.0, seed: int = 0) -> SampleRequest:
-    return SampleRequest(folder / "samples", "train", seed, share, text_share, None)
+    return SampleRequest(folder / "samples", "train", seed, share, text_share, None, None)
 
 
 def topics_file(folder: Path, n: int, name: str = "a/x") -> TaskFile:
@@ -69,9 +70,27 @@ def test_texts_are_those_of_their_documents(tmp_path: Path) -> None:
     sample = draw_sample(file, request_of(tmp_path, 0.5, 0.1))
     assert 200 < len(sample.texts) < 400
     topics = sample.directions[: len(sample.texts)].argmax(axis=1)
-    for topic, document_id, text in zip(topics.tolist(), sample.ids, sample.texts, strict=True):
-        assert text == f"The {TOPICS[topic]} and the {WORDS[TOPICS[topic]]}."
-        assert int(document_id.removeprefix("x-")) % 3 == topic
+    for topic, text in zip(topics.tolist(), sample.texts, strict=True):
+        assert text.beginning == f"The {TOPICS[topic]} and the {WORDS[TOPICS[topic]]}."
+        assert int(text.document_id.removeprefix("x-")) % 3 == topic
+
+
+def test_values_of_the_index_are_those_of_their_documents(tmp_path: Path) -> None:
+    topics = np.arange(900) % 3
+    languages = [("de", "en", "x" * 200)[i % 3] for i in range(900)]
+    write_topics(tmp_path / "x.h5", topics, languages=languages)
+    file, request = TaskFile("x.h5", "x", tmp_path), request_of(tmp_path, 1.0, 0.5)
+    make_sample(file, request)
+    for sample in (draw_sample(file, request), load_sample(file, request)):
+        assert sample is not None
+        assert len(sample.texts) > 300
+        for text in sample.texts:
+            row = int(text.document_id.removeprefix("x-"))
+            assert text.values == {"language": languages[row][:100]}
+    by_topic = replace(request, describe_by=("text", "topic"))
+    assert load_sample(file, by_topic) is None
+    with pytest.raises(EmbeddingFileError, match=r'x.h5 has no "topic", which params.describe_by names; .*index/language'):
+        draw_sample(file, by_topic)
 
 
 def test_documents_without_a_direction_are_not_drawn(tmp_path: Path) -> None:
@@ -98,7 +117,7 @@ def test_a_stored_sample_is_read_back_until_its_file_or_its_request_changes(tmp_
     assert stored is not None
     assert np.array_equal(stored.order, drawn.order)
     assert np.array_equal(stored.directions, drawn.directions)
-    assert (stored.texts, stored.ids, stored.documents) == (drawn.texts, drawn.ids, 300)
+    assert (stored.texts, stored.documents) == (drawn.texts, 300)
     assert load_sample(file, request_of(tmp_path, 0.4, 0.1)) is None
     path = request.output(file)
     content = path.read_bytes()

@@ -25,11 +25,16 @@ def vectors_of(topics: NDArray[np.int64], seed: int = 0, spread: float = 0.1) ->
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
-def write_topics(path: Path, topics: NDArray[np.int64], seed: int = 0) -> NDArray[np.float32]:
+def write_topics(
+    path: Path, topics: NDArray[np.int64], seed: int = 0, languages: Sequence[str] | None = None
+) -> NDArray[np.float32]:
     """Writes a file of embeddings with ids, texts and numbers of tokens, as another tool would; returns them."""
     vectors = vectors_of(topics, seed)
     texts = [f"The {TOPICS[topic]} and the {WORDS[TOPICS[topic]]}." for topic in topics.tolist()]
     write_vectors(path, vectors, texts)
+    if languages is not None:
+        with h5py.File(path, "a") as file:
+            file["train/index/language"] = list(languages)
     return vectors
 
 

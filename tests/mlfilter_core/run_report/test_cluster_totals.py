@@ -125,6 +125,15 @@ def test_folders_are_compared_by_the_centres_of_their_clusters(tmp_path: Path) -
     assert any("were made with 2 sets of centres" in notice for notice in clustered(one).notices())
 
 
+def test_the_page_shows_the_languages_of_a_cluster(tmp_path: Path) -> None:
+    languages = [*["de"] * 30, *["<en>"] * 10, *[""] * 20]
+    write_topics(tmp_path / "out/embeddings/x.h5", np.repeat([0, 1], [40, 20]), languages=languages)
+    run_steps(cluster_job(tmp_path, n_clusters=2))
+    shown = re.sub(r"\s+", " ", render(collect(tmp_path / "out")))
+    assert "language: de 75 %, &lt;en&gt; 25 %</span>" in shown
+    assert "language: none 100 %</span>" in shown
+
+
 def test_pictures_and_summary_show_the_sizes(tmp_path: Path) -> None:
     facts = collect(make_clusters(tmp_path))
     assert facts.clustered is not None
