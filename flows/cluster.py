@@ -18,6 +18,7 @@ from flows.prefect_api.failures import expected_errors_as_states
 from flows.prefect_api.left_running import never_left_running
 from flows.running.report import FilesFailedError, RunReport
 from flows.running.run_files import run_job
+from flows.workers.local import workers_kept
 from mlfilter_core.clustering.work import assignment_workload, centroids_to_find
 from mlfilter_core.config.clustering import ClusterJob
 from mlfilter_core.config.job_files import load_job
@@ -26,6 +27,7 @@ from mlfilter_core.config.job_files import load_job
 @flow(name="cluster", validate_parameters=False)
 @never_left_running()
 @expected_errors_as_states
+@workers_kept()
 def cluster(config: Path | ClusterJob, overrides: Mapping[str, Any] = {}) -> RunReport:
     """Groups the documents of a corpus by topic: one file of clusters for each file of embeddings.
 

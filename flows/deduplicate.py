@@ -18,6 +18,7 @@ from flows.prefect_api.failures import expected_errors_as_states
 from flows.prefect_api.left_running import never_left_running
 from flows.running.report import RunReport
 from flows.running.run_files import run_job
+from flows.workers.local import workers_kept
 from mlfilter_core.config.deduplication import DeduplicationJob
 from mlfilter_core.config.job_files import load_job
 from mlfilter_core.deduplication.work import deduplicate_course, trial_of
@@ -27,6 +28,7 @@ from mlfilter_core.work.workload import Workload
 @flow(name="deduplicate", validate_parameters=False)
 @never_left_running()
 @expected_errors_as_states
+@workers_kept()
 def deduplicate(config: Path | DeduplicationJob, overrides: Mapping[str, Any] = {}, dry_run: bool = False) -> RunReport:
     """Finds near-duplicates in a corpus, and writes the documents that are kept.
 

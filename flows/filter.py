@@ -17,6 +17,7 @@ from flows.prefect_api.failures import expected_errors_as_states
 from flows.prefect_api.left_running import never_left_running
 from flows.running.report import RunReport
 from flows.running.run_files import run_job
+from flows.workers.local import workers_kept
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.job_files import load_job
 from mlfilter_core.filtering.work import filter_workload, survey_workload
@@ -25,6 +26,7 @@ from mlfilter_core.filtering.work import filter_workload, survey_workload
 @flow(name="filter", validate_parameters=False)
 @never_left_running()
 @expected_errors_as_states
+@workers_kept()
 def filter(config: Path | FilterJob, overrides: Mapping[str, Any] = {}, dry_run: bool = False) -> RunReport:
     """Keeps the best documents of annotated files: one file of documents for each.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,13 +101,15 @@ def local_workers(
             "%s on %s, since %s of memory can be used here; local_settings.workers can ask for more",
             *(plural(n_workers, "worker"), plural(usable_cores(), "core"), size(usable_memory_bytes())),
         )
-    started = _take_ahead(n_workers, device) or _start(n_workers, device, logs / "dask")
+    started = _take_spare(n_workers, device) or _start(n_workers, device, logs / "dask")
     with started.closing, WorkerTaskRunner(logs, cluster=started.cluster.result()) as runner:
         try:
             yield LocalWorkers(runner, n_workers)
         except KeyboardInterrupt:
             _kill(started.cluster.result())
             raise
+        if (kept := _kept.get()) is not None:
+            kept.append(replace(started, closing=started.closing.pop_all()))
 
 
 @contextmanager
@@ -129,6 +131,23 @@ def workers_ahead(n_workers: int, device: str, folder: Path, imports: Sequence[s
         started.closing.close()  # does nothing if it was taken
 
 
+@contextmanager
+def workers_kept() -> Iterator[None]:
+    """Lets each `local_workers` in the block that asks for as many take those of the one before.
+
+    The rounds of a job import the same libraries, which takes longer than many a round. Workers whose run ended with an
+    error are not kept: they may still execute tasks.
+    """
+    kept: list[_Started] = []
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        for started in kept:
+            started.closing.close()
+
+
 @dataclass(frozen=True)
 class _Started:
     """Workers that start in the background.
@@ -146,16 +165,17 @@ class _Started:
     closing: ExitStack
 
 
-# At most one entry, which is removed when it is taken.
+# At most one entry each, which is removed when it is taken.
 _ahead: ContextVar[list[_Started] | None] = ContextVar("workers ahead", default=None)
+_kept: ContextVar[list[_Started] | None] = ContextVar("workers kept", default=None)
 
 
-def _take_ahead(n_workers: int, device: str) -> _Started | None:
-    """Returns the workers that were started ahead; ends them if the run needs others."""
-    ahead = _ahead.get()
-    if not ahead:
+def _take_spare(n_workers: int, device: str) -> _Started | None:
+    """Returns the workers that were kept, or started ahead; ends them if the run needs others."""
+    spare = _kept.get() or _ahead.get()
+    if not spare:
         return None
-    started = ahead.pop()
+    started = spare.pop()
     if (started.n_workers, started.device) == (n_workers, device):
         return started
     started.closing.close()

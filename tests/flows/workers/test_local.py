@@ -2,16 +2,18 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from distributed import Client, Security
 from distributed.comm import connect
 from prefect import task
 
 from flows.prefect_api import serve
-from flows.workers.local import THREAD_VARIABLES, local_workers, workers_ahead
+from flows.workers.local import THREAD_VARIABLES, local_workers, workers_ahead, workers_kept
 from flows.workers.task_runner import WorkerTaskRunner
 from flows.workers.worker_count import visible_gpus
 from mlfilter_core.compute.cores import usable_cores
@@ -39,6 +41,11 @@ def n_torch_threads(item: str) -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+@task
+def process_id(item: str) -> int:
+    return os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -87,6 +94,38 @@ def test_workers_that_were_started_ahead_are_taken_if_they_are_those_of_the_run(
             assert ahead.exists() == are_taken
         assert not ahead.exists()
     assert dict(os.environ) == environment
+
+
+def test_rounds_share_their_workers_if_they_ask_for_as_many(fast_workers: None, tmp_path: Path) -> None:
+    environment = dict(os.environ)
+    pids: list[list[int]] = []
+    with workers_ahead(1, "cpu", tmp_path / "ahead", []), workers_kept():
+        for number, n_tasks in enumerate((1, 1, 2, 2)):
+            logs = tmp_path / f"round{number}"
+            with local_workers(LocalSettings(workers=2), False, "cpu", n_tasks, logs) as workers:
+                assert [each.result for each in outcomes(workers, process_id, ["a"]).values()]
+                pids.append(sorted(in_each_worker(workers.runner, os.getpid)))
+            assert list(logs.glob("worker-*.log"))
+    assert (pids[0], pids[2]) == (pids[1], pids[3])
+    assert [len(each) for each in pids] == [1, 1, 2, 2]
+    assert pids[0][0] not in pids[2]
+    assert not any(psutil.pid_exists(pid) for each in pids for pid in each)
+    assert not list(tmp_path.glob("*/dask"))
+    assert dict(os.environ) == environment
+
+
+def test_workers_of_a_round_that_failed_are_not_kept(fast_workers: None, tmp_path: Path) -> None:
+    pids = []
+    with workers_kept():
+        for number in range(2):
+            with (
+                suppress(RuntimeError),
+                local_workers(LocalSettings(workers=1), False, "cpu", 1, tmp_path / str(number)) as workers,
+            ):
+                pids += in_each_worker(workers.runner, os.getpid)
+                raise RuntimeError
+            assert not psutil.pid_exists(pids[-1])
+    assert len(set(pids)) == 2
 
 
 def test_a_worker_may_be_silent_for_as_long_as_a_file_server_may_be_away(fast_workers: None, tmp_path: Path) -> None:

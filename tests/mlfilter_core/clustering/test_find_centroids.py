@@ -89,7 +89,9 @@ def test_values_of_the_index_are_those_of_their_documents(tmp_path: Path) -> Non
             assert text.values == {"language": languages[row][:100]}
     by_topic = replace(request, describe_by=("text", "topic"))
     assert load_sample(file, by_topic) is None
-    with pytest.raises(EmbeddingFileError, match=r'x.h5 has no "topic", which params.describe_by names; .*index/language'):
+    with pytest.raises(
+        EmbeddingFileError, match=r'x.h5 has no "topic", which params.describe_by names; .*index/language'
+    ):
         draw_sample(file, by_topic)
 
 
