@@ -477,12 +477,12 @@ def test_the_deployments_for_production_run_as_they_are_shipped(
         messages = [log.message for log in logs]
         assert any(message.startswith("Slurm jobs: 1 running; ") for message in messages)
         of_tasks = [log.message for log in logs if log.task_run_id is not None and log.name.startswith("mlfilter_core")]
-        assert any(": 14 documents" in message for message in of_tasks), of_tasks
+        assert any(": 17 documents" in message for message in of_tasks), of_tasks
         artifacts = client.read_artifacts(limit=2, sort="CREATED_DESC")
         rows = json.loads(str(next(artifact.data for artifact in artifacts if artifact.key == f"{flow_name}-files")))
-        assert sum(row["documents"] for row in rows) == 52
+        assert sum(row["documents"] for row in rows) == 58
     lines = (tmp_path / "out" / "annotated_data" / "en" / "shop.jsonl").read_text().splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 17
     assert {"document_id", "text", "score_education", "score_toxicity"} <= json.loads(lines[0]).keys()
     assert (tmp_path / "out" / "filtered" / "en" / "lessons.jsonl.zst").exists()
     assert queue() == []
