@@ -86,24 +86,27 @@ def test_items_run_again_when_the_connection_to_the_scheduler_is_lost(
 ) -> None:
     """As on a machine whose cores are taken: Dask then forgets what it was asked for."""
 
+    noted, was_cut = tmp_path / "noted", tmp_path / "cut"
+    noted.mkdir()
+
     @task
-    def work(item: str, folder: Path) -> str:
+    def work(item: str, folder: Path, cut: Path) -> str:
         if note(folder, item) == 1:
-            time.sleep(1)
+            within(60, cut.exists)
         return item.upper()
 
     def cut() -> None:
-        within(60, lambda: len(list(tmp_path.iterdir())) == 2)
+        within(60, lambda: len(list(noted.iterdir())) == 2)
         dask_client = workers.runner.client
-        dask_client.loop.add_callback(dask_client.scheduler_comm.comm.abort)
+        dask_client.loop.add_callback(lambda: (dask_client.scheduler_comm.comm.abort(), was_cut.touch()))
 
     cutting = threading.Thread(target=cut)
     cutting.start()
-    done = outcomes(workers, work, ["one", "two", "three"], folder=tmp_path)
+    done = outcomes(workers, work, ["one", "two", "three"], folder=noted, cut=was_cut)
     cutting.join()
     assert {name: outcome.result for name, outcome in done.items()} == {"one": "ONE", "two": "TWO", "three": "THREE"}
     # Threads submit the items, so that any of the three may have waited at the scheduler.
-    assert sorted(executions(tmp_path).values()) == [1, 2, 2]
+    assert sorted(executions(noted).values()) == [1, 2, 2]
     assert {run.state_type for run in last_task_runs(client, 3)} == {"COMPLETED"}
 
 
