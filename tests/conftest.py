@@ -161,7 +161,7 @@ def within(seconds: float, happens: Callable[[], T | None]) -> T:
     end = time.monotonic() + PATIENCE * seconds
     while not (result := happens()):
         assert time.monotonic() < end, f"not within {PATIENCE} times {seconds} s"
-        time.sleep(0.2)
+        time.sleep(0.1)
     return result
 
 

@@ -264,8 +264,9 @@ def _values(
     found: dict[int, dict[str, str]] = {row: {} for row in rows.tolist()}
     for key, place in places.items():
         if place is not None:
-            for values, value in zip(found.values(), strings_at(embeddings, place, rows), strict=True):
-                values[key] = value[:VALUE_CHARACTERS]
+            of_key = strings_at(embeddings, place, rows, VALUE_CHARACTERS)
+            for values, value in zip(found.values(), of_key, strict=True):
+                values[key] = value
         elif describe_by is not None:
             raise EmbeddingFileError(
                 f'{embeddings.path} has no "{key}", which params.describe_by names; embed with it in keys_to_index, or '

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mlfilter_core.embedding_store.centroids import load_centroids, load_same_centroids
 from mlfilter_core.embedding_store.cluster_file import CLUSTER, DISTANCE, NAME, NO_CLUSTER, SUFFIX, ClusterFile
 from mlfilter_core.embedding_store.reader import EmbeddingFile
+from mlfilter_core.embedding_store.stated_parquet import check_made_from
 from mlfilter_core.errors import ClusterFileError
 from mlfilter_core.files.task_files import TaskFile
 
@@ -77,12 +78,7 @@ class Clusters:
             raise ClusterFileError(
                 f"{path} is of other centroids than {self.centroids}; cluster again, or name its own file as centroids"
             )
-        if not embeddings.is_version(made["embeddings"], read_content=True):
-            raise ClusterFileError(f"{path} was made from another version of {embeddings.path}; cluster again")
-        if made["documents"] != embeddings.n_rows:
-            raise ClusterFileError(
-                f"{path} has {made['documents']} rows, and {embeddings.path} {embeddings.n_rows}; cluster again"
-            )
+        check_made_from(made, embeddings, lambda what: ClusterFileError(f"{path} {what}; cluster again"))
 
 
 def find_clusters(folder: Path, centroids: Path) -> Clusters:

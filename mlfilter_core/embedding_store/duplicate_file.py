@@ -17,7 +17,7 @@ SUFFIX = ".parquet"
 DUPLICATE_OF, KEPT_FILE, KEPT_ROW = "duplicate_of", "duplicate_of_file", "duplicate_of_row"
 NEAR_FILE, NEAR_ROW, COSINE = "near_file", "near_row", "cosine"
 METADATA = b"mlfilter_duplicates"
-REQUIRED = {"embeddings": dict, "request": dict, "documents": int, "kept": int, "tokens": int, "kept_tokens": int}
+_REQUIRED = {"embeddings": dict, "request": dict, "documents": int, "kept": int, "tokens": int, "kept_tokens": int}
 ROW_GROUP = 1 << 17  # rows of a row group
 
 
@@ -30,6 +30,11 @@ def number_of(identity: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
 
 
+def open_duplicates(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Returns an open file of duplicates, and what it was made from; errors as for `open_stated`."""
+    return open_stated(path, METADATA, _REQUIRED)
+
+
 def made_from(path: Path) -> Mapping[str, Any]:
     """Returns what a file of duplicates was made from: `embeddings`, `request`, `documents`, `kept`, ...
 
@@ -38,7 +43,7 @@ def made_from(path: Path) -> Mapping[str, Any]:
         FileNotFoundError: It is missing.
     """
     with reading("not a file of duplicates", lambda what: DuplicateFileError(f"{path}: {what}; deduplicate again")):
-        file, made = open_stated(path, METADATA, REQUIRED)
+        file, made = open_duplicates(path)
         file.close()
         return made
 

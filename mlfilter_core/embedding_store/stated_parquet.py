@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import in_one_line
 
 
@@ -49,3 +50,17 @@ def open_stated(path: Path, key: bytes, required: Mapping[str, type]) -> tuple[A
         file.close()
         raise
     return file, made
+
+
+def check_made_from(made: Mapping[str, Any], embeddings: EmbeddingFile, make_error: Callable[[str], Exception]) -> None:
+    """Checks that a file was made from a file of embeddings, with a row for each document.
+
+    Args:
+        made: What it states: `embeddings`, `documents`.
+        embeddings: The file of embeddings.
+        make_error: Returns the error, given what is wrong with the file.
+    """
+    if not embeddings.is_version(made["embeddings"], read_content=True):
+        raise make_error(f"was made from another version of {embeddings.path}")
+    if made["documents"] != embeddings.n_rows:
+        raise make_error(f"has {made['documents']} rows, and {embeddings.path} {embeddings.n_rows}")

@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from mlfilter_core.config.deduplication import SUMMARY_FILE
 from mlfilter_core.embedding_store.clusters_of_rows import ValuesOf
-from mlfilter_core.embedding_store.duplicate_file import COSINE, DUPLICATE_OF, METADATA, REQUIRED, SUFFIX
+from mlfilter_core.embedding_store.duplicate_file import COSINE, DUPLICATE_OF, SUFFIX, open_duplicates
 from mlfilter_core.embedding_store.reader import EmbeddingFile
-from mlfilter_core.embedding_store.stated_parquet import open_stated, reading
+from mlfilter_core.embedding_store.stated_parquet import check_made_from, reading
 from mlfilter_core.errors import ConfigError, DuplicateFileError
 from mlfilter_core.files.task_files import TaskFile
 
 KEPT = ""  # what a document that is kept is a duplicate of
-KEPT_COSINE, SAME_TEXT_COSINE = 0.0, 1.0
+KEPT_COSINE, SAME_TEXT_COSINE = np.float32(0), 1.0
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,20 @@ class CorpusDuplicates:
 
         try:
             with reading("is no file of duplicates, or is broken", error):
-                opened, made = open_stated(path, METADATA, REQUIRED)
+                opened, made = open_duplicates(path)
                 with opened:
                     table = opened.read([DUPLICATE_OF, COSINE])
-                is_duplicate = table[DUPLICATE_OF].is_valid()
+                is_duplicate = table[DUPLICATE_OF].is_valid().to_numpy()
                 duplicate_of = table[DUPLICATE_OF].fill_null(KEPT)
-                cosines = table[COSINE].fill_null(SAME_TEXT_COSINE).to_numpy()
-                cosines = cosines * is_duplicate.to_numpy() + KEPT_COSINE
+                cosines = np.where(is_duplicate, table[COSINE].fill_null(SAME_TEXT_COSINE).to_numpy(), KEPT_COSINE)
         except FileNotFoundError:
             raise DuplicateFileError(
                 f"there is no {path}, the duplicates of {embeddings.path}; deduplicate again"
             ) from None
         if made["request"].get("groups_sha256") != self.sha256:
             raise error(f"is of other duplicates than {self.folder.with_name(SUMMARY_FILE)}")
-        if not embeddings.is_version(made["embeddings"], read_content=True):
-            raise error(f"was made from another version of {embeddings.path}")
-        if not len(table) == made["documents"] == embeddings.n_rows:
+        check_made_from(made, embeddings, error)
+        if len(table) != embeddings.n_rows:
             raise error(f"has {len(table)} rows, and {embeddings.path} {embeddings.n_rows}")
         functions: Mapping[str, ValuesOf] = {
             DUPLICATE_OF: lambda rows: duplicate_of[rows].to_pylist(),

@@ -1,6 +1,6 @@
 """The division of a number of tokens among groups by their weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 
 from mlfilter_core.wording import natural_order, plural
@@ -33,33 +33,28 @@ def notes_on(shares: Mapping[str, int], tokens: Mapping[str, int], documents: Ma
     """
     short = {group: shares[group] - own for group, own in tokens.items() if own < shares.get(group, 0)}
     if short:
-        named = [f"{_shown(group)} ({tokens[group]:,} of {shares[group]:,})" for group in _largest_first(short)]
         yield (
             f"{plural(len(short), 'group')} with fewer tokens than the share, kept whole, {sum(short.values()):,} "
-            f"tokens short in all: {_first(named)}"
+            f"tokens short in all: {_named(short, lambda group: f'{tokens[group]:,} of {shares[group]:,}')}"
         )
     absent = {group: share for group, share in shares.items() if group not in tokens}
     if absent:
-        named = [f"{_shown(group)} (0 of {share:,})" for group, share in _largest_first(absent).items()]
         yield (
             f"{plural(len(absent), 'group')} with a weight but no document, {sum(absent.values()):,} tokens short in "
-            f"all: {_first(named)}"
+            f"all: {_named(absent, lambda group: f'0 of {shares[group]:,}')}"
         )
     without = {group: n for group, n in documents.items() if group not in shares}
     if without:
-        named = [f"{_shown(group)} ({plural(n, 'document')})" for group, n in _largest_first(without).items()]
-        n_documents = plural(sum(without.values()), "document")
-        yield f"{plural(len(without), 'group')} without a weight, no tokens for {n_documents}: {_first(named)}"
+        yield (
+            f"{plural(len(without), 'group')} without a weight, no tokens for "
+            f"{plural(sum(without.values()), 'document')}: "
+            f"{_named(without, lambda group: plural(without[group], 'document'))}"
+        )
 
 
-def _largest_first(counts: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], natural_order(item[0]))))
-
-
-def _first(named: Sequence[str]) -> str:
-    more = f", and {n:,} more" if (n := len(named) - MAX_NAMED_GROUPS) > 0 else ""
-    return ", ".join(named[:MAX_NAMED_GROUPS]) + more
-
-
-def _shown(group: str) -> str:
-    return group or "without the key"
+def _named(counts: Mapping[str, int], about: Callable[[str], str]) -> str:
+    """Returns the groups with the highest counts, and what is said about each."""
+    groups = sorted(counts, key=lambda group: (-counts[group], natural_order(group)))
+    named = [f"{group or 'without the key'} ({about(group)})" for group in groups[:MAX_NAMED_GROUPS]]
+    more = f", and {n:,} more" if (n := len(groups) - len(named)) > 0 else ""
+    return ", ".join(named) + more

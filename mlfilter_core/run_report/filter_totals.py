@@ -94,7 +94,7 @@ class FilterTotals:
     def _add_request(self, request: Mapping[str, Any]) -> None:
         self._needed, self._per = request["at_least"], request["per"]
         has_shares = "shares" in request
-        all_shares = request["shares"] if has_shares else [{}] * len(request["keep"])
+        all_shares = request.get("shares", [{}] * len(request["keep"]))
         for asked, ranks, shares in zip(request["keep"], request["cuts"], all_shares, strict=True):
             name = asked["score"]
             bound = Bound(**{key: value for key, value in asked.items() if key != "score"}).describe(has_shares)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from mlfilter_core.config.filtering import FILTERED_DIR
 from mlfilter_core.corpus.documents import Document, parse_document
@@ -67,8 +68,15 @@ def limit_examples(
         group: Name of the HDF5 group.
     """
     candidates: defaultdict[tuple[str, str, bool], list[_Near]] = defaultdict(list)
+    surveyed: dict[str, Mapping[str, Any]] = {}
     for stem in stems:
-        for near in _in_survey(output_dir, stem, filtered):
+        try:
+            with np.load(output_dir / FILTERED_DIR / SURVEY_FOLDER / f"{stem}{SUFFIX}") as survey:
+                surveyed[stem] = orjson.loads(survey["facts"].tobytes())
+                scores, codes = survey["scores"][:MAX_ROWS].astype(np.float64), survey["group"][:MAX_ROWS]
+        except (OSError, *DAMAGED):  # without a survey, there are no examples of this file
+            continue
+        for near in _nearest(stem, surveyed[stem], scores, codes, filtered):
             nearest = candidates[near.score, near.group, near.reaches]
             nearest.append(near)
             nearest.sort(key=lambda near: near.value, reverse=not near.reaches)
@@ -77,7 +85,10 @@ def limit_examples(
     rows: defaultdict[str, set[int]] = defaultdict(set)
     for near in chosen:
         rows[near.stem].add(near.row)
-    texts = {stem: _texts(output_dir, stem, sorted(own), embeddings.get(stem), group) for stem, own in rows.items()}
+    texts = {
+        stem: _texts(output_dir, stem, sorted(own), embeddings.get(stem), group, surveyed[stem])
+        for stem, own in rows.items()
+    }
     examples = [
         LimitExample(near.score, near.group, near.value, near.reaches, near.stem, *texts[near.stem][near.row])
         for near in chosen
@@ -87,14 +98,14 @@ def limit_examples(
     return sorted(examples, key=lambda each: (each.score, order.get(each.group, 0), each.value))
 
 
-def _in_survey(output_dir: Path, stem: str, filtered: FilterFacts) -> Iterator[_Near]:
-    """Yields the documents of a file that are nearest to the limits."""
-    try:
-        with np.load(_survey_of(output_dir, stem)) as survey:
-            facts = orjson.loads(survey["facts"].tobytes())
-            scores, codes = survey["scores"][:MAX_ROWS].astype(np.float64), survey["group"][:MAX_ROWS]
-    except (OSError, *DAMAGED):  # without a survey, there are no examples of this file
-        return
+def _nearest(
+    stem: str,
+    facts: Mapping[str, Any],
+    scores: NDArray[np.float64],
+    codes: NDArray[np.integer],
+    filtered: FilterFacts,
+) -> Iterator[_Near]:
+    """Yields the documents of a file that are nearest to the limits, given what its survey contains."""
     shown = list(filtered.by_group)[:MAX_GROUPS] if filtered.per else [""]
     for column, name in enumerate(facts["scores"][:MAX_SCORES]):
         for group in shown:
@@ -109,20 +120,19 @@ def _in_survey(output_dir: Path, stem: str, filtered: FilterFacts) -> Iterator[_
 
 
 def _texts(
-    output_dir: Path, stem: str, rows: Sequence[int], embeddings: str | None, group: str
+    output_dir: Path,
+    stem: str,
+    rows: Sequence[int],
+    embeddings: str | None,
+    group: str,
+    surveyed: Mapping[str, Any],
 ) -> dict[int, tuple[str, str]]:
     """Returns id and beginning of the text of some documents of a file, by row."""
-    with np.load(_survey_of(output_dir, stem)) as survey:
-        facts = orjson.loads(survey["facts"].tobytes())
-    texts = _from_annotations(output_dir, stem, rows, facts["annotated"])
+    texts = _from_annotations(output_dir, stem, rows, surveyed["annotated"])
     if embeddings is not None:
         with suppress(MlfilterError, OSError, KeyError):  # the source moved; `ml_filter verify` says so
-            texts |= _from_source(output_dir / embeddings, rows, group, facts["documents"])
+            texts |= _from_source(output_dir / embeddings, rows, group, surveyed["documents"])
     return texts
-
-
-def _survey_of(output_dir: Path, stem: str) -> Path:
-    return output_dir / FILTERED_DIR / SURVEY_FOLDER / f"{stem}{SUFFIX}"
 
 
 def _from_source(embeddings: Path, rows: Sequence[int], group: str, n_rows: int) -> dict[int, tuple[str, str]]:

@@ -67,14 +67,8 @@ def render(facts: OutputFacts, overview: FileOverview | None = None) -> str:
     )
     environment.filters |= {
         **{"count": count, "rough": rough_number, "size": size, "seconds": duration, "hours": hours},
-        **{
-            "number": number,
-            "share": share,
-            "rough_share": rough_share,
-            "plural": plural,
-            "when": when,
-            "digest": _digest,
-        },
+        **{"number": number, "share": share, "rough_share": rough_share, "plural": plural},
+        **{"when": when, "digest": _digest},
         "shortened": shortened,
         "title": _title,
         "words": lambda name: name.replace("_", " "),

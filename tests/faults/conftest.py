@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE
+from tests import conftest
 from tests.faults.campaign import IS_LONG
 from tests.flows.commands.processes import api_variables
 from tests.flows.conftest import annotate_job as annotate_job
@@ -134,11 +133,13 @@ def write_corpus(folder: Path, n_documents: dict[str, int]) -> Path:
 
 def within(seconds: float, happens: Callable[[], object], run: Run | None = None) -> None:
     """Waits until a result is true, longer than the `seconds` of an idle machine; the run must not end meanwhile."""
-    end = time.monotonic() + PATIENCE * seconds
-    while not happens():
-        assert time.monotonic() < end, f"not within {PATIENCE} times {seconds} s"
-        assert run is None or run.process.poll() is None, run.said
-        time.sleep(0.1)
+
+    def is_so() -> bool:
+        is_true = bool(happens())
+        assert is_true or run is None or run.process.poll() is None, run.said
+        return is_true
+
+    conftest.within(seconds, is_so)
 
 
 def statuses(logs: Path) -> list[tuple[str, str]]:
