@@ -88,7 +88,8 @@ def export_command(
     ] = False,
 ) -> None:
     """Write embeddings, ids, scores, clusters and duplicates as Parquet or NumPy files, one for each HDF5 file."""
-    from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside, find_clusters
+    from mlfilter_core.embedding_store.centroids import centroids_beside
+    from mlfilter_core.embedding_store.clusters_of_rows import find_clusters
     from mlfilter_core.errors import MlfilterError
     from mlfilter_core.exporting.duplicates_of_rows import find_duplicates
     from mlfilter_core.exporting.export_folder import FAILED, export

@@ -19,10 +19,10 @@ from mlfilter_core.annotating.annotate_request import AnnotateRequest, finished_
 from mlfilter_core.annotating.annotated_format import remove_leftover_parts
 from mlfilter_core.annotating.staged_heads import with_staged_heads
 from mlfilter_core.config.annotation import AnnotationJob, AnnotationPipelineParameters, Scoring
-from mlfilter_core.embedding_store.cluster_file import CLUSTER_KEYS
-from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside, find_clusters
+from mlfilter_core.embedding_store.centroids import centroids_beside
+from mlfilter_core.embedding_store.clusters_of_rows import find_clusters
 from mlfilter_core.embedding_store.fingerprint import OneEncoder, fingerprint
-from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
+from mlfilter_core.embedding_store.layout import CLUSTER_KEYS, EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.output_values import check_output_keys, joined_keys
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import EmbeddingFileError

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mlfilter_core.config.execution import Job
 from mlfilter_core.config.written import SPLIT, Split, Written
-from mlfilter_core.embedding_store.cluster_file import CLUSTER_KEYS
+from mlfilter_core.embedding_store.layout import CLUSTER_KEYS
 from mlfilter_core.files.urls import check_url, shown_path, url_of
 
 HEAD_NAME = re.compile(r"[A-Za-z0-9_.-]+")

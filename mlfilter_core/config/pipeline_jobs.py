@@ -9,8 +9,7 @@ from mlfilter_core.config.deduplication import DeduplicationJob
 from mlfilter_core.config.embedding import EmbeddingJob
 from mlfilter_core.config.filtering import FilterJob
 from mlfilter_core.config.training import TrainingJob
-from mlfilter_core.embedding_store.centroids import load_centroids
-from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside
+from mlfilter_core.embedding_store.centroids import centroids_beside, load_centroids
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.files.urls import shown_path
 

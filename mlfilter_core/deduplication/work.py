@@ -45,8 +45,7 @@ from mlfilter_core.deduplication.settle import (
     report_of,
     settle,
 )
-from mlfilter_core.embedding_store.centroids import load_centroids
-from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside
+from mlfilter_core.embedding_store.centroids import centroids_beside, load_centroids
 from mlfilter_core.embedding_store.duplicate_file import SUFFIX
 from mlfilter_core.embedding_store.layout import EMBEDDING_SUFFIXES
 from mlfilter_core.embedding_store.reader import EmbeddingFile

@@ -115,6 +115,11 @@ class Centroids:
         return hashlib.sha256(f"{self.vectors.shape} ".encode() + self.vectors.astype("<f4").tobytes()).hexdigest()
 
 
+def centroids_beside(folder: Path) -> Path:
+    """Returns where a cluster job puts the centroids that it finds, given the folder of its files of clusters."""
+    return folder.with_name(f"{folder.name}.safetensors")
+
+
 def write_centroids(path: Path, centroids: Centroids) -> None:
     """Writes centroids as safetensors, complete or not at all.
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfilter_core.embedding_store.layout import DOCUMENT_ID
+from mlfilter_core.embedding_store.layout import CLUSTER, DISTANCE, DOCUMENT_ID
 from mlfilter_core.embedding_store.stated_parquet import open_stated, reading
 from mlfilter_core.errors import ClusterFileError
 from mlfilter_core.files.new_file import open_new
 
 SUFFIX = ".parquet"
-CLUSTER_KEYS = CLUSTER, DISTANCE, NAME = "cluster", "cluster_distance", "cluster_name"
 NO_CLUSTER = -1  # of an embedding of zeros, which has no direction
 _METADATA = b"mlfilter_clusters"
 _REQUIRED = {"embeddings": dict, "request": dict, "documents": int, "no_direction": int, "sizes": dict}

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfilter_core.embedding_store.centroids import load_centroids, load_same_centroids
-from mlfilter_core.embedding_store.cluster_file import CLUSTER, DISTANCE, NAME, NO_CLUSTER, SUFFIX, ClusterFile
+from mlfilter_core.embedding_store.cluster_file import NO_CLUSTER, SUFFIX, ClusterFile
+from mlfilter_core.embedding_store.layout import CLUSTER, DISTANCE, NAME
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.embedding_store.stated_parquet import check_made_from
 from mlfilter_core.errors import ClusterFileError
@@ -92,11 +93,6 @@ def find_clusters(folder: Path, centroids: Path) -> Clusters:
         ConfigError: The file of centroids is missing or broken.
     """
     return Clusters(folder, centroids, load_centroids(centroids).sha256)
-
-
-def centroids_beside(folder: Path) -> Path:
-    """Returns where a cluster job puts the centroids that it finds, given the folder of its files of clusters."""
-    return folder.with_name(f"{folder.name}.safetensors")
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""The HDF5 format of embeddings: names of datasets, chunk sizes, provenance.
+"""Names in the formats of embeddings and of what is made from them, chunk sizes of HDF5, provenance.
 
 docs/reference/formats.md describes it.
 """
@@ -19,6 +19,8 @@ SOURCE_LINE = "source_line"
 SOURCE_OFFSET = "source_offset"
 N_TOKENS = "n_tokens"
 TEXT_HASH = "text_hash"
+# Of a file of clusters, and of the lines that have them.
+CLUSTER_KEYS = CLUSTER, DISTANCE, NAME = "cluster", "cluster_distance", "cluster_name"
 
 # HDF5 reads and writes whole chunks: large enough for streaming, small enough to stay in its cache.
 CHUNK_ROWS = 4096

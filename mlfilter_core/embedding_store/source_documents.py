@@ -11,7 +11,7 @@ from mlfilter_core.corpus.documents import BadRecordError, RecordKeys, parse_rec
 from mlfilter_core.corpus.lines import Line
 from mlfilter_core.corpus.source_text import SourceRecord
 from mlfilter_core.corpus.sources import Source, open_source
-from mlfilter_core.embedding_store.cluster_file import CLUSTER_KEYS
+from mlfilter_core.embedding_store.layout import CLUSTER_KEYS
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.files.urls import url_of

@@ -11,9 +11,17 @@ from typing import Any, Literal
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mlfilter_core.embedding_store.cluster_file import CLUSTER, DISTANCE, NAME
 from mlfilter_core.embedding_store.duplicate_file import COSINE, DUPLICATE_OF
-from mlfilter_core.embedding_store.layout import DOCUMENT_ID, EMBEDDING_SCALE, EMBEDDINGS, FIRST_CHUNK, INDEX
+from mlfilter_core.embedding_store.layout import (
+    CLUSTER,
+    DISTANCE,
+    DOCUMENT_ID,
+    EMBEDDING_SCALE,
+    EMBEDDINGS,
+    FIRST_CHUNK,
+    INDEX,
+    NAME,
+)
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.embedding_store.text_beginnings import may_have_texts
 from mlfilter_core.errors import ConfigError, EmbeddingFileError

@@ -18,10 +18,11 @@ from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
 from mlfilter_core.corpus.own_outputs import PROVENANCE_FOLDER
 from mlfilter_core.corpus.source_files import SOURCE_SUFFIXES
 from mlfilter_core.corpus.sources import Source, open_source
-from mlfilter_core.embedding_store.cluster_file import CLUSTER_KEYS, SUFFIX
-from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside
+from mlfilter_core.embedding_store.centroids import centroids_beside
+from mlfilter_core.embedding_store.cluster_file import SUFFIX
 from mlfilter_core.embedding_store.layout import (
     CHUNK_ROWS,
+    CLUSTER_KEYS,
     DOCUMENT_ID,
     LABELS,
     N_TOKENS,

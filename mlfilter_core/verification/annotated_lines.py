@@ -12,8 +12,7 @@ import orjson
 
 from mlfilter_core.corpus import exact_json
 from mlfilter_core.corpus.lines import Line, OverlongLine, SourceReader
-from mlfilter_core.embedding_store.cluster_file import DISTANCE
-from mlfilter_core.embedding_store.layout import DOCUMENT_ID
+from mlfilter_core.embedding_store.layout import DISTANCE, DOCUMENT_ID
 from mlfilter_core.embedding_store.source_documents import WHOLE_DOCUMENT
 from mlfilter_core.errors import AnnotationError, SourceError
 from mlfilter_core.heads.chunk_scores import CHUNKS_SUFFIX

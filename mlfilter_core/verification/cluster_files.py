@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mlfilter_core.config.clustering import CLUSTERS_DIR
 from mlfilter_core.embedding_store.centroids import load_centroids
-from mlfilter_core.embedding_store.cluster_file import CLUSTER, NO_CLUSTER, SUFFIX, ClusterFile
-from mlfilter_core.embedding_store.layout import CHUNK_ROWS, DOCUMENT_ID, N_TOKENS
+from mlfilter_core.embedding_store.cluster_file import NO_CLUSTER, SUFFIX, ClusterFile
+from mlfilter_core.embedding_store.layout import CHUNK_ROWS, CLUSTER, DOCUMENT_ID, N_TOKENS
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ClusterFileError
 from mlfilter_core.verification.discrepancies import FileCheck, Findings

@@ -6,14 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mlfilter_core.embedding_store.centroids import load_centroids
-from mlfilter_core.embedding_store.cluster_file import (
-    CLUSTER,
-    CLUSTER_KEYS,
-    DISTANCE,
-    NAME,
-    NO_CLUSTER,
-    ClusterFile,
-)
+from mlfilter_core.embedding_store.cluster_file import NO_CLUSTER, ClusterFile
+from mlfilter_core.embedding_store.layout import CLUSTER, CLUSTER_KEYS, DISTANCE, NAME
 from mlfilter_core.errors import ConfigError
 from mlfilter_core.verification.discrepancies import Findings
 

@@ -97,9 +97,10 @@ def test_a_flow_that_is_killed_leaves_no_process_and_no_half_file_and_a_rerun_go
     assert processes
     run.process.kill()
     within(GONE_S, lambda: all_gone(processes))
-    assert {path.name for path in out.rglob("[!.]*.h5")} == {"a.h5"}
+    finished = {path.name for path in out.rglob("[!.]*.h5")}
+    assert finished <= {"a.h5"}  # which the worker may have taken after the other
     report = embed(job)
-    assert [row.status for row in report.reports] == ["skipped", "embedded"]
+    assert [row.status for row in report.reports] == ["skipped" if finished else "embedded", "embedded"]
     assert report.totals()["resumed"] >= 40
     check_undisturbed(job, out)
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.by import By
 
-from mlfilter_core.embedding_store.clusters_of_rows import centroids_beside, find_clusters
+from mlfilter_core.embedding_store.centroids import centroids_beside
+from mlfilter_core.embedding_store.clusters_of_rows import find_clusters
 from mlfilter_core.exporting.duplicates_of_rows import find_duplicates
 from mlfilter_core.exporting.export_folder import export
 from mlfilter_core.exporting.export_request import ExportRequest

@@ -162,13 +162,13 @@ def test_operators_hear_of_runs_that_fail_stall_or_reject_much_and_of_no_others(
 
     for text in alerts_of(stalling):
         assert re.search(r": stalled: Nothing was processed since 20.{14} UTC: 0 of 1 files, [\d,]+ documents, ", text)
-    assert len(alerts_of(bad)) == 2, texts
+    assert len(alerts_of(bad)) == 2, "\n".join(texts)
     failed, rejects = sorted(alerts_of(bad))
     assert ": Failed: 1 of 2 files failed; " in failed
     assert "1 of 1 lines are rejected" in failed
     assert ": many lines are rejected: 3 of 20 lines rejected; 1 of 2 files, 1 failed, " in rejects
     assert name_of_run(healthy)
     assert alerts_of(healthy) == []
-    assert len(texts) == 4
+    assert len(texts) == 4, "\n".join(texts)
     for text in texts:
         assert re.search(rf"\n{server.address}/runs/flow-run/[0-9a-f-]{{36}}$", text)

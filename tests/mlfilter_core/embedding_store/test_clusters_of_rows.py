@@ -4,8 +4,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mlfilter_core.embedding_store.cluster_file import CLUSTER_KEYS, write_clusters
-from mlfilter_core.embedding_store.clusters_of_rows import Clusters, centroids_beside, find_clusters
+from mlfilter_core.embedding_store.centroids import centroids_beside
+from mlfilter_core.embedding_store.cluster_file import write_clusters
+from mlfilter_core.embedding_store.clusters_of_rows import Clusters, find_clusters
+from mlfilter_core.embedding_store.layout import CLUSTER_KEYS
 from mlfilter_core.embedding_store.reader import EmbeddingFile
 from mlfilter_core.errors import ClusterFileError, ConfigError
 from mlfilter_core.files.task_files import TaskFile

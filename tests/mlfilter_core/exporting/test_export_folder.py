@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from mlfilter_core.config.annotation import Ensemble
-from mlfilter_core.embedding_store.clusters_of_rows import Clusters, centroids_beside, find_clusters
+from mlfilter_core.embedding_store.centroids import centroids_beside
+from mlfilter_core.embedding_store.clusters_of_rows import Clusters, find_clusters
 from mlfilter_core.embedding_store.int8 import quantize
 from mlfilter_core.encoder.encoder import Encoder
 from mlfilter_core.encoder.model_files import ModelFiles
