@@ -5,7 +5,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -33,6 +33,7 @@ from mlfilter_core.work.workload import ReportDefaults
 
 if TYPE_CHECKING:
     import torch
+
 
 SUFFIX = ".npz"
 PAIRS_FOLDER, HASH_TASK, CLUSTER_TASK = "pairs", "texts", "clusters"
@@ -217,21 +218,38 @@ def _equal_texts(bucket: int, request: CompareRequest) -> tuple[int, Pairs]:
     return len(row), Pairs(firsts[~is_first], row[~is_first], cosines, (0, 0))
 
 
+@dataclass(frozen=True)
+class _Cluster:
+    """The documents of a cluster, and those that visit it.
+
+    Attributes:
+        number: Number of the cluster.
+        places: Places of its documents.
+        visitors: Places of the documents that visit it, int64 (n_visitors,).
+    """
+
+    number: int
+    places: slice
+    visitors: NDArray[np.int64]
+
+
 class _Bucket:
     """The documents of a bucket of clusters, and those that visit it."""
 
     def __init__(self, task: TaskFile, bucket: int, request: CompareRequest, device: "torch.device") -> None:
         import torch
 
+        from mlfilter_core.deduplication.bounds import bounded, find_directions
+
         search = request.divided.search
         assert search is not None
         self._name, self._search, self._levels = task.name, search, request.levels
-        starts, self._probes, self._probe_vectors = _known_rows(request)
+        starts, self._probes, probe_vectors = _known_rows(request)
         vectors = self._read(bucket, request, starts, VECTORS)
         visits = self._read(bucket, request, starts, VISITS)
         order = np.lexsort((vectors["row"], vectors["cluster"]))  # copies first, then cluster by cluster
         self._rows, self._clusters = vectors["row"][order], vectors["cluster"][order]
-        self._vectors = torch.from_numpy(vectors.pop("vector")[order]).to(device)
+        all_vectors = torch.from_numpy(vectors.pop("vector")[order]).to(device)
         self._n_copies = int((self._clusters < 0).sum())
         by_row = np.argsort(self._rows, kind="stable")
         place_of = by_row[np.searchsorted(self._rows[by_row], visits["row"])]
@@ -239,6 +257,13 @@ class _Bucket:
         self._visitors, self._visited = place_of[order], visits["cluster"][order]
         centroids = load_same_centroids(self._search.centroids, self._search.centroids_sha256)
         self._centroids = torch.from_numpy(centroids.vectors).to(device)
+        directions = None
+        if clusters := list(self._each_cluster()):
+            largest = max(clusters, key=lambda cluster: cluster.places.stop - cluster.places.start)
+            own, visiting = all_vectors[largest.places], all_vectors[torch.from_numpy(largest.visitors).to(device)]
+            directions = find_directions(all_vectors, own, torch.cat([own, visiting]), self._levels[0])
+        self._vectors = bounded(all_vectors, directions)
+        self._probe_vectors = bounded(torch.from_numpy(probe_vectors).to(device), directions)
 
     @staticmethod
     def _read(bucket: int, request: CompareRequest, starts: list[int], suffix: str) -> dict[str, NDArray[Any]]:
@@ -258,67 +283,74 @@ class _Bucket:
 
     def pairs(self) -> tuple[int, Pairs]:
         """Returns the number of documents of the bucket, and the pairs."""
-        forest = Forest(len(self._rows), self._levels)
-        for found in self._compared(forest):
-            forest.add(found)
+        forest, recall, teller = Forest(len(self._rows), self._levels), np.zeros(2, np.int64), ProgressTeller()
+        n_documents = len(self._rows) - self._n_copies
+        for cluster in self._each_cluster():
+            for found in self._compared(cluster, forest):
+                forest.add(found)
+            recall += self._recall_in(cluster)
+            if teller.is_due():
+                n_done = cluster.places.stop - self._n_copies
+                teller.tell(Progress(self._name, n_done, share=n_done / n_documents))
         edges = forest.edges()
-        pairs = Pairs(self._rows[edges.first], self._rows[edges.second], edges.cosines, self._recall())
-        return len(self._rows) - self._n_copies, pairs
+        n_all, n_compared = recall.tolist()
+        rows = self._rows[edges.first], self._rows[edges.second]
+        return n_documents, Pairs(*rows, edges.cosines, (n_all, n_compared))
 
-    def _compared(self, forest: Forest) -> Iterator[Edges]:
-        """Yields the pairs of each cluster, and of each cluster and its visitors, that are not connected yet."""
+    def _each_cluster(self) -> Iterator[_Cluster]:
+        for number in np.unique(self._clusters[self._n_copies :]).tolist():
+            both = [number, number + 1]
+            places, visits = (np.searchsorted(each, both).tolist() for each in (self._clusters, self._visited))
+            yield _Cluster(number, slice(*places), self._visitors[slice(*visits)])
+
+    def _compared(self, cluster: _Cluster, forest: Forest) -> Iterator[Edges]:
+        """Yields the pairs of a cluster, and of the cluster and its visitors, that are not connected yet."""
         import torch
 
         from mlfilter_core.deduplication.pairs import similar_between, similar_within
 
-        threshold, device, teller = self._levels[0], self._vectors.device, ProgressTeller()
+        threshold, device, start = self._levels[0], self._centroids.device, cluster.places.start
+        vectors, visiting = self._vectors[cluster.places], self._vectors[torch.from_numpy(cluster.visitors).to(device)]
 
-        def connected(places: NDArray[np.int64], others: slice) -> tuple[torch.Tensor, torch.Tensor] | None:
+        def connected(places: NDArray[np.int64] | slice) -> tuple[torch.Tensor, torch.Tensor] | None:
             if (known := forest.connected) is None:
                 return None
-            return torch.from_numpy(known[places]).to(device), torch.from_numpy(known[others]).to(device)
+            one, other = torch.from_numpy(known[places]), torch.from_numpy(known[cluster.places])
+            return one.to(device), other.to(device)
 
-        for cluster in np.unique(self._clusters[self._n_copies :]).tolist():
-            start, stop = np.searchsorted(self._clusters, [cluster, cluster + 1]).tolist()
-            own, residents = slice(start, stop), self._vectors[start:stop]
-            for edges in similar_within(residents, threshold, partial(connected, np.arange(start, stop), own)):
-                yield Edges(edges.first + start, edges.second + start, edges.cosines)
-            visitors = self._visitors[slice(*np.searchsorted(self._visited, [cluster, cluster + 1]))]
-            vectors = self._vectors[torch.from_numpy(visitors).to(device)]
-            for edges in similar_between(vectors, residents, threshold, partial(connected, visitors, own)):
-                yield Edges(visitors[edges.first], edges.second + start, edges.cosines)
-            if teller.is_due():
-                share = (stop - self._n_copies) / (len(self._rows) - self._n_copies)
-                teller.tell(Progress(self._name, stop - self._n_copies, share=share))
+        for edges in similar_within(vectors, threshold, partial(connected, cluster.places)):
+            yield Edges(edges.first + start, edges.second + start, edges.cosines)
+        for edges in similar_between(visiting, vectors, threshold, partial(connected, cluster.visitors)):
+            yield Edges(cluster.visitors[edges.first], edges.second + start, edges.cosines)
 
-    def _recall(self) -> tuple[int, int]:
-        """Returns how many near-duplicates of probes there are here, and how many of them the search compares."""
-        import torch
+    def _recall_in(self, cluster: _Cluster) -> tuple[int, int]:
+        """Returns how many near-duplicates of probes a cluster has, and how many of them the search compares."""
+        from mlfilter_core.deduplication.pairs import similar_between
 
-        from mlfilter_core.deduplication.pairs import similar_unless
-
-        device = self._vectors.device
-        rows, clusters = self._rows[self._n_copies :], self._clusters[self._n_copies :]
-        if not len(self._probes) or not len(rows):
+        if not len(self._probes):
             return 0, 0
-        probes, residents = torch.from_numpy(self._probe_vectors).to(device), self._vectors[self._n_copies :]
-        homes, visitors, visited = self._visits_of(probes)
-        is_compared = np.zeros((len(homes), len(self._centroids)), bool)
-        is_compared[visitors, visited] = is_compared[np.arange(len(homes)), homes] = True
-        excluded, kinds = (torch.from_numpy(each).to(device) for each in (is_compared, clusters))
-        n_itself = int(np.isin(self._probes, rows).sum())
-        n_all = n_missed = 0
-        visits: NDArray[np.int64] | None = None
-        for n_pairs, left in similar_unless(probes, residents, self._levels[0], excluded, kinds):
-            n_all += n_pairs
+        homes, is_compared = self._visits_of_probes
+        n_all = -int(np.isin(self._probes, self._rows[cluster.places]).sum())  # a probe is no pair with itself
+        n_missed, visits = 0, None
+        vectors = self._vectors[cluster.places]
+        for found in similar_between(self._probe_vectors, vectors, self._levels[0]):
+            n_all += len(found)
+            left = found[~is_compared[found.first, cluster.number]]
             if len(left):
                 # The search compares these only where the other document visits the cluster of the probe.
                 if visits is None:
-                    _, visitors, visited = self._visits_of(residents)
-                    visits = np.sort(visitors * len(self._centroids) + visited)
-                asked = left.second * len(self._centroids) + homes[left.first]
-                n_missed += int((~np.isin(asked, visits)).sum())
-        return n_all - n_itself, n_all - n_itself - n_missed
+                    _, visitors, visited = self._visits_of(vectors.vectors)
+                    visits = visitors * len(self._centroids) + visited
+                n_missed += int((~np.isin(left.second * len(self._centroids) + homes[left.first], visits)).sum())
+        return n_all, n_all - n_missed
+
+    @cached_property
+    def _visits_of_probes(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The cluster of each probe, and whether the search compares it with the documents of each cluster."""
+        homes, visitors, visited = self._visits_of(self._probe_vectors.vectors)
+        is_compared = np.zeros((len(homes), len(self._centroids)), bool)
+        is_compared[visitors, visited] = is_compared[np.arange(len(homes)), homes] = True
+        return homes, is_compared
 
     def _visits_of(self, vectors: "torch.Tensor") -> list[NDArray[np.int64]]:
         """Returns the cluster of each vector, then place and cluster of each visit, int64 (n,), (v,) and (v,)."""
@@ -332,16 +364,17 @@ def _known_rows(request: CompareRequest) -> tuple[list[int], NDArray[np.int64], 
     """Returns the first row of each file, and rows and vectors of all probes, read once for the tasks of a process."""
     facts = f"{request.divided.folder} {request.facts()}"
     if facts not in _known:
+        search = request.divided.search
+        assert search is not None
         starts = first_rows(request.files, request.divided).tolist()
-        rows, vectors = [np.empty(0, np.int64)], []
+        rows, vectors = [np.empty(0, np.int64)], [np.empty((0, search.dim), np.float32)]
         for file, start in zip(request.files, starts, strict=False):
             of_file = load_rows(file, request.divided, ["probes"])
             if len(of_file.probes):
                 rows.append(of_file.probes + start)
                 vectors.append(of_file.probe_vectors)
         _known.clear()
-        all_vectors = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
-        _known[facts] = starts, np.concatenate(rows), all_vectors
+        _known[facts] = starts, np.concatenate(rows), np.concatenate(vectors)
     return _known[facts]
 
 

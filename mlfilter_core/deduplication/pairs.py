@@ -4,99 +4,101 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from mlfilter_core.deduplication.bounds import BOUND_ROUNDING, GATHERING, BoundedVectors
 from mlfilter_core.deduplication.edges import ROUNDING, Edges
 
-BLOCK_COSINES = 1 << 21  # cosines in memory at a time
-FIRST_COSINES = 1 << 20  # of the first blocks: what they connect, the later ones need not find again
+# At a time: few enough to stay in a processor's cache until the largest are found, enough to keep a GPU busy.
+BLOCK_COSINES, GPU_BLOCK_COSINES = 1 << 19, 1 << 25
+GATHERED = 1 << 24  # numbers of vectors in memory at a time
 
 # Returns which vectors and others are known to be connected, as equal numbers, int32 (n,) and (m,); None for none.
 Connected = Callable[[], tuple[torch.Tensor, torch.Tensor] | None]
+Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # places of the ones and the others, int64; cosines, float32
 
 
-def similar_within(vectors: torch.Tensor, threshold: float, connected: Connected = lambda: None) -> Iterator[Edges]:
+def similar_within(vectors: BoundedVectors, threshold: float, connected: Connected = lambda: None) -> Iterator[Edges]:
     """Yields the pairs of vectors whose cosine is at least the threshold, the first place below the second.
 
     Args:
-        vectors: float32 (n, dim), of unit length.
+        vectors: n vectors.
         threshold: Lowest cosine.
         connected: Called for each block of pairs; those that are connected are left out.
     """
-    for rows in _blocks(len(vectors), len(vectors), is_triangle=True):
-        cosines = vectors[rows] @ vectors[rows.start :].T
-        n = rows.stop - rows.start
-        itself_or_before = torch.ones((n, n), dtype=torch.bool, device=vectors.device).tril()
-        cosines[:, :n].masked_fill_(itself_or_before, -2)
+    for rows in _blocks(vectors, vectors, is_triangle=True):
+        some, others = vectors[rows], vectors[rows.start :]
+        bounds = some.short @ others.short.T
+        n = len(some)
+        itself_or_before = torch.ones((n, n), dtype=torch.bool, device=bounds.device).tril()
+        bounds[:, :n].masked_fill_(itself_or_before, -2)
         known = connected()
         labels = None if known is None else (known[0][rows], known[1][rows.start :])
-        yield _at_least(cosines, threshold, rows.start, rows.start, labels)
+        yield _edges(_at_least(bounds, some, others, threshold, labels), rows.start, rows.start)
 
 
 def similar_between(
-    vectors: torch.Tensor, others: torch.Tensor, threshold: float, connected: Connected = lambda: None
+    vectors: BoundedVectors, others: BoundedVectors, threshold: float, connected: Connected = lambda: None
 ) -> Iterator[Edges]:
     """Yields the pairs of a vector and another one whose cosine is at least the threshold.
 
     Args:
-        vectors: float32 (n, dim), of unit length.
-        others: float32 (m, dim), of unit length.
+        vectors: n vectors.
+        others: m vectors, with bounds from the same directions.
         threshold: Lowest cosine.
         connected: Called for each block of pairs; those that are connected are left out.
     """
-    for rows in _blocks(len(vectors), len(others)):
-        known = connected()
+    for rows in _blocks(vectors, others):
+        some, known = vectors[rows], connected()
         labels = None if known is None else (known[0][rows], known[1])
-        yield _at_least(vectors[rows] @ others.T, threshold, rows.start, 0, labels)
+        yield _edges(_at_least(some.short @ others.short.T, some, others, threshold, labels), rows.start)
 
 
-def similar_unless(
-    vectors: torch.Tensor, others: torch.Tensor, threshold: float, excluded: torch.Tensor, kinds: torch.Tensor
-) -> Iterator[tuple[int, Edges]]:
-    """Yields the number of pairs whose cosine is at least the threshold, and those of them that are not excluded.
-
-    Args:
-        vectors: float32 (n, dim), of unit length.
-        others: float32 (m, dim), of unit length.
-        threshold: Lowest cosine.
-        excluded: Whether pairs of a vector and another one of a kind are excluded, bool (n, n_kinds).
-        kinds: Kind of each of the others, int64 (m,).
-    """
-    for rows in _blocks(len(vectors), len(others)):
-        is_pair = vectors[rows] @ others.T >= threshold - ROUNDING
-        n_pairs = int(is_pair.sum())
-        if n_pairs:
-            is_pair &= ~excluded[rows][:, kinds]
-        first, second = is_pair.nonzero(as_tuple=True)
-        cosines = torch.zeros(len(first))
-        yield n_pairs, Edges((first + rows.start).cpu().numpy(), second.cpu().numpy(), cosines.numpy())
-
-
-def _blocks(n_rows: int, n_columns: int, is_triangle: bool = False) -> Iterator[slice]:
-    """Yields slices of rows, short ones first, whose cosines with all columns fit in memory."""
+def _blocks(vectors: BoundedVectors, others: BoundedVectors, is_triangle: bool = False) -> Iterator[slice]:
+    """Yields slices of vectors whose cosines with all others are a block; in a triangle, with those from them on."""
+    most = BLOCK_COSINES if vectors.short.device.type == "cpu" else GPU_BLOCK_COSINES
     start = 0
-    while start < n_rows and n_columns:
-        n_fitting = BLOCK_COSINES // (n_columns - start if is_triangle else n_columns)
-        stop = min(n_rows, start + max(1, min(n_fitting, max(FIRST_COSINES // n_columns, start))))
+    while start < len(vectors) and len(others):
+        n_others = len(others) - start if is_triangle else len(others)
+        stop = min(len(vectors), start + max(1, most // n_others))
         yield slice(start, stop)
         start = stop
 
 
 def _at_least(
-    cosines: torch.Tensor,
+    bounds: torch.Tensor,
+    vectors: BoundedVectors,
+    others: BoundedVectors,
     threshold: float,
-    first: int,
-    second: int,
-    labels: tuple[torch.Tensor, torch.Tensor] | None,
-) -> Edges:
+    labels: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Pairs:
+    """Returns the pairs whose cosine is at least the threshold, given bounds of all, (n, m)."""
     least = threshold - ROUNDING
+    lowest = least - BOUND_ROUNDING if vectors.is_short else least
     # The largest of each row is found at the speed of memory, and few rows have one that is large enough.
-    rows = (cosines.amax(dim=1) >= least).nonzero()[:, 0]
-    if not len(rows):
-        return Edges()
-    some = cosines[rows]
-    is_pair = some >= least
+    rows = (bounds.amax(dim=1) >= lowest).nonzero()[:, 0]
+    some = bounds[rows]
+    is_pair = some >= lowest
     if labels is not None:
         is_pair &= labels[0][rows][:, None] != labels[1][None, :]
-    row, column = is_pair.nonzero(as_tuple=True)
-    return Edges(
-        (rows[row] + first).cpu().numpy(), (column + second).cpu().numpy(), some[row, column].float().cpu().numpy()
-    )
+    row, second = is_pair.nonzero(as_tuple=True)
+    first = rows[row]
+    if not vectors.is_short:
+        return first, second, some[row, second]
+    if GATHERING * len(row) > is_pair.numel():
+        cosines = (vectors.vectors[rows] @ others.vectors.T)[row, second]
+    else:
+        cosines = _cosines(vectors.vectors, first, others.vectors, second)
+    is_pair = cosines >= least
+    return first[is_pair], second[is_pair], cosines[is_pair]
+
+
+def _cosines(vectors: torch.Tensor, first: torch.Tensor, others: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Returns the cosine of each pair of a vector and another one, float32 (n_pairs,)."""
+    at_a_time = max(1, GATHERED // vectors.shape[1])
+    parts = zip(torch.split(first, at_a_time), torch.split(second, at_a_time), strict=True)
+    return torch.cat([torch.linalg.vecdot(vectors[one], others[other]) for one, other in parts])
+
+
+def _edges(pairs: Pairs, first: int, second: int = 0) -> Edges:
+    """Returns pairs as edges, given the places of the first vector and of the first other one."""
+    one, other, cosines = pairs
+    return Edges((one + first).cpu().numpy(), (other + second).cpu().numpy(), cosines.cpu().numpy())

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -157,7 +159,8 @@ def test_operators_hear_of_runs_that_fail_stall_or_reject_much_and_of_no_others(
         within(START_S, lambda: goes_on(resumed))
         # As on a machine that is switched off: the guard of the run cannot report a crash.
         for process in (*running_below(runs.pid, left_running.__file__), runs, *workers):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # workers end when their run is gone
+                process.kill()
         within(START_S, lambda: len(alerts_of(stalling)) == 2)
 
     for text in alerts_of(stalling):

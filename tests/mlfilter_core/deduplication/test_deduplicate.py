@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mlfilter_core.deduplication import bounds as bounds_module
 from mlfilter_core.deduplication import distribute as distribute_module
 from mlfilter_core.deduplication import edges as edges_module
 from mlfilter_core.deduplication import pairs as pairs_module
@@ -34,10 +35,12 @@ N, N_CLUSTERS = 1_500, 12
 def test_the_groups_are_those_of_a_search_of_all_pairs(
     tmp_path: Path, threshold: float, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if small:  # many slices, blocks, reductions and buckets
+    if small:  # many slices, blocks, reductions and buckets, each with bounds of its cosines
         monkeypatch.setattr(distribute_module, "SLICE_BYTES", 20_000)
         monkeypatch.setattr(edges_module, "MOST_EDGES", 10)
         monkeypatch.setattr(pairs_module, "BLOCK_COSINES", 500)
+        monkeypatch.setattr(bounds_module, "SAMPLED", 20)
+        monkeypatch.setattr(bounds_module, "WORTHWHILE", 10)
     vectors = planted(N, 600)
     write_corpus(tmp_path, vectors, n_clusters=N_CLUSTERS)
     memory_gb = 1e-4 if small else 4
