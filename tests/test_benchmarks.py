@@ -95,7 +95,7 @@ def test_the_whole_way_keeps_the_documents_that_a_plain_script_keeps(tmp_path: P
     """The benchmark asserts it."""
     figures_file = tmp_path / "figures.json"
     # Few documents: a processor without bfloat16 takes far longer in it.
-    size = ("--documents", "4", "--rounds", "1", "--threads", "1", "--no-flow")
+    size = ("--documents", "6", "--rounds", "1", "--threads", "1", "--no-flow")
     run(*size, "--json", str(figures_file), script="pipeline.py")
     figures = json.loads(figures_file.read_text())
     shares = [figures[f"fp32_{step}_share"] for step in ("embed", "annotate", "survey", "filter")]
