@@ -15,8 +15,9 @@ from mlfilter_core.deduplication.edges import ROUNDING
 SAMPLED = 1024  # vectors that the directions are found from
 TRIED = 256  # vectors whose pairs with as many others tell how many pairs a bound leaves
 SHARES = (16, 12, 8, 6, 4, 3, 2)  # tried: short vectors with one of so many dimensions
-# Times as long as in a product of matrices, the product of two vectors takes that have to be gathered. Measured: 60.
-GATHERING = 64
+# Times as long as in a product of matrices, the product of two vectors takes that have to be gathered: some 70 in a
+# thread of an EPYC.
+GATHERING = 70
 WORTHWHILE = 0.8  # of the time without bounds; arbitrary
 BOUND_ROUNDING = 4 * ROUNDING  # of a bound in float32
 

@@ -7,9 +7,10 @@ import torch
 from mlfilter_core.deduplication.bounds import BOUND_ROUNDING, GATHERING, BoundedVectors
 from mlfilter_core.deduplication.edges import ROUNDING, Edges
 
-# At a time: few enough to stay in a processor's cache until the largest are found, enough to keep a GPU busy.
-BLOCK_COSINES, GPU_BLOCK_COSINES = 1 << 19, 1 << 25
-GATHERED = 1 << 24  # numbers of vectors in memory at a time
+# Cosines, and numbers of gathered vectors, at a time: so few that they stay in a processor's cache until they are used;
+# enough to keep a GPU busy.
+BLOCK_COSINES, GATHERED = 1 << 19, 1 << 18
+GPU_BLOCK_COSINES, GPU_GATHERED = 1 << 25, 1 << 26
 
 # Returns which vectors and others are known to be connected, as equal numbers, int32 (n,) and (m,); None for none.
 Connected = Callable[[], tuple[torch.Tensor, torch.Tensor] | None]
@@ -54,7 +55,7 @@ def similar_between(
 
 def _blocks(vectors: BoundedVectors, others: BoundedVectors, is_triangle: bool = False) -> Iterator[slice]:
     """Yields slices of vectors whose cosines with all others are a block; in a triangle, with those from them on."""
-    most = BLOCK_COSINES if vectors.short.device.type == "cpu" else GPU_BLOCK_COSINES
+    most = BLOCK_COSINES if vectors.short.is_cpu else GPU_BLOCK_COSINES
     start = 0
     while start < len(vectors) and len(others):
         n_others = len(others) - start if is_triangle else len(others)
@@ -93,7 +94,7 @@ def _at_least(
 
 def _cosines(vectors: torch.Tensor, first: torch.Tensor, others: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Returns the cosine of each pair of a vector and another one, float32 (n_pairs,)."""
-    at_a_time = max(1, GATHERED // vectors.shape[1])
+    at_a_time = max(1, (GATHERED if vectors.is_cpu else GPU_GATHERED) // vectors.shape[1])
     parts = zip(torch.split(first, at_a_time), torch.split(second, at_a_time), strict=True)
     return torch.cat([torch.linalg.vecdot(vectors[one], others[other]) for one, other in parts])
 
