@@ -80,7 +80,7 @@ def find_directions(
     if len(vectors) < 2 * SAMPLED or dim < SHARES[0]:
         return None
     sample = _evenly_spaced(vectors, SAMPLED)
-    directions = torch.linalg.svd(sample, full_matrices=False).Vh.T
+    directions = _principal_directions(sample)
     rows, columns = _evenly_spaced(others, TRIED), _evenly_spaced(some, TRIED)
     is_other = rows @ columns.T < threshold
     costs = dict[int, float]()
@@ -90,6 +90,20 @@ def find_directions(
         costs[k] = k / dim + min(1.0, GATHERING * left)
     best = min(costs, key=costs.__getitem__)
     return directions[:, : best - 1].contiguous() if costs[best] < WORTHWHILE else None
+
+
+def _principal_directions(vectors: torch.Tensor) -> torch.Tensor:
+    """Returns directions, float32 (dim, k), those of the largest variance first.
+
+    One thread computes them: the last bits of LAPACK's depend on the number of threads, and outputs must not.
+    """
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        directions: torch.Tensor = torch.linalg.svd(vectors, full_matrices=False).Vh.T
+    finally:
+        torch.set_num_threads(own)
+    return directions
 
 
 def _evenly_spaced(vectors: torch.Tensor, most: int) -> torch.Tensor:

@@ -100,6 +100,23 @@ def test_as_few_directions_are_taken_as_the_vectors_need() -> None:
     assert n_dimensions(topics(N, 1e9, noise=0.3), 0.9) is None  # a bound leaves most pairs
 
 
+def test_directions_and_pairs_are_the_same_on_any_number_of_threads() -> None:
+    vectors, own = topics(N, 20.0), torch.get_num_threads()
+    found_by = []
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            directions = find_directions(vectors, vectors[:500], vectors[500:1500], 0.9)
+            assert torch.get_num_threads() == n_threads
+            assert directions is not None
+            found_by.append((directions, found(joined(list(similar_within(bounded(vectors, directions), 0.9))))))
+    finally:
+        torch.set_num_threads(own)
+    for directions, pairs in found_by[1:]:
+        assert torch.equal(directions, found_by[0][0])
+        assert pairs == found_by[0][1]
+
+
 def test_slices_keep_their_short_vectors() -> None:
     vectors = topics(50, 10.0)
     directions = torch.linalg.qr(torch.ones(DIM, 1)).Q
