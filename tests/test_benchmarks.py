@@ -37,7 +37,7 @@ def test_the_gpu_benchmark_needs_nothing_but_the_encoders_libraries(tmp_path: Pa
     blocked.write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\nprint('blocked')\n")
     rows = ("minilm_512", "modernbert_base_8192", "qwen3_600m_8192")
     figures_file = tmp_path / "figures.json"
-    output = run(*TINY, "--minutes", "15", "--rows", *rows, "--json", str(figures_file), first_on_path=tmp_path)
+    output = run(*TINY, "--minutes", "60", "--rows", *rows, "--json", str(figures_file), first_on_path=tmp_path)
     assert output.startswith("blocked\n")
     figures = json.loads(figures_file.read_text())
     for row in rows:
