@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from mlfilter_core.deduplication.edges import ROUNDING
+from mlfilter_core.files.task_files import evenly_spaced
 
 SAMPLED = 1024  # vectors that the directions are found from
 TRIED = 256  # vectors whose pairs with as many others tell how many pairs a bound leaves
@@ -79,9 +80,9 @@ def find_directions(
     # Of so few, or so short ones, all products take less time than this; the directions would fit the sample alone.
     if len(vectors) < 2 * SAMPLED or dim < SHARES[0]:
         return None
-    sample = _evenly_spaced(vectors, SAMPLED)
+    sample = _some_of(vectors, SAMPLED)
     directions = _principal_directions(sample)
-    rows, columns = _evenly_spaced(others, TRIED), _evenly_spaced(some, TRIED)
+    rows, columns = _some_of(others, TRIED), _some_of(some, TRIED)
     is_other = rows @ columns.T < threshold
     costs = dict[int, float]()
     for k in (dim // share for share in SHARES):
@@ -106,5 +107,5 @@ def _principal_directions(vectors: torch.Tensor) -> torch.Tensor:
     return directions
 
 
-def _evenly_spaced(vectors: torch.Tensor, most: int) -> torch.Tensor:
-    return vectors[:: max(1, -(-len(vectors) // most))]
+def _some_of(vectors: torch.Tensor, most: int) -> torch.Tensor:
+    return vectors[evenly_spaced(range(len(vectors)), most)]

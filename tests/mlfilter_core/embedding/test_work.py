@@ -117,13 +117,10 @@ def test_the_pooling_of_the_model_itself_is_refused_with_the_one_to_set(classifi
     assert not params.embedding_output_dir.exists() or not any(params.embedding_output_dir.glob("*.h5"))
 
 
-@pytest.mark.parametrize(
-    ("n_bytes", "why"), [(1000, "without a trial, as the corpus is small"), (2 << 20, "tokens/s by size")]
-)
+@pytest.mark.parametrize(("n_bytes", "why"), [(1000, "without a trial, as the corpus is small"), (2 << 20, "smallest")])
 def test_a_small_corpus_is_embedded_without_a_trial_of_batch_sizes(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_bytes: int, why: str
+    tiny_model: Path, tmp_path: Path, n_bytes: int, why: str
 ) -> None:
-    monkeypatch.setattr("mlfilter_core.encoder.batching.TRIALS_S", 0.1)
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/x.jsonl").write_text(json.dumps({"text": "one", "not read": "x" * n_bytes}))
     params = {"input_dir": tmp_path / "corpus", "output_dir": tmp_path / "out", "embedding_model": str(tiny_model)}
