@@ -39,7 +39,6 @@ def main() -> None:
     options.add_argument("--documents", type=int, default=200_000)
     options.add_argument("--width", type=int, default=384)
     options.add_argument("--threshold", type=float, default=0.9)
-    options.add_argument("--clusters", type=int, help="number of clusters (default: the automatic one)")
     options.add_argument("--neighbours", type=int, default=8)
     options.add_argument("--decay", type=float, help="directions over which the variance falls to 1/e (default: none)")
     options.add_argument("--without-all-pairs", action="store_true", help="leave out the product of all with all")
@@ -51,7 +50,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, get_context("spawn")) as other:  # whose memory is not that of the work
             other.submit(write, out / "embeddings", arguments.documents, arguments.width, arguments.decay).result()
         shared = {"embeddings_directory": out / "embeddings", "output_dir": out, "device": "cpu"}
-        clustering = ClusterJob.model_validate({"params": {**shared, "n_clusters": arguments.clusters or "auto"}})
+        clustering = ClusterJob.model_validate({"params": {**shared, "n_clusters": "auto"}})
         params = {"clusters_directory": out / "clusters", "threshold": arguments.threshold, "write_documents": False}
         own = {**shared, **params, "neighbours": arguments.neighbours, "prefer": "first"}
         deduplicating = DeduplicationJob.model_validate({"params": own})
@@ -71,7 +70,7 @@ def main() -> None:
     figures |= {name: summary[name] for name in ("duplicates", "groups")}
     if not arguments.without_all_pairs:
         figures["all_pairs_vs_ours"] = figures["all_pairs_s"] / figures["all_s"]
-    names = ("documents", "width", "threshold", "clusters", "neighbours", "decay", "threads")
+    names = ("documents", "width", "threshold", "neighbours", "decay", "threads")
     publish(figures, {name: str(getattr(arguments, name)) for name in names}, arguments.json)
 
 

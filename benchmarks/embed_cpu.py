@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--corpus", type=Path, default=REAL_CORPUS, help="JSONL file with a text in each line")
     options.add_argument("--documents", type=int, default=200, help="documents taken from it (default: 200)")
+    options.add_argument("--no-bfloat16", action="store_true", help="leave it out: it is slow where processors lack it")
     options.add_argument("--no-memory", action="store_true", help="leave out the growth of peak memory")
     options.add_argument("--no-flow", action="store_true", help="leave out the time to the first document")
     options.add_argument("--embed-only", type=Path, help=argparse.SUPPRESS)
@@ -64,7 +66,7 @@ def main() -> None:
         return
     texts, origin = read_texts(arguments.corpus, arguments.documents)
     with tempfile.TemporaryDirectory() as folder:
-        figures = speed(texts, Path(folder), arguments.rounds)
+        figures = speed(texts, Path(folder), arguments.rounds, not arguments.no_bfloat16)
         if not arguments.no_memory:
             figures["embed_peak_growth"] = peak_growth(Path(folder))
         if not arguments.no_flow:
@@ -72,50 +74,59 @@ def main() -> None:
     publish(figures, {"documents": f"{len(texts)} of {origin}", "threads": str(arguments.threads)}, arguments.json)
 
 
-def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
+def speed(texts: list[str], folder: Path, rounds: int, has_bfloat16: bool) -> dict[str, float]:
     """Returns documents/s and tokens/s of each implementation, and their ratios."""
-    encoder, in_bfloat16 = load(MAX_LENGTH), load(MAX_LENGTH, "bfloat16")
-    by_pytorch = load(MAX_LENGTH, has_openvino=False), load(MAX_LENGTH, "bfloat16", has_openvino=False)
-    reference, reference_bf16 = (sentence_transformer(dtype) for dtype in (torch.float32, torch.bfloat16))
+    encoder, by_pytorch = load(MAX_LENGTH), load(MAX_LENGTH, has_openvino=False)
+    reference = sentence_transformer(torch.float32)
     folder_of_model, threads = model_files().folder, torch.get_num_threads()
-    peer, peer_bf16 = (openvino_peer(folder_of_model, precision, threads) for precision in ("f32", "bf16"))
+    peer = openvino_peer(folder_of_model, "f32", threads)
     tokenized = encoder.tokenize(texts)
     theirs = reference.encode(texts, batch_size=32, show_progress_bar=False)
     np.testing.assert_allclose(encoder.encode(tokenized).embeddings(), theirs, atol=1e-5)
     np.testing.assert_allclose(peer(tokenized.input_ids), theirs, atol=1e-5)
-    cosines = (in_bfloat16.encode(tokenized).embeddings() * theirs).sum(axis=1)
-    hugging_face = AutoModel.from_pretrained(model_files().folder).eval()
+    hugging_face = AutoModel.from_pretrained(folder_of_model).eval()
     source = write_corpus(folder / "speed.jsonl", texts)
-    seconds = alternate(
-        rounds,
-        {
-            "sentence_transformers": lambda: reference.encode(texts, batch_size=32, show_progress_bar=False),
-            "sentence_transformers_bf16": lambda: reference_bf16.encode(texts, batch_size=32, show_progress_bar=False),
-            "openvino": lambda: peer(encoder.tokenize(texts).input_ids),
-            "openvino_bf16": lambda: peer_bf16(encoder.tokenize(texts).input_ids),
-            "embed_file": lambda: embed(source, encoder),
-            "bf16": lambda: embed(source, in_bfloat16),
-            "predecessor": lambda: predecessor(texts, reference.tokenizer, hugging_face),
-            "encoder": lambda: encoder.encode(encoder.tokenize(texts)),
-            "encoder_tokenized": lambda: encoder.encode(tokenized),
-            "encoder_bf16": lambda: in_bfloat16.encode(in_bfloat16.tokenize(texts)),
-            "pytorch": lambda: by_pytorch[0].encode(by_pytorch[0].tokenize(texts)),
-            "pytorch_bf16": lambda: by_pytorch[1].encode(by_pytorch[1].tokenize(texts)),
-            "matmul": matrix_product(lambda matrix: matrix @ matrix, torch.float32),
-            "bf16_matmul": matrix_product(lambda matrix: matrix @ matrix, torch.bfloat16),
-            "onednn": matrix_product(lambda matrix: onednn.linear(matrix, matrix, None), torch.float32),
-        },
-    )
+    runs: dict[str, Callable[[], Any]] = {
+        "sentence_transformers": lambda: reference.encode(texts, batch_size=32, show_progress_bar=False),
+        "openvino": lambda: peer(encoder.tokenize(texts).input_ids),
+        "embed_file": lambda: embed(source, encoder),
+        "predecessor": lambda: predecessor(texts, reference.tokenizer, hugging_face),
+        "encoder": lambda: encoder.encode(encoder.tokenize(texts)),
+        "encoder_tokenized": lambda: encoder.encode(tokenized),
+        "pytorch": lambda: by_pytorch.encode(by_pytorch.tokenize(texts)),
+        "matmul": matrix_product(lambda matrix: matrix @ matrix, torch.float32),
+        "onednn": matrix_product(lambda matrix: onednn.linear(matrix, matrix, None), torch.float32),
+    }
+    in_bfloat16 = load(MAX_LENGTH, "bfloat16") if has_bfloat16 else None
+    if in_bfloat16 is not None:
+        runs |= runs_in_bfloat16(in_bfloat16, texts, source)
+    seconds = alternate(rounds, runs)
     n_documents, n_tokens = len(texts), int(tokenized.n_tokens.sum())
     flops = forward_flops(AutoConfig.from_pretrained(folder_of_model), tokenized.n_tokens)
     flops_per_s = flops / seconds["embed_file"]
     matmul_rate, onednn_rate = MATRIX_FLOPS / seconds["matmul"], MATRIX_FLOPS / seconds["onednn"]
-    return {
+    figures = {
         "fp32_vs_sentence_transformers": seconds["sentence_transformers"] / seconds["embed_file"],
         "fp32_vs_openvino": seconds["openvino"] / seconds["encoder"],
         "fp32_vs_own_pytorch": seconds["pytorch"] / seconds["encoder"],
+        "fp32_vs_predecessor": seconds["predecessor"] / seconds["embed_file"],
         "fp32_share_of_matmul": flops_per_s / matmul_rate,
         "fp32_share_of_onednn": flops_per_s / onednn_rate,
+        "file_overhead": seconds["embed_file"] / seconds["encoder_tokenized"] - 1,
+        "embed_documents_per_s": n_documents / seconds["embed_file"],
+        "embed_tokens_per_s": n_tokens / seconds["embed_file"],
+        "predecessor_tokens_per_s": n_tokens / seconds["predecessor"],
+        "encoder_tokens_per_s": n_tokens / seconds["encoder"],
+        "openvino_tokens_per_s": n_tokens / seconds["openvino"],
+        "sentence_transformers_documents_per_s": n_documents / seconds["sentence_transformers"],
+        "sentence_transformers_tokens_per_s": n_tokens / seconds["sentence_transformers"],
+        "matmul_gflop_per_s": matmul_rate / 1e9,
+        "onednn_gflop_per_s": onednn_rate / 1e9,
+    }
+    if in_bfloat16 is None:
+        return figures
+    cosines = (in_bfloat16.encode(tokenized).embeddings() * theirs).sum(axis=1)
+    return figures | {
         "bf16_vs_sentence_transformers": seconds["sentence_transformers"] / seconds["bf16"],
         "bf16_vs_sentence_transformers_bf16": seconds["sentence_transformers_bf16"] / seconds["bf16"],
         "bf16_vs_openvino": seconds["openvino_bf16"] / seconds["encoder_bf16"],
@@ -123,20 +134,25 @@ def speed(texts: list[str], folder: Path, rounds: int) -> dict[str, float]:
         "bf16_vs_predecessor": seconds["predecessor"] / seconds["bf16"],
         "bf16_share_of_matmul": flops / seconds["bf16"] * seconds["bf16_matmul"] / MATRIX_FLOPS,
         "bf16_lowest_cosine": float(cosines.min()),
-        "file_overhead": seconds["embed_file"] / seconds["encoder_tokenized"] - 1,
-        "embed_documents_per_s": n_documents / seconds["embed_file"],
-        "embed_tokens_per_s": n_tokens / seconds["embed_file"],
         "bf16_tokens_per_s": n_tokens / seconds["bf16"],
-        "predecessor_tokens_per_s": n_tokens / seconds["predecessor"],
-        "encoder_tokens_per_s": n_tokens / seconds["encoder"],
-        "openvino_tokens_per_s": n_tokens / seconds["openvino"],
         "openvino_bf16_tokens_per_s": n_tokens / seconds["openvino_bf16"],
         "sentence_transformers_bf16_tokens_per_s": n_tokens / seconds["sentence_transformers_bf16"],
-        "sentence_transformers_documents_per_s": n_documents / seconds["sentence_transformers"],
-        "sentence_transformers_tokens_per_s": n_tokens / seconds["sentence_transformers"],
-        "matmul_gflop_per_s": matmul_rate / 1e9,
-        "onednn_gflop_per_s": onednn_rate / 1e9,
         "bf16_matmul_gflop_per_s": MATRIX_FLOPS / seconds["bf16_matmul"] / 1e9,
+    }
+
+
+def runs_in_bfloat16(encoder: Encoder, texts: list[str], source: Path) -> dict[str, Callable[[], Any]]:
+    """Returns what is timed in bfloat16."""
+    by_pytorch = load(MAX_LENGTH, "bfloat16", has_openvino=False)
+    reference = sentence_transformer(torch.bfloat16)
+    peer = openvino_peer(model_files().folder, "bf16", torch.get_num_threads())
+    return {
+        "sentence_transformers_bf16": lambda: reference.encode(texts, batch_size=32, show_progress_bar=False),
+        "openvino_bf16": lambda: peer(encoder.tokenize(texts).input_ids),
+        "bf16": lambda: embed(source, encoder),
+        "encoder_bf16": lambda: encoder.encode(encoder.tokenize(texts)),
+        "pytorch_bf16": lambda: by_pytorch.encode(by_pytorch.tokenize(texts)),
+        "bf16_matmul": matrix_product(lambda matrix: matrix @ matrix, torch.bfloat16),
     }
 
 

@@ -38,7 +38,7 @@ from mlfilter_core.work.workload import run_files
 
 N_FILES = 4
 BATCH_SIZES = (32, 64, 128)
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}  # and what the figures call them
 COMMAND_ROUNDS = 3  # at most: a command takes half a minute
 SCORES_ATOL = 1e-5  # float32 embeddings differ by 1e-6
 JOBS: dict[str, type[Job]] = {"embed": EmbeddingJob, "annotate": AnnotationJob, "filter": FilterJob}
@@ -52,6 +52,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--corpus", type=Path, default=REAL_CORPUS, help="JSONL file with a text in each line")
     options.add_argument("--documents", type=int, default=400, help="documents taken from it (default: 400)")
+    options.add_argument("--no-bfloat16", action="store_true", help="leave it out: it is slow where processors lack it")
     options.add_argument("--no-flow", action="store_true", help="leave out the commands")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -63,14 +64,16 @@ def main() -> None:
         write_corpus(folder / "corpus", texts)
         write_heads(folder / "heads")
         batch_sizes = {}
-        for prefix, dtype in DTYPES.items():
+        for dtype, prefix in DTYPES.items():
+            if dtype == "bfloat16" and arguments.no_bfloat16:
+                continue
             script = plain_pipeline.load_model(model_files().folder, dtype)
             batch_sizes[dtype] = best_batch_size(script, texts)
             measured, kept[prefix] = speed(folder, texts, dtype, script, batch_sizes[dtype], arguments.rounds)
             figures |= {f"{prefix}_{name}": value for name, value in measured.items()}
         check_same_scores(kept["fp32"])
-        for way in ("ours", "script"):
-            figures[f"bf16_{way}_kept_as_in_fp32"] = in_common(kept["bf16"][way], kept["fp32"][way])
+        for way, lines in kept.get("bf16", {}).items():
+            figures[f"bf16_{way}_kept_as_in_fp32"] = in_common(lines, kept["fp32"][way])
         if not arguments.no_flow:
             seconds = commands(folder, batch_sizes["float32"], min(arguments.rounds, COMMAND_ROUNDS))
             for name, way in (("flows", ""), ("script", "script_")):

@@ -91,6 +91,17 @@ def test_an_encoder_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> 
     ]
 
 
+def test_the_encoder_is_compared_with_its_peers_in_float32(tmp_path: Path) -> None:
+    """The benchmark compares the embeddings before it times them."""
+    figures_file = tmp_path / "figures.json"
+    size = ("--documents", "4", "--rounds", "1", "--no-memory", "--no-flow", "--no-bfloat16")
+    run(*size, "--json", str(figures_file), script="embed_cpu.py")
+    figures = json.loads(figures_file.read_text())
+    peers = ("fp32_vs_sentence_transformers", "fp32_vs_openvino", "fp32_vs_own_pytorch", "fp32_vs_predecessor")
+    assert all(figures[name] > 0 for name in peers)
+    assert not any(name.startswith("bf16") for name in figures)
+
+
 def test_the_whole_way_keeps_the_documents_that_a_plain_script_keeps(tmp_path: Path) -> None:
     """The benchmark asserts it."""
     figures_file = tmp_path / "figures.json"

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from mlfilter_core.clustering.sample import SampleRequest
 from mlfilter_core.clustering.sampled_corpus import SampledCorpus, Texts
 from mlfilter_core.clustering.telling_words import TellingWords, names_from
-from mlfilter_core.embedding_store.centroids import Centroids, ClusterName, Example, load_centroids, write_centroids
+from mlfilter_core.embedding_store.centroids import (
+    Cells,
+    Centroids,
+    ClusterName,
+    Example,
+    load_centroids,
+    write_centroids,
+)
 from mlfilter_core.errors import OutputConflictError
 from mlfilter_core.files.task_files import TaskFile
 from mlfilter_core.work.progress import Progress, ProgressTeller
@@ -26,9 +33,13 @@ if TYPE_CHECKING:
 # faiss's, too: more vectors hardly change where the centres are.
 VECTORS_PER_CLUSTER = 256
 TEXTS_PER_CLUSTER = 100  # whose words name a cluster
+# Of cells for a search: their number by the square root of the number of documents; least documents, and vectors of the
+# sample, of one on average, and least cells by the number of clusters, below which there is little to gain.
+CELLS_PER_ROOT, LEAST_PER_CELL, LEAST_VECTORS_PER_CELL, LEAST_PER_CLUSTER = 2, 128, 8, 2
 N_EXAMPLES, EXAMPLE_CHARACTERS = 3, 200  # texts of a cluster, and how much of each: enough to see what it is about
 N_VALUES = 5  # most frequent values of a key that describe a cluster
-READ, FOUND = 0.1, 0.8  # share of the work that is done once the samples are read, and the centroids found; estimated
+# Share of the work that is done once the samples are read, the centroids found, and the cells; estimated.
+READ, FOUND, DIVIDED = 0.1, 0.75, 0.8
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +47,15 @@ _log = logging.getLogger(__name__)
 def automatic_clusters(n_documents: int) -> int:
     """Returns the number of clusters for a number of documents: half its square root, at least 1."""
     return max(1, round(math.sqrt(n_documents) / 2))
+
+
+def cells_for(n_documents: int) -> int:
+    """Returns the number of cells for a search of near-duplicates, given the number of documents.
+
+    The more cells there are, the longer it takes to find those of a document, and the less to compare the documents
+    of one. For a million documents, this number takes the least time on a CPU.
+    """
+    return min(round(CELLS_PER_ROOT * math.sqrt(n_documents)), n_documents // LEAST_PER_CELL)
 
 
 @dataclass(frozen=True)
@@ -190,11 +210,31 @@ def find_centroids_of(
             "vectors": len(vectors),
             "mean_distance": round(float(1 - cosines.double().mean()), 6),
         }
+        cells = _cells(on_device, centres, corpus.n_documents, lambda share: tell(FOUND + (DIVIDED - FOUND) * share))
         clusters = corpus.texts.of_clusters(len(centres), labels.cpu().numpy(), 1 - cosines.cpu().numpy())
-        names = name_clusters(_told(clusters, len(centres), lambda share: tell(FOUND + (1 - FOUND) * share)))
-    centroids = Centroids(centres.cpu().numpy(), names, corpus.encoder.fingerprint, found_on)
+        names = name_clusters(_told(clusters, len(centres), lambda share: tell(DIVIDED + (1 - DIVIDED) * share)))
+    centroids = Centroids(centres.cpu().numpy(), names, corpus.encoder.fingerprint, found_on, cells)
     write_centroids(request.path, centroids)
     return report_of(request, centroids, time.monotonic() - started)
+
+
+def _cells(
+    vectors: "torch.Tensor", centres: "torch.Tensor", n_documents: int, tell: Callable[[float], None]
+) -> Cells | None:
+    """Returns the cells of a sample, given the centres of its clusters; None where these are small enough."""
+    from mlfilter_core.clustering.spherical_k_means import find_cells, nearest
+
+    n_cells, least = (
+        min(cells_for(n_documents), len(vectors) // LEAST_VECTORS_PER_CELL),
+        LEAST_PER_CLUSTER * len(centres),
+    )
+    if n_cells < least:
+        return None
+    found, sizes = find_cells(vectors, n_cells, tell)
+    if len(found) < least:
+        return None
+    clusters, _ = nearest(found, centres)
+    return Cells(*(each.cpu().numpy() for each in (found, sizes, clusters)))
 
 
 def name_clusters(clusters: Iterable[Texts]) -> list[ClusterName]:

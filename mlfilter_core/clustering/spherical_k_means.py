@@ -16,6 +16,7 @@ MOST_ITERATIONS = 50
 TOLERANCE = 1e-4  # share of the mean distance by which it has to fall for another iteration
 BLOCK_BYTES = 256 << 20  # of cosines in memory at a time
 SAME = 1e-6  # squared distance of vectors that differ by rounding
+SIMILAR = 0.8  # cosine of near-duplicates, at the lowest threshold that is usual
 
 Tell = Callable[[float], None]
 
@@ -70,6 +71,39 @@ def find_centroids(vectors: torch.Tensor, n_clusters: int, seed: int, tell: Tell
     else:
         labels, _ = nearest(vectors, centroids)
     return centroids[torch.bincount(labels, minlength=len(centroids)) > 0]
+
+
+def find_cells(
+    vectors: torch.Tensor, n_cells: int, tell: Tell = lambda share: None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the centres of small cells: the mean directions of the vectors nearest to some of them.
+
+    This takes two passes over the vectors, and finding clusters of the same number some fifty. Two of the first
+    vectors that are near-duplicates give one cell, so that a large family of near-duplicates is not cut into pieces.
+
+    Args:
+        vectors: float32 (n, dim), of unit length, in an order that does not depend on their content; n > 0.
+        n_cells: Most cells; there are fewer where some of the first vectors are similar.
+        tell: As for `nearest`, for both passes over the vectors.
+
+    Returns:
+        float32 (m, dim), of unit length, none without a vector; and the vectors of each, int64 (m,).
+    """
+    first = _far_apart(vectors[:n_cells])
+    labels, cosines = nearest(vectors, first, lambda share: tell(0.5 * share))
+    cells = _means(vectors, labels, cosines, len(first))
+    labels, _ = nearest(vectors, cells, lambda share: tell(0.5 + 0.5 * share))
+    sizes = torch.bincount(labels, minlength=len(cells))
+    return cells[sizes > 0], sizes[sizes > 0]
+
+
+def _far_apart(vectors: torch.Tensor) -> torch.Tensor:
+    """Returns the vectors that are not similar to one before them."""
+    is_new = torch.empty(len(vectors), dtype=torch.bool, device=vectors.device)
+    for rows in blocks(len(vectors), len(vectors)):
+        with_those_before = (vectors[rows] @ vectors[: rows.stop].T).tril(rows.start - 1)
+        is_new[rows] = (with_those_before < SIMILAR).all(dim=1)
+    return vectors[is_new]
 
 
 def _tell_iteration(tell: Tell, iteration: int, share: float) -> None:

@@ -17,11 +17,13 @@ from mlfilter_core.clustering.assign_clusters import (
     finished_clusters,
 )
 from mlfilter_core.clustering.find_centroids import (
+    LEAST_VECTORS_PER_CELL,
     TEXTS_PER_CLUSTER,
     VECTORS_PER_CLUSTER,
     CentroidsReport,
     CentroidsRequest,
     automatic_clusters,
+    cells_for,
     corpus_of,
     find_centroids_of,
     finished_centroids,
@@ -230,7 +232,8 @@ def _centroids_request(params: ClusterParameters, files: TaskFiles) -> Centroids
 def _sample_request(params: ClusterParameters, files: TaskFiles) -> SampleRequest:
     n_rows, dim = estimate(files, params.hdf5_dataset_name)
     expected = automatic_clusters(n_rows) if params.n_clusters == "auto" else params.n_clusters
-    n_vectors = min(MARGIN * VECTORS_PER_CLUSTER * expected, params.memory_gb * GB * SHARE_OF_MEMORY / (4 * dim))
+    n_wanted = max(VECTORS_PER_CLUSTER * expected, LEAST_VECTORS_PER_CELL * cells_for(n_rows))
+    n_vectors = min(MARGIN * n_wanted, params.memory_gb * GB * SHARE_OF_MEMORY / (4 * dim))
     return SampleRequest(
         params.clusters_dir / SAMPLE_FOLDER,
         params.hdf5_dataset_name,

@@ -29,7 +29,8 @@ class DeduplicationParameters(Written):
     clusters_directory: Path | None = Field(
         None,
         description="Folder of the files of clusters that a cluster job made from the same embeddings: a document is "
-        "compared with those of its cluster and of neighbouring ones. Not used with threshold: exact.",
+        "compared with those of its cell, a part of the space that is smaller than most clusters, and of others near "
+        "it. Not used with threshold: exact.",
     )
     centroids: Path | None = Field(
         None,
@@ -39,8 +40,8 @@ class DeduplicationParameters(Written):
     neighbours: int = Field(
         8,
         ge=0,
-        description="Most clusters beside its own that a document is compared with; they are the nearest ones, as far "
-        "as their border is within the reach of threshold. The run states the share of pairs that it finds.",
+        description="Most cells beside its own that a document is compared with; they are the nearest ones, as far as "
+        "their border is within the reach of threshold. The run states the share of pairs that it finds.",
     )
     prefer: Literal["first", "longest", "best"] = Field(
         "longest",
@@ -71,7 +72,7 @@ class DeduplicationParameters(Written):
     def _fits_together(self) -> "DeduplicationParameters":
         if self.threshold != EXACT and self.clusters_directory is None:
             raise ValueError(
-                "near-duplicates are searched within clusters; set clusters_directory to those of a cluster job, or "
+                "a search for near-duplicates needs clusters; set clusters_directory to those of a cluster job, or "
                 "threshold: exact"
             )
         if self.centroids is not None and self.clusters_directory is None:

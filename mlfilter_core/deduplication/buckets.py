@@ -1,6 +1,6 @@
-"""Buckets of neighbouring clusters, whose documents are compared in one task.
+"""Buckets of neighbouring cells, whose documents are compared in one task.
 
-A document that visits several clusters of a bucket is read once for them, so that neighbours belong together.
+A document that visits several cells of a bucket is read once for them, so that neighbours belong together.
 """
 
 import numpy as np
@@ -11,30 +11,28 @@ LEAST_BUCKETS, LEAST_DOCUMENTS = 64, 10_000
 POWER_STEPS, TINY = 20, 1e-30
 
 
-def buckets_of(
-    centroids: NDArray[np.float32], documents: NDArray[np.int64], most_documents: float
-) -> NDArray[np.int64]:
-    """Returns the bucket of each cluster, int64 (k,), counted from 0.
+def buckets_of(centres: NDArray[np.float32], documents: NDArray[np.int64], most_documents: float) -> NDArray[np.int64]:
+    """Returns the bucket of each cell, int64 (k,), counted from 0.
 
-    Clusters are halved along the direction in which their centroids differ most, until each bucket has few enough
-    documents or is a single cluster.
+    They are halved along the direction in which their centres differ most, until each bucket has few enough documents
+    or is a single cell.
 
     Args:
-        centroids: float32 (k, dim).
-        documents: Documents of each cluster, int64 (k,).
+        centres: Centres of the cells, float32 (k, dim).
+        documents: Documents of each cell, int64 (k,).
         most_documents: Most documents of a bucket.
     """
     most = min(most_documents, max(LEAST_DOCUMENTS, float(documents.sum()) / LEAST_BUCKETS))
-    buckets = np.empty(len(centroids), np.int64)
-    waiting, n_buckets = [np.arange(len(centroids))], 0
+    buckets = np.empty(len(centres), np.int64)
+    waiting, n_buckets = [np.arange(len(centres))], 0
     while waiting:
-        clusters = waiting.pop()
-        if len(clusters) == 1 or documents[clusters].sum() <= most:
-            buckets[clusters] = n_buckets
+        cells = waiting.pop()
+        if len(cells) == 1 or documents[cells].sum() <= most:
+            buckets[cells] = n_buckets
             n_buckets += 1
             continue
-        centred = centroids[clusters] - centroids[clusters].mean(axis=0)
-        ordered = clusters[np.argsort(centred @ _main_direction(centred), kind="stable")]
+        centred = centres[cells] - centres[cells].mean(axis=0)
+        ordered = cells[np.argsort(centred @ _main_direction(centred), kind="stable")]
         before = np.cumsum(documents[ordered]) - documents[ordered] / 2
         cut = int(np.searchsorted(before, documents[ordered].sum() / 2))
         cut = min(max(1, cut), len(ordered) - 1)

@@ -1,11 +1,11 @@
-"""The second step of a deduplication job: the pairs of duplicates of a bucket of clusters, or of hashes."""
+"""The second step of a deduplication job: the pairs of duplicates of a bucket of cells, or of hashes."""
 
 import hashlib
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,11 +19,12 @@ from mlfilter_core.deduplication.distribute import (
     VECTORS,
     VISITS,
     DistributeRequest,
+    Search,
     load_rows,
 )
 from mlfilter_core.deduplication.edges import Edges, Forest
 from mlfilter_core.deduplication.partitions import read_bucket
-from mlfilter_core.embedding_store.centroids import load_same_centroids
+from mlfilter_core.embedding_store.centroids import load_same_searched
 from mlfilter_core.files.new_file import open_new
 from mlfilter_core.files.numpy_archives import DAMAGED, column, is_damage
 from mlfilter_core.files.publishing import publish
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 
 
 SUFFIX = ".npz"
-PAIRS_FOLDER, HASH_TASK, CLUSTER_TASK = "pairs", "texts", "clusters"
+PAIRS_FOLDER, HASH_TASK, CELL_TASK = "pairs", "texts", "cells"
 SAME_TEXT = 2.0  # in place of the cosine of two equal texts
 
-_known: dict[str, tuple[list[int], NDArray[np.int64], NDArray[np.float32]]] = {}
+_known: "dict[str, _Probes]" = {}
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class CompareRequest:
     def tasks(self) -> list[TaskFile]:
         """Returns a task for each bucket."""
         n_buckets = 0 if self.divided.search is None else self.divided.search.n_buckets
-        of_clusters = [f"{CLUSTER_TASK}-{i}" for i in range(n_buckets)]
-        names = [*of_clusters, *(f"{HASH_TASK}-{i}" for i in range(self.divided.n_hash_buckets))]
+        of_cells = [f"{CELL_TASK}-{i}" for i in range(n_buckets)]
+        names = [*of_cells, *(f"{HASH_TASK}-{i}" for i in range(self.divided.n_hash_buckets))]
         return [TaskFile(name, name, self.folder.absolute()) for name in names]
 
     def output(self, task: TaskFile) -> Path:
@@ -219,11 +220,11 @@ def _equal_texts(bucket: int, request: CompareRequest) -> tuple[int, Pairs]:
 
 
 @dataclass(frozen=True)
-class _Cluster:
-    """The documents of a cluster, and those that visit it.
+class _Cell:
+    """The documents of a cell, and those that visit it.
 
     Attributes:
-        number: Number of the cluster.
+        number: Number of the cell.
         places: Places of its documents.
         visitors: Places of the documents that visit it, int64 (n_visitors,).
     """
@@ -234,7 +235,7 @@ class _Cluster:
 
 
 class _Bucket:
-    """The documents of a bucket of clusters, and those that visit it."""
+    """The documents of a bucket of cells, and those that visit it."""
 
     def __init__(self, task: TaskFile, bucket: int, request: CompareRequest, device: "torch.device") -> None:
         import torch
@@ -244,26 +245,26 @@ class _Bucket:
         search = request.divided.search
         assert search is not None
         self._name, self._search, self._levels = task.name, search, request.levels
-        starts, self._probes, probe_vectors = _known_rows(request)
-        vectors = self._read(bucket, request, starts, VECTORS)
-        visits = self._read(bucket, request, starts, VISITS)
-        order = np.lexsort((vectors["row"], vectors["cluster"]))  # copies first, then cluster by cluster
-        self._rows, self._clusters = vectors["row"][order], vectors["cluster"][order]
+        centroids = load_same_searched(search.centroids, search.cells_sha256)
+        self._cells = torch.from_numpy(centroids.searched.vectors).to(device)
+        self._probes = _probes_of(request, search, self._cells)
+        vectors = self._read(bucket, request, self._probes.starts, VECTORS)
+        visits = self._read(bucket, request, self._probes.starts, VISITS)
+        order = np.lexsort((vectors["row"], vectors["cell"]))  # copies first, then cell by cell
+        self._rows, self._cells_of_rows = vectors["row"][order], vectors["cell"][order]
         all_vectors = torch.from_numpy(vectors.pop("vector")[order]).to(device)
-        self._n_copies = int((self._clusters < 0).sum())
+        self._n_copies = int((self._cells_of_rows < 0).sum())
         by_row = np.argsort(self._rows, kind="stable")
         place_of = by_row[np.searchsorted(self._rows[by_row], visits["row"])]
-        order = np.lexsort((place_of, visits["cluster"]))
-        self._visitors, self._visited = place_of[order], visits["cluster"][order]
-        centroids = load_same_centroids(self._search.centroids, self._search.centroids_sha256)
-        self._centroids = torch.from_numpy(centroids.vectors).to(device)
+        order = np.lexsort((place_of, visits["cell"]))
+        self._visitors, self._visited = place_of[order], visits["cell"][order]
         directions = None
-        if clusters := list(self._each_cluster()):
-            largest = max(clusters, key=lambda cluster: cluster.places.stop - cluster.places.start)
+        if cells := list(self._each_cell()):
+            largest = max(cells, key=lambda cell: cell.places.stop - cell.places.start)
             own, visiting = all_vectors[largest.places], all_vectors[torch.from_numpy(largest.visitors).to(device)]
             directions = find_directions(all_vectors, own, torch.cat([own, visiting]), self._levels[0])
         self._vectors = bounded(all_vectors, directions)
-        self._probe_vectors = bounded(torch.from_numpy(probe_vectors).to(device), directions)
+        self._probe_vectors = bounded(self._probes.vectors, directions)
 
     @staticmethod
     def _read(bucket: int, request: CompareRequest, starts: list[int], suffix: str) -> dict[str, NDArray[Any]]:
@@ -277,7 +278,7 @@ class _Bucket:
                     parts.setdefault(name, []).append(np.array(values))
         if suffix == VECTORS:
             parts.setdefault("vector", []).insert(0, np.empty((0, search.dim), np.float32))
-        for name in ("row", "cluster"):
+        for name in ("row", "cell"):
             parts.setdefault(name, []).insert(0, np.empty(0, np.int64))
         return {name: np.concatenate(parts.pop(name)) for name in list(parts)}
 
@@ -285,87 +286,97 @@ class _Bucket:
         """Returns the number of documents of the bucket, and the pairs."""
         forest, recall, teller = Forest(len(self._rows), self._levels), np.zeros(2, np.int64), ProgressTeller()
         n_documents = len(self._rows) - self._n_copies
-        for cluster in self._each_cluster():
-            for found in self._compared(cluster, forest):
+        for cell in self._each_cell():
+            for found in self._compared(cell, forest):
                 forest.add(found)
-            recall += self._recall_in(cluster)
+            recall += self._recall_in(cell)
             if teller.is_due():
-                n_done = cluster.places.stop - self._n_copies
+                n_done = cell.places.stop - self._n_copies
                 teller.tell(Progress(self._name, n_done, share=n_done / n_documents))
         edges = forest.edges()
         n_all, n_compared = recall.tolist()
         rows = self._rows[edges.first], self._rows[edges.second]
         return n_documents, Pairs(*rows, edges.cosines, (n_all, n_compared))
 
-    def _each_cluster(self) -> Iterator[_Cluster]:
-        for number in np.unique(self._clusters[self._n_copies :]).tolist():
+    def _each_cell(self) -> Iterator[_Cell]:
+        for number in np.unique(self._cells_of_rows[self._n_copies :]).tolist():
             both = [number, number + 1]
-            places, visits = (np.searchsorted(each, both).tolist() for each in (self._clusters, self._visited))
-            yield _Cluster(number, slice(*places), self._visitors[slice(*visits)])
+            places, visits = (np.searchsorted(each, both).tolist() for each in (self._cells_of_rows, self._visited))
+            yield _Cell(number, slice(*places), self._visitors[slice(*visits)])
 
-    def _compared(self, cluster: _Cluster, forest: Forest) -> Iterator[Edges]:
-        """Yields the pairs of a cluster, and of the cluster and its visitors, that are not connected yet."""
+    def _compared(self, cell: _Cell, forest: Forest) -> Iterator[Edges]:
+        """Yields the pairs of a cell, and of the cell and its visitors, that are not connected yet."""
         import torch
 
         from mlfilter_core.deduplication.pairs import similar_between, similar_within
 
-        threshold, device, start = self._levels[0], self._centroids.device, cluster.places.start
-        vectors, visiting = self._vectors[cluster.places], self._vectors[torch.from_numpy(cluster.visitors).to(device)]
+        threshold, device, start = self._levels[0], self._cells.device, cell.places.start
+        vectors, visiting = self._vectors[cell.places], self._vectors[torch.from_numpy(cell.visitors).to(device)]
 
         def connected(places: NDArray[np.int64] | slice) -> tuple[torch.Tensor, torch.Tensor] | None:
             if (known := forest.connected) is None:
                 return None
-            one, other = torch.from_numpy(known[places]), torch.from_numpy(known[cluster.places])
+            one, other = torch.from_numpy(known[places]), torch.from_numpy(known[cell.places])
             return one.to(device), other.to(device)
 
-        for edges in similar_within(vectors, threshold, partial(connected, cluster.places)):
+        for edges in similar_within(vectors, threshold, partial(connected, cell.places)):
             yield Edges(edges.first + start, edges.second + start, edges.cosines)
-        for edges in similar_between(visiting, vectors, threshold, partial(connected, cluster.visitors)):
-            yield Edges(cluster.visitors[edges.first], edges.second + start, edges.cosines)
+        for edges in similar_between(visiting, vectors, threshold, partial(connected, cell.visitors)):
+            yield Edges(cell.visitors[edges.first], edges.second + start, edges.cosines)
 
-    def _recall_in(self, cluster: _Cluster) -> tuple[int, int]:
-        """Returns how many near-duplicates of probes a cluster has, and how many of them the search compares."""
+    def _recall_in(self, cell: _Cell) -> tuple[int, int]:
+        """Returns how many near-duplicates of probes a cell has, and how many of them the search compares."""
         from mlfilter_core.deduplication.pairs import similar_between
 
-        if not len(self._probes):
+        probes, n_cells = self._probes, len(self._cells)
+        if not len(probes.rows):
             return 0, 0
-        homes, is_compared = self._visits_of_probes
-        n_all = -int(np.isin(self._probes, self._rows[cluster.places]).sum())  # a probe is no pair with itself
+        n_all = -int(np.isin(probes.rows, self._rows[cell.places]).sum())  # a probe is no pair with itself
         n_missed, visits = 0, None
-        vectors = self._vectors[cluster.places]
+        vectors = self._vectors[cell.places]
         for found in similar_between(self._probe_vectors, vectors, self._levels[0]):
             n_all += len(found)
-            left = found[~is_compared[found.first, cluster.number]]
+            left = found[~probes.are_compared_in(cell.number, found.first)]
             if len(left):
-                # The search compares these only where the other document visits the cluster of the probe.
+                # The search compares these only where the other document visits the cell of the probe.
                 if visits is None:
-                    _, visitors, visited = self._visits_of(vectors.vectors)
-                    visits = visitors * len(self._centroids) + visited
-                n_missed += int((~np.isin(left.second * len(self._centroids) + homes[left.first], visits)).sum())
+                    _, visitors, visited = _visits(vectors.vectors, self._cells, self._search)
+                    visits = visitors * n_cells + visited
+                n_missed += int((~np.isin(left.second * n_cells + probes.homes[left.first], visits)).sum())
         return n_all, n_all - n_missed
 
-    @cached_property
-    def _visits_of_probes(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The cluster of each probe, and whether the search compares it with the documents of each cluster."""
-        homes, visitors, visited = self._visits_of(self._probe_vectors.vectors)
-        is_compared = np.zeros((len(homes), len(self._centroids)), bool)
-        is_compared[visitors, visited] = is_compared[np.arange(len(homes)), homes] = True
-        return homes, is_compared
 
-    def _visits_of(self, vectors: "torch.Tensor") -> list[NDArray[np.int64]]:
-        """Returns the cluster of each vector, then place and cluster of each visit, int64 (n,), (v,) and (v,)."""
-        from mlfilter_core.deduplication.borders import visits
+@dataclass(frozen=True)
+class _Probes:
+    """Documents that are compared with all others.
 
-        found = visits(vectors, self._centroids, self._search.threshold, self._search.neighbours)
-        return [each.cpu().numpy() for each in found]
+    Attributes:
+        starts: First row of each file.
+        rows: int64 (n,).
+        vectors: float32 (n, dim), of unit length.
+        homes: Cell of each, int64 (n,).
+        visitors: Numbers of the probes that are compared in each cell, one cell after another, int64 (n_visits,).
+        bounds: Where those of each cell begin, and where the last ones end, int64 (n_cells + 1,).
+    """
+
+    starts: list[int]
+    rows: NDArray[np.int64]
+    vectors: "torch.Tensor"
+    homes: NDArray[np.int64]
+    visitors: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+
+    def are_compared_in(self, cell: int, probes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns whether probes, by their numbers, are compared with the documents of a cell."""
+        return np.isin(probes, self.visitors[slice(*self.bounds[cell : cell + 2])])
 
 
-def _known_rows(request: CompareRequest) -> tuple[list[int], NDArray[np.int64], NDArray[np.float32]]:
-    """Returns the first row of each file, and rows and vectors of all probes, read once for the tasks of a process."""
-    facts = f"{request.divided.folder} {request.facts()}"
+def _probes_of(request: CompareRequest, search: Search, cells: "torch.Tensor") -> _Probes:
+    """Returns the probes of a run, read once for the tasks of a process."""
+    import torch
+
+    facts = f"{request.divided.folder} {request.facts()} {cells.device}"
     if facts not in _known:
-        search = request.divided.search
-        assert search is not None
         starts = first_rows(request.files, request.divided).tolist()
         rows, vectors = [np.empty(0, np.int64)], [np.empty((0, search.dim), np.float32)]
         for file, start in zip(request.files, starts, strict=False):
@@ -373,9 +384,21 @@ def _known_rows(request: CompareRequest) -> tuple[list[int], NDArray[np.int64], 
             if len(of_file.probes):
                 rows.append(of_file.probes + start)
                 vectors.append(of_file.probe_vectors)
+        on_device = torch.from_numpy(np.concatenate(vectors)).to(cells.device)
+        homes, visitors, visited = _visits(on_device, cells, search)
+        probes, of = np.concatenate([np.arange(len(homes)), visitors]), np.concatenate([homes, visited])
+        order = np.argsort(of, kind="stable")
+        bounds = np.searchsorted(of[order], np.arange(len(cells) + 1))
         _known.clear()
-        _known[facts] = starts, np.concatenate(rows), np.concatenate(vectors)
+        _known[facts] = _Probes(starts, np.concatenate(rows), on_device, homes, probes[order], bounds)
     return _known[facts]
+
+
+def _visits(vectors: "torch.Tensor", cells: "torch.Tensor", search: Search) -> list[NDArray[np.int64]]:
+    """Returns the cell of each vector, then place and cell of each visit, int64 (n,), (v,) and (v,)."""
+    from mlfilter_core.deduplication.borders import visits
+
+    return [each.cpu().numpy() for each in visits(vectors, cells, search.threshold, search.neighbours)]
 
 
 def _report(

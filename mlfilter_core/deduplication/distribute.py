@@ -25,7 +25,7 @@ from mlfilter_core.corpus.documents import as_string
 from mlfilter_core.corpus.lines import Line
 from mlfilter_core.deduplication.buckets import buckets_of
 from mlfilter_core.deduplication.partitions import open_partitions
-from mlfilter_core.embedding_store.centroids import load_centroids, load_same_centroids
+from mlfilter_core.embedding_store.centroids import load_centroids, load_same_searched
 from mlfilter_core.embedding_store.duplicate_file import number_of
 from mlfilter_core.embedding_store.layout import DOCUMENT_ID, N_TOKENS, TEXT_HASH
 from mlfilter_core.embedding_store.reader import EmbeddingFile
@@ -46,7 +46,7 @@ ROWS, VECTORS, VISITS, HASHES = ".npz", ".vectors.arrow", ".visits.arrow", ".has
 FILES_FOLDER = "files"  # beside that of the pairs
 SLICE_BYTES = 128 << 20  # of embeddings that are divided at a time
 N_PROBES = 4000  # documents that are compared with all others
-COPY = -1  # cluster of a vector that belongs to another bucket and visits a cluster of this one
+COPY = -1  # cell of a vector that belongs to another bucket and visits a cell of this one
 LONGEST, FIRST = "longest", "first"
 
 _log = logging.getLogger(__name__)
@@ -57,22 +57,29 @@ class Search:
     """How near-duplicates are searched.
 
     Attributes:
-        centroids: File of the centres of the clusters.
-        centroids_sha256: Their digest.
+        centroids: File of the centres of the clusters, and of the cells.
+        centroids_sha256: Digest of the centres of the clusters.
+        cells_sha256: Digest of the cells, or of the same centres where clusters are the cells.
         dim: Width of the embeddings.
         threshold: Lowest cosine of duplicates.
-        neighbours: Most clusters that a document visits.
-        buckets: Bucket of each cluster, int64 (k,).
+        neighbours: Most cells that a document visits.
+        buckets: Bucket of each cell, int64 (m,).
         probe_share: Share of the documents that are compared with all others, from 0 to 1.
     """
 
     centroids: Path
     centroids_sha256: str
+    cells_sha256: str
     dim: int
     threshold: float
     neighbours: int
     buckets: NDArray[np.int64] = field(repr=False)
     probe_share: float
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether cells are not the clusters themselves."""
+        return self.cells_sha256 != self.centroids_sha256
 
     @property
     def n_buckets(self) -> int:
@@ -81,9 +88,9 @@ class Search:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """What divided rows and their pairs depend on."""
+        """What divided rows and their pairs depend on; another name of a fact stands for another format of the rows."""
         return {
-            "centroids": self.centroids_sha256,
+            "cells": self.cells_sha256,
             "threshold": self.threshold,
             "neighbours": self.neighbours,
             "buckets": hashlib.sha256(self.buckets.tobytes()).hexdigest(),
@@ -187,7 +194,8 @@ def search_of(params: DeduplicationParameters, path: Path, documents: NDArray[np
     Args:
         params: Parameters with another threshold than `exact`.
         path: File of centroids.
-        documents: Documents of each cluster, int64 (k,), of all or some of the corpus.
+        documents: Documents of each cluster, int64 (k,), of all or some of the corpus; a cluster is a cell where there
+            are no smaller ones.
         n_rows: Number of documents of the corpus.
 
     Raises:
@@ -195,23 +203,27 @@ def search_of(params: DeduplicationParameters, path: Path, documents: NDArray[np
     """
     assert params.threshold != "exact"
     centroids = load_centroids(path)
-    documents = (documents * (n_rows / max(1, int(documents.sum())))).astype(np.int64)
+    cells = centroids.searched
+    of_cells = documents if centroids.cells is None else centroids.cells.documents(documents)
+    documents = (of_cells * (n_rows / max(1, of_cells.sum()))).astype(np.int64)
     # Each document of a bucket may visit others, and all are in memory twice while they are put in order.
     n_bytes = 4 * centroids.vectors.shape[1] * (1 + params.neighbours) * 2
     most_rows = params.memory_gb * 10**9 / n_bytes
     if (largest := int(documents.max(initial=0))) > (1 + params.neighbours) * most_rows:
         _log.warning(
-            "the largest cluster has about %d documents, which are compared in one task and take %.1f GB, more than "
-            "memory_gb: %g; more clusters would be smaller",
+            "the largest cell has about %d documents, which are compared in one task and take %.1f GB, more than "
+            "memory_gb: %g; give the workers that much%s",
             *(largest, largest * 8 * centroids.vectors.shape[1] / 10**9, params.memory_gb),
+            ", or cluster again, which finds smaller cells" if centroids.cells is None else "",
         )
     return Search(
         path,
         centroids.sha256,
+        cells.sha256,
         centroids.vectors.shape[1],
         params.threshold,
         params.neighbours,
-        buckets_of(centroids.vectors, documents, most_rows),
+        buckets_of(cells.vectors, documents, most_rows),
         min(1.0, N_PROBES / max(1, n_rows)),
     )
 
@@ -244,11 +256,11 @@ def distribute(file: TaskFile, request: DistributeRequest, device: "torch.device
         probes = np.empty(0, np.int64)
         probe_vectors = np.empty((0, embeddings.dim), np.float32)
         if request.search is not None:
-            centroids = load_same_centroids(request.search.centroids, request.search.centroids_sha256)
+            centroids = load_same_searched(request.search.centroids, request.search.cells_sha256)
             check_fits(embeddings, centroids)
             is_probe = _drawn(file.stem, embeddings.n_rows, request.seed, request.search.probe_share)
             targets = [stack.enter_context(publish(request.output(file, suffix))) for suffix in (VECTORS, VISITS)]
-            on_device = torch.from_numpy(centroids.vectors).to(device)
+            on_device = torch.from_numpy(centroids.searched.vectors).to(device)
             probe_vectors = _divide(file, embeddings, request.search, on_device, is_probe, *targets)
             probes = np.flatnonzero(is_probe)
         elif hashes is None:
@@ -398,7 +410,7 @@ def _divide(
     file: TaskFile,
     embeddings: EmbeddingFile,
     search: Search,
-    centroids: "torch.Tensor",
+    cells: "torch.Tensor",
     is_probe: NDArray[np.bool_],
     vectors_file: Path,
     visits_file: Path,
@@ -416,9 +428,7 @@ def _divide(
     ):
         for start, vectors in _slices(embeddings):
             probes.append(vectors[is_probe[start : start + len(vectors)]])
-            found = visits(
-                torch.from_numpy(vectors).to(centroids.device), centroids, search.threshold, search.neighbours
-            )
+            found = visits(torch.from_numpy(vectors).to(cells.device), cells, search.threshold, search.neighbours)
             homes, visitors, visited = (each.cpu().numpy() for each in found)
             rows = np.arange(len(vectors), dtype=np.int64)
             has_home = homes >= 0
@@ -428,12 +438,12 @@ def _divide(
             of_vectors.add(
                 {
                     "row": which + start,
-                    "cluster": np.concatenate([homes[has_home], np.full(len(copies), COPY, np.int64)]),
+                    "cell": np.concatenate([homes[has_home], np.full(len(copies), COPY, np.int64)]),
                     "vector": vectors[which],
                 },
                 np.concatenate([search.buckets[homes[has_home]], copies[:, 1]]),
             )
-            of_visits.add({"row": visitors + start, "cluster": visited}, search.buckets[visited])
+            of_visits.add({"row": visitors + start, "cell": visited}, search.buckets[visited])
             if teller.is_due():
                 done = start + len(vectors)
                 teller.tell(Progress(file.name, done, share=done / embeddings.n_rows))

@@ -68,6 +68,7 @@ class SettleRequest:
             "score": divided.score,
             "neighbours": None if search is None else search.neighbours,
             "centroids_sha256": None if search is None else search.centroids_sha256,
+            **({"cells_sha256": search.cells_sha256} if search is not None and search.has_cells else {}),
         }
 
 
@@ -189,7 +190,8 @@ def settle(request: SettleRequest) -> SettleReport:
     files, divided = request.compared.files, request.compared.divided
     starts = first_rows(files, divided)
     edges, recall = edges_of(request)
-    groups = groups_of(edges, np.array(_of_rows(request, starts, documents_in(edges), "values"), np.float64))
+    of_files = _of_rows(request, starts, documents_in(edges), "values")
+    groups = groups_of(edges, np.concatenate([np.empty(0), *(values[rows] for values, rows in of_files)]))
     n_duplicates = int(groups.is_duplicate.sum())
     if n_duplicates > MANY * int(starts[-1]):
         _log.warning(
@@ -198,7 +200,7 @@ def settle(request: SettleRequest) -> SettleReport:
             *(n_duplicates, int(starts[-1])),
         )
     identities = _identities(request)
-    ids = _of_rows(request, starts, np.unique(groups.kept), "ids")
+    ids = [ids[row] for ids, rows in _of_rows(request, starts, np.unique(groups.kept), "ids") for row in rows.tolist()]
     content = [groups.rows, groups.kept, groups.near, groups.cosines, identities, orjson.dumps(ids)]
     made = {
         "format": FORMAT,
@@ -239,20 +241,14 @@ def edges_of(request: SettleRequest) -> tuple[Edges, dict[str, int] | None]:
     return joined(parts), {"pairs": n_all, "found": n_compared} if has_search else None
 
 
-def _of_rows(request: SettleRequest, starts: NDArray[np.int64], rows: NDArray[np.int64], name: str) -> list[Any]:
-    """Returns an attribute of `DividedRows` of some rows, ascending."""
-    found: list[Any] = []
-    for place, local in _by_file(starts, rows):
-        values = getattr(load_rows(request.compared.files[place], request.compared.divided, [name]), name)
-        found += [values[row] for row in local.tolist()]
-    return found
-
-
-def _by_file(starts: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields the place of each file that has some of the rows, which ascend, and its own rows."""
+def _of_rows(
+    request: SettleRequest, starts: NDArray[np.int64], rows: NDArray[np.int64], name: str
+) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    """Yields an attribute of `DividedRows` of each file that has some of the rows, which ascend, and its own rows."""
     bounds = np.searchsorted(rows, starts)
     for place in np.flatnonzero(np.diff(bounds)).tolist():
-        yield place, rows[bounds[place] : bounds[place + 1]] - starts[place]
+        divided = load_rows(request.compared.files[place], request.compared.divided, [name])
+        yield getattr(divided, name), rows[bounds[place] : bounds[place + 1]] - starts[place]
 
 
 def _write(

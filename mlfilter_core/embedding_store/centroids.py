@@ -21,6 +21,7 @@ FORMAT = "mlfilter-clusters/1"
 METADATA = "mlfilter_clusters"  # the only key: safetensors writes several in random order
 # Tensors. The names are JSON lines, uint8: the header has 100 MB at most, too few for the names of 60,000 clusters.
 CENTROIDS, NAMES = "centroids", "names"
+CELLS, SIZES, CLUSTERS = "cells", "cell_sizes", "cell_clusters"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,32 @@ class PackedNames(Sequence[ClusterName]):
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Small parts of the space, in which near-duplicates are searched.
+
+    Attributes:
+        vectors: Their centres, float32 (m, dim), of unit length; a vector is in the cell with the nearest one.
+        sizes: Documents of the sample in each, int64 (m,).
+        clusters: Cluster with the centre nearest to that of each, int64 (m,).
+    """
+
+    vectors: NDArray[np.float32]
+    sizes: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the cells."""
+        return _digest(self.vectors, self.sizes, self.clusters)
+
+    def documents(self, of_clusters: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns about how many documents each cell has, float64 (m,), given those of each cluster."""
+        in_sample = np.bincount(self.clusters, self.sizes, minlength=len(of_clusters))
+        elsewhere = of_clusters[in_sample == 0].sum() / self.sizes.sum()  # clusters of which no cell is near
+        return np.asarray(self.sizes * (elsewhere + (of_clusters / np.maximum(in_sample, 1))[self.clusters]))
+
+
+@dataclass(frozen=True)
 class Centroids:
     """The centres of clusters.
 
@@ -102,17 +129,30 @@ class Centroids:
         names: What tells each cluster from the others.
         encoder: Fingerprint of the encoder of the embeddings; empty where they do not state it.
         found_on: Request, numbers of documents and vectors, mean distance in the sample.
+        cells: Cells that are smaller than the clusters; None where these are small, and in files of earlier releases.
     """
 
     vectors: NDArray[np.float32]
     names: Sequence[ClusterName]
     encoder: Fingerprint
     found_on: Mapping[str, Any]
+    cells: Cells | None = None
 
     @functools.cached_property
     def sha256(self) -> str:
         """Digest of the vectors."""
-        return hashlib.sha256(f"{self.vectors.shape} ".encode() + self.vectors.astype("<f4").tobytes()).hexdigest()
+        return _digest(self.vectors)
+
+    @property
+    def searched(self) -> "Cells | Centroids":
+        """What near-duplicates are searched in: the cells, or the clusters where there are none."""
+        return self.cells or self
+
+
+def _digest(vectors: NDArray[np.float32], *numbers: NDArray[np.int64]) -> str:
+    content = [f"{vectors.shape} ".encode(), vectors.astype("<f4").tobytes()]
+    content += [each.astype("<i8").tobytes() for each in numbers]
+    return hashlib.sha256(b"".join(content)).hexdigest()
 
 
 def centroids_beside(folder: Path) -> Path:
@@ -140,6 +180,13 @@ def write_centroids(path: Path, centroids: Centroids) -> None:
         CENTROIDS: np.ascontiguousarray(centroids.vectors, np.float32),
         NAMES: np.frombuffer(names.lines, np.uint8),
     }
+    if (cells := centroids.cells) is not None:
+        tensors |= {
+            CELLS: np.ascontiguousarray(cells.vectors, np.float32),
+            SIZES: cells.sizes.astype(np.int64),
+            CLUSTERS: cells.clusters.astype(np.int64),
+        }
+        facts["cells_sha256"] = cells.sha256
     metadata = {METADATA: json.dumps(facts, ensure_ascii=False, sort_keys=True)}
     with publish(path) as temporary, open_new(temporary) as file:
         file.write(save(tensors, metadata))
@@ -168,9 +215,24 @@ def load_same_centroids(path: Path, sha256: str) -> Centroids:
         ConfigError: They are not those with this digest, or as `load_centroids`.
     """
     centroids = load_centroids(path)
-    if centroids.sha256 != sha256:
-        raise ConfigError(f"{path} was changed during the run; run the job again")
+    _check_same(path, centroids.sha256, sha256)
     return centroids
+
+
+def load_same_searched(path: Path, sha256: str) -> Centroids:
+    """Returns the content of a file of centroids in which a search began.
+
+    Raises:
+        ConfigError: `searched` is not what has this digest, or as `load_centroids`.
+    """
+    centroids = load_centroids(path)
+    _check_same(path, centroids.searched.sha256, sha256)
+    return centroids
+
+
+def _check_same(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ConfigError(f"{path} was changed during the run; run the job again")
 
 
 @functools.lru_cache(maxsize=1)
@@ -184,11 +246,15 @@ def _loaded(path: Path, *version: int) -> Centroids:
             raise ValueError("its format is another one")
         vectors = file.get_tensor(CENTROIDS).astype(np.float32, copy=False)
         names = PackedNames(file.get_tensor(NAMES).tobytes())
-    centroids = Centroids(vectors, names, facts["encoder"], facts["found_on"])
+        cells = None
+        if "cells_sha256" in facts:
+            cells = Cells(*(file.get_tensor(name) for name in (CELLS, SIZES, CLUSTERS)))
+    centroids = Centroids(vectors, names, facts["encoder"], facts["found_on"], cells)
     if (
         centroids.sha256 != facts["sha256"]
         or hashlib.sha256(names.lines).hexdigest() != facts["names_sha256"]
         or len(names) != len(vectors)
+        or (cells is not None and cells.sha256 != facts["cells_sha256"])
     ):
         raise ValueError("its content is not what was written")
     return centroids

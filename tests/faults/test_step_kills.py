@@ -54,7 +54,7 @@ def test_deduplication_runs_that_are_killed_in_each_step(tmp_path: Path) -> None
     params = {"clusters_directory": str(tmp_path / "clusters"), "threshold": 0.9, "write_documents": False}
     jobs = jobs_of(tmp_path, **params)
     moments = (
-        *("before y.npz", "before clusters-0.npz", "before duplicates.arrow", "after duplicates.arrow"),
+        *("before y.npz", "before cells-0.npz", "before duplicates.arrow", "after duplicates.arrow"),
         *("after duplicates.json", "before y.parquet"),
     )
     run_killed_at("deduplicate", jobs["killed"], tmp_path, moments)

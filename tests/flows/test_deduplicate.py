@@ -40,7 +40,7 @@ def test_the_flow_equals_the_direct_computation(embed_job: WriteJob, tmp_path: P
     names = {run.name for run in last_task_runs(client, 9)}
     assert names == {
         *(f"{verb} {file}.h5" for verb in ("divide", "deduplicate") for file in ("a/x", "b/x", "b/y")),
-        *("compare clusters-0", "compare texts-0", "group duplicates.arrow"),
+        *("compare cells-0", "compare texts-0", "group duplicates.arrow"),
     }
     directly = deduplication_job_file(tmp_path, output_dir=str(tmp_path / "directly"))
     run_steps(load_job(directly, DeduplicationJob, {}))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mlfilter_core.clustering.find_centroids import automatic_clusters
+from mlfilter_core.clustering.find_centroids import automatic_clusters, cells_for
 from mlfilter_core.clustering.sample import SampleRequest, draw_sample, load_sample, make_sample
 from mlfilter_core.clustering.work import centroids_to_find
 from mlfilter_core.embedding_store.centroids import load_centroids, write_centroids
@@ -160,6 +160,38 @@ def test_samples_are_removed_once_the_centroids_are_there(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("n", "clusters"), [(1, 1), (3, 1), (100, 5), (10_000, 50), (1_000_000, 500)])
 def test_the_automatic_number_of_clusters(n: int, clusters: int) -> None:
     assert automatic_clusters(n) == clusters
+
+
+@pytest.mark.parametrize(("n", "cells"), [(100, 0), (12_800, 100), (1_000_000, 2_000), (10**9, 63_246)])
+def test_cells_are_many_where_documents_are(n: int, cells: int) -> None:
+    assert cells_for(n) == cells
+
+
+def test_large_clusters_are_divided_into_cells(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0)
+    vectors = numbers.standard_normal((1280, 32)).astype(np.float32)
+    write_vectors(tmp_path / "out" / "embeddings" / "x.h5", vectors)
+    run_steps(cluster_job(tmp_path, n_clusters=5))
+    centroids = load_centroids(tmp_path / "out" / "clusters.safetensors")
+    assert len(centroids.vectors) == 5
+    assert centroids.cells is not None
+    assert len(centroids.cells.vectors) == 10
+    assert centroids.cells.sizes.sum() == 1280
+    nearest = (centroids.cells.vectors @ centroids.vectors.T).argmax(axis=1)
+    assert centroids.cells.clusters.tolist() == nearest.tolist()
+
+
+def test_clusters_are_not_divided_where_that_gains_little(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0)
+    write_vectors(tmp_path / "out" / "embeddings" / "x.h5", numbers.standard_normal((1280, 32)).astype(np.float32))
+    run_steps(cluster_job(tmp_path, n_clusters=6))
+    assert load_centroids(tmp_path / "out" / "clusters.safetensors").cells is None
+
+
+def test_a_corpus_of_near_duplicates_is_not_divided(tmp_path: Path) -> None:
+    topics_file(tmp_path, 1280)
+    run_steps(cluster_job(tmp_path, n_clusters=2))
+    assert load_centroids(tmp_path / "out" / "clusters.safetensors").cells is None
 
 
 def test_a_small_corpus_has_the_automatic_number_of_clusters(tmp_path: Path) -> None:
@@ -411,4 +443,5 @@ def test_centroids_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     write_centroids(tmp_path / "copy", centroids)
     copy = load_centroids(tmp_path / "copy")
     assert copy.sha256 == centroids.sha256
+    assert copy.cells is None is centroids.cells  # there are too few documents to divide them
     assert (copy.names, copy.found_on, copy.encoder) == (centroids.names, centroids.found_on, centroids.encoder)

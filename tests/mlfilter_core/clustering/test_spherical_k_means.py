@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from mlfilter_core.clustering import spherical_k_means
-from mlfilter_core.clustering.spherical_k_means import blocks, find_centroids, nearest
+from mlfilter_core.clustering.spherical_k_means import blocks, find_cells, find_centroids, nearest
 from tests.mlfilter_core.clustering.topics import vectors_of
 
 
@@ -100,3 +100,33 @@ def test_a_cluster_that_loses_its_vectors_begins_anew() -> None:
         )
         centroids = find_centroids(vectors, 20, seed)
         assert len(nearest(vectors, centroids)[0].unique()) == len(centroids)
+
+
+def test_cells_are_at_most_a_third_farther_than_clusters_of_the_same_number() -> None:
+    vectors = mixture(6000, 96, 300)
+    cells, sizes = find_cells(vectors, 200)
+    assert torch.allclose(cells.norm(dim=1), torch.ones(len(cells)))
+    labels, _ = nearest(vectors, cells)
+    assert torch.equal(torch.bincount(labels, minlength=len(cells)), sizes)
+    assert int(sizes.min()) > 0
+    clusters = find_centroids(vectors, 200, seed=0)
+    assert mean_distance(vectors, cells) < 4 / 3 * mean_distance(vectors, clusters)
+
+
+@pytest.mark.parametrize(("make", "n", "n_found"), [(equal, 50, 1), (opposite, 50, 2), (equal, 1, 1)])
+def test_there_are_no_more_cells_than_different_vectors(
+    make: Callable[[int], NDArray[np.float32]], n: int, n_found: int
+) -> None:
+    cells, sizes = find_cells(torch.from_numpy(make(n)), n)
+    assert (len(cells), int(sizes.sum())) == (n_found, n)
+
+
+def test_near_duplicates_share_a_cell_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spherical_k_means, "BLOCK_BYTES", 4 * 9 * 100)  # many blocks
+    numbers = np.random.default_rng(0)
+    family = numbers.standard_normal(64) + 0.2 * numbers.standard_normal((300, 64))
+    vectors = numbers.permutation(np.concatenate([family, numbers.standard_normal((300, 64))]))
+    vectors = torch.nn.functional.normalize(torch.from_numpy(vectors.astype(np.float32)))
+    cells, sizes = find_cells(vectors, 60)
+    assert len(cells) > 20
+    assert int(sizes.max()) >= 300

@@ -1,5 +1,6 @@
 """A whole deduplication job, beside a search of all pairs."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,16 +10,20 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mlfilter_core.deduplication import bounds as bounds_module
 from mlfilter_core.deduplication import distribute as distribute_module
 from mlfilter_core.deduplication import edges as edges_module
 from mlfilter_core.deduplication import pairs as pairs_module
+from mlfilter_core.deduplication.borders import visits
 from mlfilter_core.deduplication.work import deduplicate_workload, groups_to_find
+from mlfilter_core.embedding_store.centroids import load_centroids, write_centroids
 from mlfilter_core.embedding_store.layout import TEXT_HASH
 from mlfilter_core.errors import AnnotationError, ConfigError, EmbeddingFileError, OutputConflictError
 from tests.mlfilter_core.clustering.topics import cluster_job, run, run_steps, write_vectors
 from tests.mlfilter_core.deduplication.corpora import (
+    Vectors,
     deduplication_job,
     groups_by_all_pairs,
     groups_found,
@@ -31,9 +36,9 @@ N, N_CLUSTERS = 1_500, 12
 
 
 @pytest.mark.parametrize("threshold", [0.8, 0.9, 0.97])
-@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize(("small", "n_clusters"), [(False, N_CLUSTERS), (True, N_CLUSTERS), (True, 2)])
 def test_the_groups_are_those_of_a_search_of_all_pairs(
-    tmp_path: Path, threshold: float, small: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, threshold: float, small: bool, n_clusters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if small:  # many slices, blocks, reductions and buckets, each with bounds of its cosines
         monkeypatch.setattr(distribute_module, "SLICE_BYTES", 20_000)
@@ -42,7 +47,9 @@ def test_the_groups_are_those_of_a_search_of_all_pairs(
         monkeypatch.setattr(bounds_module, "SAMPLED", 20)
         monkeypatch.setattr(bounds_module, "WORTHWHILE", 10)
     vectors = planted(N, 600)
-    write_corpus(tmp_path, vectors, n_clusters=N_CLUSTERS)
+    write_corpus(tmp_path, vectors, n_clusters=n_clusters)
+    cells = load_centroids(tmp_path / "out/clusters.safetensors").cells
+    assert (cells is None) == (n_clusters == N_CLUSTERS)  # two clusters are too large to be searched
     memory_gb = 1e-4 if small else 4
     reports = run_steps(deduplication_job(tmp_path, threshold=threshold, memory_gb=memory_gb))
     expected = groups_by_all_pairs(vectors, threshold)
@@ -76,13 +83,44 @@ def test_every_duplicate_is_connected_by_a_pair_that_is_similar_enough(tmp_path:
         assert row["cosine"] >= 0.9 - 1e-6
 
 
-def test_without_neighbours_pairs_across_borders_are_missed_and_the_run_says_how_many(tmp_path: Path) -> None:
+@pytest.mark.parametrize("neighbours", [0, 1])
+@pytest.mark.parametrize("n_clusters", [N_CLUSTERS, 2])  # two are divided into cells
+def test_with_few_neighbours_pairs_across_borders_are_missed_and_the_run_says_how_many(
+    tmp_path: Path, n_clusters: int, neighbours: int
+) -> None:
     vectors = planted(N, 600)
-    write_corpus(tmp_path, vectors, n_clusters=N_CLUSTERS)
-    (first, *_) = run_steps(deduplication_job(tmp_path, threshold=0.8, neighbours=0))
+    vectors[7] = 0  # has no cell
+    write_corpus(tmp_path, vectors, n_clusters=n_clusters)
+    (first, *_) = run_steps(deduplication_job(tmp_path, threshold=0.8, neighbours=neighbours))
     recall = json.loads((tmp_path / "out/duplicates.json").read_text())["recall"]
-    assert 0 < recall["found"] < recall["pairs"]
+    n_pairs, n_found = pairs_compared(vectors, tmp_path / "out/clusters.safetensors", 0.8, neighbours)
+    assert recall == {"pairs": 2 * n_pairs, "found": 2 * n_found}  # every document is in the sample
+    assert 0 < n_found < n_pairs
     assert any(f"of the {recall['pairs']:,} pairs" in remark for remark in first.remarks_on([first]))
+
+
+def pairs_compared(vectors: Vectors, centroids: Path, threshold: float, neighbours: int) -> tuple[int, int]:
+    """Returns the number of similar pairs, and of those with a document that is in, or visits, the other's cell."""
+    centres = load_centroids(centroids).searched.vectors
+    homes, visitors, visited = visits(*map(torch.from_numpy, (vectors, centres)), threshold, neighbours)
+    cells = [{home} for home in homes.tolist()]
+    for visitor, cell in zip(visitors.tolist(), visited.tolist(), strict=True):
+        cells[visitor].add(cell)
+    pairs = np.argwhere(np.triu(vectors @ vectors.T >= threshold - 1e-6, 1)).tolist()
+    n_found = sum(int(homes[one]) in cells[other] or int(homes[other]) in cells[one] for one, other in pairs)
+    return len(pairs), n_found
+
+
+def test_nearly_all_pairs_of_a_large_family_of_near_duplicates_are_compared(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0)
+    vectors = numbers.standard_normal((2_400, 384))
+    family = numbers.standard_normal(384) + 0.27 * numbers.standard_normal((2_400, 384))  # cosines of some 0.93
+    mixed = numbers.permutation(np.concatenate([vectors, family])).astype(np.float32)
+    write_corpus(tmp_path, mixed, n_clusters=4)
+    assert load_centroids(tmp_path / "out/clusters.safetensors").cells is not None
+    run_steps(deduplication_job(tmp_path))
+    recall = json.loads((tmp_path / "out/duplicates.json").read_text())["recall"]
+    assert recall["found"] > 0.98 * recall["pairs"] > 1_000_000
 
 
 def test_ten_thousand_copies_of_a_page_are_one_group(tmp_path: Path) -> None:
@@ -274,7 +312,7 @@ def test_a_threshold_that_removes_most_is_warned_about(tmp_path: Path, caplog: p
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"clusters_directory": None}, "near-duplicates are searched within clusters"),
+        ({"clusters_directory": None}, "a search for near-duplicates needs clusters"),
         ({"prefer": "best"}, "prefer: best goes with score"),
         ({"score": "quality"}, "prefer: best goes with score"),
         ({"prefer": "best", "score": "quality"}, "score needs annotated_directory"),
@@ -430,3 +468,56 @@ def test_a_cluster_that_does_not_fit_in_memory_is_warned_about(
     write_corpus(tmp_path, planted(600, 10), n_clusters=2)
     groups_to_find(deduplication_job(tmp_path, memory_gb=1e-5))
     assert "which are compared in one task and take" in caplog.text
+
+
+def test_centroids_of_an_earlier_release_are_searched_by_clusters(tmp_path: Path) -> None:
+    vectors = planted(N, 600)
+    write_corpus(tmp_path, vectors, n_clusters=2)
+    path = tmp_path / "out/clusters.safetensors"
+    write_centroids(path, dataclasses.replace(load_centroids(path), cells=None))
+    run_steps(deduplication_job(tmp_path))
+    assert groups_found(tmp_path) == groups_by_all_pairs(vectors, 0.9)
+
+
+def test_tasks_fit_in_memory_with_the_centroids_of_another_corpus(tmp_path: Path) -> None:
+    vectors = planted(N, 10)
+    write_corpus(tmp_path / "all", vectors, n_clusters=3)
+    centroids = tmp_path / "all/out/clusters.safetensors"
+    of_one_topic = vectors[np.argsort(vectors @ load_centroids(centroids).vectors[0])[-300:]]
+    write_corpus(tmp_path, of_one_topic, n_clusters="auto", centroids=centroids)
+    most = 200
+    memory_gb = most * 4 * 32 * (1 + 8) * 2 / 10**9
+    work = groups_to_find(deduplication_job(tmp_path, centroids=centroids, memory_gb=memory_gb))
+    assert work is not None
+    divide, compare, _ = work.steps()
+    run(divide)
+    assert max(report.documents for report in run(compare) if report.bucket.startswith("cells")) < 2 * most
+
+
+def test_rows_that_an_earlier_release_divided_are_divided_again(tmp_path: Path) -> None:
+    write_corpus(tmp_path, planted(N, 600), n_clusters=N_CLUSTERS)
+    work = groups_to_find(deduplication_job(tmp_path))
+    assert work is not None
+    divide = work.steps()[0]
+    run(divide)
+    assert {report.status for report in run(divide)} == {"skipped"}
+    for path in (tmp_path / "out/duplicates/.rows").rglob("*.npz"):
+        rows = dict(np.load(path))
+        facts = json.loads(rows["facts"].tobytes())
+        facts["search"]["centroids"] = facts["search"].pop("cells")
+        rows["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+        np.savez(path, **rows)
+    assert {report.status for report in run(divide)} == {"divided"}
+
+
+def test_cells_that_change_during_a_run_are_noticed(tmp_path: Path) -> None:
+    write_corpus(tmp_path, planted(N, 10), n_clusters=2)
+    work = groups_to_find(deduplication_job(tmp_path))
+    assert work is not None
+    path = tmp_path / "out/clusters.safetensors"
+    centroids = load_centroids(path)
+    assert centroids.cells is not None
+    other = dataclasses.replace(centroids.cells, vectors=-centroids.cells.vectors)
+    write_centroids(path, dataclasses.replace(centroids, cells=other))
+    with pytest.raises(ConfigError, match="was changed during the run"):
+        run(work.steps()[0])
