@@ -124,8 +124,7 @@ def below(client: SyncPrefectClient, run: UUID) -> list[FlowRun]:
 
 
 def processes_in_the_middle_of_a_file(worker: psutil.Process, output: Path) -> list[psutil.Process]:
-    """Waits until the short files are finished and the long one is in progress; returns the run's processes."""
-    within(RUN_S, lambda: len(list(output.rglob("*.h5"))) == 3)
+    """Waits until the long file is in progress, whichever the worker took first; returns the run's processes."""
     within(RUN_S, lambda: any(path.stat().st_size for path in output.rglob(".z.h5.*")))
     return worker.children(recursive=True)
 
@@ -264,8 +263,8 @@ def test_a_cancelled_run_ends_within_a_minute_and_leaves_complete_files_only(
     within(LOOK_S, lambda: all_gone(processes))
     assert tasks(client, run).pop("embed z.jsonl") == ["Cancelled"]
     assert {state for states in tasks(client, run).values() for state in states} == {"Completed", "Cancelled"}
-    files = sorted((tmp_path / "out").rglob("*.h5"))
-    assert [path.stem for path in files] == ["x", "x", "y"]
+    files = list((tmp_path / "out").rglob("*.h5"))
+    assert {path.stem for path in files} <= {"x", "y"}
     for path in files:
         with EmbeddingFile(path, "train") as file:
             assert file.provenance is not None
