@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.nn.functional import normalize
 
 from mlfilter_core.compute.devices import give_back_freed_memory, is_out_of_memory
@@ -32,7 +33,7 @@ class ForwardPass:
         is_unpadded: Whether the texts of a batch lie one after another in one row, without padding.
         depends_on_padding: Whether padding changes an embedding, so that a batch may have texts of one length only.
         is_compiled: Whether torch.compile generated the code.
-        engine: What computes the transformer in place of PyTorch; None for PyTorch itself.
+        engine: What computes the first modules in place of PyTorch; None for PyTorch itself.
     """
 
     def __init__(
@@ -62,6 +63,11 @@ class ForwardPass:
         """Dtype of the transformer."""
         return self.model.dtype  # type: ignore[no-any-return]
 
+    def until_pooling(self) -> list[torch.nn.Module]:
+        """Returns the modules up to the pooling."""
+        place = next((i for i, module in enumerate(self.modules) if isinstance(module, Pooling)), len(self.modules) - 1)
+        return self.modules[: place + 1]
+
     def kinds(self, n_tokens: NDArray[np.int32]) -> NDArray[Any] | None:
         """Returns what the texts of a batch have to share, for `plan_batches`; None if nothing."""
         if self.engine is not None:
@@ -83,23 +89,19 @@ class ForwardPass:
         features = self.modules[0]({**features, **self.properties.prompt_features})
         if "token_embeddings" in features:
             features["token_embeddings"] = features["token_embeddings"].float()
-        return self._pooled(features)
+        return self._from(1, features)
 
     def _run_in_pieces(self, batch: Batch, engine: OpenVinoEngine) -> torch.Tensor:
         lengths = np.fromiter(map(len, batch), np.int32, len(batch))
-        # Of equal lengths: nothing is computed for padding, and no token has nothing to attend to, for which OpenVINO
-        # gives NaN.
-        pieces = plan_batches(lengths, None, PIECE_TOKENS, kinds=lengths)
-        features = [self.padded([batch[row] for row in piece]) for piece in pieces]
-        embeddings = torch.empty((len(batch), self.properties.dim))
-        for piece, own, token_embeddings in zip(pieces, features, engine.run(features), strict=True):
-            made = {**own, **self.properties.prompt_features, "token_embeddings": token_embeddings}
-            embeddings[torch.from_numpy(piece)] = self._pooled(made)
-        return embeddings
+        places = plan_batches(lengths, None, PIECE_TOKENS, kinds=lengths)
+        pieces = [np.array([batch[row] for row in rows], np.int64) for rows in places]
+        pooled = torch.cat([each.clone() for each in engine.run(pieces)])
+        embeddings = pooled[torch.from_numpy(np.argsort(np.concatenate(places)))]
+        return self._from(engine.n_modules, {"sentence_embedding": embeddings})
 
-    def _pooled(self, features: dict[str, Any]) -> torch.Tensor:
-        """Returns the embeddings, given the token embeddings."""
-        for module in self.modules[1:]:
+    def _from(self, place: int, features: dict[str, Any]) -> torch.Tensor:
+        """Returns the embeddings that the modules from a place on make of features."""
+        for module in self.modules[place:]:
             features = module(features)
         embeddings: torch.Tensor = features["sentence_embedding"][:, : self.properties.dim]
         return normalize(embeddings, dim=1) if self.properties.is_normalized_again else embeddings

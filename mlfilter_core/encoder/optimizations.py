@@ -1,5 +1,6 @@
 """Faster forward passes, each kept only if the model gives the same embeddings with it."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -117,12 +118,12 @@ def optimize(
         if torch_compile:
             _try_to_compile(forward_pass, trial)
     if not forward_pass.is_compiled:  # torch.compile cannot trace packed weights
-        for module in forward_pass.modules[0 if forward_pass.engine is None else 1 :]:
+        for module in forward_pass.modules[0 if forward_pass.engine is None else forward_pass.engine.n_modules :]:
             pack_linear_layers(module)
 
 
 def _try_openvino(forward_pass: ForwardPass, trial: _Trial) -> None:
-    """Computes the transformer by OpenVINO, where it is installed and gives the same embeddings."""
+    """Computes transformer and pooling by OpenVINO, where it is installed and gives the same embeddings."""
     if forward_pass.device.type != "cpu":
         return
     dtype, max_length = forward_pass.model.dtype, forward_pass.properties.max_length
@@ -136,17 +137,22 @@ def _try_openvino(forward_pass: ForwardPass, trial: _Trial) -> None:
         )
         return
 
-    def compute_by_openvino() -> None:
-        example = forward_pass.padded(_trial_texts(forward_pass)[-3:])
-        n_cores = torch.get_num_threads()
-        forward_pass.engine = OpenVinoEngine(forward_pass.modules[0], example, dtype, n_cores)
+    modules, others = forward_pass.until_pooling(), forward_pass.properties.prompt_features
+    texts = _trial_texts(forward_pass)[-3:]
+    example = np.array([text[: len(texts[0])] for text in texts], np.int64)
 
-    reason = trial.reason_against(compute_by_openvino)
-    if reason is None:
-        forward_pass.modules[0].to("meta")  # its memory is freed
-    else:
-        _log.info("PyTorch computes this model, and not OpenVINO (%s)", reason)
+    def compute_by_openvino(has_mask: bool) -> None:
+        n_cores = torch.get_num_threads()
+        forward_pass.engine = OpenVinoEngine(modules, others, example, has_mask, dtype, n_cores)
+
+    reason: str | None = None
+    for has_mask in (False, True):
+        reason = trial.reason_against(functools.partial(compute_by_openvino, has_mask))
+        if reason is None:
+            forward_pass.modules[0].to("meta")  # its memory is freed
+            return
         forward_pass.engine = None
+    _log.info("PyTorch computes this model, and not OpenVINO (%s)", reason)
 
 
 def _try_unpadded_attention(forward_pass: ForwardPass, trial: _Trial) -> None:
