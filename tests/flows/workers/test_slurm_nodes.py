@@ -1,6 +1,7 @@
 """Runs on a real Slurm of three nodes, one of which is bad."""
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from prefect import flow, task
 
 from flows.running.fan_out import Outcome, fan_out
 from flows.workers import slurm_queue as slurm_queue_module
+from flows.workers.nodes import MAX_FAULTS
 from flows.workers.slurm import slurm_workers
 from mlfilter_core.config.execution import SlurmSettings
 from tests.conftest import within
@@ -48,8 +50,8 @@ def excluded_by_pending_jobs() -> list[str]:
 @pytest.mark.parametrize(
     ("kills", "happened"),
     [
-        (True, "a worker died (3 times: work-"),
-        (False, "a job ended before its workers connected (3 times: Slurm job "),
+        (True, r"a worker died \((\d+) times: work-"),
+        (False, r"a job ended before its workers connected \((\d+) times: Slurm job "),
     ],
     ids=["workers die", "jobs fail"],
 )
@@ -95,4 +97,6 @@ def test_a_node_that_fails_three_times_is_excluded_with_those_of_the_user_and_al
     waiting.join()
     assert [outcome.result for outcome in outcomes] == [GOOD, GOOD], outcomes
     (remark,) = remarks
-    assert remark.startswith(f"node {BAD} is not used again in this run: {happened}")
+    found = re.match(f"node {BAD} is not used again in this run: {happened}", remark)
+    assert found is not None, remark
+    assert int(found[1]) >= MAX_FAULTS  # one more may come before the node is left out
